@@ -1,0 +1,2 @@
+//! `loden`.
+fn main() {}
