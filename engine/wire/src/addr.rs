@@ -1,0 +1,175 @@
+//! Small numbers that deserve a type: MAC address, VNI, MTU.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// A 48-bit Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// From the octets in wire order.
+    #[inline]
+    pub const fn new(octets: [u8; 6]) -> Mac {
+        Mac(octets)
+    }
+
+    /// The octets in wire order.
+    #[inline]
+    pub const fn octets(self) -> [u8; 6] {
+        self.0
+    }
+
+    /// Whether the group bit is set (IEEE 802-2014 8.2.2); true for broadcast too.
+    #[inline]
+    pub const fn is_multicast(self) -> bool {
+        self.0[0] & 0x01 != 0
+    }
+
+    /// Whether the address is locally administered (IEEE 802-2014 8.2.2), as every made-up address must be.
+    #[inline]
+    pub const fn is_local(self) -> bool {
+        self.0[0] & 0x02 != 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Mac {
+    type Err = ParseError;
+
+    /// Six pairs of hex digits, either case, joined by colons or by hyphens.
+    fn from_str(text: &str) -> Result<Mac, ParseError> {
+        let separator = if text.contains('-') { '-' } else { ':' };
+        let mut octets = [0; 6];
+        let mut groups = text.split(separator);
+        for octet in &mut octets {
+            let group = groups.next().ok_or(ParseError::Mac)?;
+            // `from_str_radix` alone would let "+f" pass.
+            if group.len() != 2 || !group.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(ParseError::Mac);
+            }
+            *octet = u8::from_str_radix(group, 16).map_err(|_| ParseError::Mac)?;
+        }
+        if groups.next().is_some() { Err(ParseError::Mac) } else { Ok(Mac(octets)) }
+    }
+}
+
+/// A VXLAN network identifier: 24 bits (RFC 7348 section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The largest identifier.
+    pub const MAX: u32 = 0x00ff_ffff;
+
+    /// `None` when the value needs more than 24 bits.
+    #[inline]
+    pub const fn new(value: u32) -> Option<Vni> {
+        if value <= Vni::MAX { Some(Vni(value)) } else { None }
+    }
+
+    /// From the three octets in wire order; every combination is a VNI.
+    #[inline]
+    pub const fn from_octets([a, b, c]: [u8; 3]) -> Vni {
+        Vni(u32::from_be_bytes([0, a, b, c]))
+    }
+
+    /// The value, below 2^24.
+    #[inline]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The three octets in wire order.
+    #[inline]
+    pub const fn octets(self) -> [u8; 3] {
+        let [_, a, b, c] = self.0.to_be_bytes();
+        [a, b, c]
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Vni {
+    type Err = ParseError;
+
+    /// A decimal number below 2^24.
+    fn from_str(text: &str) -> Result<Vni, ParseError> {
+        text.parse().ok().and_then(Vni::new).ok_or(ParseError::Vni)
+    }
+}
+
+/// The largest IP packet a link carries, in bytes, link header not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtu(u16);
+
+impl Mtu {
+    /// What every IPv4 module must forward unfragmented (RFC 791 section 3.2).
+    pub const MIN: u16 = 68;
+
+    /// `None` outside 68..=65535.
+    #[inline]
+    pub const fn new(value: u32) -> Option<Mtu> {
+        if value >= Mtu::MIN as u32 && value <= u16::MAX as u32 { Some(Mtu(value as u16)) } else { None }
+    }
+
+    /// Bytes, 68..=65535.
+    #[inline]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Mtu {
+    type Err = ParseError;
+
+    /// A decimal number of bytes, 68..=65535.
+    fn from_str(text: &str) -> Result<Mtu, ParseError> {
+        text.parse().ok().and_then(Mtu::new).ok_or(ParseError::Mtu)
+    }
+}
+
+/// The text was not what was wanted. The text itself is the caller's to quote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParseError {
+    /// A [`Mac`] was wanted.
+    Mac,
+    /// A [`Vni`] was wanted.
+    Vni,
+    /// An [`Mtu`] was wanted.
+    Mtu,
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ParseError::Mac => "not a MAC address: want six pairs of hex digits, as in 0a:1b:2c:3d:4e:5f",
+            ParseError::Vni => "not a VNI: want a decimal number from 0 to 16777215",
+            ParseError::Mtu => "not an MTU: want a decimal number from 68 to 65535",
+        })
+    }
+}
+
+impl core::error::Error for ParseError {}

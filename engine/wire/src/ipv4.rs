@@ -1,0 +1,216 @@
+//! The IPv4 header (RFC 791 section 3.1).
+//!
+//! Besides the whole-header [`Header`], free functions patch single fields of raw header bytes. They leave a
+//! slice that is too short to hold the field as it was; callers have parsed it before.
+
+use core::net::Ipv4Addr;
+
+use crate::Malformed;
+use crate::bytes::{put, take};
+use crate::checksum::{Sum, update16};
+
+/// Bytes of a header without options.
+pub const MIN_HEADER_LEN: usize = 20;
+/// Largest value of the fragment offset field, which counts units of 8 bytes.
+pub const MAX_FRAGMENT_OFFSET: u16 = 0x1fff;
+
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+
+const TOS: usize = 1;
+const TOTAL_LEN: usize = 2;
+const ID: usize = 4;
+const TTL: usize = 8;
+const CHECKSUM: usize = 10;
+
+/// The fixed part of an IPv4 header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of the header with its options, 20..=60.
+    pub header_len: usize,
+    /// DSCP in the upper six bits, ECN in the lower two (RFC 2474, RFC 3168).
+    pub tos: u8,
+    /// Bytes of header and payload.
+    pub total_len: u16,
+    /// Identification, for reassembly.
+    pub id: u16,
+    /// DF.
+    pub dont_fragment: bool,
+    /// MF.
+    pub more_fragments: bool,
+    /// In units of 8 bytes, 13 bits.
+    pub fragment_offset: u16,
+    /// Time to live, in hops.
+    pub ttl: u8,
+    /// What follows, an IANA protocol number.
+    pub protocol: u8,
+    /// As read. [`emit`](Header::emit) ignores it and writes the right one.
+    pub checksum: u16,
+    /// Source address.
+    pub src: Ipv4Addr,
+    /// Destination address.
+    pub dst: Ipv4Addr,
+}
+
+impl Header {
+    /// Reads a header and checks its lengths: afterwards `header_len <= total_len <= packet.len()`.
+    ///
+    /// The header checksum is not checked, see [`checksum_is_right`].
+    #[inline]
+    pub fn parse(packet: &[u8]) -> Result<Header, Malformed> {
+        let &[vihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
+            packet.first_chunk::<MIN_HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        if vihl >> 4 != 4 {
+            return Err(Malformed::BadVersion);
+        }
+        let header_len = usize::from(vihl & 0x0f) * 4;
+        if header_len < MIN_HEADER_LEN {
+            return Err(Malformed::BadHeaderLength);
+        }
+        let total_len = u16::from_be_bytes([l0, l1]);
+        if usize::from(total_len) < header_len {
+            return Err(Malformed::BadTotalLength);
+        }
+        if usize::from(total_len) > packet.len() {
+            return Err(Malformed::Truncated);
+        }
+        let fragment = u16::from_be_bytes([f0, f1]);
+        Ok(Header {
+            header_len,
+            tos,
+            total_len,
+            id: u16::from_be_bytes([i0, i1]),
+            dont_fragment: fragment & DONT_FRAGMENT != 0,
+            more_fragments: fragment & MORE_FRAGMENTS != 0,
+            fragment_offset: fragment & MAX_FRAGMENT_OFFSET,
+            ttl,
+            protocol,
+            checksum: u16::from_be_bytes([c0, c1]),
+            src: Ipv4Addr::new(s0, s1, s2, s3),
+            dst: Ipv4Addr::new(d0, d1, d2, d3),
+        })
+    }
+
+    /// Writes a 20-byte header with its checksum.
+    ///
+    /// [`Malformed::Truncated`] when the buffer is shorter, [`Malformed::BadHeaderLength`] when `header_len`
+    /// asks for options, [`Malformed::Unsupported`] when the fragment offset exceeds 13 bits.
+    #[inline]
+    pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
+        if self.header_len != MIN_HEADER_LEN {
+            return Err(Malformed::BadHeaderLength);
+        }
+        if self.fragment_offset > MAX_FRAGMENT_OFFSET {
+            return Err(Malformed::Unsupported);
+        }
+        let out = out.first_chunk_mut::<MIN_HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let mut fragment = self.fragment_offset;
+        if self.dont_fragment {
+            fragment |= DONT_FRAGMENT;
+        }
+        if self.more_fragments {
+            fragment |= MORE_FRAGMENTS;
+        }
+        let [l0, l1] = self.total_len.to_be_bytes();
+        let [i0, i1] = self.id.to_be_bytes();
+        let [f0, f1] = fragment.to_be_bytes();
+        let [s0, s1, s2, s3] = self.src.octets();
+        let [d0, d1, d2, d3] = self.dst.octets();
+        *out = [
+            0x45,
+            self.tos,
+            l0,
+            l1,
+            i0,
+            i1,
+            f0,
+            f1,
+            self.ttl,
+            self.protocol,
+            0,
+            0,
+            s0,
+            s1,
+            s2,
+            s3,
+            d0,
+            d1,
+            d2,
+            d3,
+        ];
+        fill_checksum(out);
+        Ok(())
+    }
+
+    /// Whether this is a piece of a larger datagram, the first one included.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.more_fragments || self.fragment_offset != 0
+    }
+}
+
+/// Whether the checksum over exactly these header bytes, options included, is right.
+#[inline]
+pub fn checksum_is_right(header: &[u8]) -> bool {
+    Sum::of(header).finish() == 0
+}
+
+/// Sets the total length; the checksum is left stale.
+#[inline]
+pub fn set_total_len(header: &mut [u8], total_len: u16) {
+    put(header, TOTAL_LEN, total_len.to_be_bytes());
+}
+
+/// Sets the identification; the checksum is left stale.
+#[inline]
+pub fn set_id(header: &mut [u8], id: u16) {
+    put(header, ID, id.to_be_bytes());
+}
+
+/// Sets the time to live; the checksum is left stale.
+#[inline]
+pub fn set_ttl(header: &mut [u8], ttl: u8) {
+    put(header, TTL, [ttl]);
+}
+
+/// Sets DSCP and ECN; the checksum is left stale.
+#[inline]
+pub fn set_tos(header: &mut [u8], tos: u8) {
+    put(header, TOS, [tos]);
+}
+
+/// Computes the checksum over exactly these header bytes, options included, and writes it.
+#[inline]
+pub fn fill_checksum(header: &mut [u8]) {
+    put(header, CHECKSUM, [0, 0]);
+    let checksum = Sum::of(header).finish();
+    put(header, CHECKSUM, checksum.to_be_bytes());
+}
+
+/// Takes one hop off and patches the checksum; the new time to live.
+///
+/// `None`, and an untouched header, when the packet must not travel on (RFC 1812 section 5.3.1: TTL 0 or 1), so
+/// that an ICMP error can still quote it as it came.
+#[inline]
+pub fn decrement_ttl(header: &mut [u8]) -> Option<u8> {
+    let [ttl, protocol] = take(header, TTL)?;
+    let check = u16::from_be_bytes(take(header, CHECKSUM)?);
+    if ttl <= 1 {
+        return None;
+    }
+    let new = [ttl - 1, protocol];
+    let check = update16(check, u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes(new));
+    put(header, TTL, new);
+    put(header, CHECKSUM, check.to_be_bytes());
+    Some(ttl - 1)
+}
+
+/// Sets the ECN field (RFC 3168 section 5) to the lower two bits of `ecn` and patches the checksum.
+#[inline]
+pub fn set_ecn(header: &mut [u8], ecn: u8) {
+    let (Some([vihl, tos]), Some(check)) = (take(header, 0), take(header, CHECKSUM)) else { return };
+    let new = [vihl, tos & !0b11 | ecn & 0b11];
+    let check = update16(u16::from_be_bytes(check), u16::from_be_bytes([vihl, tos]), u16::from_be_bytes(new));
+    put(header, 0, new);
+    put(header, CHECKSUM, check.to_be_bytes());
+}

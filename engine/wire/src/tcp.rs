@@ -1,0 +1,126 @@
+//! The TCP header (RFC 9293 section 3.1). Options are the caller's bytes.
+
+use crate::Malformed;
+use crate::bytes::put;
+
+/// Bytes of a header without options.
+pub const MIN_HEADER_LEN: usize = 20;
+/// Bytes of the longest header.
+pub const MAX_HEADER_LEN: usize = 60;
+/// IANA protocol number.
+pub const PROTOCOL: u8 = 6;
+/// Where the checksum lies in the header, in bytes.
+pub const CHECKSUM_OFFSET: usize = 16;
+
+/// No more data from the sender.
+pub const FIN: u8 = 0x01;
+/// Synchronise sequence numbers.
+pub const SYN: u8 = 0x02;
+/// Reset the connection.
+pub const RST: u8 = 0x04;
+/// Push.
+pub const PSH: u8 = 0x08;
+/// The acknowledgement field counts.
+pub const ACK: u8 = 0x10;
+/// The urgent field counts.
+pub const URG: u8 = 0x20;
+/// ECN echo (RFC 3168 section 6.1).
+pub const ECE: u8 = 0x40;
+/// Congestion window reduced (RFC 3168 section 6.1).
+pub const CWR: u8 = 0x80;
+
+const SEQ: usize = 4;
+const FLAGS: usize = 13;
+
+/// The fixed part of a TCP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Bytes of the header with its options, 20..=60.
+    pub header_len: usize,
+    /// [`CWR`] down to [`FIN`]. The four bits above, reserved or AccECN's, are not kept.
+    pub flags: u8,
+    /// Receive window, unscaled.
+    pub window: u16,
+    /// As on the wire.
+    pub checksum: u16,
+    /// Urgent pointer.
+    pub urgent: u16,
+}
+
+impl Header {
+    /// Reads a header and checks its length: afterwards `20 <= header_len <= segment.len()`.
+    #[inline]
+    pub fn parse(segment: &[u8]) -> Result<Header, Malformed> {
+        let &[s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, w0, w1, c0, c1, u0, u1] =
+            segment.first_chunk::<MIN_HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let header_len = usize::from(offset >> 4) * 4;
+        if header_len < MIN_HEADER_LEN {
+            return Err(Malformed::BadHeaderLength);
+        }
+        if header_len > segment.len() {
+            return Err(Malformed::Truncated);
+        }
+        Ok(Header {
+            src_port: u16::from_be_bytes([s0, s1]),
+            dst_port: u16::from_be_bytes([d0, d1]),
+            seq: u32::from_be_bytes([q0, q1, q2, q3]),
+            ack: u32::from_be_bytes([a0, a1, a2, a3]),
+            header_len,
+            flags,
+            window: u16::from_be_bytes([w0, w1]),
+            checksum: u16::from_be_bytes([c0, c1]),
+            urgent: u16::from_be_bytes([u0, u1]),
+        })
+    }
+
+    /// Writes the fixed 20 bytes as they are, the checksum too; room for options is left untouched.
+    ///
+    /// [`Malformed::Truncated`] when the buffer is shorter than `header_len`, [`Malformed::BadHeaderLength`]
+    /// when that is not a multiple of four within 20..=60.
+    #[inline]
+    pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
+        if !(MIN_HEADER_LEN..=MAX_HEADER_LEN).contains(&self.header_len) || self.header_len % 4 != 0 {
+            return Err(Malformed::BadHeaderLength);
+        }
+        if out.len() < self.header_len {
+            return Err(Malformed::Truncated);
+        }
+        let out = out.first_chunk_mut::<MIN_HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let [s0, s1] = self.src_port.to_be_bytes();
+        let [d0, d1] = self.dst_port.to_be_bytes();
+        let [q0, q1, q2, q3] = self.seq.to_be_bytes();
+        let [a0, a1, a2, a3] = self.ack.to_be_bytes();
+        let offset = (self.header_len as u8 / 4) << 4;
+        let [w0, w1] = self.window.to_be_bytes();
+        let [c0, c1] = self.checksum.to_be_bytes();
+        let [u0, u1] = self.urgent.to_be_bytes();
+        *out = [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, self.flags, w0, w1, c0, c1, u0, u1];
+        Ok(())
+    }
+}
+
+/// Sets the sequence number of raw header bytes. A slice too short is left as it was.
+#[inline]
+pub fn set_seq(header: &mut [u8], seq: u32) {
+    put(header, SEQ, seq.to_be_bytes());
+}
+
+/// Sets the eight flags of raw header bytes. A slice too short is left as it was.
+#[inline]
+pub fn set_flags(header: &mut [u8], flags: u8) {
+    put(header, FLAGS, [flags]);
+}
+
+/// Sets the checksum of raw header bytes, as given. A slice too short is left as it was.
+#[inline]
+pub fn set_checksum(header: &mut [u8], checksum: u16) {
+    put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
+}

@@ -1,0 +1,79 @@
+//! The UDP header (RFC 768).
+
+use crate::Malformed;
+use crate::bytes::put;
+
+/// Bytes of the header.
+pub const HEADER_LEN: usize = 8;
+/// IANA protocol number.
+pub const PROTOCOL: u8 = 17;
+/// Where the checksum lies in the header, in bytes.
+pub const CHECKSUM_OFFSET: usize = 6;
+
+const LEN: usize = 4;
+
+/// A UDP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// Bytes of header and payload.
+    pub len: u16,
+    /// As on the wire. Zero means none was computed, which IPv6 forbids (RFC 8200 section 8.1).
+    pub checksum: u16,
+}
+
+impl Header {
+    /// Reads a header and checks its length: afterwards `8 <= len <= datagram.len()`.
+    #[inline]
+    pub fn parse(datagram: &[u8]) -> Result<Header, Malformed> {
+        let &[s0, s1, d0, d1, l0, l1, c0, c1] =
+            datagram.first_chunk::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let len = u16::from_be_bytes([l0, l1]);
+        if usize::from(len) < HEADER_LEN {
+            return Err(Malformed::BadTotalLength);
+        }
+        if usize::from(len) > datagram.len() {
+            return Err(Malformed::Truncated);
+        }
+        Ok(Header {
+            src_port: u16::from_be_bytes([s0, s1]),
+            dst_port: u16::from_be_bytes([d0, d1]),
+            len,
+            checksum: u16::from_be_bytes([c0, c1]),
+        })
+    }
+
+    /// Writes the 8 bytes as they are, the checksum too. [`Malformed::Truncated`] when the buffer is shorter.
+    #[inline]
+    pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
+        let out = out.first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let [s0, s1] = self.src_port.to_be_bytes();
+        let [d0, d1] = self.dst_port.to_be_bytes();
+        let [l0, l1] = self.len.to_be_bytes();
+        let [c0, c1] = self.checksum.to_be_bytes();
+        *out = [s0, s1, d0, d1, l0, l1, c0, c1];
+        Ok(())
+    }
+}
+
+/// The value for the checksum field of a computed checksum: zero would mean "none", so it is sent as all ones
+/// (RFC 768).
+#[inline]
+pub fn nonzero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+/// Sets the length of raw header bytes. A slice too short is left as it was.
+#[inline]
+pub fn set_len(header: &mut [u8], len: u16) {
+    put(header, LEN, len.to_be_bytes());
+}
+
+/// Sets the checksum of raw header bytes, as given; see [`nonzero`]. A slice too short is left as it was.
+#[inline]
+pub fn set_checksum(header: &mut [u8], checksum: u16) {
+    put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
+}

@@ -1,0 +1,100 @@
+//! `struct virtio_net_hdr` of `include/uapi/linux/virtio_net.h`, as a TUN queue with `IFF_VNET_HDR` puts it
+//! before each packet: ten bytes, numbers in the machine's byte order.
+
+use crate::Malformed;
+
+/// Bytes of the header.
+pub const HEADER_LEN: usize = 10;
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` holds the folded pseudo-header sum
+/// and is to be finished from `csum_start` to the end.
+pub const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_F_DATA_VALID`: the checksum has been checked.
+pub const DATA_VALID: u8 = 2;
+
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+/// Whether the packet stands for several, and how to cut it.
+///
+/// `VIRTIO_NET_HDR_GSO_UDP`, IP fragmentation in disguise, is left out: no TUN offload that we ask for brings it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gso {
+    /// One packet.
+    #[default]
+    None,
+    /// TCP over IPv4, cut after each `gso_size` bytes of payload.
+    Tcp4,
+    /// TCP over IPv6, likewise.
+    Tcp6,
+    /// UDP over either family: datagrams of `gso_size` bytes each, the last one may be shorter.
+    UdpL4,
+}
+
+/// The header before a packet. The default value says: one packet, nothing to finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Header {
+    /// [`NEEDS_CSUM`], [`DATA_VALID`]; other bits are kept as they are.
+    pub flags: u8,
+    /// How to cut the packet.
+    pub gso: Gso,
+    /// TCP only: CWR belongs to the first segment alone (`VIRTIO_NET_HDR_GSO_ECN`).
+    pub ecn: bool,
+    /// Bytes of all headers. A hint: the kernel gets it wrong on forwarded packets, so take it from the headers.
+    pub hdr_len: u16,
+    /// Bytes of payload in each segment.
+    pub gso_size: u16,
+    /// Where summing starts, in bytes from the start of the packet.
+    pub csum_start: u16,
+    /// Where the checksum goes, in bytes from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl Header {
+    /// Reads the ten bytes. [`Malformed::Truncated`] when there are fewer, [`Malformed::Unsupported`] for a GSO
+    /// type that is not in [`Gso`].
+    #[inline]
+    pub fn parse(bytes: &[u8]) -> Result<Header, Malformed> {
+        let &[flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] =
+            bytes.first_chunk::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let gso = match gso_type & !GSO_ECN {
+            GSO_NONE => Gso::None,
+            GSO_TCPV4 => Gso::Tcp4,
+            GSO_TCPV6 => Gso::Tcp6,
+            GSO_UDP_L4 => Gso::UdpL4,
+            _ => return Err(Malformed::Unsupported),
+        };
+        Ok(Header {
+            flags,
+            gso,
+            ecn: gso_type & GSO_ECN != 0,
+            hdr_len: u16::from_ne_bytes([h0, h1]),
+            gso_size: u16::from_ne_bytes([g0, g1]),
+            csum_start: u16::from_ne_bytes([s0, s1]),
+            csum_offset: u16::from_ne_bytes([o0, o1]),
+        })
+    }
+
+    /// Writes the ten bytes. [`Malformed::Truncated`] when the buffer is shorter.
+    #[inline]
+    pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
+        let out = out.first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
+        let mut gso_type = match self.gso {
+            Gso::None => GSO_NONE,
+            Gso::Tcp4 => GSO_TCPV4,
+            Gso::Tcp6 => GSO_TCPV6,
+            Gso::UdpL4 => GSO_UDP_L4,
+        };
+        if self.ecn {
+            gso_type |= GSO_ECN;
+        }
+        let [h0, h1] = self.hdr_len.to_ne_bytes();
+        let [g0, g1] = self.gso_size.to_ne_bytes();
+        let [s0, s1] = self.csum_start.to_ne_bytes();
+        let [o0, o1] = self.csum_offset.to_ne_bytes();
+        *out = [self.flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1];
+        Ok(())
+    }
+}
