@@ -1,0 +1,228 @@
+//! Devices, addresses, routes and neighbours inside a namespace, over rtnetlink.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+use futures::TryStreamExt;
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::neighbour::NeighbourFlags;
+use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::{Error, Namespace};
+
+/// A link-layer address.
+pub type Mac = [u8; 6];
+
+/// A device as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index, unique within its namespace.
+    pub index: u32,
+    /// Device name.
+    pub name: String,
+    /// Largest packet it carries, in bytes.
+    pub mtu: u32,
+    /// Link-layer address; zeros on a device without one.
+    pub mac: Mac,
+    /// Set up by the administrator (`IFF_UP`).
+    pub up: bool,
+}
+
+/// A route for the main table. Give a gateway, a device, or both.
+#[derive(Clone, Debug)]
+pub struct Route<'a> {
+    /// Where it leads.
+    pub destination: IpNetwork,
+    /// The next hop.
+    pub via: Option<IpAddr>,
+    /// The device; without it the kernel finds it from the gateway.
+    pub device: Option<&'a str>,
+    /// The gateway is reached through the device although no address says so.
+    pub onlink: bool,
+}
+
+/// Makes a veth pair with one end in each namespace, both with `mtu` bytes and up.
+pub fn veth(left: (&Namespace, &str), right: (&Namespace, &str), mtu: u32) -> Result<(), Error> {
+    let tried = format!("make veth {} in {} to {} in {}", left.1, left.0.name(), right.1, right.0.name());
+    let handle = std::fs::File::open(right.0.path()).map_err(|error| Error::system(&tried, error))?;
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(right.1.to_owned())
+        .mtu(mtu)
+        .setns_by_fd(handle.as_raw_fd())
+        .up()
+        .build();
+    // `LinkVeth::new` takes only a name for the peer; the message carries its namespace as well.
+    let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(left.1.to_owned())
+        .mtu(mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .up()
+        .build();
+    left.0.request(tried, |handle| async move { handle.link().add(message).execute().await })?;
+    // The kernel ignores "up" for the peer of a pair.
+    right.0.set_up(right.1)
+}
+
+impl Namespace {
+    /// All devices of the namespace, by index.
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        let messages: Vec<LinkMessage> = self
+            .request(format!("list the devices of {}", self.name()), |handle| async move {
+                handle.link().get().execute().try_collect().await
+            })?;
+        let mut links: Vec<Link> = messages.iter().map(link_of).collect();
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// The device called `name`; an error if there is none.
+    pub fn link(&self, name: &str) -> Result<Link, Error> {
+        let wanted = name.to_owned();
+        let found = self.request(format!("find device {name} in {}", self.name()), |handle| async move {
+            handle.link().get().match_name(wanted).execute().try_next().await
+        })?;
+        found
+            .as_ref()
+            .map(link_of)
+            .ok_or_else(|| Error::new(format!("find device {name} in {}", self.name()), "no answer"))
+    }
+
+    /// Makes a bridge and sets it up. Spanning tree is off, the kernel's default.
+    pub fn add_bridge(&self, name: &str) -> Result<(), Error> {
+        let message = LinkBridge::new(name).up().build();
+        self.request(format!("make bridge {name} in {}", self.name()), |handle| async move {
+            handle.link().add(message).execute().await
+        })
+    }
+
+    /// Makes `device` a port of `bridge`.
+    pub fn set_bridge(&self, device: &str, bridge: &str) -> Result<(), Error> {
+        let bridge = self.link(bridge)?.index;
+        self.change(device, "attach", |link| link.controller(bridge))
+    }
+
+    /// Sets the device up.
+    pub fn set_up(&self, device: &str) -> Result<(), Error> {
+        self.change(device, "set up", |link| link.up())
+    }
+
+    /// Sets the device down.
+    pub fn set_down(&self, device: &str) -> Result<(), Error> {
+        self.change(device, "set down", |link| link.down())
+    }
+
+    /// Sets the device's MTU, in bytes.
+    pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<(), Error> {
+        self.change(device, &format!("set MTU {mtu} on"), |link| link.mtu(mtu))
+    }
+
+    /// Sets the device's link-layer address.
+    pub fn set_mac(&self, device: &str, mac: Mac) -> Result<(), Error> {
+        self.change(device, "set the address of", |link| link.address(mac.to_vec()))
+    }
+
+    /// Deletes the device; the other end of a veth pair goes with it.
+    pub fn delete_link(&self, device: &str) -> Result<(), Error> {
+        let index = self.link(device)?.index;
+        self.request(format!("delete {device} in {}", self.name()), |handle| async move {
+            handle.link().del(index).execute().await
+        })
+    }
+
+    /// Adds an address; `address` carries the prefix length. IPv6 addresses are usable at once (no
+    /// duplicate address detection).
+    pub fn add_address(&self, device: &str, address: IpNetwork) -> Result<(), Error> {
+        let index = self.link(device)?.index;
+        self.request(format!("add {address} to {device} in {}", self.name()), |handle| async move {
+            let mut add = handle.address().add(index, address.ip(), address.prefix());
+            if address.is_ipv6() {
+                add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            add.execute().await
+        })
+    }
+
+    /// Adds a route to the main table, or replaces the one with the same destination.
+    pub fn add_route(&self, route: &Route<'_>) -> Result<(), Error> {
+        let tried = format!("add route to {} in {}", route.destination, self.name());
+        let mut builder = RouteMessageBuilder::<IpAddr>::new()
+            .protocol(RouteProtocol::Boot)
+            .destination_prefix(route.destination.network(), route.destination.prefix())
+            .map_err(|error| Error::new(&tried, error))?;
+        match route.via {
+            Some(via) => builder = builder.gateway(via).map_err(|error| Error::new(&tried, error))?,
+            None if route.destination.is_ipv4() => builder = builder.scope(RouteScope::Link),
+            None => {}
+        }
+        if let Some(device) = route.device {
+            builder = builder.output_interface(self.link(device)?.index);
+        }
+        if route.onlink {
+            builder = builder.onlink();
+        }
+        let message = builder.build();
+        self.request(tried, |handle| async move { handle.route().add(message).replace().execute().await })
+    }
+
+    /// Adds or replaces a permanent neighbour entry.
+    pub fn add_neighbour(&self, device: &str, address: IpAddr, mac: Mac) -> Result<(), Error> {
+        let index = self.link(device)?.index;
+        self.request(format!("add neighbour {address} on {device} in {}", self.name()), |handle| async move {
+            handle.neighbours().add(index, address).link_local_address(&mac).replace().execute().await
+        })
+    }
+
+    /// Adds a permanent entry to a device's own forwarding table: frames for `mac` go to `remote`.
+    pub fn add_fdb(&self, device: &str, mac: Mac, remote: IpAddr) -> Result<(), Error> {
+        let index = self.link(device)?.index;
+        self.request(format!("add fdb entry to {remote} on {device} in {}", self.name()), |handle| {
+            let add = handle.neighbours().add_bridge(index, &mac);
+            add.flags(NeighbourFlags::Own).destination(remote).replace().execute()
+        })
+    }
+
+    /// Runs one netlink request and words its error.
+    pub(crate) fn request<R, Work, Answer>(&self, tried: String, work: Work) -> Result<R, Error>
+    where
+        R: Send,
+        Work: FnOnce(Handle) -> Answer + Send,
+        Answer: Future<Output = Result<R, rtnetlink::Error>>,
+    {
+        self.netlink(work)?.map_err(|error| Error::netlink(tried, error))
+    }
+
+    fn change(
+        &self,
+        device: &str,
+        verb: &str,
+        edit: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), Error> {
+        let message = edit(LinkUnspec::new_with_name(device)).build();
+        self.request(format!("{verb} {device} in {}", self.name()), |handle| async move {
+            handle.link().set(message).execute().await
+        })
+    }
+}
+
+fn link_of(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        mac: Mac::default(),
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,269 @@
+//! Hosts joined by a switch, a pod behind each: the shape that the demo, the bench and the tests share.
+//!
+//! ```text
+//!   pod 1            host 1                 switch                 host 2            pod 2
+//!  ┌──────┐        ┌────────────┐        ┌──────────┐        ┌────────────┐        ┌──────┐
+//!  │ eth0 ├────────┤ pod0  eth0 ├────────┤1  br0   2├────────┤ eth0  pod0 ├────────┤ eth0 │
+//!  └──────┘        └────────────┘        └──────────┘        └────────────┘        └──────┘
+//!  subnet+2        subnet+1   198.18.0.1                   198.18.0.2   subnet+1     subnet+2
+//! ```
+//!
+//! With [`Wiring::Direct`] one veth pair takes the switch's place. The tunnel device between `pod0` and
+//! `eth0` is not made here: it is what runs on the hosts.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+use crate::{Error, Namespace, Route, veth};
+
+/// The host's device towards the other hosts.
+const UPLINK: &str = "eth0";
+
+/// The host's device towards its pod.
+const POD_SIDE: &str = "pod0";
+
+/// The most hosts that one lab has: they share an IPv4 /24.
+const MOST_HOSTS: usize = 250;
+
+/// How the hosts are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// By a bridge in a namespace of its own.
+    Switch,
+    /// By one veth pair; two hosts only.
+    Direct,
+}
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    /// Namespace names are `PREFIX-h1`, `PREFIX-p1`, ... and `PREFIX-sw`; put the process id in.
+    pub prefix: String,
+    /// How many hosts, 1 to 250.
+    pub hosts: usize,
+    /// How they are joined.
+    pub wiring: Wiring,
+    /// The MTU of the underlay, in bytes.
+    pub underlay_mtu: u32,
+}
+
+impl Topology {
+    /// `hosts` hosts on a switch with MTU 1500, named by `prefix` and this process's id.
+    pub fn new(prefix: &str, hosts: usize) -> Self {
+        let prefix = format!("{prefix}{}", std::process::id());
+        Topology { prefix, hosts, wiring: Wiring::Switch, underlay_mtu: 1500 }
+    }
+}
+
+/// A built topology. Dropping it removes every namespace of it, and with them every device.
+#[derive(Debug)]
+pub struct Lab {
+    hosts: Vec<Host>,
+    switch: Option<Namespace>,
+}
+
+/// One host and its pod.
+#[derive(Debug)]
+pub struct Host {
+    number: usize,
+    namespace: Namespace,
+    pod: Namespace,
+    pod_addresses: Vec<IpAddr>,
+}
+
+/// A pod's place in the network, as a CNI plugin would take it from `subnet.env`.
+#[derive(Clone, Copy, Debug)]
+pub struct PodNetwork {
+    /// The host's IPv4 pod subnet: base + 1 is the host's side, base + 2 the pod.
+    pub ipv4: Option<Ipv4Network>,
+    /// The host's IPv6 pod subnet, used the same way.
+    pub ipv6: Option<Ipv6Network>,
+    /// MTU of the pod's device, in bytes (`FLANNEL_MTU`).
+    pub mtu: u32,
+}
+
+impl Lab {
+    /// Builds the hosts and their underlay, with forwarding on and reverse path checks off. Pods have no
+    /// device until [`Host::connect_pod`].
+    pub fn build(topology: &Topology) -> Result<Self, Error> {
+        let tried = || format!("build a lab of {} hosts", topology.hosts);
+        if topology.hosts == 0 || topology.hosts > MOST_HOSTS {
+            return Err(Error::new(tried(), format!("1 to {MOST_HOSTS} hosts are possible")));
+        }
+        if topology.wiring == Wiring::Direct && topology.hosts != 2 {
+            return Err(Error::new(tried(), "direct wiring joins exactly two"));
+        }
+        let mut lab = Lab { hosts: Vec::with_capacity(topology.hosts), switch: None };
+        for number in 1..=topology.hosts {
+            lab.hosts.push(Host::create(&topology.prefix, number)?);
+        }
+        match topology.wiring {
+            Wiring::Switch => lab.join_by_switch(topology)?,
+            Wiring::Direct => {
+                let ends = (&lab.hosts[0].namespace, &lab.hosts[1].namespace);
+                veth((ends.0, UPLINK), (ends.1, UPLINK), topology.underlay_mtu)?;
+            }
+        }
+        for host in &lab.hosts {
+            host.namespace.add_address(UPLINK, IpNetwork::V4(host.underlay_network()))?;
+            host.namespace.add_address(UPLINK, IpNetwork::V6(host.underlay_network6()))?;
+        }
+        Ok(lab)
+    }
+
+    /// The hosts, the first with number 1.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The hosts, for [`Host::connect_pod`].
+    pub fn hosts_mut(&mut self) -> &mut [Host] {
+        &mut self.hosts
+    }
+
+    /// The switch's namespace, if there is one.
+    pub fn switch(&self) -> Option<&Namespace> {
+        self.switch.as_ref()
+    }
+
+    /// Every namespace of the lab.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.hosts.iter().flat_map(|host| [&host.namespace, &host.pod]).chain(&self.switch)
+    }
+
+    /// Leaves everything in place when this value is dropped.
+    pub fn keep(&mut self) {
+        for host in &mut self.hosts {
+            host.namespace.keep();
+            host.pod.keep();
+        }
+        if let Some(switch) = &mut self.switch {
+            switch.keep();
+        }
+    }
+
+    fn join_by_switch(&mut self, topology: &Topology) -> Result<(), Error> {
+        let switch = Namespace::create(&format!("{}-sw", topology.prefix))?;
+        // A switch that filters is no wire; the variables exist only with br_netfilter.
+        for name in ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"] {
+            let _ = switch.set_sysctl(name, "0");
+        }
+        switch.add_bridge("br0")?;
+        switch.set_mtu("br0", topology.underlay_mtu)?;
+        for host in &self.hosts {
+            let port = format!("port{}", host.number);
+            veth((&host.namespace, UPLINK), (&switch, &port), topology.underlay_mtu)?;
+            switch.set_bridge(&port, "br0")?;
+        }
+        self.switch = Some(switch);
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Its place in the lab, from 1.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The host's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The pod's namespace.
+    pub fn pod(&self) -> &Namespace {
+        &self.pod
+    }
+
+    /// The device towards the other hosts.
+    pub fn uplink(&self) -> &'static str {
+        UPLINK
+    }
+
+    /// The device towards the pod.
+    pub fn pod_side(&self) -> &'static str {
+        POD_SIDE
+    }
+
+    /// The host's IPv4 address on the underlay, from the range for network tests (RFC 2544).
+    pub fn underlay(&self) -> Ipv4Addr {
+        self.underlay_network().ip()
+    }
+
+    /// The host's IPv6 address on the underlay.
+    pub fn underlay6(&self) -> Ipv6Addr {
+        self.underlay_network6().ip()
+    }
+
+    /// The pod's addresses, IPv4 first; empty before [`Host::connect_pod`].
+    pub fn pod_addresses(&self) -> &[IpAddr] {
+        &self.pod_addresses
+    }
+
+    /// Gives the pod its device, addresses and default routes, and the host the routes to it.
+    pub fn connect_pod(&mut self, network: &PodNetwork) -> Result<(), Error> {
+        veth((&self.namespace, POD_SIDE), (&self.pod, UPLINK), network.mtu)?;
+        if let Some(subnet) = network.ipv4 {
+            let base = u32::from(subnet.network());
+            let [gateway, pod] = [1, 2].map(|offset| IpAddr::from(Ipv4Addr::from(base.wrapping_add(offset))));
+            self.connect_family(gateway, pod, subnet.prefix(), Ipv4Addr::UNSPECIFIED.into())?;
+        }
+        if let Some(subnet) = network.ipv6 {
+            let base = u128::from(subnet.network());
+            let [gateway, pod] = [1, 2].map(|offset| IpAddr::from(Ipv6Addr::from(base.wrapping_add(offset))));
+            self.connect_family(gateway, pod, subnet.prefix(), Ipv6Addr::UNSPECIFIED.into())?;
+        }
+        Ok(())
+    }
+
+    fn connect_family(&mut self, gateway: IpAddr, pod: IpAddr, prefix: u8, any: IpAddr) -> Result<(), Error> {
+        let network = |address, prefix| {
+            IpNetwork::new(address, prefix)
+                .map_err(|error| Error::new(format!("use {address}/{prefix}"), error))
+        };
+        self.namespace.add_address(POD_SIDE, gateway.into())?;
+        let to_pod = Route { destination: pod.into(), via: None, device: Some(POD_SIDE), onlink: false };
+        self.namespace.add_route(&to_pod)?;
+        self.pod.add_address(UPLINK, network(pod, prefix)?)?;
+        self.pod.add_route(&Route {
+            destination: network(any, 0)?,
+            via: Some(gateway),
+            device: Some(UPLINK),
+            onlink: false,
+        })?;
+        self.pod_addresses.push(pod);
+        Ok(())
+    }
+
+    fn create(prefix: &str, number: usize) -> Result<Self, Error> {
+        let namespace = Namespace::create(&format!("{prefix}-h{number}"))?;
+        let pod = Namespace::create(&format!("{prefix}-p{number}"))?;
+        for (name, value) in [
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv4.conf.all.rp_filter", "0"),
+            ("net.ipv4.conf.default.rp_filter", "0"),
+        ] {
+            namespace.set_sysctl(name, value)?;
+        }
+        // A kernel without IPv6 has none of these.
+        for name in ["net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding"] {
+            let _ = namespace.set_sysctl(name, "1");
+        }
+        for name in ["net.ipv6.conf.all.accept_dad", "net.ipv6.conf.default.accept_dad"] {
+            let _ = (namespace.set_sysctl(name, "0"), pod.set_sysctl(name, "0"));
+        }
+        Ok(Host { number, namespace, pod, pod_addresses: Vec::new() })
+    }
+
+    fn underlay_network(&self) -> Ipv4Network {
+        let address = Ipv4Addr::new(198, 18, 0, self.number as u8);
+        Ipv4Network::new(address, 24).unwrap_or_else(|_| Ipv4Network::from(address))
+    }
+
+    fn underlay_network6(&self) -> Ipv6Network {
+        let address = Ipv6Addr::new(0xfd00, 0x10de, 0, 0, 0, 0, 0, self.number as u16);
+        Ipv6Network::new(address, 64).unwrap_or_else(|_| Ipv6Network::from(address))
+    }
+}

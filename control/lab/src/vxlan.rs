@@ -1,0 +1,72 @@
+//! The kernel's own vxlan device with the entries that flannel's vxlan backend makes: the other end in
+//! interoperability tests, and the baseline in benchmarks.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use rtnetlink::LinkVxlan;
+
+use crate::{Error, Mac, Namespace, Route};
+
+/// A kernel vxlan device as flannel makes it: no learning, no default destination, UDP checksums on.
+#[derive(Clone, Debug)]
+pub struct FlannelVxlan<'a> {
+    /// Device name, `flannel.1` or `flannel-v6.1` in flannel.
+    pub name: &'a str,
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port, 8472 in flannel on Linux.
+    pub port: u16,
+    /// The device towards the other hosts.
+    pub parent: &'a str,
+    /// This host's own address on the parent; its family is the tunnel's outer family.
+    pub local: IpAddr,
+    /// The device's link-layer address, known to all peers.
+    pub mac: Mac,
+    /// The base address of this host's pod subnet; set on the device as /32 or /128.
+    pub address: IpAddr,
+    /// Device MTU: the parent's less 50 (IPv4 outside) or 70 (IPv6 outside).
+    pub mtu: u32,
+}
+
+/// Another host as flannel enters it: neighbour, FDB entry, and a route on link.
+#[derive(Clone, Copy, Debug)]
+pub struct VxlanPeer {
+    /// The peer's pod subnet; its first address is the next hop.
+    pub subnet: IpNetwork,
+    /// The link-layer address of the peer's vxlan device.
+    pub mac: Mac,
+    /// The peer's underlay address.
+    pub remote: IpAddr,
+}
+
+impl Namespace {
+    /// Makes the device, gives it its address and sets it up.
+    pub fn add_flannel_vxlan(&self, vxlan: &FlannelVxlan<'_>) -> Result<(), Error> {
+        let parent = self.link(vxlan.parent)?.index;
+        let builder = LinkVxlan::new(vxlan.name, vxlan.vni).dev(parent).port(vxlan.port).learning(false);
+        let builder = match vxlan.local {
+            IpAddr::V4(local) => builder.local(local).udp_csum(true),
+            IpAddr::V6(local) => builder.local6(local),
+        };
+        let message = builder.mtu(vxlan.mtu).address(vxlan.mac.to_vec()).build();
+        self.request(format!("make vxlan {} in {}", vxlan.name, self.name()), |handle| async move {
+            handle.link().add(message).execute().await
+        })?;
+        self.add_address(vxlan.name, vxlan.address.into())?;
+        self.set_up(vxlan.name)
+    }
+
+    /// Enters a peer, in flannel's order: neighbour, FDB, route.
+    pub fn add_vxlan_peer(&self, device: &str, peer: &VxlanPeer) -> Result<(), Error> {
+        let base = peer.subnet.network();
+        self.add_neighbour(device, base, peer.mac)?;
+        self.add_fdb(device, peer.mac, peer.remote)?;
+        self.add_route(&Route {
+            destination: peer.subnet,
+            via: Some(base),
+            device: Some(device),
+            onlink: true,
+        })
+    }
+}
