@@ -87,7 +87,8 @@ impl Header {
     /// when that is not a multiple of four within 20..=60.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
-        if !(MIN_HEADER_LEN..=MAX_HEADER_LEN).contains(&self.header_len) || self.header_len % 4 != 0 {
+        if !(MIN_HEADER_LEN..=MAX_HEADER_LEN).contains(&self.header_len) || !self.header_len.is_multiple_of(4)
+        {
             return Err(Malformed::BadHeaderLength);
         }
         if out.len() < self.header_len {
