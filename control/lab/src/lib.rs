@@ -4,6 +4,7 @@
 //! userns     rights for a user who is not root: one call at the start of a program
 //! namespace  a network namespace with a name, removed when its value is dropped
 //! link       devices, addresses, routes and neighbours inside a namespace, over rtnetlink
+//! ping       ICMP echo from inside a namespace
 //! vxlan      the kernel's vxlan device, set up as flannel does
 //! process    a child process inside a namespace, stopped when its value is dropped
 //! topology   hosts joined by a switch, a pod behind each: what the demo, the bench and the tests use
@@ -16,6 +17,7 @@
 mod error;
 mod link;
 mod namespace;
+mod ping;
 mod process;
 mod topology;
 pub mod userns;

@@ -53,17 +53,16 @@ pub fn veth(left: (&Namespace, &str), right: (&Namespace, &str), mtu: u32) -> Re
         .name(right.1.to_owned())
         .mtu(mtu)
         .setns_by_fd(handle.as_raw_fd())
-        .up()
         .build();
     // `LinkVeth::new` takes only a name for the peer; the message carries its namespace as well.
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(left.1.to_owned())
         .mtu(mtu)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .up()
         .build();
     left.0.request(tried, |handle| async move { handle.link().add(message).execute().await })?;
-    // The kernel ignores "up" for the peer of a pair.
+    // Not in the request itself: an end cannot be up before the other exists (ENOTCONN).
+    left.0.set_up(left.1)?;
     right.0.set_up(right.1)
 }
 

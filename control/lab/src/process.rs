@@ -117,8 +117,7 @@ impl Process {
     /// The last 4 KiB of its stderr, from a line's start, without trailing blanks.
     pub fn stderr_tail(&self) -> String {
         let read = || -> std::io::Result<(bool, Vec<u8>)> {
-            // The file position is shared with the child, which appends: a named file is in append mode,
-            // and a nameless one is read through a fresh description.
+            // The child's file position is ours too: read through a description of our own.
             let mut file =
                 File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.stderr)))?;
             let length = file.metadata()?.len();
