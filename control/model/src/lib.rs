@@ -1,1 +1,19 @@
-//! model
+//! Flannel's contract as plain data: what is read from and written for other programs, byte for byte.
+//!
+//! ```text
+//! net_config   the cluster's network configuration, with flannel's defaults and checks
+//! backend      the Backend object of that configuration; the data a VXLAN node publishes
+//! lease        a node's subnet, its key text and its attributes' JSON
+//! subnet_env   the file that CNI plugins and Docker wait for
+//! cidr         strict CIDR text and masks, shared by the above
+//! json         a JSON object read by the rules of Go's decoder, shared by the above
+//! ```
+//!
+//! Nothing here does I/O, reads a clock or panics on any input.
+
+pub mod backend;
+pub mod cidr;
+mod json;
+pub mod lease;
+pub mod net_config;
+pub mod subnet_env;

@@ -1,0 +1,167 @@
+//! A JSON object read by the rules of Go's `encoding/json`, which flannel's formats inherit.
+//!
+//! Keys match without regard to case, the last of several wins, `null` leaves the default, a number
+//! for an integer has no fraction and no exponent, and nothing is converted between types.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The members of one object, in the order written, values still as text.
+pub(crate) struct Object {
+    members: Vec<(String, Box<RawValue>)>,
+    known: Vec<&'static str>,
+}
+
+/// A member that is not what its key asks for.
+#[derive(Debug)]
+pub(crate) struct Mismatch {
+    /// The value as written, shortened.
+    pub(crate) value: String,
+    /// What the key takes.
+    pub(crate) wanted: &'static str,
+}
+
+impl Object {
+    /// Reads one object and nothing after it.
+    pub(crate) fn parse(text: &str) -> Result<Object, serde_json::Error> {
+        serde_json::from_str::<Members>(text).map(|Members(members)| Object { members, known: Vec::new() })
+    }
+
+    /// The text under `key`, unless absent. A `null` is returned as such.
+    pub(crate) fn raw(&mut self, key: &'static str) -> Option<&RawValue> {
+        self.known.push(key);
+        self.members.iter().rev().find(|(name, _)| fold(name) == fold(key)).map(|(_, value)| &**value)
+    }
+
+    pub(crate) fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, Mismatch> {
+        self.typed(key, "true or false")
+    }
+
+    pub(crate) fn string(&mut self, key: &'static str) -> Result<Option<String>, Mismatch> {
+        self.typed(key, "a string")
+    }
+
+    /// A whole number; wide enough for any range that a caller checks afterwards.
+    pub(crate) fn integer(&mut self, key: &'static str) -> Result<Option<i64>, Mismatch> {
+        self.typed(key, "a whole number, without quotes, fraction or exponent")
+    }
+
+    /// The keys, as written, that no call has asked for.
+    pub(crate) fn unknown(&self) -> Vec<&str> {
+        let asked_for = |name: &str| self.known.iter().any(|key| fold(key) == fold(name));
+        self.members.iter().map(|(name, _)| name.as_str()).filter(|name| !asked_for(name)).collect()
+    }
+
+    /// The last value that is not null wins, as each assignment in Go overwrites the one before.
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+        wanted: &'static str,
+    ) -> Result<Option<T>, Mismatch> {
+        self.known.push(key);
+        let mut last = None;
+        for (_, value) in self.members.iter().filter(|(name, _)| fold(name) == fold(key)) {
+            let parsed = serde_json::from_str::<Option<T>>(value.get())
+                .map_err(|_| Mismatch { value: shorten(value.get()), wanted })?;
+            last = parsed.or(last);
+        }
+        Ok(last)
+    }
+}
+
+/// Cuts a value to what still fits a line of log.
+pub(crate) fn shorten(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+/// Go folds by Unicode's simple folding, under which two letters beyond ASCII meet ASCII ones.
+fn fold(key: &str) -> String {
+    key.chars()
+        .map(|letter| match letter {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            other => other.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+struct Members(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder(PhantomData<Members>);
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_match_without_case_and_the_last_one_wins() {
+        let mut object = Object::parse(r#"{"port":1,"Port":2,"PORT":3,"extra":0}"#).unwrap();
+        assert_eq!(object.integer("Port").unwrap(), Some(3));
+        assert_eq!(object.unknown(), ["extra"]);
+    }
+
+    #[test]
+    fn null_leaves_what_was_there() {
+        let mut object = Object::parse(r#"{"a":7,"A":null,"b":null}"#).unwrap();
+        assert_eq!(object.integer("A").unwrap(), Some(7));
+        assert_eq!(object.boolean("b").unwrap(), None);
+        assert_eq!(object.string("absent").unwrap(), None);
+    }
+
+    #[test]
+    fn the_letters_that_fold_into_ascii() {
+        let mut object = Object::parse("{\"\u{17f}ubnetLen\":28,\"\u{212a}ey\":1}").unwrap();
+        assert_eq!(object.integer("SubnetLen").unwrap(), Some(28));
+        assert_eq!(object.integer("key").unwrap(), Some(1));
+    }
+
+    #[test]
+    fn nothing_is_converted() {
+        for text in [r#""24""#, "24.0", "2.4e1", "true", "[]", "{}", "99999999999999999999"] {
+            let mut object = Object::parse(&format!(r#"{{"n":{text}}}"#)).unwrap();
+            assert!(object.integer("n").is_err(), "{text}");
+        }
+        let mut object = Object::parse(r#"{"s":10,"b":"true"}"#).unwrap();
+        assert_eq!(object.string("s").unwrap_err().value, "10");
+        assert!(object.boolean("b").is_err());
+    }
+
+    #[test]
+    fn only_one_whole_object_is_an_object() {
+        for text in ["", "null", "[]", "7", "{", "{} {}", "{}x", r#"{"a":}"#, "{'a':1}", "// c\n{}"] {
+            assert!(Object::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut_on_a_character() {
+        let text = "ä".repeat(200);
+        assert_eq!(shorten(&text).chars().count(), 83);
+    }
+}
