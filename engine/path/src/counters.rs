@@ -1,0 +1,62 @@
+//! Plain integers, one set per worker and tunnel. The worker copies them into its public page.
+
+use crate::verdict::DropReason;
+
+/// What one direction of one tunnel has done.
+#[derive(Clone, Debug)]
+pub struct Direction {
+    /// Packets read, a super-packet counting once.
+    pub packets: u64,
+    /// IP bytes read.
+    pub bytes: u64,
+    /// Packets or datagrams that left, a super-packet counting once.
+    pub delivered: u64,
+    /// Segments that super-packets were cut into (egress) or joined from (ingress).
+    pub segments: u64,
+    /// Payload bytes that went through a checksum pass of ours.
+    pub summed_bytes: u64,
+    /// ICMP errors sent towards pods.
+    pub replies: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Direction {
+            packets: 0,
+            bytes: 0,
+            delivered: 0,
+            segments: 0,
+            summed_bytes: 0,
+            replies: 0,
+            drops: [0; DropReason::ALL.len()],
+        }
+    }
+}
+
+impl Direction {
+    /// Counts `n` packets as dropped.
+    #[inline]
+    pub fn drop(&mut self, reason: DropReason, n: u64) {
+        self.drops[reason as usize] += n;
+    }
+
+    /// Packets dropped for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Packets dropped for any reason.
+    pub fn dropped_total(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+}
+
+/// Both directions of one tunnel.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// From the pods to the underlay.
+    pub egress: Direction,
+    /// From the underlay to the pods.
+    pub ingress: Direction,
+}

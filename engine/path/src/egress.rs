@@ -1,0 +1,177 @@
+//! Pod to underlay: check once, look up once, cut, prepend, queue.
+//!
+//! ```text
+//! [virtio|IP packet, up to 64 KiB] → check → look up → (answer, or drop) → cut and prepend → outbox
+//! ```
+
+use std::ops::Range;
+
+use wire::{ipv4, ipv6, virtio};
+
+use crate::counters::Direction;
+use crate::fib::{Fib, Peer};
+use crate::flow;
+use crate::inner::{Inner, TCP, UDP};
+use crate::offload::checksum;
+use crate::offload::segment::SuperPacket;
+use crate::outbox::{Datagram, Outbox};
+use crate::reply::{self, Complaint};
+use crate::space::{bytes, bytes_mut};
+use crate::template::TEMPLATE_MAX;
+use crate::verdict::{DropReason, Verdict};
+
+/// A packet is read this far behind the start of its room, so that a template fits in front of its IP header.
+pub const HEADROOM: usize = 16;
+const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
+
+/// A packet that passed the checks and has a peer.
+#[derive(Debug)]
+pub struct Bound<'f> {
+    peer: &'f Peer,
+    index: u32,
+    inner: Inner,
+    /// Where its IP header stands in the arena.
+    at: u32,
+    cut: Option<SuperPacket>,
+    open_checksum: Option<(u16, u16)>,
+}
+
+impl Bound<'_> {
+    /// Datagrams it makes.
+    #[inline]
+    pub fn datagrams(&self) -> usize {
+        self.cut.as_ref().map_or(1, SuperPacket::segments)
+    }
+
+    /// Header bytes it takes per datagram.
+    #[inline]
+    pub fn header_len(&self) -> usize {
+        self.cut.as_ref().map_or(0, |cut| cut.header_len + TEMPLATE_MAX)
+    }
+}
+
+/// Checks a packet as read from the overlay, virtio header first, and finds its peer.
+#[inline]
+pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bound<'f>, Refusal> {
+    let packet = bytes_mut(arena, &read);
+    let virtio = virtio::Header::parse(packet).map_err(|_| DropReason::Truncated)?;
+    let ip = packet.get_mut(virtio::HEADER_LEN..).ok_or(DropReason::Truncated)?;
+    let mut inner = Inner::parse(ip)?;
+    let at = read.start + virtio::HEADER_LEN as u32;
+    let found = if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
+    let Some((index, peer)) = found else {
+        return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
+    };
+    if fib.format().is_a_hop() {
+        inner.ttl = hop(ip, &inner)?;
+    }
+    let cut = match virtio.gso {
+        virtio::Gso::None => None,
+        gso => {
+            let agrees = match gso {
+                virtio::Gso::Tcp4 => !inner.v6 && inner.protocol == TCP,
+                virtio::Gso::Tcp6 => inner.v6 && inner.protocol == TCP,
+                virtio::Gso::UdpL4 => inner.protocol == UDP,
+                _ => false,
+            };
+            let cut = SuperPacket::check(inner, ip, at, virtio.gso_size)?;
+            Some(cut).filter(|_| agrees).ok_or(DropReason::BadOffload).map(Some)?
+        }
+    };
+    let largest = cut.as_ref().map_or(inner.len, |cut| inner.len.min(cut.header_len + usize::from(cut.segment_size)));
+    if largest > usize::from(peer.mtu) {
+        let complaint = (inner.v6 || inner.dont_fragment).then_some(Complaint::TooBig(peer.mtu));
+        return Err(Refusal { reason: DropReason::TooBig, complaint });
+    }
+    let open = virtio.flags & virtio::NEEDS_CSUM != 0;
+    let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
+    Ok(Bound { peer, index, inner, at, cut, open_checksum })
+}
+
+/// Cuts and prepends, then queues. The caller has asked [`Outbox::has_room`].
+#[inline]
+pub fn queue(arena: &mut [u8], bound: &Bound<'_>, lanes: u16, outbox: &mut Outbox, counters: &mut Direction) -> Verdict {
+    let Bound { peer, inner, .. } = bound;
+    let datagram = Datagram {
+        peer: bound.index,
+        to: peer.remote,
+        lane: flow::lane(inner.flow_hash(), lanes),
+        // RFC 6040 section 4.1, normal mode: the outer header starts with the inner codepoint.
+        ecn: inner.ecn(),
+    };
+    let prefix = peer.template.len();
+    let Some(cut) = &bound.cut else {
+        let mut end = bound.at + inner.len as u32;
+        if let Some((start, offset)) = bound.open_checksum {
+            match checksum::finish(bytes_mut(arena, &(bound.at..end)), start, offset) {
+                Ok(summed) => counters.summed_bytes += summed as u64,
+                Err(reason) => return Verdict::Drop(reason),
+            }
+        }
+        let start = bound.at - prefix as u32;
+        peer.template.write(bytes_mut(arena, &(start..bound.at)), inner.v6);
+        end = end.max(start);
+        outbox.push(&datagram, start..end, end..end);
+        counters.segments += 1;
+        return Verdict::ToUnderlay(1);
+    };
+    // `cut` borrows the header space while `push` borrows the messages: take the space out for the loop.
+    let mut space = std::mem::replace(&mut outbox.space, crate::space::Space::new(0..0));
+    let mut datagrams = 0;
+    let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
+        let template = header.start..header.start + prefix as u32;
+        peer.template.write(bytes_mut(arena, &template), inner.v6);
+        outbox.push(&datagram, header, payload);
+        datagrams += 1;
+    });
+    outbox.space = space;
+    counters.summed_bytes += summed as u64;
+    counters.segments += u64::from(datagrams);
+    Verdict::ToUnderlay(datagrams)
+}
+
+/// Why a packet is not forwarded, and what its sender should hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The counter.
+    pub reason: DropReason,
+    /// The ICMP error, where one is due.
+    pub complaint: Option<Complaint>,
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Refusal {
+        Refusal { reason, complaint: None }
+    }
+}
+
+/// Answers the pod, where an answer is due and the batch has room for one.
+#[cold]
+pub fn refuse(arena: &mut [u8], read: Range<u32>, refusal: Refusal, fib: &Fib, outbox: &mut Outbox) -> Verdict {
+    let drop = Verdict::Drop(refusal.reason);
+    let Some(complaint) = refusal.complaint.filter(|_| outbox.has_room_for_reply()) else { return drop };
+    let mut answer = [0; reply::ROOM];
+    let offender = bytes(arena, &(read.start + virtio::HEADER_LEN as u32..read.end));
+    let len = reply::build(&mut answer[virtio::HEADER_LEN..], complaint, fib, offender);
+    if len == 0 {
+        return drop;
+    }
+    let len = virtio::HEADER_LEN + len;
+    let Some(span) = outbox.space.take(len) else { return drop };
+    bytes_mut(arena, &span).copy_from_slice(&answer[..len]);
+    if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { drop }
+}
+
+/// Takes one from the time to live, in place.
+#[inline]
+fn hop(ip: &mut [u8], inner: &Inner) -> Result<u8, Refusal> {
+    if inner.ttl <= 1 {
+        return Err(Refusal { reason: DropReason::TtlExpired, complaint: Some(Complaint::TimeExceeded) });
+    }
+    if inner.v6 {
+        ipv6::set_hop_limit(ip, inner.ttl - 1);
+    } else {
+        ipv4::decrement_ttl(ip);
+    }
+    Ok(inner.ttl - 1)
+}

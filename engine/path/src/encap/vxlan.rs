@@ -1,0 +1,103 @@
+//! VXLAN: template towards a peer, checks on what a peer sends.
+//!
+//! The checks are those of a kernel peer (drivers/net/vxlan/vxlan_core.c, `vxlan_rcv` and `vxlan_set_mac`):
+//! a header bit beyond the VNI flag drops the packet, and so does our own MAC as inner source. An inner
+//! destination other than our MAC, which the kernel marks as another host's and IP then drops, is dropped
+//! here.
+
+use wire::addr::{Mac, Vni};
+use wire::ethernet;
+use wire::{Malformed, vxlan};
+
+use crate::encap::Stripped;
+use crate::template::{TEMPLATE_MAX, Template};
+use crate::verdict::DropReason;
+
+/// One VXLAN network as this node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The network.
+    pub vni: Vni,
+    /// This node's inner MAC, the VtepMAC of its lease.
+    pub local_mac: Mac,
+}
+
+impl Vxlan {
+    /// The headers towards the peer with this MAC.
+    pub fn template(&self, peer: Mac) -> Template {
+        let ethernet = ethernet::Header { dst: peer, src: self.local_mac, ethertype: ethernet::IPV4 };
+        Template::vxlan(&vxlan::Header { vni: self.vni, policy: None }, &ethernet)
+    }
+
+    /// Checks the headers and says where the inner packet starts.
+    #[inline]
+    pub fn strip(&self, datagram: &[u8]) -> Result<Stripped, DropReason> {
+        let header = vxlan::Header::parse(datagram, false).map_err(|malformed| match malformed {
+            Malformed::Truncated => DropReason::Truncated,
+            _ => DropReason::VxlanReserved,
+        })?;
+        if header.vni != self.vni {
+            return Err(DropReason::WrongVni);
+        }
+        let frame = datagram.get(vxlan::HEADER_LEN..).ok_or(DropReason::Truncated)?;
+        let ethernet = ethernet::Header::parse(frame).map_err(|_| DropReason::Truncated)?;
+        if ethernet.src == self.local_mac {
+            return Err(DropReason::OwnMac);
+        }
+        if ethernet.dst != self.local_mac {
+            return Err(DropReason::WrongMac);
+        }
+        let v6 = match ethernet.ethertype {
+            ethernet::IPV4 => false,
+            ethernet::IPV6 => true,
+            _ => return Err(DropReason::WrongEthertype),
+        };
+        Ok(Stripped { offset: TEMPLATE_MAX, v6: Some(v6) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(last: u8) -> Mac {
+        Mac::new([0x0e, 0x2a, 0, 0, 0, last])
+    }
+
+    fn node(local: u8, vni: u32) -> Vxlan {
+        Vxlan { vni: Vni::new(vni).unwrap(), local_mac: mac(local) }
+    }
+
+    fn datagram(from: Vxlan, to: u8) -> Vec<u8> {
+        let mut bytes = vec![0; TEMPLATE_MAX];
+        from.template(mac(to)).write(&mut bytes, false);
+        bytes.push(0x45);
+        bytes
+    }
+
+    #[test]
+    fn what_one_node_builds_the_other_strips() {
+        let stripped = node(2, 7).strip(&datagram(node(1, 7), 2)).unwrap();
+        assert_eq!(stripped, Stripped { offset: 22, v6: Some(false) });
+    }
+
+    #[test]
+    fn each_fault_has_its_name() {
+        let good = datagram(node(1, 7), 2);
+        let faulty = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            node(2, 7).strip(&bytes).unwrap_err()
+        };
+        assert_eq!(faulty(0, 0x09), DropReason::VxlanReserved);
+        assert_eq!(faulty(0, 0x00), DropReason::VxlanReserved);
+        assert_eq!(faulty(7, 0x01), DropReason::VxlanReserved);
+        assert_eq!(faulty(6, 0x08), DropReason::WrongVni);
+        assert_eq!(faulty(13, 0x03), DropReason::WrongMac);
+        assert_eq!(faulty(19, 0x02), DropReason::OwnMac);
+        assert_eq!(faulty(20, 0x86), DropReason::WrongEthertype);
+        for len in 0..TEMPLATE_MAX {
+            assert_eq!(node(2, 7).strip(&good[..len]).unwrap_err(), DropReason::Truncated, "{len}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Underlay to pod, the mirror of [`egress`](crate::egress): strip, check, merge the congestion mark, join.
+//!
+//! ```text
+//! [datagram, or many of equal size] → strip → check → ECN, hop → coalescer → one write per run
+//! ```
+
+use wire::{ipv4, ipv6};
+
+use crate::counters::Direction;
+use crate::fib::Fib;
+use crate::inner::{Inner, TCP};
+use crate::offload::checksum::{self, State};
+use crate::offload::coalesce::{Coalescer, SEGMENTS_MAX};
+use crate::offload::segment::SuperPacket;
+use crate::space::bytes_mut;
+use crate::verdict::{DropReason, Verdict};
+
+/// What the underlay received with one call: a datagram, or several that the kernel joined.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Where they start in the arena.
+    pub at: u32,
+    /// Bytes in all.
+    pub len: u32,
+    /// Bytes of each but the last; 0 for a single datagram.
+    pub segment_size: u16,
+    /// Outer ECN codepoint.
+    pub ecn: u8,
+}
+
+/// Takes what one receive call brought. `mtu` is the overlay's. The caller has asked
+/// [`Coalescer::has_room`] and seals the coalescer when the batch is over.
+#[inline]
+pub fn ingress(
+    arena: &mut [u8],
+    datagrams: Datagrams,
+    fib: &Fib,
+    mtu: u16,
+    coalescer: &mut Coalescer,
+    counters: &mut Direction,
+) {
+    let size = if datagrams.segment_size == 0 { datagrams.len } else { u32::from(datagrams.segment_size) };
+    let end = datagrams.at + datagrams.len;
+    let (mut at, mut left) = (datagrams.at, 2 * SEGMENTS_MAX);
+    // An empty datagram is still one datagram.
+    loop {
+        if left == 0 {
+            counters.drop(DropReason::TooManySegments, 1);
+            return;
+        }
+        left -= 1;
+        let whole = (at == datagrams.at).then_some(end - at);
+        let piece = Piece { at, len: size.min(end - at), whole, split: datagrams.segment_size, ecn: datagrams.ecn };
+        counters.packets += 1;
+        let (verdict, taken) = strip(arena, piece, fib, mtu, coalescer, counters);
+        match verdict {
+            Verdict::Drop(reason) => counters.drop(reason, 1),
+            _ => counters.segments += 1,
+        }
+        at += taken;
+        if at >= end {
+            return;
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Piece {
+    at: u32,
+    len: u32,
+    /// For the first piece: the bytes from here to the end of everything received.
+    whole: Option<u32>,
+    /// What the kernel said of the size of the pieces; 0 for nothing.
+    split: u16,
+    ecn: u8,
+}
+
+#[inline]
+fn strip(
+    arena: &mut [u8],
+    piece: Piece,
+    fib: &Fib,
+    mtu: u16,
+    coalescer: &mut Coalescer,
+    counters: &mut Direction,
+) -> (Verdict, u32) {
+    match check(arena, &piece, fib, mtu, counters) {
+        Ok(found) => {
+            coalescer.push(arena, found.at, found.inner, found.checksum, found.split);
+            (Verdict::ToOverlay, found.taken)
+        }
+        Err(reason) => (Verdict::Drop(reason), piece.len.max(1)),
+    }
+}
+
+struct Found {
+    at: u32,
+    inner: Inner,
+    checksum: State,
+    split: Option<u16>,
+    taken: u32,
+}
+
+#[inline]
+fn check(arena: &mut [u8], piece: &Piece, fib: &Fib, mtu: u16, counters: &mut Direction) -> Result<Found, DropReason> {
+    let mut datagram = bytes_mut(arena, &(piece.at..piece.at + piece.len));
+    let stripped = fib.format().strip(datagram)?;
+    let mut taken = piece.len;
+    if let Some(whole) = piece.whole.filter(|whole| *whole > piece.len) {
+        if is_unsplit(datagram.get(stripped.offset..).unwrap_or_default(), stripped.offset, piece.len, whole) {
+            taken = whole;
+            datagram = bytes_mut(arena, &(piece.at..piece.at + whole));
+        }
+    }
+    let unsplit = taken > piece.len;
+    let packet = datagram.get_mut(stripped.offset..).ok_or(DropReason::Truncated)?;
+    let mut inner = Inner::parse(packet)?;
+    if stripped.v6.is_some_and(|v6| v6 != inner.v6) {
+        return Err(DropReason::NotIp);
+    }
+    if !inner.v6 && !ipv4::checksum_is_right(packet.get(..usize::from(packet[0] & 15) * 4).unwrap_or_default()) {
+        return Err(DropReason::BadIpChecksum);
+    }
+    mark(packet, &mut inner, piece.ecn)?;
+    if fib.format().is_a_hop() {
+        hop(packet, &mut inner)?;
+    }
+    counters.bytes += inner.len as u64;
+    // A segment size from the kernel proves a non-zero outer checksum that it has verified: a datagram
+    // without one is never joined (net/ipv4/udp_offload.c, udp_gro_receive).
+    let vouched = piece.split != 0 && !unsplit;
+    let checksum = checksum::judge(&inner, packet, vouched, &mut counters.summed_bytes)?;
+    let at = piece.at + stripped.offset as u32;
+    let split = if unsplit {
+        SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
+    } else {
+        super_size(&inner, packet, at, mtu, checksum)
+    };
+    Ok(Found { at, inner, checksum, split, taken })
+}
+
+/// A kernel vxlan peer on a veth hands over a UDP super-packet uncut, as one datagram, together with the
+/// segment size of the inner packet. Its inner IP length, then, covers everything received, where a real
+/// train of datagrams repeats its headers after `piece` bytes.
+#[inline]
+fn is_unsplit(packet: &[u8], offset: usize, piece: u32, whole: u32) -> bool {
+    let len = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => packet.get(2..4).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]]))),
+        Some(6) => packet.get(4..6).map(|len| ipv6::HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]]))),
+        _ => None,
+    };
+    len.is_some_and(|len| offset + len > piece as usize && offset + len <= whole as usize)
+}
+
+/// A TCP super-packet from a kernel vxlan peer on a veth: larger than any packet of this overlay, checksum
+/// left open, segment size unknown. The overlay's own MTU says how it is to be cut.
+#[inline]
+fn super_size(inner: &Inner, packet: &[u8], at: u32, mtu: u16, checksum: State) -> Option<u16> {
+    if inner.len <= usize::from(mtu) || inner.protocol != TCP || checksum != State::Open {
+        return None;
+    }
+    let probe = SuperPacket::check(*inner, packet, at, u16::MAX).ok()?;
+    let size = usize::from(mtu).checked_sub(probe.header_len)? as u16;
+    SuperPacket::check(*inner, packet, at, size).ok().map(|_| size)
+}
+
+/// Merges the outer congestion mark into the inner header (RFC 6040 section 4.2, figure 4).
+#[inline]
+fn mark(packet: &mut [u8], inner: &mut Inner, outer: u8) -> Result<(), DropReason> {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const ECT_0: u8 = 2;
+    const CE: u8 = 3;
+    let merged = match (inner.ecn(), outer & 3) {
+        (NOT_ECT, CE) => return Err(DropReason::EcnUnheard),
+        (ECT_0, ECT_1) => ECT_1,
+        (ECT_0 | ECT_1, CE) => CE,
+        (same, _) => same,
+    };
+    if merged != inner.ecn() {
+        if inner.v6 {
+            ipv6::set_ecn(packet, merged);
+        } else {
+            ipv4::set_ecn(packet, merged);
+        }
+        inner.tos = inner.tos & !3 | merged;
+    }
+    Ok(())
+}
+
+#[inline]
+fn hop(packet: &mut [u8], inner: &mut Inner) -> Result<(), DropReason> {
+    if inner.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    inner.ttl -= 1;
+    if inner.v6 {
+        ipv6::set_hop_limit(packet, inner.ttl);
+    } else {
+        ipv4::decrement_ttl(packet);
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The inner IP packet after its one check. What [`Inner::parse`] accepted, nothing checks again.
+
+use wire::{Malformed, ipv4, ipv6, tcp, udp};
+
+use crate::flow;
+use crate::verdict::DropReason;
+
+/// IP protocol number of TCP (RFC 9293).
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP (RFC 768).
+pub const UDP: u8 = 17;
+
+/// What the engine needs to know of an IPv4 or IPv6 packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// IPv6, else IPv4.
+    pub v6: bool,
+    /// Length of the whole packet by its IP header; never more than the bytes it was parsed from.
+    pub len: usize,
+    /// Where the transport header starts, behind options and extension headers.
+    pub transport: usize,
+    /// Protocol of the transport header.
+    pub protocol: u8,
+    /// A fragment: its transport header is absent or incomplete.
+    pub fragment: bool,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Identification (IPv4).
+    pub id: u16,
+    /// "Don't fragment" (IPv4).
+    pub dont_fragment: bool,
+    /// Source address; IPv4 in the low 32 bits.
+    pub src: u128,
+    /// Destination address; IPv4 in the low 32 bits.
+    pub dst: u128,
+    /// Source and destination port of TCP and UDP, as they stand in the header; 0 for the rest.
+    pub ports: u32,
+}
+
+impl Inner {
+    /// Checks the IP headers against each other and against the length. Bytes behind the packet (Ethernet
+    /// padding) are tolerated.
+    #[inline]
+    pub fn parse(bytes: &[u8]) -> Result<Inner, DropReason> {
+        let mut inner = match bytes.first().ok_or(DropReason::Truncated)? >> 4 {
+            4 => Inner::parse_v4(bytes)?,
+            6 => Inner::parse_v6(bytes)?,
+            _ => return Err(DropReason::NotIp),
+        };
+        if !inner.fragment && matches!(inner.protocol, TCP | UDP) {
+            let ports = bytes.get(inner.transport..inner.len).and_then(|t| t.first_chunk::<4>());
+            inner.ports = u32::from_be_bytes(*ports.ok_or(DropReason::BadTransportHeader)?);
+        }
+        Ok(inner)
+    }
+
+    #[inline]
+    fn parse_v4(bytes: &[u8]) -> Result<Inner, DropReason> {
+        let header = ipv4::Header::parse(bytes).map_err(ip_fault)?;
+        Ok(Inner {
+            v6: false,
+            len: usize::from(header.total_len),
+            transport: header.header_len,
+            protocol: header.protocol,
+            fragment: header.is_fragment(),
+            tos: header.tos,
+            ttl: header.ttl,
+            id: header.id,
+            dont_fragment: header.dont_fragment,
+            src: u128::from(u32::from(header.src)),
+            dst: u128::from(u32::from(header.dst)),
+            ports: 0,
+        })
+    }
+
+    #[inline]
+    fn parse_v6(bytes: &[u8]) -> Result<Inner, DropReason> {
+        let header = ipv6::Header::parse(bytes).map_err(ip_fault)?;
+        let len = ipv6::HEADER_LEN + usize::from(header.payload_len);
+        let transport = ipv6::transport(bytes.get(..len).ok_or(DropReason::Truncated)?).map_err(ip_fault)?;
+        Ok(Inner {
+            v6: true,
+            len,
+            transport: transport.offset,
+            protocol: transport.protocol,
+            fragment: transport.fragment.is_some(),
+            tos: header.traffic_class,
+            ttl: header.hop_limit,
+            id: 0,
+            dont_fragment: true,
+            src: u128::from(header.src),
+            dst: u128::from(header.dst),
+            ports: 0,
+        })
+    }
+
+    /// The ECN codepoint (RFC 3168 section 5).
+    #[inline]
+    pub fn ecn(&self) -> u8 {
+        self.tos & 3
+    }
+
+    /// The hash of its flow.
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        if self.v6 {
+            flow::hash_v6(self.src.into(), self.dst.into(), self.protocol, self.ports)
+        } else {
+            flow::hash_v4((self.src as u32).into(), (self.dst as u32).into(), self.protocol, self.ports)
+        }
+    }
+
+    /// The pseudo-header's sum (RFC 9293 section 3.1, RFC 8200 section 8.1) for a transport part of `len` bytes.
+    #[inline]
+    pub fn pseudo_header(&self, len: u32) -> wire::checksum::Sum {
+        if self.v6 {
+            wire::checksum::pseudo_v6(self.src.into(), self.dst.into(), self.protocol, len)
+        } else {
+            wire::checksum::pseudo_v4((self.src as u32).into(), (self.dst as u32).into(), self.protocol, len)
+        }
+    }
+
+    /// Where the checksum field of a whole TCP or UDP packet stands; `None` for anything else.
+    #[inline]
+    pub fn checksum_at(&self) -> Option<usize> {
+        let (header, offset) = match (self.protocol, self.fragment) {
+            (TCP, false) => (tcp::MIN_HEADER_LEN, tcp::CHECKSUM_OFFSET),
+            (UDP, false) => (udp::HEADER_LEN, 6),
+            _ => return None,
+        };
+        (self.transport + header <= self.len).then_some(self.transport + offset)
+    }
+}
+
+fn ip_fault(malformed: Malformed) -> DropReason {
+    match malformed {
+        Malformed::Truncated => DropReason::Truncated,
+        Malformed::BadVersion => DropReason::NotIp,
+        Malformed::BadChecksum => DropReason::BadIpChecksum,
+        _ => DropReason::BadIpHeader,
+    }
+}

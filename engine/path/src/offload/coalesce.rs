@@ -1,0 +1,409 @@
+//! Joins packets of one flow into a super-packet before they are written to the overlay.
+//!
+//! Nothing is joined that the kernel's own GRO would keep apart (`tcp_gro_receive`, `udp_gro_receive`,
+//! `inet_gro_receive`), and runs leave in the order in which they were opened, so no flow is reordered.
+//! Payload stays where it was received; a run is a list of spans.
+
+use std::ops::Range;
+
+use wire::{ipv4, ipv6, tcp, udp, virtio};
+
+use crate::inner::{Inner, TCP, UDP};
+use crate::offload::checksum::State;
+use crate::offload::segment::SuperPacket;
+use crate::space::{Space, bytes, bytes_mut};
+
+/// Segments joined at most: UDP_MAX_SEGMENTS of kernels before 6.9 (include/linux/udp.h).
+pub const SEGMENTS_MAX: usize = 64;
+/// The largest IP packet (RFC 791 section 3.1).
+const IP_MAX: usize = 65_535;
+const RUNS: usize = 256;
+const SLOTS: usize = 64;
+const FREE: u16 = u16::MAX;
+/// Room for one virtio header, kept aligned.
+const VIRTIO_ROOM: usize = 16;
+
+/// What the overlay accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joins {
+    /// TCP super-packets.
+    pub tcp: bool,
+    /// UDP super-packets.
+    pub udp: bool,
+}
+
+/// Packets on their way to one `write` each.
+#[derive(Debug)]
+pub struct Coalescer {
+    runs: Vec<Run>,
+    live: usize,
+    slots: [u16; SLOTS],
+    space: Space,
+    joins: Joins,
+}
+
+/// One write to the overlay: a packet, or several that became one.
+#[derive(Debug)]
+pub struct Run {
+    inner: Inner,
+    at: u32,
+    header_len: usize,
+    /// Payload of each segment but the last; 0 when nothing can be joined to this packet.
+    segment_size: u16,
+    segments: usize,
+    len: usize,
+    next_seq: u32,
+    tail_flags: u8,
+    id_step: Option<u16>,
+    open: bool,
+    checksum: State,
+    spans: Vec<Range<u32>>,
+}
+
+impl Coalescer {
+    /// A coalescer that takes its headers from `space` of the worker's arena.
+    pub fn new(space: Range<u32>, joins: Joins) -> Coalescer {
+        let runs = (0..RUNS).map(|_| Run::blank()).collect();
+        Coalescer { runs, live: 0, slots: [FREE; SLOTS], space: Space::new(space), joins }
+    }
+
+    /// Changes what may be joined from the next packet on.
+    pub fn set_joins(&mut self, joins: Joins) {
+        self.joins = joins;
+    }
+
+    /// Whether the packets of one more datagram ([`SEGMENTS_MAX`] × 2 at most) fit.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.live + 2 * SEGMENTS_MAX <= RUNS && self.space.left() >= RUNS * VIRTIO_ROOM
+    }
+
+    /// Takes a checked packet whose IP header stands at `at`. `split_size` is set when it is an unsplit
+    /// super-packet: the payload of each segment.
+    #[inline]
+    pub fn push(&mut self, arena: &[u8], at: u32, inner: Inner, checksum: State, split_size: Option<u16>) {
+        let packet = bytes(arena, &(at..at + inner.len as u32));
+        let Some(shape) = Shape::of(&inner, packet, checksum, split_size, self.joins) else {
+            if inner.fragment {
+                self.close_pair(&inner);
+            }
+            return self.open(at, inner, checksum, Shape::alone(inner.len), FREE as usize);
+        };
+        let slot = inner.flow_hash() as usize % SLOTS;
+        if let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot])) {
+            if run.same_flow(&inner) && run.open && run.follows(arena, &inner, packet, &shape) {
+                return run.append(at, &inner, &shape);
+            }
+        }
+        self.open(at, inner, checksum, shape, slot);
+    }
+
+    /// Finishes the headers of all runs. After it [`Coalescer::runs`] may be written.
+    pub fn seal(&mut self, arena: &mut [u8]) {
+        for run in &mut self.runs[..self.live] {
+            if let Some(header) = self.space.take(VIRTIO_ROOM) {
+                run.seal(arena, header.start..header.start + virtio::HEADER_LEN as u32);
+            }
+        }
+    }
+
+    /// The sealed runs, oldest first.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs[..self.live]
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Cuts run `index` back into plain packets with finished checksums, for an overlay that takes no
+    /// super-packets. `write` receives the spans of each. Returns the payload bytes summed, `None` when the
+    /// run is a single packet.
+    pub fn split(&mut self, index: usize, arena: &mut [u8], mut write: impl FnMut(&[u8], &[Range<u32>])) -> Option<usize> {
+        let run = self.runs[..self.live].get(index).filter(|run| run.is_super())?;
+        let packet = SuperPacket {
+            inner: Inner { len: run.len, ..run.inner },
+            at: run.at,
+            header_len: run.header_len,
+            segment_size: run.segment_size,
+        };
+        let first = run.spans.get(1)?;
+        let mut payload = run.spans[1..].to_vec();
+        payload[0] = first.start + run.header_len as u32..first.end;
+        Some(packet.cut(arena, &payload, virtio::HEADER_LEN, &mut self.space, |arena, header, piece| {
+            let plain = header.start..header.start + virtio::HEADER_LEN as u32;
+            bytes_mut(arena, &plain).fill(0);
+            write(arena, &[header, piece]);
+        }))
+    }
+
+    /// Forgets all runs and gives their headers back.
+    pub fn clear(&mut self) {
+        self.live = 0;
+        self.slots = [FREE; SLOTS];
+        self.space.reset();
+    }
+
+    fn open(&mut self, at: u32, inner: Inner, checksum: State, shape: Shape, slot: usize) {
+        let Some(run) = self.runs.get_mut(self.live) else { return };
+        run.begin(at, inner, checksum, shape);
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = self.live as u16;
+        }
+        self.live += 1;
+    }
+
+    /// A fragment belongs to some flow between its two addresses: nothing later may overtake it.
+    fn close_pair(&mut self, inner: &Inner) {
+        for run in &mut self.runs[..self.live] {
+            if run.inner.src == inner.src && run.inner.dst == inner.dst {
+                run.open = false;
+            }
+        }
+    }
+}
+
+/// What a packet looks like to a run.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    header_len: usize,
+    payload: usize,
+    segment_size: u16,
+    seq: u32,
+    flags: u8,
+    open: bool,
+}
+
+impl Shape {
+    fn alone(len: usize) -> Shape {
+        Shape { header_len: 0, payload: len, segment_size: 0, seq: 0, flags: 0, open: false }
+    }
+
+    /// `None` for what is never part of a super-packet.
+    #[inline]
+    fn of(inner: &Inner, packet: &[u8], checksum: State, split_size: Option<u16>, joins: Joins) -> Option<Shape> {
+        let plain_header = inner.transport == if inner.v6 { ipv6::HEADER_LEN } else { ipv4::MIN_HEADER_LEN };
+        if inner.fragment || checksum == State::Absent || (!plain_header && split_size.is_none()) {
+            return None;
+        }
+        let transport = packet.get(inner.transport..)?;
+        let (header_len, seq, flags, allowed) = match inner.protocol {
+            TCP => {
+                let header = tcp::Header::parse(transport).ok()?;
+                (inner.transport + header.header_len, header.seq, header.flags, joins.tcp)
+            }
+            UDP => {
+                let header = udp::Header::parse(transport).ok()?;
+                if usize::from(header.len) != transport.len() {
+                    return None;
+                }
+                (inner.transport + udp::HEADER_LEN, 0, 0, joins.udp)
+            }
+            _ => return None,
+        };
+        let payload = inner.len.checked_sub(header_len).filter(|payload| *payload > 0)?;
+        if let Some(size) = split_size {
+            return Some(Shape { header_len, payload, segment_size: size, seq, flags, open: false });
+        }
+        // What ends a run in tcp_gro_receive cannot start one either.
+        let ends = flags & (tcp::URG | tcp::PSH | tcp::RST | tcp::SYN | tcp::FIN | tcp::CWR) != 0;
+        let starts = flags & (tcp::URG | tcp::RST | tcp::SYN | tcp::CWR) == 0;
+        (allowed && starts).then_some(Shape {
+            header_len,
+            payload,
+            segment_size: payload as u16,
+            seq,
+            flags,
+            open: !ends,
+        })
+    }
+}
+
+impl Run {
+    /// The virtio header, then the packet: what one `writev` takes.
+    #[inline]
+    pub fn spans(&self) -> &[Range<u32>] {
+        &self.spans
+    }
+
+    /// Packets in it.
+    #[inline]
+    pub fn segments(&self) -> usize {
+        self.segments
+    }
+
+    /// Whether it needs an overlay that takes super-packets.
+    #[inline]
+    pub fn is_super(&self) -> bool {
+        self.segment_size > 0 && self.len - self.header_len > usize::from(self.segment_size)
+    }
+
+    fn blank() -> Run {
+        Run {
+            inner: Inner {
+                v6: false,
+                len: 0,
+                transport: 0,
+                protocol: 0,
+                fragment: false,
+                tos: 0,
+                ttl: 0,
+                id: 0,
+                dont_fragment: false,
+                src: 0,
+                dst: 0,
+                ports: 0,
+            },
+            at: 0,
+            header_len: 0,
+            segment_size: 0,
+            segments: 0,
+            len: 0,
+            next_seq: 0,
+            tail_flags: 0,
+            id_step: None,
+            open: false,
+            checksum: State::Right,
+            spans: Vec::with_capacity(SEGMENTS_MAX + 2),
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, at: u32, inner: Inner, checksum: State, shape: Shape) {
+        self.spans.clear();
+        self.spans.push(0..0);
+        self.spans.push(at..at + inner.len as u32);
+        self.at = at;
+        self.len = inner.len;
+        self.header_len = shape.header_len;
+        self.segment_size = shape.segment_size;
+        self.segments = 1;
+        self.next_seq = shape.seq.wrapping_add(shape.payload as u32);
+        self.tail_flags = shape.flags;
+        self.id_step = None;
+        self.open = shape.open;
+        self.checksum = checksum;
+        self.inner = inner;
+    }
+
+    #[inline]
+    fn same_flow(&self, inner: &Inner) -> bool {
+        self.inner.src == inner.src
+            && self.inner.dst == inner.dst
+            && self.inner.ports == inner.ports
+            && self.inner.protocol == inner.protocol
+            && self.inner.v6 == inner.v6
+    }
+
+    /// Whether the packet continues this run without anything being lost.
+    #[inline]
+    fn follows(&self, arena: &[u8], inner: &Inner, packet: &[u8], shape: &Shape) -> bool {
+        let same_ip = self.inner.tos == inner.tos
+            && self.inner.ttl == inner.ttl
+            && self.inner.dont_fragment == inner.dont_fragment
+            && self.header_len == shape.header_len
+            && (inner.v6 || self.id_continues(inner));
+        let fits = shape.payload <= usize::from(self.segment_size)
+            && self.segments < SEGMENTS_MAX
+            && self.len + shape.payload <= IP_MAX;
+        if !(same_ip && fits) {
+            return false;
+        }
+        let first = bytes(arena, &(self.at..self.at + self.header_len as u32));
+        if inner.v6 && first.get(1..4) != packet.get(1..4) {
+            return false;
+        }
+        // The TCP header between the sequence number and the checksum, but for the flags, then the options.
+        let t = inner.transport;
+        inner.protocol == UDP
+            || (self.next_seq == shape.seq
+                && (self.tail_flags ^ shape.flags) & !(tcp::FIN | tcp::PSH) == 0
+                && first.get(t + 8..t + 13) == packet.get(t + 8..t + 13)
+                && first.get(t + 14..t + 16) == packet.get(t + 14..t + 16)
+                && first.get(t + 18..) == packet.get(t + 18..self.header_len))
+    }
+
+    /// Identifications count up, or stand still where "don't fragment" makes them meaningless (RFC 6864).
+    #[inline]
+    fn id_continues(&self, inner: &Inner) -> bool {
+        let step = |by: u16| inner.id == self.inner.id.wrapping_add(by.wrapping_mul(self.segments as u16));
+        match self.id_step {
+            Some(by) => step(by),
+            None => step(1) || (inner.dont_fragment && step(0)),
+        }
+    }
+
+    #[inline]
+    fn append(&mut self, at: u32, inner: &Inner, shape: &Shape) {
+        if self.id_step.is_none() {
+            self.id_step = Some(u16::from(inner.id != self.inner.id));
+        }
+        self.spans.push(at + shape.header_len as u32..at + inner.len as u32);
+        self.len += shape.payload;
+        self.segments += 1;
+        self.next_seq = shape.seq.wrapping_add(shape.payload as u32);
+        self.tail_flags |= shape.flags;
+        self.open = shape.open && shape.payload == usize::from(self.segment_size);
+    }
+
+    /// Writes the virtio header and, for a super-packet, the lengths and sums that now cover all of it.
+    fn seal(&mut self, arena: &mut [u8], virtio_at: Range<u32>) {
+        let inner = &self.inner;
+        let mut header = virtio::Header {
+            flags: 0,
+            gso: virtio::Gso::None,
+            ecn: false,
+            hdr_len: 0,
+            gso_size: 0,
+            csum_start: 0,
+            csum_offset: 0,
+        };
+        let joined = self.is_super();
+        if joined || self.checksum == State::Open {
+            let offset = if inner.protocol == TCP { tcp::CHECKSUM_OFFSET } else { 6 };
+            header.flags = virtio::NEEDS_CSUM;
+            header.csum_start = inner.transport as u16;
+            header.csum_offset = offset as u16;
+        }
+        if joined {
+            header.gso = match (inner.protocol, inner.v6) {
+                (TCP, false) => virtio::Gso::Tcp4,
+                (TCP, true) => virtio::Gso::Tcp6,
+                _ => virtio::Gso::UdpL4,
+            };
+            header.hdr_len = self.header_len as u16;
+            header.gso_size = self.segment_size;
+            let packet = bytes_mut(arena, &(self.at..self.at + self.header_len as u32));
+            restate(packet, inner, self.len, self.tail_flags);
+        }
+        // The span was cut to the header's length, so this cannot fail.
+        let _ = header.emit(bytes_mut(arena, &virtio_at));
+        self.spans[0] = virtio_at;
+    }
+}
+
+/// Makes the first packet's headers speak for `len` bytes, with an open transport checksum.
+fn restate(headers: &mut [u8], inner: &Inner, len: usize, flags: u8) {
+    if headers.len() < inner.transport {
+        return;
+    }
+    let (ip, transport) = headers.split_at_mut(inner.transport);
+    if inner.v6 {
+        ipv6::set_payload_len(ip, (len - ipv6::HEADER_LEN) as u16);
+    } else {
+        ipv4::set_total_len(ip, len as u16);
+        ipv4::fill_checksum(ip);
+    }
+    let transport_len = len - inner.transport;
+    let check = inner.pseudo_header(transport_len as u32).fold().to_be_bytes();
+    let field = if inner.protocol == TCP { tcp::CHECKSUM_OFFSET } else { 6 };
+    if inner.protocol == TCP {
+        tcp::set_flags(transport, flags);
+    } else if let Some(field) = transport.get_mut(4..6) {
+        field.copy_from_slice(&(transport_len as u16).to_be_bytes());
+    }
+    if let Some(field) = transport.get_mut(field..field + 2) {
+        field.copy_from_slice(&check);
+    }
+}

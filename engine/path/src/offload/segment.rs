@@ -1,0 +1,210 @@
+//! Cuts a TCP or UDP super-packet into segments: fresh headers in front of slices of the old payload.
+//!
+//! The payload is read once, for the checksum, and never moved. What may differ between the segments of one
+//! super-packet follows the kernel's `tcp_gso_segment` and `__udp_gso_segment` (net/ipv4/tcp_offload.c,
+//! udp_offload.c): IPv4 id counts up, FIN and PSH stay on the last segment, CWR on the first.
+
+use std::ops::Range;
+
+use wire::checksum::Sum;
+use wire::{ipv4, ipv6, tcp, udp};
+
+use crate::inner::{Inner, TCP, UDP};
+use crate::space::{Space, bytes, bytes_mut};
+use crate::verdict::DropReason;
+
+/// The longest run of inner headers that is repeated in front of each segment.
+pub const HEADERS_MAX: usize = 192;
+/// Linux never announces a smaller segment: TCP_MIN_GSO_SIZE is 8 (include/net/tcp.h, TCP_MIN_SND_MSS 48).
+pub const SEGMENT_MIN: u16 = 8;
+
+/// A super-packet, checked and ready to be cut.
+#[derive(Clone, Copy, Debug)]
+pub struct SuperPacket {
+    /// Its IP header as parsed.
+    pub inner: Inner,
+    /// Where its IP header stands in the arena.
+    pub at: u32,
+    /// IP and transport headers, in bytes.
+    pub header_len: usize,
+    /// Payload bytes of each segment but the last.
+    pub segment_size: u16,
+}
+
+impl SuperPacket {
+    /// Checks that the packet can be cut into segments of this size. `bytes` starts with its IP header.
+    #[inline]
+    pub fn check(inner: Inner, bytes: &[u8], at: u32, segment_size: u16) -> Result<SuperPacket, DropReason> {
+        if inner.fragment || segment_size < SEGMENT_MIN {
+            return Err(DropReason::BadOffload);
+        }
+        let transport = bytes.get(inner.transport..inner.len).ok_or(DropReason::BadOffload)?;
+        let transport_len = match inner.protocol {
+            TCP => tcp::Header::parse(transport).map_err(|_| DropReason::BadTransportHeader)?.header_len,
+            UDP if transport.len() >= udp::HEADER_LEN => udp::HEADER_LEN,
+            UDP => return Err(DropReason::BadTransportHeader),
+            _ => return Err(DropReason::BadOffload),
+        };
+        let header_len = inner.transport + transport_len;
+        if header_len > HEADERS_MAX || header_len >= inner.len {
+            return Err(DropReason::BadOffload);
+        }
+        Ok(SuperPacket { inner, at, header_len, segment_size })
+    }
+
+    /// Its payload, as one span.
+    #[inline]
+    pub fn payload(&self) -> Range<u32> {
+        self.at + self.header_len as u32..self.at + self.inner.len as u32
+    }
+
+    /// How many segments it makes.
+    #[inline]
+    pub fn segments(&self) -> usize {
+        (self.inner.len - self.header_len).div_ceil(usize::from(self.segment_size))
+    }
+
+    /// Cuts `payload`, whose spans each hold a whole number of segments (the very last may be short). Each
+    /// segment gets `prefix` bytes, then its headers, from `space`; `emit` receives that span and the
+    /// segment's payload. Returns the payload bytes summed; the caller has made sure of the space
+    /// ([`SuperPacket::segments`] × (`prefix` + [`SuperPacket::header_len`])).
+    #[inline]
+    pub fn cut(
+        &self,
+        arena: &mut [u8],
+        payload: &[Range<u32>],
+        prefix: usize,
+        space: &mut Space,
+        mut emit: impl FnMut(&mut [u8], Range<u32>, Range<u32>),
+    ) -> usize {
+        let mut stamp = Stamp::new(self, bytes(arena, &(self.at..self.at + self.header_len as u32)));
+        let total: u32 = payload.iter().map(|span| span.end - span.start).sum();
+        let mut done = 0;
+        for span in payload {
+            let mut at = span.start;
+            while at < span.end {
+                let piece = at..span.end.min(at + u32::from(self.segment_size));
+                at = piece.end;
+                done += piece.end - piece.start;
+                let Some(header) = space.take(prefix + self.header_len) else { return done as usize };
+                let sum = Sum::of(bytes(arena, &piece));
+                let inner = header.start + prefix as u32..header.end;
+                stamp.write(bytes_mut(arena, &inner), sum, piece.end - piece.start, done == total);
+                emit(arena, header, piece);
+            }
+        }
+        done as usize
+    }
+}
+
+/// The repeated headers with the sums of everything that does not change.
+struct Stamp {
+    headers: [u8; HEADERS_MAX],
+    len: usize,
+    transport: usize,
+    v6: bool,
+    tcp: bool,
+    /// IPv4 header without length, id and checksum.
+    ip_sum: Sum,
+    /// Pseudo-header without length, transport header without what varies.
+    transport_sum: Sum,
+    id: u16,
+    seq: u32,
+    flags: u8,
+    first: bool,
+}
+
+impl Stamp {
+    fn new(packet: &SuperPacket, from: &[u8]) -> Stamp {
+        let mut headers = [0; HEADERS_MAX];
+        let len = from.len().min(HEADERS_MAX);
+        headers[..len].copy_from_slice(&from[..len]);
+        let (ip, transport) = headers[..len].split_at_mut(packet.inner.transport.min(len));
+        let mut ip_sum = Sum::default();
+        if !packet.inner.v6 {
+            ipv4::set_total_len(ip, 0);
+            ipv4::set_id(ip, 0);
+            zero16(ip, 10);
+            ip_sum = Sum::of(ip);
+        }
+        let (mut seq, mut flags) = (0, 0);
+        if packet.inner.protocol == TCP {
+            if let Ok(header) = tcp::Header::parse(transport) {
+                (seq, flags) = (header.seq, header.flags);
+            }
+            tcp::set_seq(transport, 0);
+            tcp::set_flags(transport, 0);
+            zero16(transport, tcp::CHECKSUM_OFFSET);
+        } else {
+            zero16(transport, 4);
+            zero16(transport, 6);
+        }
+        let transport_sum = packet.inner.pseudo_header(0).add(transport);
+        Stamp {
+            headers,
+            len,
+            transport: packet.inner.transport,
+            v6: packet.inner.v6,
+            tcp: packet.inner.protocol == TCP,
+            ip_sum,
+            transport_sum,
+            id: packet.inner.id,
+            seq,
+            flags,
+            first: true,
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, out: &mut [u8], payload_sum: Sum, payload_len: u32, last: bool) {
+        if out.len() != self.len {
+            return;
+        }
+        out.copy_from_slice(&self.headers[..self.len]);
+        let total = self.len as u32 + payload_len;
+        let (ip, transport) = out.split_at_mut(self.transport);
+        if self.v6 {
+            ipv6::set_payload_len(ip, (total as usize - ipv6::HEADER_LEN) as u16);
+        } else {
+            ipv4::set_total_len(ip, total as u16);
+            ipv4::set_id(ip, self.id);
+            let check = self.ip_sum.add_u16(total as u16).add_u16(self.id).finish();
+            put16(ip, 10, check);
+            self.id = self.id.wrapping_add(1);
+        }
+        let transport_len = transport.len() as u32 + payload_len;
+        let sum = self.transport_sum.join(payload_sum).add_u32(transport_len);
+        if self.tcp {
+            let mut flags = self.flags;
+            if !last {
+                flags &= !(tcp::FIN | tcp::PSH);
+            }
+            if !self.first {
+                flags &= !tcp::CWR;
+            }
+            tcp::set_seq(transport, self.seq);
+            tcp::set_flags(transport, flags);
+            let check = sum.add_u32(self.seq).add_u16(u16::from(flags)).finish();
+            put16(transport, tcp::CHECKSUM_OFFSET, check);
+            self.seq = self.seq.wrapping_add(payload_len);
+        } else {
+            put16(transport, 4, transport_len as u16);
+            let check = sum.add_u16(transport_len as u16).finish();
+            // RFC 768: a computed zero is sent as all ones.
+            put16(transport, 6, if check == 0 { 0xffff } else { check });
+        }
+        self.first = false;
+    }
+}
+
+#[inline]
+fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(field) = bytes.get_mut(at..at + 2) {
+        field.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+#[inline]
+fn zero16(bytes: &mut [u8], at: usize) {
+    put16(bytes, at, 0);
+}
