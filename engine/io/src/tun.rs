@@ -1,0 +1,327 @@
+//! TUN devices with a virtio header before each packet, and their queues.
+//!
+//! The header (linux/virtio_net.h) is just the first [`HEADER_LEN`] bytes of each packet here; who reads
+//! and writes it is the caller. A flow's replies are read on the queue its packets were written to: the
+//! driver learns that from our writes.
+
+use std::ffi::c_int;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::port::slice;
+use crate::wait::Waiter;
+use crate::{Error, Overlay, PortCounters, sys};
+
+/// Bytes of `struct virtio_net_hdr` (linux/virtio_net.h), in native byte order.
+pub const HEADER_LEN: usize = 10;
+
+/// Spans one write may gather: UIO_MAXIOV (linux/uio.h).
+pub const MAX_SPANS: usize = 1024;
+
+/// Queues one device may have: MAX_TAP_QUEUES (drivers/net/tun.c).
+pub const MAX_QUEUES: usize = 256;
+
+// linux/if_tun.h
+pub(crate) const IFF_TUN: c_int = 0x0001;
+pub(crate) const IFF_MULTI_QUEUE: c_int = 0x0100;
+pub(crate) const IFF_PERSIST: c_int = 0x0800;
+pub(crate) const IFF_NO_PI: c_int = 0x1000;
+pub(crate) const IFF_VNET_HDR: c_int = 0x4000;
+
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_TSO_ECN: u32 = 0x08;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
+
+/// Which unfinished packets the kernel may hand us; what it grants can be less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Packets whose transport checksum is still to be finished.
+    pub csum: bool,
+    /// TCP super-packets up to 64 KiB, IPv4 and IPv6, with or without CWR. Needs `csum`.
+    pub tso: bool,
+    /// UDP super-packets, IPv4 and IPv6. Needs `csum`; kernel 6.2 or later.
+    pub uso: bool,
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Interface name, up to 15 bytes; `%d` in it lets the kernel number it.
+    pub name: String,
+    /// Queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
+    pub queues: usize,
+    /// What to ask for.
+    pub offloads: Offloads,
+    /// Whether the device outlives us. A persistent device left by an earlier run is taken over.
+    pub persist: bool,
+}
+
+/// An open device.
+#[derive(Debug)]
+pub struct Tun {
+    /// Its name as the kernel gave it.
+    pub name: String,
+    /// Its queues, as many as asked for unless a note says otherwise.
+    pub queues: Vec<Queue>,
+    /// What the kernel granted.
+    pub granted: Offloads,
+    /// What was asked for and not granted, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// One queue of a TUN device: one worker's [`Overlay`].
+#[derive(Debug)]
+pub struct Queue {
+    fd: OwnedFd,
+    vectors: Vectors,
+    counters: PortCounters,
+}
+
+/// Scratch for a gathered write; its pointers are stale between calls.
+struct Vectors(Box<[libc::iovec]>);
+
+// SAFETY: the pointers inside are only followed during the `write` that has just filled them in.
+unsafe impl Send for Vectors {}
+
+/// Opens the device with all its queues. It is down and has no address: that is the caller's work.
+///
+/// When the device cannot have several queues, it is opened with one and a note; an offload that is
+/// refused is left out with a note.
+pub fn open(config: &Config) -> Result<Tun, Error> {
+    let doing = || format!("creating the TUN device {}", config.name);
+    let wanted = config.queues.clamp(1, MAX_QUEUES);
+    let mut notes = Vec::new();
+    if config.queues > MAX_QUEUES {
+        notes.push(format!("{MAX_QUEUES} queues instead of {}: the TUN driver has no more", config.queues));
+    }
+
+    let first = open_node()?;
+    let multi_queue = wanted > 1 && {
+        let known = sys::tun_features(first.as_fd()).unwrap_or(0) & IFF_MULTI_QUEUE as u32 != 0;
+        if !known {
+            notes.push(format!("one queue instead of {wanted}: this kernel's TUN driver has no multi-queue"));
+        }
+        known
+    };
+    let flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | if multi_queue { IFF_MULTI_QUEUE } else { 0 };
+
+    // A multi-queue device lets any process with the right attach one more queue and take a share of its
+    // packets, so a name in use must be noticed here: the kernel would not say EBUSY.
+    let existed = sys::interface_flags(&config.name).ok();
+    let name = sys::tun_attach(first.as_fd(), &config.name, flags)
+        .map_err(|cause| explain(Error::new(doing(), cause), &config.name, existed.is_some()))?;
+    if let Some(before) = existed {
+        let persistent =
+            sys::tun_flags(first.as_fd()).map_err(|e| Error::new(doing(), e))? & IFF_PERSIST != 0;
+        let running = i32::from(before) & libc::IFF_UP != 0 && i32::from(before) & libc::IFF_RUNNING != 0;
+        if !persistent || running {
+            return Err(taken(Error::new(doing(), io::Error::from_raw_os_error(libc::EBUSY))));
+        }
+    }
+    sys::tun_set_header_len(first.as_fd(), HEADER_LEN as c_int).map_err(|cause| {
+        Error::new(format!("setting the virtio header length of {name}"), cause)
+            .advise("loden needs a TUN driver with vnet_hdr, Linux 2.6.32 or later")
+    })?;
+    let granted = offer(first.as_fd(), config.offloads, &name, &mut notes)?;
+    sys::tun_set_persist(first.as_fd(), config.persist)
+        .map_err(|cause| Error::new(format!("setting whether {name} outlives this process"), cause))?;
+
+    let mut queues = vec![Queue::new(first)];
+    while multi_queue && queues.len() < wanted {
+        let next = open_node()?;
+        match sys::tun_attach(next.as_fd(), &name, flags) {
+            Ok(_) => queues.push(Queue::new(next)),
+            Err(cause) => {
+                notes.push(format!("{} queues instead of {wanted}: {cause}", queues.len()));
+                break;
+            }
+        }
+    }
+    Ok(Tun { name, queues, granted, notes })
+}
+
+impl Queue {
+    fn new(fd: OwnedFd) -> Queue {
+        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Queue {
+            fd,
+            vectors: Vectors(vec![empty; MAX_SPANS].into_boxed_slice()),
+            counters: PortCounters::default(),
+        }
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Overlay for Queue {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.counters.read_calls += 1;
+            match sys::read(self.fd.as_fd(), buffer) {
+                Ok(len) => {
+                    self.counters.reads += 1;
+                    self.counters.read_datagrams += 1;
+                    self.counters.read_bytes += len as u64;
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.counters.would_block += 1;
+                    return Err(error);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.counters.errors += 1;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, arena: &[u8], spans: &[Range<u32>]) -> io::Result<()> {
+        let Some((vectors, len)) = gather(&mut self.vectors.0, arena, spans) else {
+            self.counters.errors += 1;
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        loop {
+            self.counters.write_calls += 1;
+            // SAFETY: `gather` made each vector from a slice of `arena`, which is borrowed until we return.
+            match unsafe { sys::write_vectors(self.fd.as_fd(), vectors) } {
+                Ok(_) => {
+                    self.counters.writes += 1;
+                    self.counters.write_datagrams += 1;
+                    self.counters.write_bytes += len;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    match error.raw_os_error() {
+                        Some(libc::EAGAIN | libc::ENOBUFS) => self.counters.write_full += 1,
+                        _ => self.counters.errors += 1,
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn counters(&self) -> &PortCounters {
+        &self.counters
+    }
+
+    fn register(&self, waiter: &mut Waiter, token: usize) -> io::Result<()> {
+        waiter.register(self.fd.as_fd(), token)
+    }
+}
+
+impl std::fmt::Debug for Vectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vectors({})", self.0.len())
+    }
+}
+
+/// Turns spans into vectors, the only place where this is done for a TUN; `None` when one does not fit.
+fn gather<'a>(
+    vectors: &'a mut [libc::iovec],
+    arena: &[u8],
+    spans: &[Range<u32>],
+) -> Option<(&'a [libc::iovec], u64)> {
+    let vectors = vectors.get_mut(..spans.len())?;
+    let mut total = 0;
+    for (vector, span) in vectors.iter_mut().zip(spans) {
+        let bytes = slice(arena, span)?;
+        total += bytes.len() as u64;
+        *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    }
+    Some((vectors, total))
+}
+
+fn open_node() -> Result<OwnedFd, Error> {
+    sys::open_device(sys::TUN_PATH).map_err(|cause| {
+        let advice = match cause.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "/dev/net/tun is missing: load the tun module or mount the device into the container"
+            }
+            Some(libc::EPERM | libc::EACCES) => {
+                "the container's device rules or the file's mode forbid it: allow character device 10:200, \
+                 and run as root or with CAP_NET_ADMIN"
+            }
+            Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
+            _ => "",
+        };
+        Error::new("opening /dev/net/tun", cause).advise(advice)
+    })
+}
+
+/// Asks for less and less until the kernel agrees.
+fn offer(
+    fd: BorrowedFd<'_>,
+    wanted: Offloads,
+    name: &str,
+    notes: &mut Vec<String>,
+) -> Result<Offloads, Error> {
+    let mut ask =
+        Offloads { csum: wanted.csum, tso: wanted.tso && wanted.csum, uso: wanted.uso && wanted.csum };
+    loop {
+        match sys::tun_set_offload(fd, bits(ask)) {
+            Ok(()) => return Ok(ask),
+            Err(_) if ask.uso => {
+                notes.push(format!("{name}: no UDP segmentation offload (USO): it came with Linux 6.2"));
+                ask.uso = false;
+            }
+            Err(_) if ask.tso => {
+                notes.push(format!("{name}: no TCP segmentation offload (TSO): every packet crosses singly"));
+                ask.tso = false;
+            }
+            Err(_) if ask.csum => {
+                notes.push(format!("{name}: no checksum offload: the kernel sums every packet itself"));
+                ask.csum = false;
+            }
+            // Kernels before 2.6.27 have no offloads to switch off either, and a filter that refuses the
+            // request leaves a new device as it is: without any.
+            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => return Ok(ask),
+            Err(cause) => return Err(Error::new(format!("setting the offloads of {name}"), cause)),
+        }
+    }
+}
+
+fn bits(offloads: Offloads) -> u32 {
+    let pick = |on: bool, bits: u32| if on { bits } else { 0 };
+    pick(offloads.csum, TUN_F_CSUM)
+        | pick(offloads.tso, TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)
+        | pick(offloads.uso, TUN_F_USO4 | TUN_F_USO6)
+}
+
+fn explain(error: Error, name: &str, existed: bool) -> Error {
+    match error.cause.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            error.advise("creating a TUN device needs CAP_NET_ADMIN in this network namespace")
+        }
+        Some(libc::EBUSY) => taken(error),
+        Some(libc::EINVAL) if existed => {
+            let advice = format!(
+                "an interface named {name} of another kind or another number of queues is there: \
+                 remove it with `ip link del {name}` or choose another name"
+            );
+            error.advise(advice)
+        }
+        _ if error.cause.kind() == io::ErrorKind::InvalidInput => {
+            error.advise("an interface name has 1 to 15 bytes, without a slash or a space")
+        }
+        _ => error,
+    }
+}
+
+fn taken(error: Error) -> Error {
+    error.advise("the name is taken by another process: stop that process or choose another name")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! A worker's UDP sockets: one that listens, and a fan that sends.
+//!
+//! The listening sockets of all workers share one port (SO_REUSEPORT); the kernel spreads senders over
+//! them and keeps each sender's flow on one. The fan gives each flow a source port of its own choice of
+//! lane, as RFC 7348 section 5 asks of a VXLAN sender; its sockets drop everything that comes in.
+
+mod address;
+mod control;
+mod receive;
+mod transmit;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::wait::Waiter;
+use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
+
+/// Datagrams one joined send may hold: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// Payload bytes of one send, joined or not: 65,535 less an IPv4 and a UDP header.
+pub const MAX_PAYLOAD: usize = 65_507;
+
+/// Receive slots one call can fill.
+pub const MAX_SLOTS: usize = receive::MAX_MESSAGES;
+
+// linux/in6.h
+const IPV6_AUTOFLOWLABEL: i32 = 70;
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen. An IPv6 socket is IPv6 only.
+    pub listen: SocketAddr,
+    /// The address to send from, each lane from a port of its own. `None`: all lanes send from the
+    /// listening socket.
+    pub send_from: Option<IpAddr>,
+    /// Sending sockets per worker when `send_from` is given; 0 counts as 1.
+    pub fan: usize,
+    /// Whether to send runs of datagrams in one piece (UDP_SEGMENT).
+    pub segment: bool,
+    /// Whether to receive runs of datagrams in one piece (UDP_GRO).
+    pub gro: bool,
+    /// Whether to move several messages per call (sendmmsg, recvmmsg).
+    pub mmsg: bool,
+    /// Bytes of each listening socket's receive buffer; 0 keeps the system's default.
+    pub receive_buffer: usize,
+    /// Bytes of each socket's send buffer; 0 keeps the system's default.
+    pub send_buffer: usize,
+}
+
+/// One worker's sockets: its [`Underlay`].
+#[derive(Debug)]
+pub struct Port {
+    listen: Socket,
+    lanes: Vec<Socket>,
+    receiver: receive::Receiver,
+    sender: transmit::Sender,
+    gro: bool,
+    notes: Vec<String>,
+    counters: PortCounters,
+}
+
+/// Which features a port uses at the moment; use can have switched some off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// UDP_SEGMENT.
+    pub segment: bool,
+    /// UDP_GRO.
+    pub gro: bool,
+    /// sendmmsg and recvmmsg.
+    pub mmsg: bool,
+}
+
+/// Opens `queues` ports (0 counts as 1) that share `config.listen`, one per worker.
+///
+/// Outer packets leave without DF and with flow label 0, as a kernel vxlan sends them. Fails when any
+/// other socket holds the port, also one that would share it.
+pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
+    let queues = queues.max(1);
+    if let Some(from) = config.send_from
+        && from.is_ipv4() != config.listen.is_ipv4()
+    {
+        let doing = format!("sending from {from} and listening on {}", config.listen);
+        return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
+            .advise("both must be of one address family"));
+    }
+    let mut listen = config.listen;
+    let shared = queues > 1;
+    if shared {
+        // Two daemons would both succeed in binding a shared port and each get half of the packets.
+        // A socket that does not share finds the other one out; the group opens when it is gone.
+        let alone = socket(&listen)?;
+        bind(&alone, &listen)?;
+        listen = alone.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(listen);
+    }
+    let mut ports = Vec::with_capacity(queues);
+    for _ in 0..queues {
+        let port = Port::open(config, listen, shared)?;
+        // A port number of 0 is the kernel's choice for the first and the same for the rest.
+        listen = port.local_addr().unwrap_or(listen);
+        ports.push(port);
+    }
+    Ok(ports)
+}
+
+impl Port {
+    fn open(config: &Config, address: SocketAddr, shared: bool) -> Result<Port, Error> {
+        let mut notes = Vec::new();
+        let listen = socket(&address)?;
+        let doing = |what: &str| format!("setting {what} on the UDP socket for {address}");
+        if shared {
+            listen.set_reuse_port(true).map_err(|e| Error::new(doing("SO_REUSEPORT"), e))?;
+        }
+        set_outer_header(&listen, &address).map_err(|e| Error::new(doing("the outer IP options"), e))?;
+        let ecn = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+        };
+        sys::set_option(listen.as_fd(), ecn.0, ecn.1, 1)
+            .map_err(|e| Error::new(doing("ECN reporting"), e))?;
+        size_buffers(&listen, config.receive_buffer, config.send_buffer, &mut notes);
+        let gro = config.gro && grant(&listen, libc::UDP_GRO, 1, "UDP_GRO", &mut notes);
+        let segment = config.segment && grant(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
+        bind(&listen, &address)?;
+
+        let mut lanes = Vec::new();
+        if let Some(from) = config.send_from {
+            for _ in 0..config.fan.max(1) {
+                lanes.push(lane(SocketAddr::new(from, 0), config.send_buffer)?);
+            }
+        }
+        let mut port = Port {
+            receiver: receive::Receiver::new(config.mmsg),
+            sender: transmit::Sender::new(segment, config.mmsg, address.is_ipv6()),
+            listen,
+            lanes,
+            gro,
+            notes,
+            counters: PortCounters::default(),
+        };
+        if config.mmsg {
+            port.try_batch_calls();
+        }
+        Ok(port)
+    }
+
+    /// The address and port it listens on.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.listen.local_addr().ok()?.as_socket()
+    }
+
+    /// The source address and port of each lane, in order.
+    pub fn lane_addrs(&self) -> Vec<SocketAddr> {
+        let own = std::slice::from_ref(&self.listen);
+        let sockets = if self.lanes.is_empty() { own } else { &self.lanes };
+        sockets.iter().filter_map(|socket| socket.local_addr().ok()?.as_socket()).collect()
+    }
+
+    /// The features in use now.
+    pub fn features(&self) -> Features {
+        let mmsg = self.receiver.mmsg() && self.sender.mmsg();
+        Features { segment: self.sender.segment(), gro: self.gro, mmsg }
+    }
+
+    /// What was asked for and not granted, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// A filter can hide either call; with no messages both do nothing and answer 0.
+    fn try_batch_calls(&mut self) {
+        // SAFETY: an empty slice has no pointers to follow.
+        if let Err(error) = unsafe { sys::receive_many(self.listen.as_fd(), &mut []) } {
+            self.notes.push(format!("no recvmmsg, one datagram per call: {error}"));
+            self.receiver.stop_batching();
+        }
+        // SAFETY: an empty slice has no pointers to follow.
+        if let Err(error) = unsafe { sys::send_many(self.listen.as_fd(), &mut []) } {
+            self.notes.push(format!("no sendmmsg, one message per call: {error}"));
+            self.sender.stop_batching();
+        }
+    }
+}
+
+impl Underlay for Port {
+    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        self.receiver.receive(self.listen.as_fd(), arena, slot_len, out, &mut self.counters)
+    }
+
+    fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
+        let sockets = if self.lanes.is_empty() { std::slice::from_ref(&self.listen) } else { &self.lanes };
+        self.sender.transmit(sockets, arena, spans, batch, &mut self.counters)
+    }
+
+    fn counters(&self) -> &PortCounters {
+        &self.counters
+    }
+
+    fn register(&self, waiter: &mut Waiter, token: usize) -> io::Result<()> {
+        waiter.register(self.listen.as_fd(), token)
+    }
+}
+
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listen.as_fd()
+    }
+}
+
+/// A non-blocking socket of the address's family.
+fn socket(address: &SocketAddr) -> Result<Socket, Error> {
+    let make = || {
+        let socket = Socket::new(Domain::for_address(*address), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        Ok(socket)
+    };
+    make().map_err(|cause: io::Error| {
+        let advice = match cause.raw_os_error() {
+            Some(libc::EAFNOSUPPORT) => "this kernel has no IPv6: use an IPv4 underlay",
+            Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files, or use a smaller fan",
+            _ => "",
+        };
+        Error::new(format!("making a UDP socket for {address}"), cause).advise(advice)
+    })
+}
+
+fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
+    socket.bind(&(*address).into()).map_err(|cause| {
+        let port = address.port();
+        let advice = match cause.raw_os_error() {
+            Some(libc::EADDRINUSE) => format!(
+                "UDP port {port} is taken by another process (see `ss -ulpn sport = {port}`) or by a kernel \
+                 tunnel, which ss does not name (see `ip -d link show type vxlan`): remove it or use \
+                 another port"
+            ),
+            Some(libc::EADDRNOTAVAIL) => format!("no interface here has the address {}", address.ip()),
+            Some(libc::EACCES) => format!("port {port} needs CAP_NET_BIND_SERVICE"),
+            _ => String::new(),
+        };
+        Error::new(format!("binding UDP {address}"), cause).advise(advice)
+    })
+}
+
+/// A socket that only sends. The filter comes before the port, so that nothing slips in between.
+fn lane(from: SocketAddr, send_buffer: usize) -> Result<Socket, Error> {
+    let lane = socket(&from)?;
+    let tell = |what: &str| format!("setting {what} on a sending socket for {}", from.ip());
+    sys::attach_drop_all(lane.as_fd()).map_err(|e| Error::new(tell("the drop-all filter"), e))?;
+    set_outer_header(&lane, &from).map_err(|e| Error::new(tell("the outer IP options"), e))?;
+    // The listening socket of the same group notes what the system does not grant.
+    size_buffers(&lane, 1, send_buffer, &mut Vec::new());
+    bind(&lane, &from)?;
+    Ok(lane)
+}
+
+/// DF clear and flow label 0, as a kernel vxlan sends by default; the kernel fragments if it must.
+fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
+    let fd = socket.as_fd();
+    match address {
+        SocketAddr::V4(_) => {
+            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+        }
+        SocketAddr::V6(_) => {
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            match sys::set_option(fd, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0) {
+                // Before Linux 3.17 there is no automatic label to switch off.
+                Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+                other => other,
+            }
+        }
+    }
+}
+
+/// Sets buffer sizes beyond the system's limits where allowed, within them otherwise.
+fn size_buffers(socket: &Socket, receive: usize, send: usize, notes: &mut Vec<String>) {
+    let wanted = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
+    let fd = socket.as_fd();
+    if receive > 0 && sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, wanted(receive)).is_err() {
+        let _ = socket.set_recv_buffer_size(receive);
+        // The kernel keeps and reports twice what it was asked for (socket(7)).
+        let got = socket.recv_buffer_size().unwrap_or(0) / 2;
+        if got < receive {
+            notes.push(format!("receive buffer {got} of {receive} bytes: raise sysctl net.core.rmem_max"));
+        }
+    }
+    if send > 0 && sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted(send)).is_err() {
+        let _ = socket.set_send_buffer_size(send);
+        let got = socket.send_buffer_size().unwrap_or(0) / 2;
+        if got < send {
+            notes.push(format!("send buffer {got} of {send} bytes: raise sysctl net.core.wmem_max"));
+        }
+    }
+}
+
+fn grant(socket: &Socket, option: i32, value: i32, name: &str, notes: &mut Vec<String>) -> bool {
+    match sys::set_option(socket.as_fd(), libc::SOL_UDP, option, value) {
+        Ok(()) => true,
+        Err(error) => {
+            notes.push(format!("no {name}: {error}"));
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+//! Sending in batches: runs of datagrams in one piece where the kernel takes them, plainly where not.
+
+use std::mem;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::Socket;
+
+use super::address::Address;
+use super::control::Control;
+use super::{MAX_PAYLOAD, MAX_SEGMENTS};
+use crate::port::slice;
+use crate::{PortCounters, Transmit, TransmitOutcome, sys};
+
+/// Messages one call may carry.
+const MAX_MESSAGES: usize = 64;
+
+/// Vectors one call may carry, and so the spans of one transmit: UIO_MAXIOV (linux/uio.h).
+const MAX_VECTORS: usize = 1024;
+
+/// Scratch for sending, made once.
+pub(super) struct Sender {
+    messages: Box<[libc::mmsghdr]>,
+    vectors: Box<[libc::iovec]>,
+    addresses: Box<[Address]>,
+    controls: Box<[Control]>,
+    staged: Box<[Staged]>,
+    segment: bool,
+    mmsg: bool,
+    ipv6: bool,
+}
+
+// SAFETY: the pointers in `messages` and `vectors` are only followed during the `transmit` that has just
+// filled them in; the memory they lead to is owned by the same value or borrowed for that call.
+unsafe impl Send for Sender {}
+
+/// What a staged message stands for.
+#[derive(Clone, Copy, Default)]
+struct Staged {
+    /// Index in the batch.
+    transmit: usize,
+    datagrams: u32,
+    bytes: u32,
+    /// Sent in one piece to be cut by the kernel.
+    joined: bool,
+}
+
+/// How far into the batch we are; inside a transmit only when it goes out datagram by datagram.
+#[derive(Clone, Copy)]
+struct Cursor {
+    transmit: usize,
+    /// Spans of it that are already staged.
+    span: usize,
+}
+
+/// What is left to do after a call.
+enum Flushed {
+    /// Nothing: every staged message was sent or dropped.
+    All,
+    /// This transmit and all after it must be staged again, this one plainly.
+    Plainly(usize),
+}
+
+/// The borrowed parts of one `transmit` call.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    arena: &'a [u8],
+    spans: &'a [Range<u32>],
+    batch: &'a [Transmit],
+}
+
+impl Sender {
+    pub(super) fn new(segment: bool, mmsg: bool, ipv6: bool) -> Sender {
+        // SAFETY: an mmsghdr is integers and pointers; zero is a value of each.
+        let message: libc::mmsghdr = unsafe { mem::zeroed() };
+        let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Sender {
+            messages: vec![message; MAX_MESSAGES].into(),
+            vectors: vec![vector; MAX_VECTORS].into(),
+            addresses: vec![Address::empty(); MAX_MESSAGES].into(),
+            controls: vec![Control::empty(); MAX_MESSAGES].into(),
+            staged: vec![Staged::default(); MAX_MESSAGES].into(),
+            segment,
+            mmsg,
+            ipv6,
+        }
+    }
+
+    pub(super) fn segment(&self) -> bool {
+        self.segment
+    }
+
+    pub(super) fn mmsg(&self) -> bool {
+        self.mmsg
+    }
+
+    pub(super) fn stop_batching(&mut self) {
+        self.mmsg = false;
+    }
+
+    /// [`crate::Underlay::transmit`]. `sockets` is the fan, never empty.
+    pub(super) fn transmit(
+        &mut self,
+        sockets: &[Socket],
+        arena: &[u8],
+        spans: &[Range<u32>],
+        batch: &[Transmit],
+        counters: &mut PortCounters,
+    ) -> TransmitOutcome {
+        let work = Work { arena, spans, batch };
+        let mut outcome = TransmitOutcome::default();
+        let mut at = Cursor { transmit: 0, span: 0 };
+        let mut plain = None;
+        while let Some(next) = batch.get(at.transmit) {
+            let lane = usize::from(next.lane) % sockets.len().max(1);
+            let Some(socket) = sockets.get(lane) else { break };
+            let (after, count) = self.stage(work, at, plain, lane, sockets.len(), counters, &mut outcome);
+            at = match self.flush(socket.as_fd(), count, counters, &mut outcome) {
+                Flushed::All => after,
+                Flushed::Plainly(transmit) => {
+                    plain = Some(transmit);
+                    Cursor { transmit, span: 0 }
+                }
+            };
+        }
+        outcome
+    }
+
+    /// Fills messages from `at` on, as long as they fit one call and share the lane. Returns where the
+    /// next call goes on, and how many messages this one has; transmits that make no sense are dropped.
+    #[allow(clippy::too_many_arguments)]
+    fn stage(
+        &mut self,
+        work: Work<'_>,
+        mut at: Cursor,
+        plain: Option<usize>,
+        lane: usize,
+        lanes: usize,
+        counters: &mut PortCounters,
+        outcome: &mut TransmitOutcome,
+    ) -> (Cursor, usize) {
+        let (mut count, mut vectors) = (0, 0);
+        while let Some(transmit) = work.batch.get(at.transmit) {
+            if count == MAX_MESSAGES || usize::from(transmit.lane) % lanes != lane {
+                break;
+            }
+            let Some((own, bytes)) = self.examine(work, transmit, at) else {
+                let lost = u32::from(transmit.segments.max(1));
+                outcome.dropped_error += lost;
+                counters.errors += 1;
+                at = Cursor { transmit: at.transmit + 1, span: 0 };
+                continue;
+            };
+            let several = transmit.segment_size > 0 && transmit.segments > 1;
+            let joined = several && self.segment && plain != Some(at.transmit);
+            let (take, bytes, datagrams) = if joined || !several {
+                (own.len(), bytes, u32::from(transmit.segments.max(1)))
+            } else {
+                let (take, bytes) = first_datagram(&own[at.span..], transmit.segment_size);
+                (take, bytes, 1)
+            };
+            if vectors + take > MAX_VECTORS {
+                break;
+            }
+            let staged = Staged { transmit: at.transmit, datagrams, bytes, joined };
+            self.fill(count, vectors, work.arena, &own[at.span..at.span + take], transmit, staged);
+            count += 1;
+            vectors += take;
+            at.span += take;
+            if at.span == own.len() {
+                at = Cursor { transmit: at.transmit + 1, span: 0 };
+            }
+        }
+        (at, count)
+    }
+
+    /// A transmit's spans and their sum, or `None` when it cannot be sent. Each transmit is examined
+    /// once, when the cursor enters it.
+    #[inline]
+    fn examine<'a>(
+        &self,
+        work: Work<'a>,
+        transmit: &Transmit,
+        at: Cursor,
+    ) -> Option<(&'a [Range<u32>], u32)> {
+        let first = transmit.first_span as usize;
+        let own = work.spans.get(first..first.checked_add(transmit.span_count as usize)?)?;
+        if at.span > 0 {
+            return Some((own, 0));
+        }
+        if own.len() > MAX_VECTORS || own.is_empty() || transmit.to.is_ipv6() != self.ipv6 {
+            return None;
+        }
+        let several = transmit.segment_size > 0 && transmit.segments > 1;
+        let segment_size = if several { usize::from(transmit.segment_size) } else { usize::MAX };
+        let (mut total, mut open, mut closed) = (0, 0, 0);
+        for span in own {
+            let len = slice(work.arena, span)?.len();
+            total += len;
+            open += len;
+            if open > segment_size || total > MAX_PAYLOAD {
+                return None;
+            }
+            if open == segment_size {
+                (open, closed) = (0, closed + 1);
+            }
+        }
+        let datagrams = closed + usize::from(open > 0);
+        let sensible = !several || (datagrams == usize::from(transmit.segments) && datagrams <= MAX_SEGMENTS);
+        sensible.then_some((own, total as u32))
+    }
+
+    /// Message `index`, with its vectors from `first` on. The spans were examined.
+    #[inline]
+    fn fill(
+        &mut self,
+        index: usize,
+        first: usize,
+        arena: &[u8],
+        spans: &[Range<u32>],
+        transmit: &Transmit,
+        staged: Staged,
+    ) {
+        let vectors = &mut self.vectors[first..first + spans.len()];
+        for (vector, span) in vectors.iter_mut().zip(spans) {
+            let bytes = slice(arena, span).unwrap_or_default();
+            *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        }
+        let address = &mut self.addresses[index];
+        let control = &mut self.controls[index];
+        let segment_size = if staged.joined { transmit.segment_size } else { 0 };
+        let control_len = control.set(segment_size, transmit.ecn, self.ipv6);
+        let header = &mut self.messages[index].msg_hdr;
+        header.msg_namelen = address.set(&transmit.to);
+        header.msg_name = (&raw mut *address).cast();
+        header.msg_iov = vectors.as_mut_ptr();
+        header.msg_iovlen = vectors.len() as _;
+        header.msg_control =
+            if control_len == 0 { std::ptr::null_mut() } else { control.as_mut_ptr().cast() };
+        header.msg_controllen = control_len as _;
+        header.msg_flags = 0;
+        self.staged[index] = staged;
+    }
+
+    /// Sends the first `count` messages, in order.
+    fn flush(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        count: usize,
+        counters: &mut PortCounters,
+        outcome: &mut TransmitOutcome,
+    ) -> Flushed {
+        let mut base = 0;
+        let mut retried = None;
+        while base < count {
+            counters.write_calls += 1;
+            let answer = if self.mmsg && count - base > 1 {
+                // SAFETY: `fill` has just aimed these at the borrowed arena and at buffers of our own.
+                unsafe { sys::send_many(fd, &mut self.messages[base..count]) }
+            } else {
+                // SAFETY: as above, for one message.
+                unsafe { sys::send_one(fd, &self.messages[base].msg_hdr) }.map(|_| 1)
+            };
+            let error = match answer {
+                Ok(sent) => {
+                    for staged in &self.staged[base..base + sent] {
+                        counters.writes += 1;
+                        counters.write_datagrams += u64::from(staged.datagrams);
+                        counters.write_bytes += u64::from(staged.bytes);
+                        outcome.sent += staged.datagrams;
+                    }
+                    base += sent;
+                    continue;
+                }
+                Err(error) => error.raw_os_error().unwrap_or(0),
+            };
+            let failed = self.staged[base];
+            match error {
+                libc::EINTR => {}
+                libc::ENOSYS if self.mmsg => {
+                    self.mmsg = false;
+                    counters.downgrades += 1;
+                }
+                // The socket's own buffer is full, and so it will be for the next ones.
+                libc::EAGAIN => {
+                    for staged in &self.staged[base..count] {
+                        counters.write_full += u64::from(staged.datagrams);
+                        outcome.dropped_full += staged.datagrams;
+                    }
+                    return Flushed::All;
+                }
+                // The device's queue is full; another message may go through another device.
+                libc::ENOBUFS => {
+                    counters.write_full += u64::from(failed.datagrams);
+                    outcome.dropped_full += failed.datagrams;
+                    base += 1;
+                }
+                // EIO: the route's device cannot finish checksums (net/ipv4/udp.c udp_send_skb). EINVAL:
+                // a kernel or device that takes the option and not the packet.
+                libc::EIO | libc::EINVAL if failed.joined => {
+                    self.segment = false;
+                    counters.downgrades += 1;
+                    counters.resent += u64::from(failed.datagrams);
+                    return Flushed::Plainly(failed.transmit);
+                }
+                // One datagram is larger than the route's MTU: singly, the kernel fragments it.
+                libc::EMSGSIZE if failed.joined => {
+                    counters.resent += u64::from(failed.datagrams);
+                    return Flushed::Plainly(failed.transmit);
+                }
+                // An answer to an earlier datagram surfaces once, and in the way of an innocent one.
+                libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                    if retried != Some(base) =>
+                {
+                    retried = Some(base);
+                }
+                _ => {
+                    counters.errors += 1;
+                    outcome.dropped_error += failed.datagrams;
+                    base += 1;
+                }
+            }
+        }
+        Flushed::All
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender")
+            .field("segment", &self.segment)
+            .field("mmsg", &self.mmsg)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many spans the first datagram has, and its bytes. The spans were examined: a datagram ends with
+/// a span.
+fn first_datagram(spans: &[Range<u32>], segment_size: u16) -> (usize, u32) {
+    let mut bytes = 0;
+    for (index, span) in spans.iter().enumerate() {
+        bytes += span.end - span.start;
+        if bytes >= u32::from(segment_size) {
+            return (index + 1, bytes);
+        }
+    }
+    (spans.len(), bytes)
+}

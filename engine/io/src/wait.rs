@@ -1,0 +1,194 @@
+//! Sleeping until a port may have something to read, or another thread calls.
+//!
+//! Edge-triggered (mio, epoll): a report says that something arrived since the last one. Who got a
+//! report keeps it until the port answered `WouldBlock`; the next wait does not repeat it.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+/// Tokens run from 0 to 63: a [`Ready`] is one machine word.
+pub const MAX_TOKENS: usize = 64;
+
+const WAKE: Token = Token(usize::MAX);
+
+/// Sleeps on behalf of one worker. Made once per thread.
+pub struct Waiter {
+    poll: Poll,
+    events: Events,
+    shared: Arc<Shared>,
+    calls: u64,
+}
+
+/// Ends another thread's wait. Cheap to clone; calls before the wait begins are not lost.
+#[derive(Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+}
+
+/// What a wait found: the tokens that may be readable, and whether a [`Waker`] was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    bits: u64,
+    woken: bool,
+}
+
+struct Shared {
+    waker: mio::Waker,
+    /// Tokens reported by ports that have no descriptor.
+    pending: AtomicU64,
+}
+
+impl Waiter {
+    /// A waiter with nothing registered.
+    pub fn new() -> io::Result<Waiter> {
+        let poll = Poll::new()?;
+        let waker = mio::Waker::new(poll.registry(), WAKE)?;
+        let shared = Arc::new(Shared { waker, pending: AtomicU64::new(0) });
+        Ok(Waiter { poll, events: Events::with_capacity(MAX_TOKENS + 1), shared, calls: 0 })
+    }
+
+    /// Reports `token` whenever `fd` becomes readable. `InvalidInput` for a token of 64 or more.
+    /// A closed descriptor leaves by itself.
+    pub fn register(&mut self, fd: BorrowedFd<'_>, token: usize) -> io::Result<()> {
+        check(token)?;
+        self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), Token(token), Interest::READABLE)
+    }
+
+    /// A handle that ends this waiter's sleep from any thread.
+    pub fn waker(&self) -> Waker {
+        Waker { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Sleeps until something is reported, a waker is used, or `timeout` has passed (`None`: for ever;
+    /// zero: only looks). A signal ends it early with nothing reported.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Ready> {
+        self.calls += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Ready::default()),
+            other => other?,
+        }
+        let mut ready = Ready::default();
+        for event in &self.events {
+            match event.token() {
+                WAKE => {
+                    let pending = self.shared.pending.swap(0, Ordering::AcqRel);
+                    ready.bits |= pending;
+                    ready.woken = true;
+                }
+                // Errors count as readable too: the read that follows reports and clears them.
+                Token(token) => ready.bits |= 1 << token,
+            }
+        }
+        Ok(ready)
+    }
+
+    /// How often [`Waiter::wait`] was called: each is one system call.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+}
+
+impl Waker {
+    /// Ends the current wait, or the next one at once.
+    pub fn wake(&self) -> io::Result<()> {
+        self.shared.waker.wake()
+    }
+
+    /// Reports `token` as readable, for ports without a descriptor. Tokens of 64 or more only wake.
+    pub fn report(&self, token: usize) -> io::Result<()> {
+        if token < MAX_TOKENS {
+            self.shared.pending.fetch_or(1 << token, Ordering::AcqRel);
+        }
+        self.wake()
+    }
+}
+
+impl Ready {
+    /// Whether `token` was reported.
+    pub fn contains(self, token: usize) -> bool {
+        token < MAX_TOKENS && self.bits & (1 << token) != 0
+    }
+
+    /// Whether a [`Waker`] was used.
+    pub fn woken(self) -> bool {
+        self.woken
+    }
+
+    /// The reported tokens, token *n* as bit *n*.
+    pub fn bits(self) -> u64 {
+        self.bits
+    }
+
+    /// Whether nothing happened but time.
+    pub fn is_empty(self) -> bool {
+        self.bits == 0 && !self.woken
+    }
+}
+
+/// Whether `token` may be used; ports without a descriptor check it here as well.
+pub(crate) fn check(token: usize) -> io::Result<()> {
+    if token < MAX_TOKENS { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const LONG: Option<Duration> = Some(Duration::from_secs(20));
+
+    #[test]
+    fn reports_the_token_that_became_readable_once() {
+        let mut waiter = Waiter::new().unwrap();
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let (quiet, _other) = UnixStream::pair().unwrap();
+        waiter.register(here.as_fd(), 5).unwrap();
+        waiter.register(quiet.as_fd(), 63).unwrap();
+        there.write_all(b"x").unwrap();
+        let ready = waiter.wait(LONG).unwrap();
+        assert_eq!(ready, Ready { bits: 1 << 5, woken: false });
+        assert!(ready.contains(5) && !ready.contains(63) && !ready.contains(64));
+        // An edge: not repeated, though the byte is still there.
+        assert!(waiter.wait(Some(Duration::ZERO)).unwrap().is_empty());
+        here.read_exact(&mut [0]).unwrap();
+        assert_eq!(waiter.calls(), 2);
+    }
+
+    #[test]
+    fn a_wake_before_the_wait_is_not_lost_and_reports_add_up() {
+        let mut waiter = Waiter::new().unwrap();
+        let waker = waiter.waker();
+        waker.report(0).unwrap();
+        waker.report(9).unwrap();
+        waker.report(64).unwrap();
+        let ready = waiter.wait(LONG).unwrap();
+        assert_eq!(ready, Ready { bits: 1 | 1 << 9, woken: true });
+        assert!(waiter.wait(Some(Duration::ZERO)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn wakes_from_another_thread() {
+        let mut waiter = Waiter::new().unwrap();
+        let waker = waiter.waker();
+        let thread = std::thread::spawn(move || waker.wake().unwrap());
+        assert!(waiter.wait(LONG).unwrap().woken());
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn refuses_tokens_beyond_the_word() {
+        let mut waiter = Waiter::new().unwrap();
+        let (here, _there) = UnixStream::pair().unwrap();
+        let error = waiter.register(here.as_fd(), 64).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
