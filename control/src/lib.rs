@@ -1,1 +1,20 @@
-//! control
+//! The control side of loden: everything that is not packet work.
+//!
+//! A lease travels one way through it, and every arrow is a plain value:
+//!
+//! ```text
+//! store ──► lease::ledger ──► plan ──► apply ──► kernel: links, routes
+//!                              ▲         ├─────► engine: forwarding tables
+//!              underlay ───────┘         └─────► subnet.env, last: it says "ready"
+//! ```
+//!
+//! `plan` and most of `lease` are pure; `store`, `underlay` and `apply` talk to the world. [`daemon`] puts
+//! them together. The same binary carries `demo`, `doctor` and the load generator.
+//!
+//! Nothing here may panic: a wrong input is an error with a sentence, at worst the end of the process with
+//! exit code 1.
+
+pub mod apply;
+pub mod netlink;
+pub mod plan;
+pub mod underlay;

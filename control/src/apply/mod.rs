@@ -1,0 +1,113 @@
+//! Makes the host look as planned: observe, compare, change what differs.
+//!
+//! Level-triggered: [`Applier::apply`] is called with every new plan and again every few seconds with the
+//! same one, so that whatever anybody else removed comes back and no lost event stays lost. The order is
+//! fixed: devices, then the workers' tables, then the routes that send packets there, and `subnet.env` at
+//! the very end, because it promises all the rest.
+
+pub mod engine;
+pub mod links;
+pub mod routes;
+pub mod subnet_file;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use path::fib::FibError;
+use rtnetlink::Handle;
+
+use self::engine::Tables;
+use self::subnet_file::SubnetFileError;
+use crate::netlink::NetlinkError;
+use crate::plan::{Plan, Tunnel};
+
+/// Why the host could not be brought to the plan.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The tunnel device is gone. Only a restart makes a new one.
+    #[error("the device {0} has disappeared; somebody removed it, and only a restart brings it back")]
+    DeviceGone(String),
+    /// The kernel refused something without which nothing works.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The peers do not make a table.
+    #[error("cannot build the forwarding table of {device}: {source}")]
+    Table {
+        /// The tunnel device.
+        device: String,
+        /// What is wrong with the peers.
+        #[source]
+        source: FibError,
+    },
+    /// `subnet.env` could not be written.
+    #[error(transparent)]
+    SubnetFile(#[from] SubnetFileError),
+}
+
+/// What one round did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Changes made to devices and routes, tables published, files written. 0: all was as planned.
+    pub changes: usize,
+    /// Single routes the kernel refused; the next round tries them again.
+    pub failures: Vec<NetlinkError>,
+}
+
+/// Applies plans, and remembers only what cannot be observed: which tables the workers have.
+#[derive(Debug)]
+pub struct Applier {
+    netlink: Handle,
+    subnet_file: PathBuf,
+    published: Vec<Tunnel>,
+}
+
+impl Applier {
+    /// Applies to the namespace of `netlink` and to the file `subnet_file`.
+    pub fn new(netlink: Handle, subnet_file: PathBuf) -> Applier {
+        Applier { netlink, subnet_file, published: Vec::new() }
+    }
+
+    /// Compares the host with the plan and changes what differs.
+    pub async fn apply(&mut self, plan: &Plan, tables: &impl Tables) -> Result<Applied, ApplyError> {
+        let mut applied = Applied::default();
+        let mut indexes = Vec::with_capacity(plan.tunnels.len());
+        for tunnel in &plan.tunnels {
+            let (index, changes) =
+                links::apply(&self.netlink, &tunnel.link).await.map_err(|error| match error.errno() {
+                    Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
+                    _ => error.into(),
+                })?;
+            indexes.push(index);
+            applied.changes += changes;
+        }
+        applied.changes += self.publish(plan, tables)?;
+        for (tunnel, index) in plan.tunnels.iter().zip(indexes) {
+            let link = &tunnel.link;
+            let outcome =
+                routes::apply(&self.netlink, &link.device, index, link.cluster, &tunnel.routes).await?;
+            applied.changes += outcome.changed;
+            applied.failures.extend(outcome.failures);
+        }
+        applied.changes += usize::from(subnet_file::apply(&self.subnet_file, &plan.subnet_env)?);
+        Ok(applied)
+    }
+
+    fn publish(&mut self, plan: &Plan, tables: &impl Tables) -> Result<usize, ApplyError> {
+        let mut published = 0;
+        for (number, tunnel) in plan.tunnels.iter().enumerate() {
+            let same = self.published.get(number).is_some_and(|before| {
+                (&before.peers, &before.format, &before.link) == (&tunnel.peers, &tunnel.format, &tunnel.link)
+            });
+            if !same {
+                let fib = engine::build(tunnel)
+                    .map_err(|source| ApplyError::Table { device: tunnel.link.device.clone(), source })?;
+                tables.publish(number, Arc::new(fib));
+                published += 1;
+            }
+        }
+        if published > 0 {
+            self.published.clone_from(&plan.tunnels);
+        }
+        Ok(published)
+    }
+}

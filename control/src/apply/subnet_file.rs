@@ -1,0 +1,119 @@
+//! `subnet.env`: the file whose appearance tells the CNI plugin that this node is ready.
+//!
+//! Written whole and atomically, after everything it promises is in place, and never removed: a restarted
+//! daemon reads its previous subnet from it.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use model::subnet_env::{self, Recorded, SubnetEnv};
+
+/// The file could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path}: {source}; choose another place with --subnet-file")]
+pub struct SubnetFileError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Brings the file to this content; `true` if it had to be written.
+///
+/// Mode 0644 whatever the umask; missing directories are made with mode 0755.
+pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
+    let text = subnet_env::render(desired);
+    if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
+        return Ok(false);
+    }
+    let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .map_err(failed("make the directory of"))?;
+    // In the same directory, since a rename is atomic only within one filesystem. Dropped on an error, it
+    // removes itself.
+    let mut file = tempfile::Builder::new()
+        .prefix(".subnet.env.")
+        .tempfile_in(directory)
+        .map_err(failed("make a temporary file for"))?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.as_file().set_permissions(Permissions::from_mode(0o644)))
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed("write"))?;
+    file.persist(path).map_err(|error| failed("rename a temporary file to")(error.error))?;
+    // The rename lasts through a power cut only once the directory is on disk as well.
+    fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync the directory of"))?;
+    Ok(true)
+}
+
+/// What an earlier run wrote, if anything readable is there.
+pub fn previous(path: &Path) -> Option<Recorded> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read the previous subnet file");
+            return None;
+        }
+    };
+    let recorded = subnet_env::parse(&text);
+    for problem in &recorded.problems {
+        tracing::warn!(path = %path.display(), "{problem}");
+    }
+    Some(recorded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_once_with_the_right_mode_and_nothing_beside_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("run/flannel/subnet.env");
+        assert!(apply(&path, &env(1450)).expect("first"));
+        assert!(!apply(&path, &env(1450)).expect("same again"));
+        assert!(apply(&path, &env(1400)).expect("changed"));
+        let mode = fs::metadata(&path).expect("file").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o644);
+        assert_eq!(fs::read_dir(path.parent().expect("parent")).expect("list").count(), 1);
+        assert_eq!(previous(&path).expect("readable").mtu, Some(1400));
+    }
+
+    #[test]
+    fn a_failure_leaves_the_old_file_alone_and_names_the_path() {
+        let directory = tempfile::tempdir().expect("directory");
+        let blocker = directory.path().join("file");
+        fs::write(&blocker, "in the way").expect("write");
+        let path = blocker.join("subnet.env");
+        let error = apply(&path, &env(1450)).expect_err("a file is no directory").to_string();
+        assert!(error.contains("subnet.env") && error.contains("--subnet-file"), "{error}");
+        assert_eq!(fs::read_to_string(&blocker).expect("read"), "in the way");
+    }
+
+    #[test]
+    fn no_file_means_no_previous_subnet() {
+        let directory = tempfile::tempdir().expect("directory");
+        assert_eq!(previous(&directory.path().join("none")), None);
+    }
+
+    fn env(mtu: u32) -> SubnetEnv {
+        let network = |text: &str| text.parse().expect("network");
+        SubnetEnv {
+            ipv4: Some((network("10.5.0.0/16"), network("10.5.1.0/24"))),
+            ipv6: None,
+            mtu,
+            ip_masq: false,
+        }
+    }
+}

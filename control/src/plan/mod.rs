@@ -1,0 +1,240 @@
+//! From leases to intent: a pure function, so the same input always gives the same plan.
+//!
+//! A [`Plan`] says how the host should look: tunnel devices with address and MTU, routes, the peers each
+//! tunnel forwards to, and the content of `subnet.env`. It is computed afresh from the complete set of
+//! leases every time; `apply` then changes only what differs. One file per backend, mirroring `path`'s
+//! `encap/*`: there the bytes, here the intent.
+
+mod peers;
+mod udp;
+mod vxlan;
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use model::backend::Backend;
+use model::lease::{Lease, LeaseAttrs};
+use model::net_config::NetConfig;
+use model::subnet_env::SubnetEnv;
+use path::encap::Format;
+use wire::addr::{Mac, Mtu};
+
+use crate::underlay::Underlay;
+
+/// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
+const LEAST_MTU_V6: u32 = 1280;
+
+/// Everything a plan depends on, besides the leases.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The cluster's network configuration.
+    pub config: NetConfig,
+    /// The chosen interface and addresses.
+    pub underlay: Underlay,
+    /// This node's link addresses on the overlays.
+    pub identity: Identity,
+    /// Whether `subnet.env` is to say that we masquerade.
+    pub ip_masq: bool,
+}
+
+/// The link addresses this node made up for itself, one for each overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// On the IPv4 overlay.
+    pub mac: Mac,
+    /// On the IPv6 overlay.
+    pub mac_v6: Mac,
+}
+
+/// What can be said before there is a lease: which tunnels to open and what to publish about them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// The tunnels to open, in the order of [`Plan::tunnels`].
+    pub tunnels: Vec<TunnelOutline>,
+    /// This node's lease attributes.
+    pub attrs: LeaseAttrs,
+    /// `FLANNEL_MTU`: what pods get.
+    pub pod_mtu: Mtu,
+}
+
+/// One tunnel before its addresses are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelOutline {
+    /// Name of the TUN device.
+    pub device: String,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Where peers' datagrams arrive.
+    pub listen: SocketAddr,
+    /// Where ours come from; `None`: from the listening socket.
+    pub send_from: Option<IpAddr>,
+    /// How packets are wrapped.
+    pub format: Format,
+}
+
+/// How this host should look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// One per tunnel, in the order of [`Outline::tunnels`].
+    pub tunnels: Vec<Tunnel>,
+    /// The file that tells the CNI plugin and others about our subnet.
+    pub subnet_env: SubnetEnv,
+    /// Leases left out, and why; sorted.
+    pub ignored: Vec<Ignored>,
+}
+
+/// One tunnel: its device, its kernel routes and its forwarding table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The device.
+    pub link: Link,
+    /// Kernel routes that lead into the device, sorted.
+    pub routes: Vec<Route>,
+    /// How packets are wrapped.
+    pub format: Format,
+    /// Where they go, one per peer subnet, sorted.
+    pub peers: Vec<Peer>,
+}
+
+/// A tunnel device as the kernel should show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub device: String,
+    /// The node subnet's base address as a host network.
+    pub address: IpNetwork,
+    /// The cluster network: other addresses on the device that lie in it are leftovers.
+    pub cluster: IpNetwork,
+    /// Its MTU.
+    pub mtu: Mtu,
+}
+
+/// A kernel route into a tunnel device: main table, protocol boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Destination.
+    pub to: IpNetwork,
+    /// Gateway, taken to be on the link; without one the device is the destination.
+    pub via: Option<IpAddr>,
+}
+
+/// Where one peer subnet's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// The peer's node subnet.
+    pub subnet: IpNetwork,
+    /// The peer's address on the underlay.
+    pub remote: SocketAddr,
+    /// The peer's link address on the overlay, where the format has one.
+    pub mac: Option<Mac>,
+}
+
+/// A lease that got no place in the plan.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ignored {
+    /// The lease's key.
+    pub subnet: String,
+    /// Why, as a clause: "it has our own public address".
+    pub reason: String,
+}
+
+/// Why no plan is possible with this configuration on this host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The tunnel headers leave no room.
+    #[error(
+        "MTU {outer} leaves {inner} bytes beside {overhead} of tunnel headers, but {family} needs {least}; raise the MTU of {interface} or Backend.MTU"
+    )]
+    MtuTooSmall {
+        /// Bytes on the underlay.
+        outer: u32,
+        /// Bytes left, 0 at least.
+        inner: u32,
+        /// Bytes of headers.
+        overhead: u32,
+        /// Bytes needed.
+        least: u32,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Name of the underlay interface.
+        interface: String,
+    },
+    /// The backend is not built, or cannot carry what the configuration enables.
+    #[error("Backend.Type = {backend}: {problem}")]
+    Backend {
+        /// The configured type.
+        backend: &'static str,
+        /// What is wrong with it and what to do.
+        problem: &'static str,
+    },
+    /// An option of the backend is not built.
+    #[error("Backend.{key} = true: {problem}")]
+    Option {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it and what to do.
+        problem: &'static str,
+    },
+    /// An enabled family has no address on the underlay or no subnet in the lease.
+    #[error("{family} is enabled, but {what} has none; restart once it has")]
+    FamilyMissing {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// What lacks it.
+        what: &'static str,
+    },
+}
+
+/// The tunnels and the lease attributes for this configuration on this host.
+pub fn outline(context: &Context) -> Result<Outline, PlanError> {
+    let backend = context.config.backend.name();
+    let later = "not supported yet; use vxlan or udp";
+    match &context.config.backend {
+        Backend::Vxlan(vxlan) => vxlan::outline(context, vxlan),
+        Backend::Udp { port } => udp::outline(context, *port),
+        Backend::HostGw
+        | Backend::Ipip { .. }
+        | Backend::Wireguard(_)
+        | Backend::Alloc
+        | Backend::Extension(_) => Err(PlanError::Backend { backend, problem: later }),
+        Backend::Ipsec(_) | Backend::TencentVpc { .. } => {
+            Err(PlanError::Backend { backend, problem: "not supported; use vxlan or udp" })
+        }
+    }
+}
+
+/// The complete plan, given our own lease and those of all other nodes.
+pub fn plan(context: &Context, own: &Lease, leases: &[Lease]) -> Result<Plan, PlanError> {
+    let outline = outline(context)?;
+    let (tunnels, ignored) = match &context.config.backend {
+        Backend::Udp { port } => udp::tunnels(context, &outline, *port, own, leases)?,
+        Backend::Vxlan(vxlan) => vxlan::tunnels(context, &outline, vxlan.port, own, leases)?,
+        // `outline` has refused every other type.
+        _ => (Vec::new(), Vec::new()),
+    };
+    let subnet_env = SubnetEnv {
+        ipv4: context.config.ipv4.as_ref().map(|pool| pool.network).zip(own.subnet()),
+        ipv6: context.config.ipv6.as_ref().map(|pool| pool.network).zip(own.ipv6_subnet()),
+        mtu: u32::from(outline.pod_mtu.get()),
+        ip_masq: context.ip_masq,
+    };
+    Ok(Plan { tunnels, subnet_env, ignored })
+}
+
+/// What `overhead` bytes of headers leave of `outer` for a device of this family.
+fn inner_mtu(context: &Context, outer: u32, overhead: u32, ipv6: bool) -> Result<Mtu, PlanError> {
+    let (family, least) = if ipv6 { ("IPv6", LEAST_MTU_V6) } else { ("IPv4", u32::from(Mtu::MIN)) };
+    let inner = outer.saturating_sub(overhead);
+    // An interface such as `lo` may offer more than an IP packet can be long.
+    let mtu = Mtu::new(inner.min(u32::from(u16::MAX))).filter(|_| inner >= least);
+    let interface = context.underlay.interface.clone();
+    mtu.ok_or(PlanError::MtuTooSmall { outer, inner, overhead, least, family, interface })
+}
+
+/// The base address of a node subnet, as the device owns it.
+fn base(subnet: IpNetwork) -> IpNetwork {
+    match subnet {
+        IpNetwork::V4(subnet) => IpNetwork::V4(Ipv4Network::from(subnet.network())),
+        IpNetwork::V6(subnet) => IpNetwork::V6(Ipv6Network::from(subnet.network())),
+    }
+}

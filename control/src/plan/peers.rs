@@ -1,0 +1,71 @@
+//! Which leases become peers, and which are left out with a reason.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use model::lease::{Lease, SubnetKey};
+
+use super::{Ignored, Peer};
+
+/// Peers by tunnel, and the leases left out. All sorted, so that equal sets of leases give equal plans.
+pub(super) struct Sifted {
+    /// One list per tunnel.
+    pub peers: Vec<Vec<Peer>>,
+    /// Leases left out.
+    pub ignored: Vec<Ignored>,
+}
+
+/// Sorts out the leases that no backend can use, and lets `to_peers` say for the others what they are on
+/// each tunnel, or what is wrong with them.
+///
+/// When two leases claim one subnet, which different forms of key allow, the one that ends later counts.
+pub(super) fn sift(
+    own: &Lease,
+    leases: &[Lease],
+    tunnels: usize,
+    to_peers: impl Fn(&Lease) -> Result<Vec<(usize, Peer)>, String>,
+) -> Sifted {
+    let mut sifted = Sifted { peers: vec![Vec::new(); tunnels], ignored: Vec::new() };
+    let mut holders: BTreeMap<IpNetwork, SubnetKey> = BTreeMap::new();
+    let mut ordered: Vec<&Lease> = leases.iter().filter(|lease| lease.key != own.key).collect();
+    ordered.sort_by_key(|lease| (std::cmp::Reverse(lease.expires.unwrap_or(u64::MAX)), lease.key));
+    for lease in ordered {
+        let result = usable(own, lease).and_then(|()| to_peers(lease)).and_then(|peers| {
+            match peers.iter().find_map(|(_, peer)| holders.get(&peer.subnet)) {
+                Some(holder) => Err(format!("the lease {holder} claims the same subnet and ends later")),
+                None => Ok(peers),
+            }
+        });
+        match result {
+            Ok(peers) => {
+                for (tunnel, peer) in peers {
+                    holders.insert(peer.subnet, lease.key);
+                    sifted.peers[tunnel].push(peer);
+                }
+            }
+            Err(reason) => sifted.ignored.push(Ignored { subnet: lease.key.to_string(), reason }),
+        }
+    }
+    for peers in &mut sifted.peers {
+        peers.sort_unstable();
+    }
+    sifted.ignored.sort_unstable();
+    sifted
+}
+
+fn usable(own: &Lease, lease: &Lease) -> Result<(), String> {
+    if lease.key.overlaps(&own.key) {
+        return Err(format!("it overlaps our own subnet {}", own.key));
+    }
+    let same_v4 = !own.attrs.public_ip.is_unspecified() && lease.attrs.public_ip == own.attrs.public_ip;
+    let same_v6 = own.attrs.public_ipv6.is_some() && lease.attrs.public_ipv6 == own.attrs.public_ipv6;
+    if same_v4 || same_v6 {
+        let shared: IpAddr = match lease.attrs.public_ipv6 {
+            Some(ip) if !same_v4 => ip.into(),
+            _ => lease.attrs.public_ip.into(),
+        };
+        return Err(format!("it has our own public address {shared}"));
+    }
+    Ok(())
+}

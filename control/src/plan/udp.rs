@@ -1,0 +1,80 @@
+//! flannel's `udp` backend: one device, one route for the whole cluster network, IPv4 only.
+//!
+//! Leases of any backend type are peers, and every peer listens on our own port: the type publishes
+//! nothing that could say otherwise.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use model::lease::{Lease, LeaseAttrs};
+use path::encap::Format;
+
+use super::peers::sift;
+use super::{
+    Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+};
+
+/// The name flannel's `udp` asks for is `flannel%d`; a host has only one.
+const DEVICE: &str = "flannel0";
+/// Outer IPv4 and UDP headers.
+const OVERHEAD: u32 = 20 + 8;
+
+pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError> {
+    if context.config.ipv6.is_some() {
+        let problem = "carries IPv4 only; set EnableIPv6 to false or use vxlan";
+        return Err(PlanError::Backend { backend: "udp", problem });
+    }
+    let ends = context.underlay.ipv4.ok_or(missing("the underlay"))?;
+    let mtu = inner_mtu(context, context.underlay.mtu, OVERHEAD, false)?;
+    let tunnel = TunnelOutline {
+        device: DEVICE.to_owned(),
+        mtu,
+        listen: SocketAddr::new(IpAddr::V4(ends.source), port),
+        // The port we listen on is also the one we send from.
+        send_from: None,
+        format: Format::Udp,
+    };
+    let attrs = LeaseAttrs {
+        public_ip: ends.public,
+        public_ipv6: None,
+        backend_type: context.config.backend.published_type().to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+    };
+    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu })
+}
+
+pub(super) fn tunnels(
+    context: &Context,
+    outline: &Outline,
+    port: u16,
+    own: &Lease,
+    leases: &[Lease],
+) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
+    let pool = context.config.ipv4.as_ref().ok_or(missing("the network configuration"))?;
+    let subnet = IpNetwork::V4(own.subnet().ok_or(missing("our lease"))?);
+    let cluster = IpNetwork::V4(pool.network);
+    let sifted = sift(own, leases, outline.tunnels.len(), |lease| peer(lease, port));
+    let tunnels = outline.tunnels.iter().zip(sifted.peers).map(|(outline, peers)| Tunnel {
+        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
+        routes: vec![Route { to: cluster, via: None }],
+        format: outline.format,
+        peers,
+    });
+    Ok((tunnels.collect(), sifted.ignored))
+}
+
+fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {
+    let Some(subnet) = lease.subnet() else {
+        return Err("it has no IPv4 subnet, and udp carries no other".into());
+    };
+    if lease.attrs.public_ip.is_unspecified() {
+        return Err("it publishes no IPv4 address".into());
+    }
+    let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), port);
+    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None })])
+}
+
+fn missing(what: &'static str) -> PlanError {
+    PlanError::FamilyMissing { family: "IPv4", what }
+}

@@ -1,0 +1,144 @@
+//! flannel's `vxlan` backend: one overlay for each family, with a device, a MAC and lease data of its own.
+//!
+//! IPv4 travels in IPv4 on `flannel.<VNI>`, IPv6 in IPv6 on `flannel-v6.<VNI>`. Each peer subnet is a route
+//! through the peer's base address, which is how tools recognise a flannel node.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use model::backend::{Vxlan, VxlanData};
+use model::lease::{Lease, LeaseAttrs, RawJson};
+use path::encap::{self, Format};
+use wire::addr::Mac;
+
+use super::peers::sift;
+use super::{
+    Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+};
+
+/// Outer IPv4, UDP, VXLAN and inner Ethernet headers.
+const OVERHEAD: u32 = 20 + 8 + 8 + 14;
+/// The same with an outer IPv6 header.
+const OVERHEAD_V6: u32 = OVERHEAD + 20;
+/// What leases of this backend say.
+const TYPE: &str = "vxlan";
+
+pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanError> {
+    if vxlan.gbp {
+        let problem = "the group policy header is not supported yet; set it to false on all nodes";
+        return Err(PlanError::Option { key: "GBP", problem });
+    }
+    let (nic, vni) = (context.underlay.mtu, vxlan.vni);
+    let outer = vxlan.mtu.unwrap_or(nic);
+    let data = |mac| VxlanData { vni: Some(vni), mac }.to_json();
+    let format = |local_mac| Format::Vxlan(encap::vxlan::Vxlan { vni, local_mac });
+    let mut outline = Outline {
+        tunnels: Vec::new(),
+        attrs: LeaseAttrs {
+            public_ip: Ipv4Addr::UNSPECIFIED,
+            public_ipv6: None,
+            backend_type: TYPE.to_owned(),
+            backend_data: None,
+            backend_v6_data: None,
+        },
+        // flannel promises this to pods of both families, although an IPv6 tunnel takes 20 bytes more; the
+        // smaller IPv6 device answers with packet-too-big.
+        pod_mtu: inner_mtu(context, outer, OVERHEAD, false)?,
+    };
+    if context.config.ipv4.is_some() {
+        let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
+        outline.attrs.public_ip = ends.public;
+        outline.attrs.backend_data = Some(data(context.identity.mac));
+        outline.tunnels.push(TunnelOutline {
+            device: format!("flannel.{vni}"),
+            // The kernel caps a vxlan device to what its interface can carry.
+            mtu: inner_mtu(context, outer.min(nic), OVERHEAD, false)?,
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), vxlan.port),
+            send_from: Some(IpAddr::V4(ends.source)),
+            format: format(context.identity.mac),
+        });
+    }
+    if context.config.ipv6.is_some() {
+        let ends = context.underlay.ipv6.ok_or(missing("IPv6", "the underlay"))?;
+        outline.attrs.public_ipv6 = Some(ends.public);
+        outline.attrs.backend_v6_data = Some(data(context.identity.mac_v6));
+        let asked = inner_mtu(context, outer, OVERHEAD, true)?;
+        outline.tunnels.push(TunnelOutline {
+            device: format!("flannel-v6.{vni}"),
+            mtu: asked.min(inner_mtu(context, nic, OVERHEAD_V6, true)?),
+            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), vxlan.port),
+            send_from: Some(IpAddr::V6(ends.source)),
+            format: format(context.identity.mac_v6),
+        });
+    }
+    Ok(outline)
+}
+
+pub(super) fn tunnels(
+    context: &Context,
+    outline: &Outline,
+    port: u16,
+    own: &Lease,
+    leases: &[Lease],
+) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
+    let mut places = Vec::new();
+    if let Some(pool) = &context.config.ipv4 {
+        let subnet = own.subnet().ok_or(missing("IPv4", "our lease"))?;
+        places.push((IpNetwork::V4(pool.network), IpNetwork::V4(subnet)));
+    }
+    if let Some(pool) = &context.config.ipv6 {
+        let subnet = own.ipv6_subnet().ok_or(missing("IPv6", "our lease"))?;
+        places.push((IpNetwork::V6(pool.network), IpNetwork::V6(subnet)));
+    }
+    let sifted = sift(own, leases, places.len(), |lease| {
+        if lease.attrs.backend_type != TYPE {
+            return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
+        }
+        let mut found = Vec::new();
+        for (tunnel, (cluster, _)) in places.iter().enumerate() {
+            let peer = if cluster.is_ipv4() { peer_v4(lease, port) } else { peer_v6(lease, port) };
+            found.extend(peer?.map(|peer| (tunnel, peer)));
+        }
+        Ok(found)
+    });
+    let tunnels = outline.tunnels.iter().zip(places).zip(sifted.peers);
+    let tunnels = tunnels.map(|((outline, (cluster, subnet)), peers)| Tunnel {
+        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
+        routes: peers
+            .iter()
+            .map(|peer| Route { to: peer.subnet, via: Some(peer.subnet.network()) })
+            .collect(),
+        format: outline.format,
+        peers,
+    });
+    Ok((tunnels.collect(), sifted.ignored))
+}
+
+/// A node without this family is no peer on its overlay, and no reason for a warning.
+fn peer_v4(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
+    let Some(subnet) = lease.subnet() else { return Ok(None) };
+    if lease.attrs.public_ip.is_unspecified() {
+        return Err("it publishes no IPv4 address for its IPv4 subnet".into());
+    }
+    let mac = mac(lease.attrs.backend_data.as_ref(), "IPv4")?;
+    let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), port);
+    Ok(Some(Peer { subnet: IpNetwork::V4(subnet), remote, mac: Some(mac) }))
+}
+
+fn peer_v6(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
+    let (Some(subnet), Some(public)) = (lease.ipv6_subnet(), lease.attrs.public_ipv6) else {
+        return Ok(None);
+    };
+    let mac = mac(lease.attrs.backend_v6_data.as_ref(), "IPv6")?;
+    let remote = SocketAddr::new(IpAddr::V6(public), port);
+    Ok(Some(Peer { subnet: IpNetwork::V6(subnet), remote, mac: Some(mac) }))
+}
+
+fn mac(data: Option<&RawJson>, family: &str) -> Result<Mac, String> {
+    let data = data.ok_or_else(|| format!("it publishes no {family} vxlan data"))?;
+    Ok(VxlanData::parse(data.as_str()).map_err(|error| error.to_string())?.mac)
+}
+
+fn missing(family: &'static str, what: &'static str) -> PlanError {
+    PlanError::FamilyMissing { family, what }
+}

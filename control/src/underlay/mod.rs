@@ -1,0 +1,184 @@
+//! What the host offers to carry the tunnels: interfaces, their addresses and MTU, default routes.
+//!
+//! [`observe`] takes one snapshot over netlink; [`select`] decides on it without looking again, so the
+//! choice can be tested as a table of cases.
+
+pub mod select;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use crate::netlink::NetlinkError;
+
+/// One snapshot of the host's network, in the kernel's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Every interface of the namespace.
+    pub interfaces: Vec<Interface>,
+    /// Default routes of the main table, best first within a family.
+    pub default_routes: Vec<DefaultRoute>,
+}
+
+/// One network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name, `eth0`.
+    pub name: String,
+    /// Bytes of the largest IP packet it takes.
+    pub mtu: u32,
+    /// Its addresses of both families, in the kernel's order.
+    pub addresses: Vec<Address>,
+}
+
+/// One address of an interface, with the facts that rank it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Scope link: usable on one segment only.
+    pub link_scope: bool,
+    /// Given by hand, not by a lease or an advertisement that can end.
+    pub permanent: bool,
+    /// An IPv6 privacy address (RFC 8981); a secondary address in IPv4.
+    pub temporary: bool,
+    /// Past its preferred lifetime, or refused by duplicate address detection.
+    pub deprecated: bool,
+}
+
+/// A default route's way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is the route of `::/0`.
+    pub ipv6: bool,
+    /// Index of the outgoing interface.
+    pub interface: u32,
+}
+
+/// The chosen interface and the addresses used on it. A family that is off has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its MTU when it was chosen, bytes; never 0.
+    pub mtu: u32,
+    /// IPv4 side.
+    pub ipv4: Option<Endpoint<Ipv4Addr>>,
+    /// IPv6 side.
+    pub ipv6: Option<Endpoint<Ipv6Addr>>,
+}
+
+/// One family's addresses on the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<A> {
+    /// The address our datagrams come from: the public one where this host holds it, since peers that
+    /// learn addresses expect no other, and the interface's behind a NAT.
+    pub source: A,
+    /// The address other nodes send to.
+    pub public: A,
+}
+
+/// Reads interfaces, addresses and default routes of the handle's namespace.
+pub async fn observe(netlink: &Handle) -> Result<Observed, NetlinkError> {
+    let refused =
+        |error| NetlinkError::from_rtnetlink("list the host's interfaces, addresses and routes", error);
+    let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await.map_err(refused)?;
+    let addresses: Vec<AddressMessage> =
+        netlink.address().get().execute().try_collect().await.map_err(refused)?;
+    let mut default_routes = Vec::new();
+    for query in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
+        let ipv6 = query.header.address_family == AddressFamily::Inet6;
+        let mut routes: Vec<RouteMessage> = match netlink.route().get(query).execute().try_collect().await {
+            Ok(routes) => routes,
+            // A kernel without IPv6 has no IPv6 routes to list.
+            Err(_) if ipv6 => Vec::new(),
+            Err(error) => return Err(refused(error)),
+        };
+        routes.retain(is_default);
+        routes.sort_by_key(metric);
+        default_routes
+            .extend(routes.iter().filter_map(outgoing).map(|interface| DefaultRoute { ipv6, interface }));
+    }
+
+    let mut interfaces: Vec<Interface> = links.iter().map(interface).collect();
+    for message in &addresses {
+        let owner = interfaces.iter_mut().find(|interface| interface.index == message.header.index);
+        if let (Some(owner), Some(address)) = (owner, address(message)) {
+            owner.addresses.push(address);
+        }
+    }
+    Ok(Observed { interfaces, default_routes })
+}
+
+fn interface(message: &LinkMessage) -> Interface {
+    let mut interface =
+        Interface { index: message.header.index, name: String::new(), mtu: 0, addresses: Vec::new() };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            _ => {}
+        }
+    }
+    interface
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    // On a point-to-point link IFA_ADDRESS is the far end and IFA_LOCAL our own (if_addr.h).
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let any = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or_else(|| {
+        let narrow: AddressHeaderFlags = message.header.flags;
+        AddressFlags::from_bits_retain(u32::from(narrow.bits()))
+    });
+    Some(Address {
+        ip: local.or(any)?,
+        link_scope: message.header.scope == AddressScope::Link,
+        permanent: flags.contains(AddressFlags::Permanent),
+        temporary: flags.contains(AddressFlags::Secondary),
+        deprecated: flags.intersects(AddressFlags::Deprecated | AddressFlags::Dadfailed),
+    })
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0
+        && route.header.table == RouteHeader::RT_TABLE_MAIN
+        && route.header.kind == RouteType::Unicast
+}
+
+fn metric(route: &RouteMessage) -> u32 {
+    let metric = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    metric.unwrap_or(0)
+}
+
+fn outgoing(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    })
+}

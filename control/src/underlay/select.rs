@@ -1,0 +1,402 @@
+//! Which interface and addresses carry the tunnels: flannel's rules, as a pure function.
+//!
+//! Without `--iface` the public address names the interface, and without that the default route does.
+//! With `--iface` the values are tried in order and the first that fits wins.
+
+use std::cmp::Reverse;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Address, Endpoint, Interface, Observed, Underlay};
+
+/// What the operator and the network configuration ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// `--iface`: names or addresses, tried in order.
+    pub ifaces: Vec<String>,
+    /// `--public-ip`.
+    pub public_ip: Option<Ipv4Addr>,
+    /// `--public-ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// IPv4 is enabled.
+    pub ipv4: bool,
+    /// IPv6 is enabled.
+    pub ipv6: bool,
+}
+
+/// Why no interface could be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    /// Neither a flag nor a default route names an interface.
+    #[error(
+        "no {family} default route to choose an interface by; name one with --iface NAME or --public-ip IP"
+    )]
+    NoDefaultRoute {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// The two families' default routes leave by different interfaces.
+    #[error(
+        "the IPv4 default route leaves by {ipv4}, the IPv6 one by {ipv6}; one interface must serve both: name it with --iface"
+    )]
+    SplitDefaultRoutes {
+        /// Interface of the IPv4 default route.
+        ipv4: String,
+        /// Interface of the IPv6 default route.
+        ipv6: String,
+    },
+    /// No candidate fitted.
+    #[error("no usable interface: {}", .0.join("; "))]
+    NoneFits(
+        /// One sentence per candidate.
+        Vec<String>,
+    ),
+}
+
+/// Chooses the interface and the addresses on it.
+pub fn select(observed: &Observed, wish: &Wish) -> Result<Underlay, SelectError> {
+    let mut refusals = Vec::new();
+    for candidate in candidates(observed, wish)? {
+        match candidate.and_then(|candidate| complete(observed, candidate, wish)) {
+            Ok(underlay) => return Ok(underlay),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    Err(SelectError::NoneFits(refusals))
+}
+
+/// An interface, with the addresses the wish already pins down.
+struct Candidate<'a> {
+    interface: &'a Interface,
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+}
+
+fn candidates<'a>(
+    observed: &'a Observed,
+    wish: &Wish,
+) -> Result<Vec<Result<Candidate<'a>, String>>, SelectError> {
+    if !wish.ifaces.is_empty() {
+        return Ok(wish.ifaces.iter().map(|value| by_value(observed, wish, "--iface", value)).collect());
+    }
+    if let Some(ip) = wish.public_ip {
+        return Ok(vec![by_value(observed, wish, "--public-ip", &ip.to_string())]);
+    }
+    if let Some(ip) = wish.public_ipv6 {
+        return Ok(vec![by_value(observed, wish, "--public-ipv6", &ip.to_string())]);
+    }
+    let interface = by_default_route(observed, wish)?;
+    Ok(vec![Ok(Candidate { interface, ipv4: None, ipv6: None })])
+}
+
+fn by_value<'a>(
+    observed: &'a Observed,
+    wish: &Wish,
+    flag: &str,
+    value: &str,
+) -> Result<Candidate<'a>, String> {
+    let Ok(ip) = value.parse::<IpAddr>() else {
+        let interface = observed.interfaces.iter().find(|interface| interface.name == value);
+        return match interface {
+            Some(interface) => Ok(Candidate { interface, ipv4: None, ipv6: None }),
+            None => Err(format!("{flag} {value}: no interface has this name")),
+        };
+    };
+    let holder = holder(observed, ip).ok_or_else(|| {
+        let advice =
+            if flag == "--iface" { "" } else { " (an address outside this host needs --iface as well)" };
+        format!("{flag} {value}: no interface holds this address{advice}")
+    })?;
+    match ip {
+        IpAddr::V4(_) if !wish.ipv4 => Err(format!("{flag} {value}: the network configuration has IPv4 off")),
+        IpAddr::V6(_) if !wish.ipv6 => Err(format!("{flag} {value}: the network configuration has IPv6 off")),
+        IpAddr::V4(ipv4) => {
+            // Dual stack: the address given for the other family has to be here too.
+            if let Some(ipv6) = wish.public_ipv6.filter(|_| wish.ipv6) {
+                if !holds(holder, ipv6.into()) {
+                    return Err(format!("{flag} {value}: its interface {} has no {ipv6}", holder.name));
+                }
+                return Ok(Candidate { interface: holder, ipv4: Some(ipv4), ipv6: Some(ipv6) });
+            }
+            Ok(Candidate { interface: holder, ipv4: Some(ipv4), ipv6: None })
+        }
+        IpAddr::V6(ipv6) => Ok(Candidate { interface: holder, ipv4: None, ipv6: Some(ipv6) }),
+    }
+}
+
+fn by_default_route<'a>(observed: &'a Observed, wish: &Wish) -> Result<&'a Interface, SelectError> {
+    let leaves_by = |ipv6: bool, family| {
+        let route = observed.default_routes.iter().find(|route| route.ipv6 == ipv6);
+        route
+            .and_then(|route| observed.interfaces.iter().find(|interface| interface.index == route.interface))
+            .ok_or(SelectError::NoDefaultRoute { family })
+    };
+    match (wish.ipv4, wish.ipv6) {
+        (true, true) => {
+            let (ipv4, ipv6) = (leaves_by(false, "IPv4")?, leaves_by(true, "IPv6")?);
+            if ipv4.name != ipv6.name {
+                return Err(SelectError::SplitDefaultRoutes {
+                    ipv4: ipv4.name.clone(),
+                    ipv6: ipv6.name.clone(),
+                });
+            }
+            Ok(ipv4)
+        }
+        (false, true) => leaves_by(true, "IPv6"),
+        _ => leaves_by(false, "IPv4"),
+    }
+}
+
+fn complete(observed: &Observed, candidate: Candidate<'_>, wish: &Wish) -> Result<Underlay, String> {
+    let interface = candidate.interface;
+    if interface.mtu == 0 {
+        return Err(format!("{}: its MTU is 0, no tunnel fits", interface.name));
+    }
+    let missing = |family: &str| {
+        format!("{}: no usable {family} address, which the network configuration needs", interface.name)
+    };
+    let ipv4 = match wish.ipv4 {
+        false => None,
+        true => {
+            let local = candidate.ipv4.or_else(|| best(interface, ipv4_of)).ok_or_else(|| missing("IPv4"))?;
+            Some(endpoint(observed, local, wish.public_ip))
+        }
+    };
+    let ipv6 = match wish.ipv6 {
+        false => None,
+        true => {
+            let local = candidate.ipv6.or_else(|| best(interface, ipv6_of)).ok_or_else(|| missing("IPv6"))?;
+            Some(endpoint(observed, local, wish.public_ipv6))
+        }
+    };
+    Ok(Underlay { interface: interface.name.clone(), mtu: interface.mtu, ipv4, ipv6 })
+}
+
+fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Option<A>) -> Endpoint<A> {
+    let source = public.filter(|public| holder(observed, (*public).into()).is_some()).unwrap_or(local);
+    Endpoint { source, public: public.unwrap_or(local) }
+}
+
+/// The address flannel would take: global before link-local, permanent before dynamic, stable before
+/// temporary, and otherwise the kernel's order.
+fn best<A>(interface: &Interface, of_family: fn(IpAddr) -> Option<A>) -> Option<A> {
+    let usable = interface.addresses.iter().filter(|address| !address.deprecated && is_unicast(address.ip));
+    usable
+        .filter_map(|address| of_family(address.ip).map(|ip| (rank(address), ip)))
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, ip)| ip)
+}
+
+fn rank(address: &Address) -> impl Ord + Copy + use<> {
+    (is_link_local(address), Reverse(address.permanent), address.temporary)
+}
+
+fn ipv4_of(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn ipv6_of(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(ip),
+    }
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast(),
+    }
+}
+
+fn is_link_local(address: &Address) -> bool {
+    address.link_scope
+        || match address.ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        }
+}
+
+fn holder(observed: &Observed, ip: IpAddr) -> Option<&Interface> {
+    observed.interfaces.iter().find(|interface| holds(interface, ip))
+}
+
+fn holds(interface: &Interface, ip: IpAddr) -> bool {
+    interface.addresses.iter().any(|address| address.ip == ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::underlay::DefaultRoute;
+
+    #[test]
+    fn without_flags_the_default_route_chooses() {
+        let chosen = select(&host(), &v4()).expect("eth0 fits");
+        assert_eq!(chosen.interface, "eth0");
+        assert_eq!(chosen.mtu, 1500);
+        assert_eq!(chosen.ipv4, Some(same("192.0.2.7")));
+        assert_eq!(chosen.ipv6, None);
+    }
+
+    #[test]
+    fn the_first_default_route_wins() {
+        let mut host = host();
+        host.default_routes.insert(0, DefaultRoute { ipv6: false, interface: 3 });
+        assert_eq!(select(&host, &v4()).expect("eth1 fits").interface, "eth1");
+    }
+
+    #[test]
+    fn no_default_route_asks_for_a_flag() {
+        let host = Observed { default_routes: vec![], ..host() };
+        let error = select(&host, &v4()).expect_err("nothing names an interface");
+        assert_eq!(error, SelectError::NoDefaultRoute { family: "IPv4" });
+        assert!(error.to_string().contains("--iface"), "{error}");
+    }
+
+    #[test]
+    fn iface_by_name_then_by_address() {
+        let by_name = Wish { ifaces: vec!["eth1".into()], ..v4() };
+        assert_eq!(select(&host(), &by_name).expect("eth1 fits").ipv4, Some(same("198.51.100.7")));
+        let by_address = Wish { ifaces: vec!["198.51.100.8".into()], ..v4() };
+        assert_eq!(select(&host(), &by_address).expect("eth1 fits").ipv4, Some(same("198.51.100.8")));
+    }
+
+    #[test]
+    fn the_first_iface_that_fits_wins_and_misses_are_told() {
+        let second = Wish { ifaces: vec!["nosuch0".into(), "eth1".into()], ..v4() };
+        assert_eq!(select(&host(), &second).expect("eth1 fits").interface, "eth1");
+        let none = Wish { ifaces: vec!["nosuch0".into(), "203.0.113.9".into()], ..v4() };
+        let error = select(&host(), &none).expect_err("neither exists").to_string();
+        assert!(error.contains("nosuch0") && error.contains("203.0.113.9"), "{error}");
+    }
+
+    #[test]
+    fn a_public_address_on_the_host_names_the_interface() {
+        let wish = Wish { public_ip: Some([198, 51, 100, 8].into()), ..v4() };
+        let chosen = select(&host(), &wish).expect("eth1 holds it");
+        assert_eq!((chosen.interface.as_str(), chosen.ipv4), ("eth1", Some(same("198.51.100.8"))));
+    }
+
+    #[test]
+    fn a_public_address_elsewhere_needs_an_interface() {
+        let nat = Wish { public_ip: Some([203, 0, 113, 9].into()), ..v4() };
+        let error = select(&host(), &nat).expect_err("not on this host").to_string();
+        assert!(error.contains("needs --iface as well"), "{error}");
+        let with_iface = Wish { ifaces: vec!["eth0".into()], ..nat };
+        let chosen = select(&host(), &with_iface).expect("eth0 fits");
+        let behind_nat = Endpoint { source: [192, 0, 2, 7].into(), public: [203, 0, 113, 9].into() };
+        assert_eq!(chosen.ipv4, Some(behind_nat));
+    }
+
+    #[test]
+    fn dual_stack_wants_one_interface_for_both() {
+        let chosen = select(&host(), &dual()).expect("eth0 carries both");
+        assert_eq!(chosen.ipv6.map(|end| end.source), Some("2001:db8::7".parse().expect("address")));
+        let mut split = host();
+        split.default_routes[1].interface = 3;
+        let error = select(&split, &dual()).expect_err("routes differ");
+        assert_eq!(error, SelectError::SplitDefaultRoutes { ipv4: "eth0".into(), ipv6: "eth1".into() });
+    }
+
+    #[test]
+    fn dual_stack_public_addresses_must_share_the_interface() {
+        let public_ipv6: Ipv6Addr = "2001:db8::7".parse().expect("address");
+        let apart =
+            Wish { public_ip: Some([198, 51, 100, 7].into()), public_ipv6: Some(public_ipv6), ..dual() };
+        assert!(matches!(select(&host(), &apart), Err(SelectError::NoneFits(_))));
+        let together = Wish { public_ip: Some([192, 0, 2, 7].into()), ..apart };
+        assert_eq!(select(&host(), &together).expect("eth0 holds both").interface, "eth0");
+    }
+
+    #[test]
+    fn an_ipv6_literal_in_dual_stack_still_finds_an_ipv4_address() {
+        let wish = Wish { ifaces: vec!["2001:db8::7".into()], ..dual() };
+        assert_eq!(select(&host(), &wish).expect("eth0 fits").ipv4, Some(same("192.0.2.7")));
+        let off = Wish { ifaces: vec!["2001:db8::7".into()], ..v4() };
+        assert!(select(&host(), &off).expect_err("IPv6 is off").to_string().contains("IPv6 off"));
+    }
+
+    #[test]
+    fn addresses_rank_global_then_permanent_then_stable() {
+        let ranked = [
+            at("fe80::1", |a| a.link_scope = true),
+            at("2001:db8::dead", |a| a.deprecated = true),
+            at("2001:db8::beef", |a| (a.permanent, a.temporary) = (false, true)),
+            at("2001:db8::5", |a| a.permanent = false),
+            at("2001:db8::9", |_| {}),
+            at("2001:db8::8", |_| {}),
+        ];
+        // Worst to best is the order above, except that equals keep the kernel's order.
+        let best_of = |count: usize| {
+            let interface = Interface { addresses: ranked[..count].to_vec(), ..host().interfaces[0].clone() };
+            best(&interface, ipv6_of).map(|ip| ip.to_string())
+        };
+        assert_eq!(best_of(2).as_deref(), Some("fe80::1"));
+        assert_eq!(best_of(3).as_deref(), Some("2001:db8::beef"));
+        assert_eq!(best_of(4).as_deref(), Some("2001:db8::5"));
+        assert_eq!(best_of(6).as_deref(), Some("2001:db8::9"));
+    }
+
+    #[test]
+    fn an_interface_without_an_address_or_mtu_is_refused() {
+        let loopback = Wish { ifaces: vec!["lo".into()], ..v4() };
+        assert!(select(&host(), &loopback).expect_err("only 127.0.0.1").to_string().contains("IPv4 address"));
+        let mut host = host();
+        host.interfaces[1].mtu = 0;
+        assert!(select(&host, &v4()).expect_err("MTU 0").to_string().contains("MTU is 0"));
+    }
+
+    fn host() -> Observed {
+        let interface =
+            |index, name: &str, addresses| Interface { index, name: name.into(), mtu: 1500, addresses };
+        Observed {
+            interfaces: vec![
+                interface(1, "lo", vec![at("127.0.0.1", |_| {}), at("::1", |_| {})]),
+                interface(
+                    2,
+                    "eth0",
+                    vec![
+                        at("192.0.2.7", |_| {}),
+                        at("fe80::7", |a| a.link_scope = true),
+                        at("2001:db8::7", |_| {}),
+                    ],
+                ),
+                interface(
+                    3,
+                    "eth1",
+                    vec![at("198.51.100.7", |_| {}), at("198.51.100.8", |a| a.temporary = true)],
+                ),
+            ],
+            default_routes: vec![
+                DefaultRoute { ipv6: false, interface: 2 },
+                DefaultRoute { ipv6: true, interface: 2 },
+            ],
+        }
+    }
+
+    fn at(ip: &str, change: impl FnOnce(&mut Address)) -> Address {
+        let ip = ip.parse().expect("address");
+        let mut address =
+            Address { ip, link_scope: false, permanent: true, temporary: false, deprecated: false };
+        change(&mut address);
+        address
+    }
+
+    fn same(ip: &str) -> Endpoint<Ipv4Addr> {
+        let ip = ip.parse().expect("address");
+        Endpoint { source: ip, public: ip }
+    }
+
+    fn v4() -> Wish {
+        Wish { ipv4: true, ..Wish::default() }
+    }
+
+    fn dual() -> Wish {
+        Wish { ipv6: true, ..v4() }
+    }
+}
