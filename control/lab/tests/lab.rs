@@ -1,5 +1,8 @@
 //! The lab on a real kernel: what it makes works, and nothing of it stays.
 
+// clippy.toml allows it in test functions only, not in their helpers.
+#![allow(clippy::unwrap_used)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};

@@ -1,0 +1,59 @@
+//! Counting over an interval while other threads do the work.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::message::Reply;
+use crate::{Error, PATIENCE, Stop};
+
+/// How often the measuring thread looks at the clock and at the stop sign.
+const STEP: Duration = Duration::from_millis(20);
+
+/// One counter for each worker.
+pub(crate) struct Meter(Vec<AtomicU64>);
+
+impl Meter {
+    pub(crate) fn new(workers: usize) -> Self {
+        Meter((0..workers).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(crate) fn add(&self, worker: usize, count: u64) {
+        if let Some(counter) = self.0.get(worker) {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until every worker has counted something, lets the warm-up pass, and counts one interval. A
+    /// worker that never begins does not hold the others up for longer than the usual patience.
+    pub(crate) fn measure(&self, warm_up: Duration, interval: Duration, stop: &Stop) -> Result<Reply, Error> {
+        let give_up = Instant::now() + PATIENCE;
+        while self.counts().contains(&0) && Instant::now() < give_up {
+            sleep(STEP, stop)?;
+        }
+        sleep(warm_up, stop)?;
+        let (begin, before) = (Instant::now(), self.counts());
+        sleep(interval, stop)?;
+        let (seconds, after) = (begin.elapsed().as_secs_f64(), self.counts());
+        let counts = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        Ok(Reply::Counted { seconds, counts, total: after.iter().sum() })
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.0.iter().map(|counter| counter.load(Ordering::Relaxed)).collect()
+    }
+}
+
+fn sleep(time: Duration, stop: &Stop) -> Result<(), Error> {
+    let end = Instant::now() + time;
+    loop {
+        if stop.requested() {
+            return Err(Error::Stopped);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(STEP));
+    }
+}

@@ -1,0 +1,136 @@
+//! The receiving side: a control port, a thread for each client.
+
+use std::net::{SocketAddr, TcpListener};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::message::{Control, Reply, Request};
+use crate::{Error, PATIENCE, POLL, Stop, echo, tcp, udp, verify};
+
+/// How often the listener looks for a new client.
+const ACCEPT_POLL: Duration = Duration::from_millis(10);
+
+/// The most streams that one client may ask for.
+pub(crate) const MOST_STREAMS: usize = 1024;
+
+/// A running server. Dropping it ends its clients' runs and its threads.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: Stop,
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on `address`; port 0 lets the system choose. All sockets of the server belong to the
+    /// network namespace of the calling thread.
+    pub fn start(address: SocketAddr) -> Result<Self, Error> {
+        let tried = || format!("listen on {address}");
+        let listener = TcpListener::bind(address).map_err(Error::system(tried()))?;
+        listener.set_nonblocking(true).map_err(Error::system(tried()))?;
+        let address = listener.local_addr().map_err(Error::system(tried()))?;
+        let stop = Stop::default();
+        let sign = stop.clone();
+        let listener = thread::Builder::new()
+            .name("load-server".to_owned())
+            .spawn(move || accept(&listener, &sign))
+            .map_err(Error::system("start a thread"))?;
+        Ok(Server { address, stop, listener: Some(listener) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.request();
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, stop: &Stop) {
+    thread::scope(|scope| {
+        while !stop.requested() {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    scope.spawn(move || {
+                        // A client that vanished has nobody to tell.
+                        let _ = Control::new(stream).and_then(|mut control| serve(&mut control, stop));
+                    });
+                }
+                Err(_) => thread::sleep(ACCEPT_POLL),
+            }
+        }
+    });
+}
+
+/// One client, one run. A failure is told to the client, who has the reader's attention.
+fn serve(control: &mut Control, stop: &Stop) -> Result<(), Error> {
+    let outcome = run(control, stop);
+    if let Err(error) = &outcome {
+        control.send(&Reply::Failed { why: error.to_string() })?;
+    }
+    outcome
+}
+
+fn run(control: &mut Control, stop: &Stop) -> Result<(), Error> {
+    let Some(request) = control.receive(PATIENCE, stop)? else { return Ok(()) };
+    match request {
+        Request::Tcp { streams, warm_up_ms, interval_ms } => {
+            let times = [warm_up_ms, interval_ms].map(Duration::from_millis);
+            tcp::receive(control, checked(streams)?, times, stop)
+        }
+        Request::Verify { streams, bytes } => verify::receive(control, checked(streams)?, bytes, stop),
+        Request::Udp { size, token, warm_up_ms, interval_ms } => {
+            let times = [warm_up_ms, interval_ms].map(Duration::from_millis);
+            udp::receive(control, size, token, times, stop)
+        }
+        Request::Echo => echo::reflect(control, stop),
+    }
+}
+
+fn checked(streams: usize) -> Result<usize, Error> {
+    if streams == 0 || streams > MOST_STREAMS {
+        return Err(Error::Impossible(format!("{streams} streams: 1 to {MOST_STREAMS} are possible")));
+    }
+    Ok(streams)
+}
+
+/// Makes a listener for one run's data beside the control port, tells the client, and takes `streams`
+/// connections from it.
+pub(crate) fn data_streams(
+    control: &mut Control,
+    streams: usize,
+    stop: &Stop,
+) -> Result<Vec<std::net::TcpStream>, Error> {
+    let tried = "take the data connections";
+    let here = SocketAddr::new(control.local()?.ip(), 0);
+    let listener = TcpListener::bind(here).map_err(Error::system(tried))?;
+    listener.set_nonblocking(true).map_err(Error::system(tried))?;
+    let port = listener.local_addr().map_err(Error::system(tried))?.port();
+    control.send(&Reply::Ready { port })?;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let mut taken = Vec::with_capacity(streams);
+    while taken.len() < streams {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream
+                    .set_nonblocking(false)
+                    .and_then(|()| stream.set_read_timeout(Some(POLL)))
+                    .map_err(Error::system(tried))?;
+                taken.push(stream);
+            }
+            Err(_) if stop.requested() => return Err(Error::Stopped),
+            Err(_) if std::time::Instant::now() > deadline => {
+                return Err(Error::Silent(format!("connection {} of {streams}", taken.len() + 1)));
+            }
+            Err(_) => thread::sleep(ACCEPT_POLL),
+        }
+    }
+    Ok(taken)
+}
