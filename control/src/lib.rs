@@ -15,6 +15,7 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod lease;
 pub mod netlink;
 pub mod plan;
 pub mod underlay;

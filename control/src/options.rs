@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{ArgAction, Args, Parser, Subcommand};
+use engine::Switches;
 
 /// An overlay network compatible with flannel whose datapath runs in userspace.
 #[derive(Debug, Parser)]
@@ -43,9 +45,9 @@ pub struct DoctorOptions {
 /// `loden run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// Where leases live. Several daemons on one machine may share the file.
-    #[arg(long, value_name = "sqlite:PATH|memory")]
-    pub store: StoreUrl,
+    /// Where leases live; all daemons of one machine may share the file.
+    #[arg(long, value_name = "sqlite:PATH")]
+    pub store: String,
 
     /// Put this net-conf.json into the store first.
     #[arg(long, value_name = "FILE", conflicts_with = "net_config_json")]
@@ -83,8 +85,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub spin_us: Option<u32>,
     /// Do without these, whether the kernel has them or not: tso, uso, gso, gro, multiqueue, mmsg, all.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub without: Vec<Without>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = features(), hide_possible_values = true)]
+    pub without: Vec<String>,
 
     /// Write the engine's counters to this file as JSON, every second and at the end.
     #[arg(long, value_name = "PATH")]
@@ -98,48 +100,8 @@ impl RunOptions {
     }
 }
 
-/// Something to do without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Without {
-    /// TCP super-packets on the TUN.
-    Tso,
-    /// UDP super-packets on the TUN.
-    Uso,
-    /// UDP_SEGMENT when sending.
-    Gso,
-    /// UDP_GRO when receiving.
-    Gro,
-    /// More than one TUN queue.
-    Multiqueue,
-    /// sendmmsg and recvmmsg.
-    Mmsg,
-    /// All of these.
-    All,
-}
-
-/// Where leases live.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// One file, several daemons on one machine.
-    Sqlite(PathBuf),
-    /// Nothing outlives the process: for trying the daemon on its own.
-    Memory,
-}
-
-impl std::str::FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<StoreUrl, String> {
-        match text.split_once(':') {
-            Some(("sqlite", "")) => Err("sqlite: needs a path, as in sqlite:/var/lib/loden/leases.db".into()),
-            Some(("sqlite", path)) => Ok(StoreUrl::Sqlite(path.into())),
-            _ if text == "memory" => Ok(StoreUrl::Memory),
-            _ if text.starts_with("http") || text.starts_with("etcd") || text.starts_with("kube") => {
-                Err(format!("the store {text} is not supported yet; use sqlite:PATH"))
-            }
-            _ => Err("a store is sqlite:PATH or memory".into()),
-        }
-    }
+fn features() -> PossibleValuesParser {
+    PossibleValuesParser::new(Switches::NAMES.into_iter().chain(["all"]))
 }
 
 #[cfg(test)]
@@ -155,7 +117,7 @@ mod tests {
     #[test]
     fn run_has_flannels_defaults() {
         let run = parse(&["run", "--store", "sqlite:/tmp/l.db"]);
-        assert_eq!(run.store, StoreUrl::Sqlite("/tmp/l.db".into()));
+        assert_eq!(run.store, "sqlite:/tmp/l.db");
         assert_eq!(run.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert_eq!(run.renew_margin(), Duration::from_secs(3600));
         assert!(run.iface.is_empty() && run.without.is_empty() && run.workers.is_none());
@@ -166,7 +128,7 @@ mod tests {
         let run = parse(&[
             "run",
             "--store",
-            "memory",
+            "memory:",
             "--iface",
             "eth0",
             "--iface",
@@ -175,18 +137,16 @@ mod tests {
             "tso,gro",
         ]);
         assert_eq!(run.iface, ["eth0", "10.0.0.1"]);
-        assert_eq!(run.without, [Without::Tso, Without::Gro]);
+        assert_eq!(run.without, ["tso", "gro"]);
     }
 
     #[test]
     fn bad_values_are_refused() {
         for bad in [
-            &["run", "--store", "memory", "--subnet-lease-renew-margin", "1440"][..],
-            &["run", "--store", "memory", "--subnet-lease-renew-margin", "0"],
-            &["run", "--store", "memory", "--public-ip", "::1"],
-            &["run", "--store", "memory", "--without", "speed"],
-            &["run", "--store", "sqlite:"],
-            &["run", "--store", "http://127.0.0.1:2379"],
+            &["run", "--store", "memory:", "--subnet-lease-renew-margin", "1440"][..],
+            &["run", "--store", "memory:", "--subnet-lease-renew-margin", "0"],
+            &["run", "--store", "memory:", "--public-ip", "::1"],
+            &["run", "--store", "memory:", "--without", "speed"],
             &["run"],
         ] {
             let line = std::iter::once("loden").chain(bad.iter().copied());

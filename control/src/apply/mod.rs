@@ -111,3 +111,6 @@ impl Applier {
         Ok(published)
     }
 }
+
+#[cfg(test)]
+mod tests;

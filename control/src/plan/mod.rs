@@ -19,6 +19,7 @@ use model::subnet_env::SubnetEnv;
 use path::encap::Format;
 use wire::addr::{Mac, Mtu};
 
+use crate::lease::ledger::LeaseSet;
 use crate::underlay::Underlay;
 
 /// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
@@ -204,7 +205,7 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
 }
 
 /// The complete plan, given our own lease and those of all other nodes.
-pub fn plan(context: &Context, own: &Lease, leases: &[Lease]) -> Result<Plan, PlanError> {
+pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, PlanError> {
     let outline = outline(context)?;
     let (tunnels, ignored) = match &context.config.backend {
         Backend::Udp { port } => udp::tunnels(context, &outline, *port, own, leases)?,
@@ -238,3 +239,7 @@ fn base(subnet: IpNetwork) -> IpNetwork {
         IpNetwork::V6(subnet) => IpNetwork::V6(Ipv6Network::from(subnet.network())),
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use model::lease::{Lease, SubnetKey};
 
 use super::{Ignored, Peer};
+use crate::lease::ledger::LeaseSet;
 
 /// Peers by tunnel, and the leases left out. All sorted, so that equal sets of leases give equal plans.
 pub(super) struct Sifted {
@@ -19,21 +20,22 @@ pub(super) struct Sifted {
 /// Sorts out the leases that no backend can use, and lets `to_peers` say for the others what they are on
 /// each tunnel, or what is wrong with them.
 ///
-/// When two leases claim one subnet, which different forms of key allow, the one that ends later counts.
+/// Two leases may claim one IPv4 subnet, one with an IPv6 part and one without: a node that went dual-stack
+/// leaves the old key behind until it runs out. The one with both parts counts.
 pub(super) fn sift(
     own: &Lease,
-    leases: &[Lease],
+    leases: &LeaseSet,
     tunnels: usize,
     to_peers: impl Fn(&Lease) -> Result<Vec<(usize, Peer)>, String>,
 ) -> Sifted {
     let mut sifted = Sifted { peers: vec![Vec::new(); tunnels], ignored: Vec::new() };
     let mut holders: BTreeMap<IpNetwork, SubnetKey> = BTreeMap::new();
     let mut ordered: Vec<&Lease> = leases.iter().filter(|lease| lease.key != own.key).collect();
-    ordered.sort_by_key(|lease| (std::cmp::Reverse(lease.expires.unwrap_or(u64::MAX)), lease.key));
+    ordered.sort_by_key(|lease| (lease.key.ipv6().is_none(), lease.key));
     for lease in ordered {
         let result = usable(own, lease).and_then(|()| to_peers(lease)).and_then(|peers| {
             match peers.iter().find_map(|(_, peer)| holders.get(&peer.subnet)) {
-                Some(holder) => Err(format!("the lease {holder} claims the same subnet and ends later")),
+                Some(holder) => Err(format!("the lease {holder} claims the same subnet")),
                 None => Ok(peers),
             }
         });

@@ -13,6 +13,7 @@ use super::peers::sift;
 use super::{
     Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
 };
+use crate::lease::ledger::LeaseSet;
 
 /// The name flannel's `udp` asks for is `flannel%d`; a host has only one.
 const DEVICE: &str = "flannel0";
@@ -49,7 +50,7 @@ pub(super) fn tunnels(
     outline: &Outline,
     port: u16,
     own: &Lease,
-    leases: &[Lease],
+    leases: &LeaseSet,
 ) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
     let pool = context.config.ipv4.as_ref().ok_or(missing("the network configuration"))?;
     let subnet = IpNetwork::V4(own.subnet().ok_or(missing("our lease"))?);

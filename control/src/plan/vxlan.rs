@@ -15,6 +15,7 @@ use super::peers::sift;
 use super::{
     Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
 };
+use crate::lease::ledger::LeaseSet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: u32 = 20 + 8 + 8 + 14;
@@ -79,7 +80,7 @@ pub(super) fn tunnels(
     outline: &Outline,
     port: u16,
     own: &Lease,
-    leases: &[Lease],
+    leases: &LeaseSet,
 ) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
     let mut places = Vec::new();
     if let Some(pool) = &context.config.ipv4 {

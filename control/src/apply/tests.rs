@@ -1,0 +1,324 @@
+//! Plans applied in a network namespace that ends with the test: from clean and from dirty states, twice.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use ipnetwork::IpNetwork;
+use model::subnet_env::SubnetEnv;
+use nix::sched::{CloneFlags, unshare};
+use path::encap::Format;
+use path::fib::Fib;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestRunner};
+use wire::addr::Mtu;
+
+use super::*;
+use crate::plan::{Link, Peer, Route};
+
+const DEVICE: &str = "flannel.1";
+const DEVICE_V6: &str = "flannel-v6.1";
+
+#[test]
+fn a_fresh_device_becomes_as_planned_and_stays() {
+    in_namespace(async |world| {
+        let plan = plan(&[2, 3]);
+        let first = world.apply(&plan).await;
+        assert!(first.changes > 0 && first.failures.is_empty(), "{first:?}");
+        assert_eq!(
+            world.shell("ip -4 -o addr show dev flannel.1 | grep -o 'inet .*' | cut -d' ' -f2"),
+            "10.244.1.0/32"
+        );
+        assert_eq!(
+            world.shell("ip -4 route show dev flannel.1"),
+            "10.244.2.0/24 via 10.244.2.0 onlink\n10.244.3.0/24 via 10.244.3.0 onlink"
+        );
+        assert_eq!(
+            world.shell("ip -6 route show dev flannel-v6.1 proto boot"),
+            "fd00:244:2::/64 via fd00:244:2:: metric 1024 onlink pref medium\n\
+             fd00:244:3::/64 via fd00:244:3:: metric 1024 onlink pref medium"
+        );
+        assert_eq!(
+            world.shell("ip -6 -o addr show scope link | grep flannel || true"),
+            "",
+            "no link-local address"
+        );
+        assert_eq!(world.shell("cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra"), "0");
+        assert!(world.shell("ip link show flannel.1").contains("mtu 1450 qdisc"), "MTU");
+        assert!(world.shell("ip link show flannel.1").contains("qlen 10000"), "queue length");
+        assert_eq!(world.published.lock().expect("lock").as_slice(), [(0, 2), (1, 2)]);
+
+        let second = world.apply(&plan).await;
+        assert_eq!((second.changes, second.failures.len()), (0, 0), "nothing left to do");
+    });
+}
+
+#[test]
+fn the_kernel_routes_a_peer_subnet_into_the_device() {
+    in_namespace(async |world| {
+        world.apply(&plan(&[2])).await;
+        let out = world.shell("ip route get 10.244.2.7");
+        assert!(out.contains("via 10.244.2.0 dev flannel.1 src 10.244.1.0"), "{out}");
+        let out = world.shell("ip route get fd00:244:2::7");
+        assert!(
+            out.contains("via fd00:244:2:: dev flannel-v6.1") && out.contains("src fd00:244:1::"),
+            "{out}"
+        );
+    });
+}
+
+#[test]
+fn peers_come_and_go() {
+    in_namespace(async |world| {
+        world.apply(&plan(&[2, 3])).await;
+        let change = world.apply(&plan(&[3, 4])).await;
+        // Two tables, and for each family one route more and one less.
+        assert_eq!(change.changes, 2 + 4);
+        assert_eq!(world.routes(DEVICE), ["10.244.3.0/24", "10.244.4.0/24"]);
+        assert_eq!(world.routes(DEVICE_V6), ["fd00:244:3::/64", "fd00:244:4::/64"]);
+        world.apply(&plan(&[])).await;
+        assert!(world.routes(DEVICE).is_empty() && world.routes(DEVICE_V6).is_empty());
+    });
+}
+
+#[test]
+fn what_somebody_else_changed_comes_back() {
+    in_namespace(async |world| {
+        let plan = plan(&[2, 3]);
+        world.apply(&plan).await;
+        world.shell("ip route del 10.244.2.0/24");
+        world.shell("ip addr del 10.244.1.0/32 dev flannel.1");
+        world.shell("ip link set flannel.1 mtu 1300");
+        let repaired = world.apply(&plan).await;
+        // With the address the kernel dropped the other route as well.
+        assert_eq!(repaired.changes, 4);
+        world.shell("ip link set flannel.1 down");
+        assert!(world.apply(&plan).await.changes > 0);
+        assert_eq!(world.routes(DEVICE), ["10.244.2.0/24", "10.244.3.0/24"]);
+        assert_eq!(world.apply(&plan).await.changes, 0);
+    });
+}
+
+#[test]
+fn strangers_are_left_alone() {
+    in_namespace(async |world| {
+        world.shell("ip addr add 203.0.113.5/32 dev flannel.1");
+        world.shell("ip link set flannel.1 up");
+        world.shell("ip route add 198.51.100.0/24 dev flannel.1");
+        world.shell("ip route add 10.244.9.0/24 dev flannel.1 proto static");
+        world.shell("ip addr add 10.244.1.1/24 dev lo");
+        world.apply(&plan(&[2])).await;
+        world.apply(&plan(&[])).await;
+        assert!(world.shell("ip -o addr show dev flannel.1").contains("203.0.113.5/32"));
+        assert!(world.shell("ip -o addr show dev lo").contains("10.244.1.1/24"));
+        assert_eq!(world.routes(DEVICE), ["10.244.9.0/24", "198.51.100.0/24"]);
+    });
+}
+
+#[test]
+fn leftovers_in_the_cluster_network_go() {
+    in_namespace(async |world| {
+        world.shell("ip addr add 10.244.7.0/32 dev flannel.1");
+        world.shell("ip -6 addr add fd00:244:7::/128 dev flannel-v6.1");
+        world.shell("ip link set flannel.1 up");
+        world.shell("ip route add 10.244.2.0/24 via 10.244.2.9 dev flannel.1 onlink");
+        world.shell("ip route add 10.244.8.0/24 via 10.244.8.0 dev flannel.1 onlink");
+        world.apply(&plan(&[2])).await;
+        assert!(!world.shell("ip -o addr").contains("10.244.7.0"));
+        assert!(!world.shell("ip -o addr").contains("fd00:244:7::"));
+        assert_eq!(world.shell("ip -4 route show dev flannel.1"), "10.244.2.0/24 via 10.244.2.0 onlink");
+    });
+}
+
+#[test]
+fn a_missing_device_is_said_to_be_gone() {
+    in_namespace(async |world| {
+        let plan = plan(&[2]);
+        world.apply(&plan).await;
+        world.shell("ip link del flannel.1");
+        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file());
+        let error = applier.apply(&plan, world).await.expect_err("no device");
+        assert!(matches!(&error, ApplyError::DeviceGone(device) if device == DEVICE), "{error}");
+    });
+}
+
+#[test]
+fn the_subnet_file_comes_last() {
+    in_namespace(async |world| {
+        let mut broken = plan(&[2]);
+        // A route that no kernel takes: the file must still wait for a failing device, not for a route.
+        broken.tunnels[1].link.device = "nosuch0".into();
+        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file());
+        applier.apply(&broken, world).await.expect_err("no such device");
+        assert!(!world.subnet_file().exists(), "it would promise what is not there");
+        assert!(world.published.lock().expect("lock").is_empty());
+        world.apply(&plan(&[2])).await;
+        assert!(world.subnet_file().exists());
+    });
+}
+
+#[test]
+fn any_dirty_state_converges_to_the_plan() {
+    in_namespace(async |world| {
+        let states = (prop::collection::vec(dirt(), 0..8), prop::collection::btree_set(2u8..12, 0..6));
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
+        for _ in 0..24 {
+            let (dirt, peers) = draw(&mut runner, &states);
+            for line in &dirt {
+                world.try_shell(line);
+            }
+            let peers: Vec<u8> = peers.into_iter().collect();
+            let plan = plan(&peers);
+            let first = world.apply(&plan).await;
+            assert!(first.failures.is_empty(), "{dirt:?} {peers:?}: {:?}", first.failures);
+            assert_eq!(world.apply(&plan).await.changes, 0, "{dirt:?} {peers:?}: not stable");
+            let (v4, v6) = (world.ours(&plan, 0).await, world.ours(&plan, 1).await);
+            assert_eq!(v4, plan.tunnels[0].routes.iter().copied().collect(), "{dirt:?}");
+            assert_eq!(v6, plan.tunnels[1].routes.iter().copied().collect(), "{dirt:?}");
+        }
+    });
+}
+
+fn dirt() -> impl Strategy<Value = String> {
+    let device = prop_oneof![Just(DEVICE), Just(DEVICE_V6)];
+    (0u8..8, device, 2u8..12).prop_map(|(kind, device, node)| match kind {
+        0 => format!("ip link set {device} mtu {}", 1280 + u32::from(node)),
+        1 => format!("ip link set {device} down"),
+        2 => format!("ip link set {device} txqueuelen {node}"),
+        3 => format!("ip addr add 10.244.{node}.0/32 dev {DEVICE}"),
+        4 => format!("ip -6 addr add fd00:244:{node}::/128 dev {DEVICE_V6}"),
+        5 => format!("ip route replace 10.244.{node}.0/24 via 10.244.{node}.9 dev {DEVICE} onlink"),
+        6 => format!("ip -6 route replace fd00:244:{node}::/64 via fd00:244:{node}:: dev {DEVICE_V6} onlink"),
+        _ => format!("ip addr flush dev {device}"),
+    })
+}
+
+fn draw<S: Strategy>(runner: &mut TestRunner, strategy: &S) -> S::Value {
+    strategy.new_tree(runner).expect("a value").current()
+}
+
+/// Two overlays of node 1, with these other nodes.
+fn plan(nodes: &[u8]) -> Plan {
+    let v4 = |node: u8| -> IpNetwork { format!("10.244.{node}.0/24").parse().expect("subnet") };
+    let v6 = |node: u8| -> IpNetwork { format!("fd00:244:{node}::/64").parse().expect("subnet") };
+    let tunnel = |device: &str, address: &str, cluster: &str, mtu, subnet: &dyn Fn(u8) -> IpNetwork| Tunnel {
+        link: Link {
+            device: device.into(),
+            address: address.parse().expect("address"),
+            cluster: cluster.parse().expect("network"),
+            mtu: Mtu::new(mtu).expect("MTU"),
+        },
+        routes: nodes
+            .iter()
+            .map(|node| Route { to: subnet(*node), via: Some(subnet(*node).network()) })
+            .collect(),
+        format: Format::Udp,
+        peers: nodes
+            .iter()
+            .map(|node| Peer { subnet: subnet(*node), remote: ([192, 0, 2, *node], 8472).into(), mac: None })
+            .collect(),
+    };
+    let network = |text: &str| text.parse().expect("network");
+    Plan {
+        tunnels: vec![
+            tunnel(DEVICE, "10.244.1.0/32", "10.244.0.0/16", 1450, &v4),
+            tunnel(DEVICE_V6, "fd00:244:1::/128", "fd00:244::/32", 1430, &v6),
+        ],
+        subnet_env: SubnetEnv {
+            ipv4: Some((network("10.244.0.0/16"), network("10.244.1.0/24"))),
+            ipv6: None,
+            mtu: 1450,
+            ip_masq: false,
+        },
+        ignored: Vec::new(),
+    }
+}
+
+/// A namespace with two TUN devices, and a stand-in for the engine that counts peers.
+struct World {
+    netlink: Handle,
+    directory: tempfile::TempDir,
+    applier: tokio::sync::Mutex<Applier>,
+    published: Mutex<Vec<(usize, usize)>>,
+}
+
+impl Tables for World {
+    fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
+        self.published.lock().expect("lock").push((tunnel, fib.len()));
+    }
+}
+
+impl World {
+    async fn apply(&self, plan: &Plan) -> Applied {
+        self.applier.lock().await.apply(plan, self).await.expect("applied")
+    }
+
+    async fn ours(&self, plan: &Plan, tunnel: usize) -> BTreeSet<Route> {
+        let link = &plan.tunnels[tunnel].link;
+        let index = links::observe(&self.netlink, &link.device).await.expect("answer").expect("device").index;
+        routes::observe(&self.netlink, index, link.cluster).await.expect("answer")
+    }
+
+    fn subnet_file(&self) -> PathBuf {
+        self.directory.path().join("subnet.env")
+    }
+
+    /// Destinations of the unicast routes out of the device that the kernel did not make itself.
+    fn routes(&self, device: &str) -> Vec<String> {
+        let family = if device == DEVICE { "-4" } else { "-6" };
+        let text = self.shell(&format!("ip {family} route show dev {device}"));
+        let lines = text.lines().filter(|line| !line.contains("proto kernel"));
+        lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    }
+
+    fn shell(&self, line: &str) -> String {
+        let output = std::process::Command::new("sh").args(["-c", line]).output().expect("sh");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        // `ip` ends some of its lines with a space.
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    }
+
+    fn try_shell(&self, line: &str) {
+        std::process::Command::new("sh").args(["-c", line]).output().expect("sh");
+    }
+}
+
+/// Runs the test in a fresh namespace that vanishes with its thread, or says why it cannot.
+fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
+    let work = move || {
+        if let Err(missing) = unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| format!("root rights: {error}"))
+            .and_then(|()| {
+                let ip = std::process::Command::new("ip").arg("-V").output();
+                ip.map(|_| ()).map_err(|error| format!("the ip tool: {error}"))
+            })
+        {
+            assert!(std::env::var_os("CI").is_none(), "this test needs {missing}");
+            eprintln!("skipped: this test needs {missing}");
+            return;
+        }
+        let _tuns = [DEVICE, DEVICE_V6].map(|name| {
+            let config = io::tun::Config {
+                name: name.into(),
+                queues: 1,
+                offloads: Default::default(),
+                persist: false,
+            };
+            io::tun::open(&config).expect("a TUN")
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let netlink = crate::netlink::connect().expect("netlink");
+            let directory = tempfile::tempdir().expect("directory");
+            let applier = Applier::new(netlink.clone(), directory.path().join("subnet.env"));
+            let world = World { netlink, directory, applier: applier.into(), published: Mutex::default() };
+            test(&world).await;
+        });
+    };
+    std::thread::scope(|scope| {
+        if let Err(panic) = scope.spawn(work).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}

@@ -1,0 +1,294 @@
+//! Leases in, plan out, as text a person can check against flannel's documentation.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use model::subnet_env;
+use model::{lease::SubnetKey, net_config};
+
+use super::*;
+use crate::underlay::Endpoint;
+
+#[test]
+fn vxlan_ipv4() {
+    let context = context(VXLAN, 1500);
+    expect_outline(
+        &context,
+        r#"
+        flannel.1 mtu 1450 listens 0.0.0.0:8472 sends from 192.0.2.1
+        publishes {"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:2a:00:00:00:01"}}
+        "#,
+    );
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24"),
+        &[vxlan("10.244.3.0-24", 3), vxlan("10.244.2.0-24", 2)],
+        "
+        flannel.1 mtu 1450 address 10.244.1.0/32
+          route 10.244.2.0/24 via 10.244.2.0
+          route 10.244.3.0/24 via 10.244.3.0
+          peer 10.244.2.0/24 at 192.0.2.2:8472 mac 0e:2a:00:00:02:04
+          peer 10.244.3.0/24 at 192.0.2.3:8472 mac 0e:2a:00:00:03:04
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_MTU=1450
+        FLANNEL_IPMASQ=false
+        ",
+    );
+}
+
+#[test]
+fn vxlan_dual_stack_is_two_overlays() {
+    let context = context(VXLAN_DUAL, 1500);
+    expect_outline(
+        &context,
+        r#"
+        flannel.7 mtu 1450 listens 0.0.0.0:4789 sends from 192.0.2.1
+        flannel-v6.7 mtu 1430 listens [::]:4789 sends from 2001:db8::1
+        publishes {"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"0e:2a:00:00:00:01"},"BackendV6Data":{"VNI":7,"VtepMAC":"0e:2a:00:00:00:02"}}
+        "#,
+    );
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24&fd00:244:1::-64"),
+        &[vxlan("10.244.2.0-24&fd00:244:5::-64", 2), vxlan("10.244.3.0-24", 3)],
+        "
+        flannel.7 mtu 1450 address 10.244.1.0/32
+          route 10.244.2.0/24 via 10.244.2.0
+          route 10.244.3.0/24 via 10.244.3.0
+          peer 10.244.2.0/24 at 192.0.2.2:4789 mac 0e:2a:00:00:02:04
+          peer 10.244.3.0/24 at 192.0.2.3:4789 mac 0e:2a:00:00:03:04
+        flannel-v6.7 mtu 1430 address fd00:244:1::/128
+          route fd00:244:5::/64 via fd00:244:5::
+          peer fd00:244:5::/64 at [2001:db8::2]:4789 mac 0e:2a:00:00:02:06
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_IPV6_NETWORK=fd00:244::/40
+        FLANNEL_IPV6_SUBNET=fd00:244:1::1/64
+        FLANNEL_MTU=1450
+        FLANNEL_IPMASQ=false
+        ",
+    );
+}
+
+#[test]
+fn udp_takes_every_backend_type_and_one_route() {
+    let context = context(UDP, 1500);
+    expect_outline(
+        &context,
+        r#"
+        flannel0 mtu 1472 listens 192.0.2.1:8285
+        publishes {"PublicIP":"192.0.2.1","PublicIPv6":null}
+        "#,
+    );
+    let mut plain = vxlan("10.244.3.0-24", 3);
+    (plain.attrs.backend_type, plain.attrs.backend_data) = (String::new(), None);
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24"),
+        &[vxlan("10.244.2.0-24", 2), plain],
+        "
+        flannel0 mtu 1472 address 10.244.1.0/32
+          route 10.244.0.0/16
+          peer 10.244.2.0/24 at 192.0.2.2:8285
+          peer 10.244.3.0/24 at 192.0.2.3:8285
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_MTU=1472
+        FLANNEL_IPMASQ=false
+        ",
+    );
+}
+
+#[test]
+fn leases_that_cannot_be_peers_are_left_out_with_a_reason() {
+    let changed = |key, node, change: &dyn Fn(&mut Lease)| {
+        let mut lease = vxlan(key, node);
+        change(&mut lease);
+        lease
+    };
+    let leases = [
+        vxlan("10.244.1.0-24", 9),
+        vxlan("10.244.0.0-20", 8),
+        vxlan("10.244.20.0-24", 1),
+        changed("10.244.21.0-24", 21, &|lease| lease.attrs.backend_type = "host-gw".into()),
+        changed("10.244.22.0-24", 22, &|lease| lease.attrs.backend_data = None),
+        changed("10.244.23.0-24", 23, &|lease| lease.attrs.backend_data = raw(r#"{"VtepMAC":""}"#)),
+        changed("10.244.24.0-24", 24, &|lease| lease.attrs.public_ip = Ipv4Addr::UNSPECIFIED),
+        changed("10.244.25.0-24", 25, &|lease| {
+            lease.attrs.backend_data = raw(r#"{"VtepMAC":"0e:2a:00:00:19:04"}"#);
+        }),
+        vxlan("10.244.26.0-24", 26),
+        vxlan("10.244.26.0-24&fd00:244:26::-64", 27),
+    ];
+    expect_plan(
+        &context(VXLAN, 1500),
+        &own("10.244.1.0-24"),
+        &leases,
+        r#"
+        flannel.1 mtu 1450 address 10.244.1.0/32
+          route 10.244.25.0/24 via 10.244.25.0
+          route 10.244.26.0/24 via 10.244.26.0
+          peer 10.244.25.0/24 at 192.0.2.25:8472 mac 0e:2a:00:00:19:04
+          peer 10.244.26.0/24 at 192.0.2.27:8472 mac 0e:2a:00:00:1b:04
+        ignored 10.244.0.0-20: it overlaps our own subnet 10.244.1.0-24
+        ignored 10.244.20.0-24: it has our own public address 192.0.2.1
+        ignored 10.244.21.0-24: its backend type is "host-gw", ours is "vxlan"
+        ignored 10.244.22.0-24: it publishes no IPv4 vxlan data
+        ignored 10.244.23.0-24: vxlan data: VtepMAC is empty: the node has no tunnel device yet
+        ignored 10.244.24.0-24: it publishes no IPv4 address for its IPv4 subnet
+        ignored 10.244.26.0-24: the lease 10.244.26.0-24&fd00:244:26::-64 claims the same subnet
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_MTU=1450
+        FLANNEL_IPMASQ=false
+        "#,
+    );
+}
+
+#[test]
+fn mtu_follows_flannel_per_family() {
+    let mtus = |config: &str, nic| {
+        let outline = outline(&context(config, nic)).expect("room enough");
+        let devices: Vec<u16> = outline.tunnels.iter().map(|tunnel| tunnel.mtu.get()).collect();
+        (devices, outline.pod_mtu.get())
+    };
+    assert_eq!(mtus(VXLAN_DUAL, 9000), (vec![8950, 8930], 8950));
+    let smaller = VXLAN_DUAL.replace(r#""VNI""#, r#""MTU":1400,"VNI""#);
+    assert_eq!(mtus(&smaller, 1500), (vec![1350, 1350], 1350));
+    // The promise to pods follows the key, the device what the interface carries.
+    let larger = VXLAN_DUAL.replace(r#""VNI""#, r#""MTU":9000,"VNI""#);
+    assert_eq!(mtus(&larger, 1500), (vec![1450, 1430], 8950));
+    assert_eq!(mtus(UDP, 65536), (vec![65508], 65508));
+}
+
+#[test]
+fn an_mtu_without_room_is_refused_by_name() {
+    let error = outline(&context(VXLAN, 100)).expect_err("50 bytes are too few").to_string();
+    assert_eq!(
+        error,
+        "MTU 100 leaves 50 bytes beside 50 of tunnel headers, but IPv4 needs 68; raise the MTU of eth0 or Backend.MTU"
+    );
+    let error = outline(&context(VXLAN_DUAL, 1340)).expect_err("IPv6 has 1270").to_string();
+    assert!(error.contains("IPv6 needs 1280"), "{error}");
+}
+
+#[test]
+fn backends_that_are_not_built_are_named() {
+    for (backend, answer) in [
+        (r#"{"Type":"host-gw"}"#, "Backend.Type = host-gw: not supported yet; use vxlan or udp"),
+        (r#"{"Type":"wireguard"}"#, "Backend.Type = wireguard: not supported yet; use vxlan or udp"),
+        (r#"{"Type":"tencent-vpc"}"#, "Backend.Type = tencent-vpc: not supported; use vxlan or udp"),
+        (
+            r#"{"Type":"vxlan","GBP":true}"#,
+            "Backend.GBP = true: the group policy header is not supported yet; set it to false on all nodes",
+        ),
+    ] {
+        let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
+        assert_eq!(outline(&context(&config, 1500)).expect_err(backend).to_string(), answer);
+    }
+    let dual = VXLAN_DUAL.replace("vxlan", "udp");
+    let error = outline(&context(&dual, 1500)).expect_err("udp is IPv4 only").to_string();
+    assert_eq!(error, "Backend.Type = udp: carries IPv4 only; set EnableIPv6 to false or use vxlan");
+}
+
+#[test]
+fn a_public_address_elsewhere_is_published_but_not_sent_from() {
+    let mut context = context(VXLAN, 1500);
+    context.underlay.ipv4 = Some(Endpoint { source: [192, 0, 2, 1].into(), public: [203, 0, 113, 9].into() });
+    let outline = outline(&context).expect("fine");
+    assert_eq!(outline.attrs.public_ip.to_string(), "203.0.113.9");
+    assert_eq!(outline.tunnels[0].send_from, Some([192, 0, 2, 1].into()));
+}
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40",
+    "Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
+const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
+
+fn context(config: &str, nic: u32) -> Context {
+    let (config, _) = net_config::parse(config).expect("a good configuration");
+    let (ipv4, ipv6) = ("192.0.2.1".parse().expect("address"), "2001:db8::1".parse().expect("address"));
+    Context {
+        config,
+        underlay: Underlay {
+            interface: "eth0".into(),
+            mtu: nic,
+            ipv4: Some(Endpoint { source: ipv4, public: ipv4 }),
+            ipv6: Some(Endpoint { source: ipv6, public: ipv6 }),
+        },
+        identity: Identity {
+            mac: Mac::new([0x0e, 0x2a, 0, 0, 0, 1]),
+            mac_v6: Mac::new([0x0e, 0x2a, 0, 0, 0, 2]),
+        },
+        ip_masq: false,
+    }
+}
+
+fn own(key: &str) -> Lease {
+    vxlan(key, 1)
+}
+
+/// A node at 192.0.2.NODE and 2001:db8::NODE, with the data it publishes.
+fn vxlan(key: &str, node: u8) -> Lease {
+    let key: SubnetKey = key.parse().expect("a key");
+    let data = |family: u8| raw(&format!(r#"{{"VNI":1,"VtepMAC":"0e:2a:00:00:{node:02x}:{family:02x}"}}"#));
+    let attrs = LeaseAttrs {
+        public_ip: [192, 0, 2, node].into(),
+        public_ipv6: key.ipv6().map(|_| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, node.into())),
+        backend_type: "vxlan".into(),
+        backend_data: data(4),
+        backend_v6_data: key.ipv6().and_then(|_| data(6)),
+    };
+    Lease { key, attrs, expires: Some(1) }
+}
+
+fn raw(text: &str) -> Option<model::lease::RawJson> {
+    Some(model::lease::RawJson::parse(text).expect("JSON"))
+}
+
+fn expect_outline(context: &Context, expected: &str) {
+    let outline = outline(context).expect("an outline");
+    let mut text = String::new();
+    for tunnel in &outline.tunnels {
+        write!(text, "{} mtu {} listens {}", tunnel.device, tunnel.mtu, tunnel.listen).expect("write");
+        tunnel.send_from.into_iter().for_each(|ip| write!(text, " sends from {ip}").expect("write"));
+        text.push('\n');
+    }
+    writeln!(text, "publishes {}", outline.attrs.to_json()).expect("write");
+    assert_eq!(text, dedent(expected));
+}
+
+fn expect_plan(context: &Context, own: &Lease, leases: &[Lease], expected: &str) {
+    let in_order = plan(context, own, &leases.iter().cloned().collect()).expect("a plan");
+    let reversed = plan(context, own, &leases.iter().rev().cloned().collect()).expect("a plan");
+    assert_eq!(in_order, reversed, "the order of leases must not matter");
+    assert_eq!(render(&in_order), dedent(expected));
+}
+
+fn render(plan: &Plan) -> String {
+    let mut text = String::new();
+    for tunnel in &plan.tunnels {
+        let link = &tunnel.link;
+        writeln!(text, "{} mtu {} address {}", link.device, link.mtu, link.address).expect("write");
+        for route in &tunnel.routes {
+            let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
+            writeln!(text, "  route {}{via}", route.to).expect("write");
+        }
+        for peer in &tunnel.peers {
+            let mac = peer.mac.map(|mac| format!(" mac {mac}")).unwrap_or_default();
+            writeln!(text, "  peer {} at {}{mac}", peer.subnet, peer.remote).expect("write");
+        }
+    }
+    for ignored in &plan.ignored {
+        writeln!(text, "ignored {}: {}", ignored.subnet, ignored.reason).expect("write");
+    }
+    text + &subnet_env::render(&plan.subnet_env)
+}
+
+/// Drops the indentation of the first line from every line, and the blank ends.
+fn dedent(text: &str) -> String {
+    let text = text.trim_start_matches('\n').trim_end();
+    let indent = text.len() - text.trim_start().len();
+    text.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or(""))).collect()
+}
