@@ -1,1 +1,191 @@
-//! engine
+//! The loop: one worker a core, run to completion.
+//!
+//! ```text
+//! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, socket 0 of each port
+//!    ▲                               └──► worker 1: queue 1 of each TUN, socket 1 of each port
+//!    └── status(), notices() ◄── counter pages, few events
+//! ```
+//!
+//! [`Engine::start`] opens devices and sockets, then starts the threads; control addresses the devices and
+//! publishes tables; [`Engine::stop`] ends the threads and closes everything. A flow stays on one worker both
+//! ways: the kernel picks a socket by the outer flow, and the TUN learns the queue from our writes.
+//!
+//! Start reading at `worker`, then `tunnel`; what happens to a packet is in the crate `path`.
+
+pub mod config;
+mod event;
+mod layout;
+pub mod selftest;
+pub mod snapshot;
+pub mod status;
+mod tunnel;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Receiver;
+use io::{Waiter, Waker};
+use path::Fib;
+
+pub use config::{Config, Switches, TunnelConfig, WaitPolicy};
+pub use event::{Event, Notice};
+pub use io::Error;
+pub use status::{Status, TunnelStatus};
+
+use crate::event::Events;
+use crate::layout::Opened;
+use crate::snapshot::Publisher;
+use crate::status::Page;
+use crate::tunnel::{Parts, Tunnel};
+use crate::worker::Worker;
+
+/// A running engine. Dropping it stops it.
+pub struct Engine {
+    threads: Vec<Running>,
+    stop: Arc<AtomicBool>,
+    tunnels: Vec<Handle>,
+    notices: Receiver<Notice>,
+}
+
+struct Running {
+    thread: Option<JoinHandle<()>>,
+    waker: Waker,
+}
+
+/// What control holds of one tunnel.
+struct Handle {
+    device: String,
+    publisher: Publisher<Fib>,
+    pages: Vec<Arc<Page>>,
+    chosen: Chosen,
+}
+
+/// What a tunnel really got, after probing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Name of the TUN device as the kernel gave it.
+    pub device: String,
+    /// Workers, and so queues and listening sockets.
+    pub workers: usize,
+    /// Source ports of all workers.
+    pub source_ports: Vec<u16>,
+    /// The features in use.
+    pub features: Switches,
+    /// One sentence for each feature that was wanted and not granted.
+    pub notes: Vec<String>,
+}
+
+impl Engine {
+    /// Opens the devices and sockets of all tunnels and starts the workers, with empty tables. The devices
+    /// are down and have no address. On an error nothing stays open.
+    pub fn start(config: &Config, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
+        let mut opened = Vec::new();
+        let mut workers = layout::workers(config);
+        for tunnel in tunnels {
+            let one = Opened::open(config, tunnel, workers)?;
+            // A device with fewer queues than asked for bounds all tunnels: a worker owns one of each.
+            workers = workers.min(one.queues.len());
+            opened.push(one);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, notices) = event::channel();
+        let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut handles = Vec::new();
+        for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
+            let (publisher, readers) = snapshot::channel(Arc::new(Fib::empty(tunnel.format)), workers);
+            let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
+            one.chosen.workers = workers;
+            let ports = one.queues.into_iter().zip(one.ports).zip(readers).enumerate();
+            for ((worker, ((queue, port), fib)), share) in ports.zip(&mut shares) {
+                let parts = Parts {
+                    fib,
+                    mtu: tunnel.mtu.get(),
+                    lanes: tunnel.fan.max(1),
+                    switches: one.chosen.features,
+                    events: Events { tunnel: index, worker, sender: sender.clone() },
+                };
+                share.push((Tunnel::new(queue, port, parts), Arc::clone(&pages[worker])));
+            }
+            handles.push(Handle { device: one.chosen.device.clone(), publisher, pages, chosen: one.chosen });
+        }
+        let mut engine = Engine { threads: Vec::new(), stop, tunnels: handles, notices };
+        let cores = layout::cores();
+        for (index, share) in shares.into_iter().enumerate() {
+            let failed = |cause| Error::new(format!("starting worker {index}"), cause);
+            let waiter = Waiter::new().map_err(failed)?;
+            let waker = waiter.waker();
+            let (tunnels, pages) = share.into_iter().unzip();
+            let stop = Arc::clone(&engine.stop);
+            let mut worker = Worker::new(tunnels, pages, waiter, config.wait, stop).map_err(failed)?;
+            let core = config.pin.then(|| cores[index % cores.len()]);
+            let failure = Events { tunnel: 0, worker: index, sender: sender.clone() };
+            let thread = std::thread::Builder::new()
+                .name(format!("loden-w{index}"))
+                .spawn(move || {
+                    if let Some(core) = core {
+                        // A core that was taken away since is no reason not to run.
+                        let _ = io::thread::pin_to_core(core);
+                    }
+                    if worker.run().is_err() {
+                        failure.send(Event::WorkerFailed);
+                    }
+                })
+                .map_err(failed)?;
+            engine.threads.push(Running { thread: Some(thread), waker });
+        }
+        Ok(engine)
+    }
+
+    /// Makes `table` the one that tunnel `index` uses, from each worker's next turn on.
+    pub fn publish(&self, index: usize, table: &Arc<Fib>) {
+        if let Some(tunnel) = self.tunnels.get(index) {
+            tunnel.publisher.publish(table);
+            // A sleeping worker would otherwise hold the old table until its next packet.
+            for running in &self.threads {
+                let _ = running.waker.wake();
+            }
+        }
+    }
+
+    /// What each tunnel got of what it asked for.
+    pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
+        self.tunnels.iter().map(|tunnel| &tunnel.chosen)
+    }
+
+    /// All counters as they are now. Never stops a worker.
+    pub fn status(&self) -> Status {
+        let tunnels = self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages)).collect();
+        Status { tunnels }
+    }
+
+    /// What workers had to say since the last call.
+    pub fn notices(&self) -> impl Iterator<Item = Notice> + '_ {
+        self.notices.try_iter()
+    }
+
+    /// Stops the workers and closes devices and sockets.
+    pub fn stop(mut self) {
+        self.halt();
+    }
+
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for running in &mut self.threads {
+            let _ = running.waker.wake();
+        }
+        for running in &mut self.threads {
+            if let Some(thread) = running.thread.take() {
+                // A worker that panicked has nothing left to close.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}

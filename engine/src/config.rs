@@ -1,0 +1,127 @@
+//! What an engine is started with.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use path::Format;
+use wire::addr::Mtu;
+
+/// How the engine as a whole runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Worker threads; 0 takes one for each core this process may use.
+    pub workers: usize,
+    /// Whether worker *i* stays on the *i*-th allowed core.
+    pub pin: bool,
+    /// How workers wait.
+    pub wait: WaitPolicy,
+    /// What may be used of the kernel's help.
+    pub switches: Switches,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { workers: 0, pin: false, wait: WaitPolicy::default(), switches: Switches::default() }
+    }
+}
+
+/// Drain, look again for a bounded time, then sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitPolicy {
+    /// How long an idle worker keeps looking before it sleeps. Zero sleeps at once, which is right where
+    /// cores are few: a worker that spins takes the core that the pod needs.
+    pub spin: Duration,
+}
+
+/// Features that an operator may switch off, or that a self-test has found wanting. All on by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// TCP super-packets between the TUN and us, both ways.
+    pub tso: bool,
+    /// UDP super-packets between the TUN and us, both ways.
+    pub uso: bool,
+    /// `UDP_SEGMENT`: many datagrams in one send.
+    pub gso: bool,
+    /// `UDP_GRO`: many datagrams in one receive.
+    pub gro: bool,
+    /// `sendmmsg` and `recvmmsg`: many sends or receives in one call.
+    pub mmsg: bool,
+    /// More than one queue per TUN device, and so more than one worker.
+    pub multiqueue: bool,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Switches { tso: true, uso: true, gso: true, gro: true, mmsg: true, multiqueue: true }
+    }
+}
+
+impl Switches {
+    /// The names that [`Switches::switch_off`] knows, besides `all`.
+    pub const NAMES: [&str; 6] = ["tso", "uso", "gso", "gro", "mmsg", "multiqueue"];
+
+    /// Switches a feature off by name, or `all` of them. `Err` for a name that is none.
+    pub fn switch_off(&mut self, name: &str) -> Result<(), String> {
+        let Switches { tso, uso, gso, gro, mmsg, multiqueue } = self;
+        match name {
+            "tso" => *tso = false,
+            "uso" => *uso = false,
+            "gso" => *gso = false,
+            "gro" => *gro = false,
+            "mmsg" => *mmsg = false,
+            "multiqueue" => *multiqueue = false,
+            "all" => {
+                for name in Switches::NAMES {
+                    self.switch_off(name)?;
+                }
+            }
+            _ => return Err(format!("no feature is called {name:?}: choose of {} and all", Switches::NAMES.join(", "))),
+        }
+        Ok(())
+    }
+
+    /// Each feature with whether it is on.
+    pub fn named(&self) -> [(&'static str, bool); 6] {
+        let Switches { tso, uso, gso, gro, mmsg, multiqueue } = *self;
+        [("tso", tso), ("uso", uso), ("gso", gso), ("gro", gro), ("mmsg", mmsg), ("multiqueue", multiqueue)]
+    }
+}
+
+/// One overlay device and its underlay sockets.
+#[derive(Clone, Debug)]
+pub struct TunnelConfig {
+    /// Name of the TUN device.
+    pub device: String,
+    /// Whether the device stays when the process ends.
+    pub persist: bool,
+    /// Where datagrams arrive.
+    pub listen: SocketAddr,
+    /// The source address of what is sent, from a fan of ports; `None` sends from the listening socket, with
+    /// its port as source.
+    pub send_from: Option<IpAddr>,
+    /// How packets are framed.
+    pub format: Format,
+    /// MTU of the TUN device.
+    pub mtu: Mtu,
+    /// Source ports per worker.
+    pub fan: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_switches_its_feature_off() {
+        for name in Switches::NAMES {
+            let mut switches = Switches::default();
+            switches.switch_off(name).unwrap();
+            let off: Vec<_> = switches.named().into_iter().filter(|(_, on)| !on).map(|(n, _)| n).collect();
+            assert_eq!(off, [name]);
+        }
+        let mut none = Switches::default();
+        none.switch_off("all").unwrap();
+        assert!(none.named().iter().all(|(_, on)| !on));
+        assert!(none.switch_off("turbo").unwrap_err().contains("turbo"));
+    }
+}

@@ -1,0 +1,155 @@
+//! Counter pages: one per worker and tunnel, written by the worker, readable at any time by anyone.
+//!
+//! A page is a row of atomics with one writer. The worker copies its plain counters there after a batch,
+//! by relaxed stores, so that reading never stops it and counting costs nothing per packet.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use io::PortCounters;
+use path::{Counters, Direction, DropReason};
+
+/// The counters of one direction that are not drops.
+const FLOW: [&str; 6] = ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies"];
+const DIRECTIONS: [&str; 2] = ["egress", "ingress"];
+const PORTS: [&str; 2] = ["overlay", "underlay"];
+const LOOP: [&str; 3] = ["turns", "waits", "sleeps"];
+
+/// What the loop itself counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopCounters {
+    /// Turns of the worker.
+    pub turns: u64,
+    /// Calls to wait, each a system call.
+    pub waits: u64,
+    /// Waits that were allowed to sleep.
+    pub sleeps: u64,
+}
+
+/// The public counters of one worker in one tunnel.
+#[derive(Debug)]
+pub struct Page {
+    values: Box<[AtomicU64]>,
+}
+
+impl Page {
+    /// A page of zeros.
+    pub fn new() -> Arc<Page> {
+        let count = names().count();
+        Arc::new(Page { values: (0..count).map(|_| AtomicU64::new(0)).collect() })
+    }
+
+    /// Stores the newest values. One writer only.
+    pub fn store(&self, counters: &Counters, overlay: &PortCounters, underlay: &PortCounters, looped: LoopCounters) {
+        let mut cells = self.values.iter();
+        let mut put = |value: u64| {
+            if let Some(cell) = cells.next() {
+                cell.store(value, Ordering::Relaxed);
+            }
+        };
+        for d in [&counters.egress, &counters.ingress] {
+            flow_values(d).into_iter().for_each(&mut put);
+            DropReason::ALL.iter().for_each(|reason| put(d.dropped(*reason)));
+        }
+        for port in [overlay, underlay] {
+            port.named().into_iter().for_each(|(_, value)| put(value));
+        }
+        [looped.turns, looped.waits, looped.sleeps].into_iter().for_each(put);
+    }
+
+    /// The values as they are now, in the order of [`names`].
+    pub fn load(&self) -> Vec<u64> {
+        self.values.iter().map(|cell| cell.load(Ordering::Relaxed)).collect()
+    }
+}
+
+/// A counter's place: `egress.drop.no_route`, `underlay.read_calls`, `loop.turns`.
+pub fn names() -> impl Iterator<Item = String> {
+    let flows = DIRECTIONS.into_iter().flat_map(|direction| {
+        let plain = FLOW.into_iter().map(move |name| format!("{direction}.{name}"));
+        plain.chain(DropReason::ALL.iter().map(move |reason| format!("{direction}.drop.{}", reason.name())))
+    });
+    let ports = PORTS.into_iter().flat_map(|port| {
+        PortCounters::default().named().into_iter().map(move |(name, _)| format!("{port}.{name}"))
+    });
+    flows.chain(ports).chain(LOOP.into_iter().map(|name| format!("loop.{name}")))
+}
+
+fn flow_values(d: &Direction) -> [u64; 6] {
+    [d.packets, d.bytes, d.delivered, d.segments, d.summed_bytes, d.replies]
+}
+
+/// All counters of a running engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// One entry per tunnel.
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+/// The counters of one tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelStatus {
+    /// Its TUN device.
+    pub device: String,
+    /// For each worker its counters by name, in the order of [`names`].
+    pub workers: Vec<Vec<(String, u64)>>,
+}
+
+impl TunnelStatus {
+    /// Reads one page per worker.
+    pub fn read(device: &str, pages: &[Arc<Page>]) -> TunnelStatus {
+        let workers = pages.iter().map(|page| names().zip(page.load()).collect()).collect();
+        TunnelStatus { device: device.to_owned(), workers }
+    }
+
+    /// The sum over all workers, by name.
+    pub fn totals(&self) -> Vec<(String, u64)> {
+        let sum = |i: usize| self.workers.iter().filter_map(|w| w.get(i)).map(|(_, v)| v).sum();
+        names().enumerate().map(|(i, name)| (name, sum(i))).collect()
+    }
+
+    /// One counter, summed over all workers; 0 for a name that is none.
+    pub fn total(&self, name: &str) -> u64 {
+        self.workers.iter().flatten().filter(|(n, _)| n == name).map(|(_, v)| v).sum()
+    }
+
+    /// System calls of all workers.
+    pub fn syscalls(&self) -> u64 {
+        ["overlay.read_calls", "overlay.write_calls", "underlay.read_calls", "underlay.write_calls", "loop.waits"]
+            .into_iter()
+            .map(|name| self.total(name))
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_counter_comes_out_under_its_name() {
+        let page = Page::new();
+        let mut counters = Counters::default();
+        counters.egress.packets = 1;
+        counters.ingress.replies = 2;
+        counters.ingress.drop(DropReason::WrongVni, 3);
+        let overlay = PortCounters { read_calls: 4, ..PortCounters::default() };
+        let underlay = PortCounters { errors: 5, ..PortCounters::default() };
+        page.store(&counters, &overlay, &underlay, LoopCounters { turns: 6, waits: 7, sleeps: 8 });
+        let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page]);
+        let nonzero: Vec<_> = status.totals().into_iter().filter(|(_, v)| *v != 0).collect();
+        let expected = [
+            ("egress.packets", 2),
+            ("ingress.replies", 4),
+            ("ingress.drop.wrong_vni", 6),
+            ("overlay.read_calls", 8),
+            ("underlay.errors", 10),
+            ("loop.turns", 12),
+            ("loop.waits", 14),
+            ("loop.sleeps", 16),
+        ];
+        assert_eq!(nonzero, expected.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(status.syscalls(), 8 + 14);
+        assert_eq!(status.total("ingress.drop.wrong_vni"), 6);
+    }
+}

@@ -1,0 +1,329 @@
+//! One worker's share of one tunnel: its queue, its sockets, its buffers, and the two batches.
+
+use std::io::ErrorKind;
+use std::ops::Range;
+
+use io::{Overlay, Received, Transmit, Underlay};
+use path::egress::{self, HEADROOM};
+use path::ingress::{self, Datagrams};
+use path::offload::coalesce::{Coalescer, Joins};
+use path::outbox::{Message, Outbox};
+use path::{Counters, DropReason, Fib, Verdict};
+
+use crate::config::Switches;
+use crate::event::{Event, Events};
+use crate::snapshot::Reader;
+
+/// Packets read from the overlay in one turn at most.
+const EGRESS_BUDGET: usize = 128;
+/// Receive calls in one turn at most.
+const INGRESS_BUDGET: usize = 4;
+/// Messages one receive call fills at most. A slot holds the largest datagram or train of them.
+const SLOTS: usize = 16;
+const SLOT_LEN: usize = 1 << 16;
+/// The largest packet a TUN hands over, with its headers and the room in front.
+const READ_ROOM: usize = HEADROOM + wire::virtio::HEADER_LEN + 65_535;
+/// Headers of cut packets and ICMP replies; more than the header bytes of any super-packet that is cut.
+const EGRESS_HEADERS: usize = 1 << 19;
+/// Packets as read. Small ones lie close together, large ones fill it in eight reads.
+const EGRESS_PACKETS: usize = 1 << 19;
+/// Virtio headers, and headers of packets that had to be cut for an overlay without offloads.
+const INGRESS_HEADERS: usize = 1 << 18;
+/// Sends handed over in one call.
+const BATCH: usize = 128;
+/// Packets start on a cache line.
+const ALIGN: usize = 64;
+
+/// One worker's share of one tunnel.
+pub(crate) struct Tunnel<O, U> {
+    overlay: O,
+    underlay: U,
+    fib: Reader<Fib>,
+    mtu: u16,
+    lanes: u16,
+    /// May have something to read: set by the waiter, cleared when a read finds nothing.
+    pub(crate) overlay_ready: bool,
+    /// As `overlay_ready`.
+    pub(crate) underlay_ready: bool,
+    egress: EgressBuffers,
+    ingress: IngressBuffers,
+    joins: Joins,
+    pub(crate) counters: Counters,
+    events: Events,
+    downgrades: u64,
+}
+
+struct EgressBuffers {
+    arena: Box<[u8]>,
+    outbox: Outbox,
+    spans: Vec<Range<u32>>,
+    batch: Vec<Transmit>,
+}
+
+struct IngressBuffers {
+    arena: Box<[u8]>,
+    coalescer: Coalescer,
+    received: Vec<Received>,
+}
+
+/// What a tunnel is made of, besides its ports.
+pub(crate) struct Parts {
+    pub(crate) fib: Reader<Fib>,
+    pub(crate) mtu: u16,
+    pub(crate) lanes: u16,
+    pub(crate) switches: Switches,
+    pub(crate) events: Events,
+}
+
+impl<O: Overlay, U: Underlay> Tunnel<O, U> {
+    pub(crate) fn new(overlay: O, underlay: U, parts: Parts) -> Self {
+        let joins = Joins { tcp: parts.switches.tso, udp: parts.switches.uso };
+        let packets = SLOTS * SLOT_LEN;
+        Tunnel {
+            overlay,
+            underlay,
+            fib: parts.fib,
+            mtu: parts.mtu,
+            lanes: parts.lanes,
+            overlay_ready: true,
+            underlay_ready: true,
+            egress: EgressBuffers {
+                arena: vec![0; EGRESS_HEADERS + EGRESS_PACKETS].into_boxed_slice(),
+                outbox: Outbox::new(0..EGRESS_HEADERS as u32),
+                spans: Vec::with_capacity(BATCH * 2 * usize::from(path::outbox::SEGMENTS_MAX)),
+                batch: Vec::with_capacity(BATCH),
+            },
+            ingress: IngressBuffers {
+                arena: vec![0; packets + INGRESS_HEADERS].into_boxed_slice(),
+                coalescer: Coalescer::new(packets as u32..(packets + INGRESS_HEADERS) as u32, joins),
+                received: Vec::with_capacity(SLOTS),
+            },
+            joins,
+            counters: Counters::default(),
+            events: parts.events,
+            downgrades: 0,
+        }
+    }
+
+    pub(crate) fn overlay(&self) -> &O {
+        &self.overlay
+    }
+
+    pub(crate) fn underlay(&self) -> &U {
+        &self.underlay
+    }
+
+    /// Picks up the newest table.
+    #[inline]
+    pub(crate) fn refresh(&mut self) {
+        self.fib.refresh();
+    }
+
+    /// Underlay to pods: receives, strips, joins, writes. Returns whether it did anything.
+    #[inline]
+    pub(crate) fn ingress_batch(&mut self) -> bool {
+        let mut worked = false;
+        for _ in 0..INGRESS_BUDGET {
+            if !self.underlay_ready {
+                break;
+            }
+            let IngressBuffers { arena, received, .. } = &mut self.ingress;
+            match self.underlay.receive(&mut arena[..SLOTS * SLOT_LEN], SLOT_LEN, received) {
+                Ok(()) => {}
+                Err(_) => {
+                    // Empty, or an error that the port has counted: either way the next arrival is reported.
+                    self.underlay_ready = false;
+                    break;
+                }
+            }
+            worked = true;
+            // Fewer than asked for: the queue was empty at that moment, and what comes later is reported.
+            self.underlay_ready = self.ingress.received.len() == SLOTS;
+            for i in 0..self.ingress.received.len() {
+                if !self.ingress.coalescer.has_room() {
+                    self.write_runs();
+                }
+                let Received { at, len, segment_size, ecn, .. } = self.ingress.received[i];
+                let IngressBuffers { arena, coalescer, .. } = &mut self.ingress;
+                let datagrams = Datagrams { at, len, segment_size, ecn };
+                ingress::ingress(arena, datagrams, self.fib.current(), self.mtu, coalescer, &mut self.counters.ingress);
+            }
+            self.write_runs();
+        }
+        worked
+    }
+
+    /// Pods to underlay: reads, cuts, prepends, sends. Returns whether it did anything.
+    #[inline]
+    pub(crate) fn egress_batch(&mut self) -> bool {
+        if !self.overlay_ready {
+            return false;
+        }
+        let mut worked = false;
+        let mut at = EGRESS_HEADERS;
+        for _ in 0..EGRESS_BUDGET {
+            let EgressBuffers { arena, .. } = &mut self.egress;
+            if at + READ_ROOM > arena.len() {
+                self.send_all();
+                at = EGRESS_HEADERS;
+            }
+            let EgressBuffers { arena, outbox, .. } = &mut self.egress;
+            let start = at + HEADROOM;
+            let len = match self.overlay.read(&mut arena[start..at + READ_ROOM]) {
+                Ok(len) => len,
+                Err(_) => {
+                    self.overlay_ready = false;
+                    break;
+                }
+            };
+            worked = true;
+            let read = start as u32..(start + len) as u32;
+            at = (start + len).next_multiple_of(ALIGN);
+            self.counters.egress.packets += 1;
+            self.counters.egress.bytes += len.saturating_sub(wire::virtio::HEADER_LEN) as u64;
+            let fib = self.fib.current();
+            let verdict = match egress::check(arena, read.clone(), fib) {
+                Ok(bound) => {
+                    if !outbox.has_room(bound.datagrams(), bound.header_len()) {
+                        send(&mut self.underlay, &mut self.egress, Send::All, &mut self.counters);
+                        write_replies(&mut self.overlay, &mut self.egress, &mut self.counters);
+                        self.egress.outbox.clear();
+                    }
+                    let EgressBuffers { arena, outbox, .. } = &mut self.egress;
+                    if outbox.has_room(bound.datagrams(), bound.header_len()) {
+                        egress::queue(arena, &bound, self.lanes, outbox, &mut self.counters.egress)
+                    } else {
+                        Verdict::Drop(DropReason::BadOffload)
+                    }
+                }
+                Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox),
+            };
+            match verdict {
+                Verdict::ToUnderlay(_) | Verdict::ToOverlay => {}
+                Verdict::Reply(reason) => {
+                    self.counters.egress.replies += 1;
+                    self.counters.egress.drop(reason, 1);
+                }
+                Verdict::Drop(reason) => self.counters.egress.drop(reason, 1),
+            }
+            if !self.egress.outbox.full().is_empty() {
+                send(&mut self.underlay, &mut self.egress, Send::Full, &mut self.counters);
+            }
+        }
+        self.send_all();
+        worked
+    }
+
+    /// Tells control of what the kernel refused since the last call.
+    pub(crate) fn report_downgrades(&mut self) {
+        let now = self.underlay.counters().downgrades;
+        if now != self.downgrades {
+            self.downgrades = now;
+            self.events.send(Event::UnderlayDowngraded);
+        }
+    }
+
+    fn send_all(&mut self) {
+        send(&mut self.underlay, &mut self.egress, Send::All, &mut self.counters);
+        write_replies(&mut self.overlay, &mut self.egress, &mut self.counters);
+        self.egress.outbox.clear();
+    }
+
+    /// Writes what the coalescer has gathered and empties it.
+    fn write_runs(&mut self) {
+        let IngressBuffers { arena, coalescer, .. } = &mut self.ingress;
+        if coalescer.is_empty() {
+            return;
+        }
+        coalescer.seal(arena);
+        let mut joins = self.joins;
+        for i in 0..coalescer.runs().len() {
+            let run = &coalescer.runs()[i];
+            let cut = run.is_super() && !allowed(joins, run.is_tcp());
+            if !cut {
+                match self.overlay.write(arena, run.spans()) {
+                    Ok(()) => {
+                        self.counters.ingress.delivered += 1;
+                        continue;
+                    }
+                    // A kernel that does not take this kind of super-packet after all: write the same data
+                    // again in pieces, and do not try again.
+                    Err(error) if run.is_super() && error.kind() == ErrorKind::InvalidInput => {
+                        if run.is_tcp() {
+                            joins.tcp = false;
+                        } else {
+                            joins.udp = false;
+                        }
+                    }
+                    Err(_) => {
+                        self.counters.ingress.drop(DropReason::OverlayError, run.segments() as u64);
+                        continue;
+                    }
+                }
+            }
+            let counters = &mut self.counters.ingress;
+            let overlay = &mut self.overlay;
+            let summed = coalescer.split(i, arena, |arena, spans| match overlay.write(arena, spans) {
+                Ok(()) => counters.delivered += 1,
+                Err(_) => counters.drop(DropReason::OverlayError, 1),
+            });
+            self.counters.ingress.summed_bytes += summed.unwrap_or(0) as u64;
+        }
+        if joins != self.joins {
+            self.joins = joins;
+            coalescer.set_joins(joins);
+            self.events.send(Event::OverlayDowngraded { tcp: joins.tcp, udp: joins.udp });
+        }
+        coalescer.clear();
+    }
+}
+
+fn allowed(joins: Joins, tcp: bool) -> bool {
+    if tcp { joins.tcp } else { joins.udp }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Send {
+    Full,
+    All,
+}
+
+/// Hands pending messages to the underlay, a bounded batch at a time.
+fn send<U: Underlay>(underlay: &mut U, buffers: &mut EgressBuffers, which: Send, counters: &mut Counters) {
+    let EgressBuffers { arena, outbox, spans, batch } = buffers;
+    loop {
+        let messages: &[Message] = if which == Send::Full { outbox.full() } else { outbox.pending() };
+        let messages = &messages[..messages.len().min(BATCH)];
+        if messages.is_empty() {
+            return;
+        }
+        spans.clear();
+        batch.clear();
+        for message in messages {
+            batch.push(Transmit {
+                to: message.to,
+                lane: message.lane,
+                first_span: spans.len() as u32,
+                span_count: message.spans().len() as u32,
+                segment_size: if message.segments > 1 { message.segment_size } else { 0 },
+                segments: message.segments,
+                ecn: message.ecn,
+            });
+            spans.extend_from_slice(message.spans());
+        }
+        let outcome = underlay.transmit(arena, spans, batch);
+        counters.egress.delivered += u64::from(outcome.sent);
+        counters.egress.drop(DropReason::UnderlayFull, u64::from(outcome.dropped_full));
+        counters.egress.drop(DropReason::UnderlayError, u64::from(outcome.dropped_error));
+        let sent = batch.len();
+        outbox.mark_sent(sent);
+    }
+}
+
+fn write_replies<O: Overlay>(overlay: &mut O, buffers: &mut EgressBuffers, counters: &mut Counters) {
+    for reply in buffers.outbox.replies() {
+        if overlay.write(&buffers.arena, std::slice::from_ref(reply)).is_err() {
+            counters.egress.drop(DropReason::OverlayError, 1);
+        }
+    }
+}
