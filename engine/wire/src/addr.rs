@@ -173,3 +173,68 @@ impl fmt::Display for ParseError {
 }
 
 impl core::error::Error for ParseError {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn limits() {
+        assert_eq!(Vni::new(Vni::MAX).map(Vni::get), Some(0x00ff_ffff));
+        assert_eq!(Vni::new(Vni::MAX + 1), None);
+        assert_eq!(Mtu::new(67), None);
+        assert_eq!(Mtu::new(68).map(Mtu::get), Some(68));
+        assert_eq!(Mtu::new(65_535).map(Mtu::get), Some(65_535));
+        assert_eq!(Mtu::new(65_536), None);
+    }
+
+    #[test]
+    fn mac_bits() {
+        assert!(Mac::new([0xff; 6]).is_multicast());
+        assert!(Mac::new([0x33, 0x33, 0, 0, 0, 1]).is_multicast());
+        let made_up = Mac::new([0x0e, 0x2a, 0, 0, 0, 1]);
+        assert!(made_up.is_local() && !made_up.is_multicast());
+        assert!(!Mac::new([0x00, 0x1b, 0x21, 0, 0, 1]).is_local());
+    }
+
+    #[test]
+    fn texts_that_are_refused() {
+        for text in
+            ["", "0a:1b:2c:3d:4e", "0a:1b:2c:3d:4e:5f:60", "0a:1b:2c:3d:4e:+f", "0a:1b-2c:3d:4e:5f", "é"]
+        {
+            assert_eq!(text.parse::<Mac>(), Err(ParseError::Mac), "{text}");
+        }
+        for text in ["", "-1", "16777216", "4294967296"] {
+            assert_eq!(text.parse::<Vni>(), Err(ParseError::Vni), "{text}");
+        }
+        for text in ["", "67", "65536", "1500 "] {
+            assert_eq!(text.parse::<Mtu>(), Err(ParseError::Mtu), "{text}");
+        }
+    }
+
+    #[test]
+    fn mac_is_read_in_each_common_form() {
+        let mac = Mac::new([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
+        assert_eq!("c6:d2:32:6f:8f:44".parse(), Ok(mac));
+        assert_eq!("C6-D2-32-6F-8F-44".parse(), Ok(mac));
+    }
+
+    proptest! {
+        #[test]
+        fn text_round_trip(octets: [u8; 6], vni in 0..=Vni::MAX, mtu in 68_u32..=65_535) {
+            let (mac, vni, mtu) = (Mac::new(octets), Vni::new(vni).unwrap(), Mtu::new(mtu).unwrap());
+            prop_assert_eq!(mac.to_string().parse(), Ok(mac));
+            prop_assert_eq!(vni.to_string().parse(), Ok(vni));
+            prop_assert_eq!(mtu.to_string().parse(), Ok(mtu));
+            prop_assert_eq!(Vni::from_octets(vni.octets()), vni);
+        }
+
+        #[test]
+        fn noise_never_panics(text: std::string::String) {
+            let _ = (text.parse::<Mac>(), text.parse::<Vni>(), text.parse::<Mtu>());
+        }
+    }
+}

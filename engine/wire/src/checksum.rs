@@ -146,3 +146,116 @@ fn add_blocks(blocks: &[[u8; BLOCK]]) -> u64 {
     }
     lanes.iter().fold(0, |sum, lane| end_around(end_around(sum, *lane as u64), (*lane >> 64) as u64))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// RFC 1071 section 4.1, word by word.
+    fn naive(data: &[u8]) -> u16 {
+        let mut sum = 0_u32;
+        for pair in data.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from);
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    /// Bytes where runs of 0x00 and 0xff, the two zeros, are common.
+    fn bytes(len: core::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], len)
+    }
+
+    #[test]
+    fn rfc_1071_example() {
+        let sum = Sum::of(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.fold(), 0xddf2);
+        assert_eq!(sum.finish(), 0x220d);
+    }
+
+    #[test]
+    fn rfc_1624_examples() {
+        // Section 4: equation 2 gives 0xffff here, and is wrong.
+        assert_eq!(update16(0xdd2f, 0x5555, 0x3285), 0x0000);
+        assert_eq!(update16(0x0000, 0x3285, 0x5555), 0xdd2f);
+    }
+
+    #[test]
+    fn nothing_and_all_ones() {
+        assert_eq!(Sum::of(&[]).fold(), 0);
+        assert_eq!(Sum::of(&[0; 200]).finish(), 0xffff);
+        assert_eq!(Sum::of(&[0xff; 65_536]).fold(), 0xffff);
+        assert_eq!(Sum::of(&[0xff; 65_537]).fold(), naive(&[0xff; 65_537]));
+    }
+
+    #[test]
+    fn pseudo_headers_are_their_bytes() {
+        let (a, b) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(203, 0, 113, 9));
+        let flat = [192, 0, 2, 1, 203, 0, 113, 9, 0, 17, 0xab, 0xcd];
+        assert_eq!(pseudo_v4(a, b, 17, 0xabcd).fold(), naive(&flat));
+
+        let (a, b) =
+            (Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6), Ipv6Addr::new(0xfd00, 0, 0, 0, 9, 8, 7, 6));
+        let mut flat = [a.octets(), b.octets()].concat();
+        flat.extend([0, 1, 0xab, 0xcd, 0, 0, 0, 58]);
+        assert_eq!(pseudo_v6(a, b, 58, 0x0001_abcd).fold(), naive(&flat));
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_naive_sum(data in bytes(0..2000), from in 0_usize..9) {
+            // Any start address, so that no alignment is special.
+            let data = data.get(from..).unwrap_or(&[]);
+            prop_assert_eq!(Sum::of(data).fold(), naive(data));
+            prop_assert_eq!(Sum::of(data).finish(), !naive(data));
+        }
+
+        #[test]
+        fn parts_join_to_the_whole(data in bytes(0..400), cuts in prop::collection::vec(0_usize..200, 0..6)) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| (cut * 2).min(data.len() & !1)).collect();
+            cuts.extend([0, data.len()]);
+            cuts.sort_unstable();
+            let parts: Vec<&[u8]> = cuts.windows(2).map(|pair| &data[pair[0]..pair[1]]).collect();
+            let added = parts.iter().fold(Sum::default(), |sum, part| sum.add(part));
+            prop_assert_eq!(added.fold(), naive(&data));
+            let joined = parts.iter().rev().fold(Sum::default(), |sum, part| Sum::of(part).join(sum));
+            prop_assert_eq!(joined.fold(), naive(&data));
+        }
+
+        #[test]
+        fn words_are_bytes(data in bytes(0..80), a: u16, b: u32) {
+            let data = &data[..data.len() & !1];
+            let whole = [data, &a.to_be_bytes(), &b.to_be_bytes()].concat();
+            prop_assert_eq!(Sum::of(data).add_u16(a).add_u32(b).fold(), naive(&whole));
+        }
+
+        #[test]
+        fn updates_agree_with_recomputing(
+            mut data in bytes(8..64),
+            at in 0_usize..64,
+            new16 in prop_oneof![any::<u16>(), Just(0), Just(0xffff)],
+            new32 in prop_oneof![any::<u32>(), Just(0), Just(0xffff), Just(0xffff_0000), Just(u32::MAX)],
+        ) {
+            // A covered word that is not zero and stays.
+            data.extend([0, 1]);
+            if data.len() % 2 != 0 {
+                data.insert(0, 7);
+            }
+            let at = at % (data.len() / 2 - 2) * 2;
+            let check = Sum::of(&data).finish();
+
+            let mut other = data.clone();
+            other[at..at + 2].copy_from_slice(&new16.to_be_bytes());
+            let old = u16::from_be_bytes([data[at], data[at + 1]]);
+            prop_assert_eq!(update16(check, old, new16), Sum::of(&other).finish());
+
+            let mut other = data.clone();
+            other[at..at + 4].copy_from_slice(&new32.to_be_bytes());
+            let old = u32::from_be_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
+            prop_assert_eq!(update32(check, old, new32), Sum::of(&other).finish());
+        }
+    }
+}

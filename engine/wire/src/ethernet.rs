@@ -45,3 +45,34 @@ impl Header {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn a_short_buffer_is_left_alone() {
+        let header = Header { dst: Mac::new([1; 6]), src: Mac::new([2; 6]), ethertype: IPV4 };
+        let mut out = [0xee; HEADER_LEN - 1];
+        assert_eq!(header.emit(&mut out), Err(Malformed::Truncated));
+        assert_eq!(out, [0xee; HEADER_LEN - 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(dst: [u8; 6], src: [u8; 6], ethertype: u16) {
+            let header = Header { dst: Mac::new(dst), src: Mac::new(src), ethertype };
+            let mut out = [0xee; HEADER_LEN];
+            header.emit(&mut out).unwrap();
+            prop_assert_eq!(Header::parse(&out), Ok(header));
+        }
+
+        #[test]
+        fn noise_never_panics(bytes: Vec<u8>) {
+            prop_assert_eq!(Header::parse(&bytes).is_ok(), bytes.len() >= HEADER_LEN);
+        }
+    }
+}

@@ -213,3 +213,256 @@ fn may_answer_v6(header: &ipv6::Header, packet: &[u8], kind: V6Error) -> bool {
     // Errors are below 128 (RFC 4443 section 2.1); 137 is a redirect (e.2).
     matches!(payload.and_then(|p| take(p, transport.offset)), Some([kind]) if kind >= 128 && kind != 137)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+
+    const FROM_4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 0);
+    const POD_4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 5);
+    const FAR_4: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 9);
+    const FROM_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0);
+    const POD_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 5);
+    const FAR_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 9);
+
+    /// A UDP packet from a pod, as a starting point.
+    fn header_4(payload_len: usize) -> ipv4::Header {
+        ipv4::Header {
+            header_len: 20,
+            tos: 0x2f,
+            total_len: 20 + payload_len as u16,
+            id: 7,
+            dont_fragment: true,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl: 1,
+            protocol: 17,
+            checksum: 0,
+            src: POD_4,
+            dst: FAR_4,
+        }
+    }
+
+    fn packet_4(header: ipv4::Header, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 20];
+        header.emit(&mut packet).unwrap();
+        packet.extend(payload);
+        packet
+    }
+
+    fn header_6(payload_len: usize) -> ipv6::Header {
+        ipv6::Header {
+            traffic_class: 0x2f,
+            flow_label: 9,
+            payload_len: payload_len as u16,
+            next_header: 17,
+            hop_limit: 1,
+            src: POD_6,
+            dst: FAR_6,
+        }
+    }
+
+    fn packet_6(header: ipv6::Header, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        header.emit(&mut packet).unwrap();
+        packet.extend(payload);
+        packet
+    }
+
+    fn answer_4(offender: &[u8]) -> usize {
+        v4_error(&mut [0; 600], FROM_4, V4Error::TimeExceeded, 64, offender, 8)
+    }
+
+    fn answer_6(offender: &[u8], kind: V6Error) -> usize {
+        v6_error(&mut [0; 1300], FROM_6, kind, 64, offender)
+    }
+
+    #[test]
+    fn kinds_over_v4() {
+        let offender = packet_4(header_4(8), &[1; 8]);
+        for (kind, head) in [
+            (V4Error::NetUnreachable, [3, 0, 0, 0, 0, 0]),
+            (V4Error::TooBig { mtu: 1450 }, [3, 4, 0, 0, 5, 170]),
+            (V4Error::TimeExceeded, [11, 0, 0, 0, 0, 0]),
+        ] {
+            let mut out = [0xee; 600];
+            let len = v4_error(&mut out, FROM_4, kind, 8, &offender, 8);
+            assert_eq!(len, 56);
+            let header = ipv4::Header::parse(&out[..len]).unwrap();
+            assert_eq!((header.src, header.dst, header.ttl, header.protocol), (FROM_4, POD_4, 8, 1));
+            assert_eq!(header.tos, 0xcc, "internetwork control, no ECN");
+            assert_eq!([out[20], out[21], out[24], out[25], out[26], out[27]], head);
+            assert_eq!(out[28..len], offender);
+        }
+    }
+
+    #[test]
+    fn kinds_over_v6() {
+        let offender = packet_6(header_6(8), &[1; 8]);
+        for (kind, head) in [
+            (V6Error::NoRoute, [1, 0, 0, 0, 0, 0]),
+            (V6Error::TooBig { mtu: 0x0001_05aa }, [2, 0, 0, 1, 5, 170]),
+            (V6Error::TimeExceeded, [3, 0, 0, 0, 0, 0]),
+        ] {
+            let mut out = [0xee; 1300];
+            let len = v6_error(&mut out, FROM_6, kind, 8, &offender);
+            assert_eq!(len, 96);
+            let header = ipv6::Header::parse(&out[..len]).unwrap();
+            assert_eq!(
+                (header.src, header.dst, header.hop_limit, header.next_header),
+                (FROM_6, POD_6, 8, 58)
+            );
+            assert_eq!([out[40], out[41], out[44], out[45], out[46], out[47]], head);
+            assert_eq!(out[48..len], offender);
+        }
+    }
+
+    #[test]
+    fn quotes_are_bounded() {
+        let offender = packet_4(header_4(1000), &[1; 1000]);
+        let quoting = |quote| v4_error(&mut [0; 600], FROM_4, V4Error::TimeExceeded, 64, &offender, quote);
+        assert_eq!(quoting(0), 20 + 8 + 20 + 8);
+        assert_eq!(quoting(100), 20 + 8 + 20 + 100);
+        assert_eq!(quoting(usize::MAX), V4_MAX_LEN);
+        // Trailing bytes are no part of the offender.
+        let mut padded = packet_4(header_4(4), &[1; 4]);
+        padded.extend([9; 30]);
+        assert_eq!(answer_4(&padded), 20 + 8 + 24);
+
+        let offender = packet_6(header_6(2000), &[1; 2000]);
+        assert_eq!(answer_6(&offender, V6Error::TimeExceeded), V6_MAX_LEN);
+    }
+
+    #[test]
+    fn a_short_buffer_gets_nothing() {
+        let offender = packet_4(header_4(8), &[1; 8]);
+        assert_eq!(v4_error(&mut [0; 55], FROM_4, V4Error::TimeExceeded, 64, &offender, 8), 0);
+        let offender = packet_6(header_6(8), &[1; 8]);
+        assert_eq!(v6_error(&mut [0; 95], FROM_6, V6Error::TimeExceeded, 64, &offender), 0);
+    }
+
+    // RFC 1122 section 3.2.2: a source that does not name a single host, a destination that names many.
+    #[test]
+    fn addresses_that_silence_v4() {
+        assert_eq!(answer_4(&packet_4(header_4(8), &[1; 8])), 56);
+        for src in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"] {
+            let header = ipv4::Header { src: src.parse().unwrap(), ..header_4(8) };
+            assert_eq!(answer_4(&packet_4(header, &[1; 8])), 0, "{src}");
+        }
+        for dst in ["224.0.0.251", "239.255.255.250", "255.255.255.255"] {
+            let header = ipv4::Header { dst: dst.parse().unwrap(), ..header_4(8) };
+            assert_eq!(answer_4(&packet_4(header, &[1; 8])), 0, "{dst}");
+        }
+    }
+
+    #[test]
+    fn later_fragments_and_bad_headers_silence_v4() {
+        let first = ipv4::Header { more_fragments: true, ..header_4(8) };
+        assert_eq!(answer_4(&packet_4(first, &[1; 8])), 56);
+        let later = ipv4::Header { fragment_offset: 1, ..header_4(8) };
+        assert_eq!(answer_4(&packet_4(later, &[1; 8])), 0);
+        let mut damaged = packet_4(header_4(8), &[1; 8]);
+        damaged[10] ^= 1;
+        assert_eq!(answer_4(&damaged), 0);
+        assert_eq!(answer_4(&packet_4(header_4(8), &[1; 7])), 0, "shorter than it says");
+    }
+
+    #[test]
+    fn only_icmp_queries_are_answered_over_v4() {
+        let header = ipv4::Header { protocol: V4_PROTOCOL, ..header_4(8) };
+        let answered: Vec<u8> = (0..=255)
+            .filter(|kind| answer_4(&packet_4(header, &[*kind, 0, 0, 0, 0, 0, 0, 0])) != 0)
+            .collect();
+        assert_eq!(answered, [0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43]);
+        let empty = ipv4::Header { total_len: 20, ..header };
+        assert_eq!(answer_4(&packet_4(empty, &[8, 0])), 0, "the type lies behind the packet");
+    }
+
+    // RFC 4443 section 2.4 (e.3) to (e.6).
+    #[test]
+    fn addresses_that_silence_v6() {
+        for src in ["::", "::1", "ff02::1"] {
+            let header = ipv6::Header { src: src.parse().unwrap(), ..header_6(8) };
+            assert_eq!(answer_6(&packet_6(header, &[1; 8]), V6Error::TooBig { mtu: 1280 }), 0, "{src}");
+        }
+        let header = ipv6::Header { dst: "ff0e::1".parse().unwrap(), ..header_6(8) };
+        let offender = packet_6(header, &[1; 8]);
+        assert_eq!(answer_6(&offender, V6Error::NoRoute), 0);
+        assert_eq!(answer_6(&offender, V6Error::TimeExceeded), 0);
+        assert_eq!(answer_6(&offender, V6Error::TooBig { mtu: 1280 }), 96, "the exception");
+    }
+
+    // RFC 4443 section 2.4 (e.1) and (e.2).
+    #[test]
+    fn errors_and_redirects_silence_v6() {
+        let header = ipv6::Header { next_header: V6_PROTOCOL, ..header_6(8) };
+        for kind in 0..=255 {
+            let len = answer_6(&packet_6(header, &[kind, 0, 0, 0, 0, 0, 0, 0]), V6Error::TimeExceeded);
+            assert_eq!(len != 0, kind >= 128 && kind != 137, "{kind}");
+        }
+        // Behind an extension header too.
+        let hidden = ipv6::Header { next_header: 60, ..header_6(16) };
+        let options = [58, 0, 1, 4, 0, 0, 0, 0];
+        let with = |kind| [&options[..], &[kind, 0, 0, 0, 0, 0, 0, 0]].concat();
+        assert_eq!(answer_6(&packet_6(hidden, &with(3)), V6Error::TimeExceeded), 0);
+        assert_eq!(answer_6(&packet_6(hidden, &with(128)), V6Error::TimeExceeded), 104);
+        let endless = ipv6::Header { next_header: 60, ..header_6(80) };
+        let chain = [60, 0, 1, 4, 0, 0, 0, 0].repeat(10);
+        assert_eq!(answer_6(&packet_6(endless, &chain), V6Error::TimeExceeded), 0);
+    }
+
+    #[test]
+    fn later_fragments_over_v6_are_answered_unless_they_may_be_errors() {
+        let header = ipv6::Header { next_header: 44, ..header_6(16) };
+        let later = |protocol| [protocol, 0, 0, 8, 0, 0, 0, 7, 128, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(answer_6(&packet_6(header, &later(17)), V6Error::TooBig { mtu: 1280 }), 104);
+        assert_eq!(answer_6(&packet_6(header, &later(58)), V6Error::TooBig { mtu: 1280 }), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn answers_parse_and_sum_right(
+            payload in prop::collection::vec(any::<u8>(), 0..1400),
+            quote in 0_usize..700,
+            mtu: u16,
+        ) {
+            let offender = packet_4(header_4(payload.len()), &payload);
+            let mut out = [0xee; V4_MAX_LEN];
+            let len = v4_error(&mut out, FROM_4, V4Error::TooBig { mtu }, 64, &offender, quote);
+            let header = ipv4::Header::parse(&out[..len]).unwrap();
+            prop_assert_eq!(usize::from(header.total_len), len);
+            prop_assert!(ipv4::checksum_is_right(&out[..20]));
+            prop_assert_eq!(Sum::of(&out[20..len]).finish(), 0);
+            prop_assert!(len >= 28 + offender.len().min(28));
+            prop_assert!(offender.starts_with(&out[28..len]));
+            prop_assert_eq!(answer_4(&out[..len]), 0, "no error about an error");
+
+            let offender = packet_6(header_6(payload.len()), &payload);
+            let mut out = [0xee; V6_MAX_LEN];
+            let kind = V6Error::TooBig { mtu: u32::from(mtu) };
+            let len = v6_error(&mut out, FROM_6, kind, 64, &offender);
+            let header = ipv6::Header::parse(&out[..len]).unwrap();
+            prop_assert_eq!(len, V6_MAX_LEN.min(48 + offender.len()));
+            let pseudo = pseudo_v6(header.src, header.dst, V6_PROTOCOL, u32::from(header.payload_len));
+            prop_assert_eq!(pseudo.add(&out[40..len]).finish(), 0);
+            prop_assert!(offender.starts_with(&out[48..len]));
+            prop_assert_eq!(answer_6(&out[..len], kind), 0, "no error about an error");
+        }
+
+        #[test]
+        fn noise_never_panics(mut bytes: Vec<u8>, room in 0_usize..1400, quote: usize, first in 0x40_u8..0x70) {
+            if let Some(byte) = bytes.first_mut() {
+                *byte = first;
+            }
+            let mut out = vec![0; room];
+            let four = v4_error(&mut out, FROM_4, V4Error::NetUnreachable, 64, &bytes, quote);
+            prop_assert!(four <= room.min(V4_MAX_LEN));
+            let six = v6_error(&mut out, FROM_6, V6Error::NoRoute, 64, &bytes);
+            prop_assert!(six <= room.min(V6_MAX_LEN));
+        }
+    }
+}

@@ -218,3 +218,168 @@ pub fn set_ecn(header: &mut [u8], ecn: u8) {
     put(header, 0, new);
     put(header, CHECKSUM, check.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn headers() -> impl Strategy<Value = Header> {
+        let lengths = (any::<u8>(), 20_u16..=200, any::<u16>(), any::<(bool, bool)>());
+        let rest = (0..=MAX_FRAGMENT_OFFSET, any::<u8>(), any::<u8>(), any::<(u32, u32)>());
+        (lengths, rest).prop_map(
+            |((tos, total_len, id, flags), (fragment_offset, ttl, protocol, addresses))| Header {
+                header_len: MIN_HEADER_LEN,
+                tos,
+                total_len,
+                id,
+                dont_fragment: flags.0,
+                more_fragments: flags.1,
+                fragment_offset,
+                ttl,
+                protocol,
+                checksum: 0,
+                src: Ipv4Addr::from_bits(addresses.0),
+                dst: Ipv4Addr::from_bits(addresses.1),
+            },
+        )
+    }
+
+    /// A header followed by enough payload for any length that [`headers`] draws.
+    fn packet(header: &Header) -> [u8; 200] {
+        let mut packet = [0xee; 200];
+        header.emit(&mut packet).unwrap();
+        packet
+    }
+
+    fn sample() -> [u8; 200] {
+        packet(&Header {
+            header_len: MIN_HEADER_LEN,
+            tos: 0,
+            total_len: 100,
+            id: 1,
+            dont_fragment: true,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl: 64,
+            protocol: 17,
+            checksum: 0,
+            src: Ipv4Addr::new(192, 0, 2, 1),
+            dst: Ipv4Addr::new(192, 0, 2, 2),
+        })
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        let with = |at: usize, value: u8| {
+            let mut bytes = sample();
+            bytes[at] = value;
+            Header::parse(&bytes)
+        };
+        assert_eq!(with(0, 0x65), Err(Malformed::BadVersion));
+        assert_eq!(with(0, 0x44), Err(Malformed::BadHeaderLength));
+        assert_eq!(with(3, 19), Err(Malformed::BadTotalLength));
+        assert_eq!(with(0, 0x4f).map(|h| h.header_len), Ok(60));
+        assert_eq!(with(3, 200).map(|h| h.total_len), Ok(200));
+        assert_eq!(with(3, 201), Err(Malformed::Truncated));
+        assert_eq!(Header::parse(&sample()[..19]), Err(Malformed::Truncated));
+    }
+
+    #[test]
+    fn emit_refuses_what_does_not_fit() {
+        let header = Header::parse(&sample()).unwrap();
+        assert_eq!(header.emit(&mut [0; 19]), Err(Malformed::Truncated));
+        assert_eq!(Header { header_len: 24, ..header }.emit(&mut [0; 60]), Err(Malformed::BadHeaderLength));
+        let far = Header { fragment_offset: MAX_FRAGMENT_OFFSET + 1, ..header };
+        assert_eq!(far.emit(&mut [0; 60]), Err(Malformed::Unsupported));
+    }
+
+    #[test]
+    fn the_last_hop_is_not_taken() {
+        for ttl in [0, 1] {
+            let mut bytes = sample();
+            set_ttl(&mut bytes, ttl);
+            fill_checksum(&mut bytes[..MIN_HEADER_LEN]);
+            let before = bytes;
+            assert_eq!(decrement_ttl(&mut bytes), None);
+            assert_eq!(bytes, before);
+        }
+    }
+
+    #[test]
+    fn short_slices_are_left_alone() {
+        let mut short = [0xee; 1];
+        set_total_len(&mut short, 1);
+        set_id(&mut short, 1);
+        set_ttl(&mut short, 1);
+        set_tos(&mut short, 1);
+        set_ecn(&mut short, 1);
+        fill_checksum(&mut short);
+        assert_eq!(decrement_ttl(&mut short), None);
+        assert_eq!(short, [0xee; 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(header in headers()) {
+            let bytes = packet(&header);
+            prop_assert!(checksum_is_right(&bytes[..MIN_HEADER_LEN]));
+            let parsed = Header::parse(&bytes).unwrap();
+            prop_assert_eq!(Header { checksum: 0, ..parsed }, header);
+            prop_assert_eq!(parsed.is_fragment(), header.more_fragments || header.fragment_offset > 0);
+        }
+
+        #[test]
+        fn patches_keep_the_checksum_right(header in headers(), ecn: u8, hops in 0_usize..5) {
+            let mut bytes = packet(&header);
+            set_ecn(&mut bytes, ecn);
+            let taken = (0..hops).filter(|_| decrement_ttl(&mut bytes).is_some()).count();
+            prop_assert_eq!(taken, hops.min(usize::from(header.ttl.max(1)) - 1));
+            let mut refilled = bytes;
+            fill_checksum(&mut refilled[..MIN_HEADER_LEN]);
+            prop_assert_eq!(refilled, bytes);
+            let parsed = Header::parse(&bytes).unwrap();
+            prop_assert_eq!(parsed.tos, header.tos & 0xfc | ecn & 3);
+            prop_assert_eq!(usize::from(parsed.ttl), usize::from(header.ttl) - taken);
+        }
+
+        #[test]
+        fn raw_setters_set_their_field(header in headers(), total_len in 20_u16..=200, id: u16, ttl: u8, tos: u8) {
+            let mut bytes = packet(&header);
+            set_total_len(&mut bytes, total_len);
+            set_id(&mut bytes, id);
+            set_ttl(&mut bytes, ttl);
+            set_tos(&mut bytes, tos);
+            let parsed = Header::parse(&bytes).unwrap();
+            prop_assert_eq!(parsed, Header { total_len, id, ttl, tos, checksum: parsed.checksum, ..header });
+        }
+
+        #[test]
+        fn checksum_with_options(header in headers(), options in prop::collection::vec(any::<u32>(), 0..=10)) {
+            let mut bytes = packet(&header)[..MIN_HEADER_LEN].to_vec();
+            bytes.extend(options.iter().flat_map(|word| word.to_be_bytes()));
+            bytes[0] = 0x45 + options.len() as u8;
+            fill_checksum(&mut bytes);
+            prop_assert!(checksum_is_right(&bytes));
+        }
+
+        #[test]
+        fn noise_never_panics(mut bytes: Vec<u8>, vihl in 0x40_u8..0x50, force: bool, value: u16) {
+            if let (true, Some(first)) = (force, bytes.first_mut()) {
+                *first = vihl;
+            }
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert!(header.header_len <= usize::from(header.total_len));
+                prop_assert!(usize::from(header.total_len) <= bytes.len());
+            }
+            checksum_is_right(&bytes);
+            set_total_len(&mut bytes, value);
+            set_id(&mut bytes, value);
+            set_ecn(&mut bytes, value as u8);
+            decrement_ttl(&mut bytes);
+            fill_checksum(&mut bytes);
+        }
+    }
+}

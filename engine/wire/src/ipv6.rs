@@ -185,3 +185,133 @@ fn walk(packet: &[u8], mut found: Transport) -> Result<Transport, Malformed> {
 fn is_extension(next_header: u8) -> bool {
     matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// A packet with this payload.
+    fn packet(next_header: u8, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; HEADER_LEN];
+        let header = Header {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: payload.len() as u16,
+            next_header,
+            hop_limit: 64,
+            src: Ipv6Addr::LOCALHOST,
+            dst: Ipv6Addr::LOCALHOST,
+        };
+        header.emit(&mut packet).unwrap();
+        packet.extend(payload);
+        packet
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        let good = packet(17, &[0; 8]);
+        assert_eq!(Header::parse(&good[..39]), Err(Malformed::Truncated));
+        assert_eq!(Header::parse(&good[..47]), Err(Malformed::Truncated));
+        let mut bad = good.clone();
+        bad[0] = 0x45;
+        assert_eq!(Header::parse(&bad), Err(Malformed::BadVersion));
+        let header = Header::parse(&good).unwrap();
+        assert_eq!(header.emit(&mut [0; 39]), Err(Malformed::Truncated));
+        let wide = Header { flow_label: MAX_FLOW_LABEL + 1, ..header };
+        assert_eq!(wide.emit(&mut [0; 40]), Err(Malformed::Unsupported));
+    }
+
+    #[test]
+    fn walks_a_chain() {
+        let mut chain = vec![];
+        chain.extend([ROUTING, 1, 5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        chain.extend([FRAGMENT, 0, 0, 0, 0, 0, 0, 0]);
+        chain.extend([DESTINATION_OPTIONS, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef]);
+        chain.extend([6, 0, 1, 4, 0, 0, 0, 0]);
+        chain.extend([9; 20]);
+        let fragment = Some(Fragment { offset: 0, more: true, id: 0xdead_beef });
+        let expected = Transport { protocol: 6, offset: HEADER_LEN + 40, fragment };
+        assert_eq!(transport(&packet(HOP_BY_HOP, &chain)), Ok(expected));
+    }
+
+    #[test]
+    fn stops_behind_a_later_fragment() {
+        // Payload that would read as another extension header.
+        let payload = [DESTINATION_OPTIONS, 0, 0x05, 0xa8, 0, 0, 0, 7, 60, 255, 0, 0, 0, 0, 0, 0];
+        let fragment = Some(Fragment { offset: 181, more: false, id: 7 });
+        let expected = Transport { protocol: DESTINATION_OPTIONS, offset: HEADER_LEN + 8, fragment };
+        assert_eq!(transport(&packet(FRAGMENT, &payload)), Ok(expected));
+    }
+
+    #[test]
+    fn a_chain_is_bounded() {
+        let options = |count: usize| {
+            let mut chain = [DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0].repeat(count);
+            chain[(count - 1) * 8] = 17;
+            packet(DESTINATION_OPTIONS, &chain)
+        };
+        let longest = Transport { protocol: 17, offset: HEADER_LEN + MAX_EXTENSIONS * 8, fragment: None };
+        assert_eq!(transport(&options(MAX_EXTENSIONS)), Ok(longest));
+        assert_eq!(transport(&options(MAX_EXTENSIONS + 1)), Err(Malformed::Unsupported));
+        let twice = [FRAGMENT, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(transport(&packet(FRAGMENT, &twice)), Err(Malformed::Unsupported));
+    }
+
+    #[test]
+    fn a_header_past_the_payload_is_refused() {
+        assert_eq!(transport(&packet(HOP_BY_HOP, &[17, 1, 0, 0, 0, 0, 0, 0])), Err(Malformed::Truncated));
+        assert_eq!(transport(&packet(FRAGMENT, &[17, 0, 0, 0])), Err(Malformed::Truncated));
+        // Bytes behind the payload do not count.
+        let mut trailing = packet(HOP_BY_HOP, &[17, 1, 0, 0, 0, 0, 0, 0]);
+        trailing.extend([0; 64]);
+        assert_eq!(transport(&trailing), Err(Malformed::Truncated));
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(
+            (traffic_class, flow_label, payload_len) in (any::<u8>(), 0..=MAX_FLOW_LABEL, 0_u16..60),
+            (next_header, hop_limit, src, dst) in any::<(u8, u8, u128, u128)>(),
+            ecn: u8,
+        ) {
+            let (src, dst) = (Ipv6Addr::from_bits(src), Ipv6Addr::from_bits(dst));
+            let header = Header { traffic_class, flow_label, payload_len, next_header, hop_limit, src, dst };
+            let mut bytes = [0xee; 100];
+            header.emit(&mut bytes).unwrap();
+            prop_assert_eq!(Header::parse(&bytes), Ok(header));
+
+            set_ecn(&mut bytes, ecn);
+            set_hop_limit(&mut bytes, hop_limit ^ 1);
+            set_payload_len(&mut bytes, payload_len ^ 1);
+            let expected = Header {
+                traffic_class: traffic_class & 0xfc | ecn & 3,
+                hop_limit: hop_limit ^ 1,
+                payload_len: payload_len ^ 1,
+                ..header
+            };
+            prop_assert_eq!(Header::parse(&bytes), Ok(expected));
+        }
+
+        #[test]
+        fn noise_never_panics(
+            mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0_u8..2, Just(43), Just(44), Just(60)], 0..300),
+            force: bool,
+        ) {
+            if let (true, Some(field)) = (force, bytes.first_chunk_mut::<6>()) {
+                *field = [0x60, 0, 0, 0, 0, 200];
+            }
+            if let Ok(found) = transport(&bytes) {
+                let header = Header::parse(&bytes).unwrap();
+                prop_assert!(found.offset <= HEADER_LEN + usize::from(header.payload_len));
+                prop_assert!(HEADER_LEN + usize::from(header.payload_len) <= bytes.len());
+            }
+            set_ecn(&mut bytes, 3);
+            set_hop_limit(&mut bytes, 3);
+            set_payload_len(&mut bytes, 3);
+        }
+    }
+}

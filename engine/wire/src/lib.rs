@@ -10,6 +10,9 @@
 //! [`checksum`] and [`Malformed`].
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod addr;
 mod bytes;
 pub mod checksum;

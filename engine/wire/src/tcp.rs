@@ -125,3 +125,62 @@ pub fn set_flags(header: &mut [u8], flags: u8) {
 pub fn set_checksum(header: &mut [u8], checksum: u16) {
     put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        let mut bytes = [0; 24];
+        assert_eq!(Header::parse(&bytes[..19]), Err(Malformed::Truncated));
+        bytes[12] = 0x40;
+        assert_eq!(Header::parse(&bytes), Err(Malformed::BadHeaderLength));
+        bytes[12] = 0x70;
+        assert_eq!(Header::parse(&bytes), Err(Malformed::Truncated));
+        bytes[12] = 0x60;
+        let header = Header::parse(&bytes).unwrap();
+        assert_eq!(header.header_len, 24);
+        assert_eq!(header.emit(&mut [0; 23]), Err(Malformed::Truncated));
+        for header_len in [0, 16, 22, 64, 256 + 20] {
+            let odd = Header { header_len, ..header };
+            assert_eq!(odd.emit(&mut [0; 300]), Err(Malformed::BadHeaderLength), "{header_len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(
+            (src_port, dst_port, seq, ack) in any::<(u16, u16, u32, u32)>(),
+            words in 5_usize..=15,
+            (flags, window, checksum, urgent) in any::<(u8, u16, u16, u16)>(),
+            patch: (u32, u8, u16),
+        ) {
+            let header_len = words * 4;
+            let header = Header { src_port, dst_port, seq, ack, header_len, flags, window, checksum, urgent };
+            let mut bytes = [0xee; MAX_HEADER_LEN];
+            header.emit(&mut bytes).unwrap();
+            prop_assert_eq!(Header::parse(&bytes), Ok(header));
+            prop_assert!(bytes[MIN_HEADER_LEN..].iter().all(|b| *b == 0xee), "options are the caller's");
+
+            set_seq(&mut bytes, patch.0);
+            set_flags(&mut bytes, patch.1);
+            set_checksum(&mut bytes, patch.2);
+            let expected = Header { seq: patch.0, flags: patch.1, checksum: patch.2, ..header };
+            prop_assert_eq!(Header::parse(&bytes), Ok(expected));
+        }
+
+        #[test]
+        fn noise_never_panics(mut bytes: Vec<u8>) {
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert!((MIN_HEADER_LEN..=bytes.len()).contains(&header.header_len));
+            }
+            set_seq(&mut bytes, 1);
+            set_flags(&mut bytes, 1);
+            set_checksum(&mut bytes, 1);
+        }
+    }
+}

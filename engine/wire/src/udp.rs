@@ -77,3 +77,49 @@ pub fn set_len(header: &mut [u8], len: u16) {
 pub fn set_checksum(header: &mut [u8], checksum: u16) {
     put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        assert_eq!(Header::parse(&[0; 7]), Err(Malformed::Truncated));
+        assert_eq!(Header::parse(&[0, 1, 0, 2, 0, 7, 0, 0]), Err(Malformed::BadTotalLength));
+        assert_eq!(Header::parse(&[0, 1, 0, 2, 0, 9, 0, 0]), Err(Malformed::Truncated));
+        let header = Header { src_port: 1, dst_port: 2, len: 8, checksum: 0 };
+        assert_eq!(Header::parse(&[0, 1, 0, 2, 0, 8, 0, 0]), Ok(header));
+        assert_eq!(header.emit(&mut [0; 7]), Err(Malformed::Truncated));
+    }
+
+    #[test]
+    fn zero_is_sent_as_all_ones() {
+        assert_eq!(nonzero(0), 0xffff);
+        assert_eq!(nonzero(0x1234), 0x1234);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(src_port: u16, dst_port: u16, len in 8_u16..=64, checksum: u16) {
+            let header = Header { src_port, dst_port, len, checksum };
+            let mut bytes = [0xee; 64];
+            header.emit(&mut bytes).unwrap();
+            prop_assert_eq!(Header::parse(&bytes), Ok(header));
+            set_len(&mut bytes, 9);
+            set_checksum(&mut bytes, !checksum);
+            prop_assert_eq!(Header::parse(&bytes), Ok(Header { len: 9, checksum: !checksum, ..header }));
+        }
+
+        #[test]
+        fn noise_never_panics(mut bytes: Vec<u8>) {
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert!((HEADER_LEN..=bytes.len()).contains(&usize::from(header.len)));
+            }
+            set_len(&mut bytes, 9);
+            set_checksum(&mut bytes, 9);
+        }
+    }
+}

@@ -98,3 +98,48 @@ impl Header {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn nothing_to_do_is_ten_zeros() {
+        let mut bytes = [0xee; HEADER_LEN];
+        Header::default().emit(&mut bytes).unwrap();
+        assert_eq!(bytes, [0; HEADER_LEN]);
+        assert_eq!(Header::parse(&bytes), Ok(Header::default()));
+        assert_eq!(Header::parse(&bytes[1..]), Err(Malformed::Truncated));
+        assert_eq!(Header::default().emit(&mut bytes[1..]), Err(Malformed::Truncated));
+    }
+
+    #[test]
+    fn other_kinds_are_refused() {
+        // IP fragmentation (3), an unknown one, UDP tunnels over either family (0x20, 0x40).
+        for gso_type in [2, 3, 6, 0x21, 0x41, 0x83] {
+            let bytes = [0, gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
+            assert_eq!(Header::parse(&bytes), Err(Malformed::Unsupported), "{gso_type:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(
+            gso in prop::sample::select(&[Gso::None, Gso::Tcp4, Gso::Tcp6, Gso::UdpL4][..]),
+            (flags, ecn, hdr_len, gso_size, csum_start, csum_offset) in any::<(u8, bool, u16, u16, u16, u16)>(),
+        ) {
+            let header = Header { flags, gso, ecn, hdr_len, gso_size, csum_start, csum_offset };
+            let mut bytes = [0xee; HEADER_LEN];
+            header.emit(&mut bytes).unwrap();
+            prop_assert_eq!(Header::parse(&bytes), Ok(header));
+        }
+
+        #[test]
+        fn noise_never_panics(bytes: Vec<u8>) {
+            let _ = Header::parse(&bytes);
+        }
+    }
+}

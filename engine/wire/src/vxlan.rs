@@ -58,3 +58,59 @@ impl Header {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    const PLAIN: [u8; HEADER_LEN] = [FLAG_VNI, 0, 0, 0, 0, 0, 1, 0];
+
+    #[test]
+    fn every_other_bit_is_refused() {
+        assert!(Header::parse(&PLAIN, false).is_ok());
+        for bit in 0..64 {
+            let mut bytes = PLAIN;
+            bytes[bit / 8] ^= 0x80 >> (bit % 8);
+            let expected = match bit {
+                4 => Err(Malformed::Unsupported),
+                32..=55 => Ok(()),
+                _ => Err(Malformed::Reserved),
+            };
+            assert_eq!(Header::parse(&bytes, false).map(|_| ()), expected, "bit {bit}");
+            let expected = if bit == 0 { Ok(()) } else { expected };
+            assert_eq!(Header::parse(&bytes, true).map(|_| ()), expected, "bit {bit}, group policy on");
+        }
+    }
+
+    #[test]
+    fn policy_bits_need_the_policy_flag() {
+        let bytes = [FLAG_VNI | FLAG_POLICY, 0x48, 0x12, 0x34, 0, 0, 1, 0];
+        let header = Header { vni: Vni::from_octets([0, 0, 1]), policy: Some(0x1234) };
+        assert_eq!(Header::parse(&bytes, true), Ok(header));
+        assert_eq!(Header::parse(&bytes, false), Err(Malformed::Reserved));
+        let stray = [FLAG_VNI, 0, 0x12, 0x34, 0, 0, 1, 0];
+        assert_eq!(Header::parse(&stray, true), Err(Malformed::Reserved));
+        let last = [FLAG_VNI | FLAG_POLICY, 0, 0, 0, 0, 0, 1, 1];
+        assert_eq!(Header::parse(&last, true), Err(Malformed::Reserved));
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(octets: [u8; 3], policy: Option<u16>) {
+            let header = Header { vni: Vni::from_octets(octets), policy };
+            let mut bytes = [0xee; HEADER_LEN];
+            header.emit(&mut bytes).unwrap();
+            prop_assert_eq!(Header::parse(&bytes, true), Ok(header));
+            prop_assert_eq!(Header::parse(&bytes, false).is_ok(), policy.is_none());
+            prop_assert_eq!(header.emit(&mut bytes[1..]), Err(Malformed::Truncated));
+        }
+
+        #[test]
+        fn noise_never_panics(bytes: Vec<u8>, gbp: bool) {
+            let _ = Header::parse(&bytes, gbp);
+        }
+    }
+}
