@@ -1,0 +1,117 @@
+//! What stored rows mean, and the two steps that change them. A store supplies the rows and makes each
+//! step indivisible.
+
+use std::collections::BTreeSet;
+
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use rand::Rng;
+
+use super::StoreError;
+use crate::lease::{Wish, allocator};
+
+/// One stored lease as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) key: String,
+    pub(super) value: String,
+    /// Unix seconds; `None` for a reservation.
+    pub(super) expires: Option<u64>,
+}
+
+/// Rows, understood.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) leases: Vec<Lease>,
+    /// Keys in good order whose value is not.
+    pub(super) unreadable: Vec<SubnetKey>,
+    /// What is wrong with each row that was skipped, one sentence each.
+    pub(super) complaints: BTreeSet<String>,
+}
+
+/// A table of rows inside an indivisible step.
+pub(super) trait Table {
+    /// Removes rows that are void at `now`, then lists the others.
+    fn live(&mut self, now: u64) -> Result<Vec<Row>, StoreError>;
+    /// Inserts or replaces by key.
+    fn put(&mut self, row: Row) -> Result<(), StoreError>;
+    /// Removes by key, if there.
+    fn remove(&mut self, key: &str) -> Result<(), StoreError>;
+}
+
+/// Reads each row on its own: a broken one spoils no other.
+pub(super) fn understand(rows: Vec<Row>) -> Contents {
+    let mut contents = Contents::default();
+    for row in rows {
+        let key = match row.key.parse::<SubnetKey>() {
+            // Another spelling of a key would be a second lease for the same subnet.
+            Ok(key) if key.to_string() == row.key => key,
+            Ok(key) => {
+                contents.unreadable.push(key);
+                contents.complaints.insert(format!("row {:?}: key should be {key}", row.key));
+                continue;
+            }
+            Err(error) => {
+                contents.complaints.insert(format!("row {:?}: {error}", row.key));
+                continue;
+            }
+        };
+        match LeaseAttrs::parse(&row.value) {
+            Ok(attrs) => contents.leases.push(Lease { key, attrs, expires: row.expires }),
+            Err(error) => {
+                contents.unreadable.push(key);
+                contents.complaints.insert(format!("row {key}: {error}"));
+            }
+        }
+    }
+    contents
+}
+
+/// Grants `wish` until `expires`, or for good where a reservation is used.
+pub(super) fn acquire(
+    table: &mut impl Table,
+    wish: &Wish<'_>,
+    now: u64,
+    expires: u64,
+    random: &mut impl Rng,
+) -> Result<Lease, StoreError> {
+    let contents = understand(table.live(now)?);
+    for complaint in &contents.complaints {
+        tracing::warn!("lease store: {complaint}; skipped");
+    }
+    let decision = allocator::decide(wish, &contents.leases, &contents.unreadable, random)?;
+    for key in &decision.remove {
+        tracing::info!("lease {key} is ours but outside the network configuration; removed");
+        table.remove(&key.to_string())?;
+    }
+    let stored = contents.leases.iter().find(|lease| decision.reuse && lease.key == decision.key);
+    let expires = stored.map_or(Some(expires), |lease| lease.expires.map(|_| expires));
+    let lease = Lease { key: decision.key, attrs: wish.attrs.clone(), expires };
+    table.put(row_of(&lease))?;
+    Ok(lease)
+}
+
+/// Moves the end of `lease` to `expires` if it is stored as the caller knows it.
+pub(super) fn renew(
+    table: &mut impl Table,
+    lease: &Lease,
+    now: u64,
+    expires: u64,
+) -> Result<Lease, StoreError> {
+    let key = lease.key.to_string();
+    let lost = |why| StoreError::Lost { key: key.clone(), why };
+    let row = table.live(now)?.into_iter().find(|row| row.key == key);
+    let row = row.ok_or_else(|| lost("it ran out or was removed"))?;
+    // The attributes decide, not the time: an administrator may have moved the end.
+    if LeaseAttrs::parse(&row.value).ok().as_ref() != Some(&lease.attrs) {
+        return Err(lost("another node wrote to it"));
+    }
+    let renewed = Lease { expires: row.expires.map(|_| expires), ..lease.clone() };
+    if renewed.expires != row.expires {
+        table.put(row_of(&renewed))?;
+    }
+    Ok(renewed)
+}
+
+fn row_of(lease: &Lease) -> Row {
+    Row { key: lease.key.to_string(), value: lease.attrs.to_json(), expires: lease.expires }
+}

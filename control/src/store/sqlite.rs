@@ -1,0 +1,490 @@
+//! The embedded store: one sqlite file, shared by the daemons of one machine whatever their network
+//! namespaces.
+//!
+//! Each handle has a thread that owns a connection, so the control thread never waits for a lock. Every
+//! look and every change is one `BEGIN IMMEDIATE` transaction. For a look that costs a lock, and buys
+//! this: inotify reports a commit's bytes before sqlite makes them visible, and a plain read in between
+//! would miss the change with no second hint to come. Waiting for the writer's lock waits out that gap.
+//!
+//! Triggers count a revision, so a change made by hand with the `sqlite3` program is seen like any other.
+
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt, StreamExt};
+use inotify::{EventStream, Inotify, WatchMask};
+use model::lease::{Lease, SubnetKey};
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use tokio::sync::oneshot;
+
+use super::rows::{self, Row, Table};
+use super::watch::{Look, Source};
+use super::{LEASE_TTL, StoreError, Watch, Wish, unix_now};
+
+/// "lode": marks the file as ours (the sqlite header's application id).
+const APPLICATION_ID: i64 = 0x6c6f_6465;
+/// Newest schema this code knows (the sqlite header's user version).
+const SCHEMA_VERSION: i64 = 1;
+/// Patience with another process's lock. A step holds it for milliseconds.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Look this often where the kernel grants no inotify.
+const WITHOUT_INOTIFY: Duration = Duration::from_secs(1);
+
+/// `value` is the text etcd would hold; `expires` is unix seconds, or NULL for a reservation.
+const SCHEMA: &str = "
+    CREATE TABLE config (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL);
+    CREATE TABLE leases (key TEXT PRIMARY KEY, value TEXT NOT NULL, expires INTEGER);
+    CREATE TABLE revision (value INTEGER NOT NULL);
+    INSERT INTO revision VALUES (0);
+    CREATE TRIGGER leases_insert AFTER INSERT ON leases BEGIN UPDATE revision SET value = value + 1; END;
+    CREATE TRIGGER leases_update AFTER UPDATE ON leases BEGIN UPDATE revision SET value = value + 1; END;
+    CREATE TRIGGER leases_delete AFTER DELETE ON leases BEGIN UPDATE revision SET value = value + 1; END;
+";
+
+/// A handle to the file. Clones share its thread, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    jobs: mpsc::Sender<Job>,
+    options: Options,
+    path: PathBuf,
+}
+
+/// How a handle behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Life of a lease.
+    pub ttl: Duration,
+    /// Patience with another process's lock.
+    pub lock_wait: Duration,
+}
+
+/// What a watch needs of it.
+pub(super) struct Changes {
+    store: Sqlite,
+    /// Absent where the kernel grants none.
+    directory: Option<EventStream<Vec<u8>>>,
+}
+
+type Job = Box<dyn FnOnce(&mut Database) + Send>;
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { ttl: LEASE_TTL, lock_wait: LOCK_WAIT }
+    }
+}
+
+impl Sqlite {
+    /// Opens the file at `path`, creating it, but not its directory, if it is not there.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Sqlite, StoreError> {
+        Sqlite::open_with(path, Options::default()).await
+    }
+
+    /// The same with other options.
+    pub async fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, StoreError> {
+        let path = path.as_ref().to_owned();
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (opened, outcome) = oneshot::channel();
+        let file = path.clone();
+        let thread =
+            std::thread::Builder::new().name("lease-store".into()).spawn(move || {
+                match Database::open(file, options.lock_wait) {
+                    Ok(mut database) => {
+                        let _ = opened.send(Ok(()));
+                        inbox.into_iter().for_each(|job| job(&mut database));
+                    }
+                    Err(error) => {
+                        let _ = opened.send(Err(error));
+                    }
+                }
+            });
+        let store = Sqlite { jobs, options, path };
+        thread.map_err(|error| store.failed("start a thread", error))?;
+        outcome.await.map_err(|_| store.stopped())??;
+        Ok(store)
+    }
+
+    pub(super) async fn net_config(&self) -> Result<Option<String>, StoreError> {
+        const TRIED: &str = "read the network configuration";
+        self.step(TRIED, |step| {
+            let query = "SELECT CAST(value AS TEXT) FROM config WHERE id = 1";
+            step.run(|sql| sql.query_row(query, [], |row| text(row.get_ref(0)?)).optional())
+        })
+        .await
+    }
+
+    pub(super) async fn set_net_config(&self, config: &str) -> Result<(), StoreError> {
+        let config = config.to_owned();
+        self.step("store the network configuration", move |step| {
+            let upsert = "INSERT INTO config VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET value = ?1";
+            step.run(|sql| sql.execute(upsert, [&config])).map(drop)
+        })
+        .await
+    }
+
+    pub(super) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
+        let (config, attrs, previous) = (wish.config.clone(), wish.attrs.clone(), wish.previous);
+        let ttl = self.options.ttl.as_secs();
+        self.step("acquire a lease", move |step| {
+            let wish = Wish { config: &config, attrs, previous };
+            let now = unix_now();
+            rows::acquire(step, &wish, now, now.saturating_add(ttl), &mut rand::rng())
+        })
+        .await
+    }
+
+    pub(super) async fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
+        let lease = lease.clone();
+        let ttl = self.options.ttl.as_secs();
+        self.step("renew the lease", move |step| {
+            let now = unix_now();
+            rows::renew(step, &lease, now, now.saturating_add(ttl))
+        })
+        .await
+    }
+
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        self.step("list leases", |step| Ok(rows::understand(step.live(unix_now())?).leases)).await
+    }
+
+    pub(super) async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+        let key = key.to_string();
+        self.step("remove a lease", move |step| {
+            step.run(|sql| sql.execute("DELETE FROM leases WHERE key = ?1", [&key])).map(|count| count > 0)
+        })
+        .await
+    }
+
+    pub(super) async fn watch(&self) -> Result<Watch, StoreError> {
+        let directory = match watch_directory(&self.path) {
+            Ok(events) => Some(events),
+            Err(error) => {
+                tracing::warn!(
+                    "store {}: cannot watch its directory: {error}; looking at it every second instead \
+                     (raise fs.inotify.max_user_instances or max_user_watches)",
+                    self.path.display()
+                );
+                None
+            }
+        };
+        Ok(Watch::new(Source::Sqlite(Changes { store: self.clone(), directory })))
+    }
+
+    /// Runs one transaction on the handle's thread.
+    async fn step<T: Send + 'static>(
+        &self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, outcome) = oneshot::channel();
+        let job: Job = Box::new(move |database| {
+            let _ = reply.send(database.step(tried, step));
+        });
+        self.jobs.send(job).map_err(|_| self.stopped())?;
+        outcome.await.map_err(|_| self.stopped())?
+    }
+
+    fn stopped(&self) -> StoreError {
+        self.failed("go on", "its thread has ended")
+    }
+
+    fn failed(&self, tried: &'static str, answer: impl ToString) -> StoreError {
+        StoreError::System { path: self.path.clone(), tried, answer: answer.to_string() }
+    }
+}
+
+impl Changes {
+    /// Returns after the file, its log or its journal was written, or replaced.
+    pub(super) async fn hint(&mut self) {
+        let Some(events) = &mut self.directory else {
+            return tokio::time::sleep(WITHOUT_INOTIFY).await;
+        };
+        let name = self.store.path.file_name().unwrap_or_default().as_encoded_bytes();
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    let about = event.name.unwrap_or_default();
+                    // Without a name: the directory itself, or an overflow of the queue.
+                    if about.is_empty() || about.as_encoded_bytes().starts_with(name) {
+                        break;
+                    }
+                }
+                // The kernel gave up on the queue; the sleep keeps a broken one from spinning.
+                Some(Err(_)) | None => return tokio::time::sleep(WITHOUT_INOTIFY).await,
+            }
+        }
+        // One commit is several writes: one look for all of them.
+        while let Some(Some(Ok(_))) = events.next().now_or_never() {}
+    }
+
+    pub(super) async fn look(&mut self, seen: Option<u64>) -> Result<Option<Look>, StoreError> {
+        let look = move |step: &mut Step<'_>| {
+            let now = unix_now();
+            let revision = step.revision()?;
+            if seen == Some(revision) && !step.has_void(now)? {
+                return Ok(None);
+            }
+            let rows = step.live(now)?;
+            Ok(Some(Look { revision: step.revision()?, rows }))
+        };
+        self.store.step("look at the leases", look).await
+    }
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Changes").field("path", &self.store.path).finish_non_exhaustive()
+    }
+}
+
+/// The connection and the file behind it.
+struct Database {
+    path: PathBuf,
+    lock_wait: Duration,
+    connection: Connection,
+    /// Device and inode: another file under the same name is another store.
+    identity: (u64, u64),
+}
+
+impl Database {
+    fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, StoreError> {
+        const TRIED: &str = "open it";
+        let identity = prepare_file(&path)?;
+        let failed = |error| explain(&path, lock_wait, TRIED, error);
+        let connection = Connection::open(&path).map_err(failed)?;
+        connection.busy_timeout(lock_wait).map_err(failed)?;
+        write_ahead(&connection, lock_wait).map_err(failed)?;
+        // A commit then needs no flush. What a power cut may take is the last renewals, of all daemons alike.
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        let mut database = Database { path, lock_wait, connection, identity };
+        database.transact(TRIED, |step| step.settle_schema())?;
+        Ok(database)
+    }
+
+    /// One transaction, if the file still has its name.
+    fn step<T>(
+        &mut self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match std::fs::metadata(&self.path) {
+            Ok(file) if (file.dev(), file.ino()) == self.identity => {}
+            // What we have open then has no name: a write to it would reach nobody.
+            Ok(_) => return Err(StoreError::Removed { path: self.path.clone() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::Removed { path: self.path.clone() });
+            }
+            Err(error) => return Err(explain_io(&self.path, tried, &error)),
+        }
+        self.transact(tried, step)
+    }
+
+    fn transact<T>(
+        &mut self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (path, lock_wait) = (&self.path, self.lock_wait);
+        let failed = |error| explain(path, lock_wait, tried, error);
+        let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        // Dropped without a commit, it rolls back.
+        let mut running = Step { transaction: begun.map_err(failed)?, path, lock_wait, tried };
+        let outcome = step(&mut running)?;
+        running.transaction.commit().map_err(failed)?;
+        Ok(outcome)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        if !named {
+            // The last connection to close removes the log by name, which by now may be another file's.
+            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+    }
+}
+
+/// A running transaction.
+struct Step<'a> {
+    transaction: Transaction<'a>,
+    path: &'a Path,
+    lock_wait: Duration,
+    tried: &'static str,
+}
+
+impl Step<'_> {
+    fn run<T>(&self, sql: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        sql(&self.transaction).map_err(|error| explain(self.path, self.lock_wait, self.tried, error))
+    }
+
+    /// Creates the tables in an empty file; refuses a file that is not ours or is damaged.
+    fn settle_schema(&mut self) -> Result<(), StoreError> {
+        let number = |query| self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0)));
+        let application = number("PRAGMA application_id")?;
+        let version = number("PRAGMA user_version")?;
+        let tables = number("SELECT count(*) FROM sqlite_schema")?;
+        if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
+            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+        }
+        if version > SCHEMA_VERSION {
+            let path = self.path.to_owned();
+            return Err(StoreError::Newer { path, found: version, known: SCHEMA_VERSION });
+        }
+        if tables == 0 {
+            return self.run(|sql| {
+                sql.execute_batch(SCHEMA)?;
+                sql.pragma_update(None, "application_id", APPLICATION_ID)?;
+                sql.pragma_update(None, "user_version", SCHEMA_VERSION)
+            });
+        }
+        let verdict: String = self.run(|sql| sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+        if verdict != "ok" {
+            let path = self.path.to_owned();
+            return Err(StoreError::Corrupt { path, tried: self.tried, answer: verdict });
+        }
+        Ok(())
+    }
+
+    fn revision(&self) -> Result<u64, StoreError> {
+        let query = "SELECT value FROM revision";
+        self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0))).map(|value| value as u64)
+    }
+
+    fn has_void(&self, now: u64) -> Result<bool, StoreError> {
+        let query = "SELECT EXISTS (SELECT 1 FROM leases WHERE expires <= ?1)";
+        self.run(|sql| sql.query_row(query, [seconds(now)], |row| row.get(0)))
+    }
+}
+
+impl Table for Step<'_> {
+    fn live(&mut self, now: u64) -> Result<Vec<Row>, StoreError> {
+        self.run(|sql| {
+            if sql.execute("DELETE FROM leases WHERE expires <= ?1", [seconds(now)])? > 0 {
+                tracing::debug!("lease store: removed leases that have run out");
+            }
+            let mut query = sql.prepare("SELECT key, value, expires FROM leases ORDER BY key")?;
+            let rows = query.query_map([], |row| {
+                let expires = match row.get_ref(2)? {
+                    ValueRef::Integer(seconds) => u64::try_from(seconds).ok(),
+                    // Text or a fraction is no time: the row then counts as a reservation.
+                    _ => None,
+                };
+                Ok(Row { key: text(row.get_ref(0)?)?, value: text(row.get_ref(1)?)?, expires })
+            })?;
+            rows.collect()
+        })
+    }
+
+    fn put(&mut self, row: Row) -> Result<(), StoreError> {
+        let upsert = "INSERT INTO leases VALUES (?1, ?2, ?3)
+                      ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3";
+        let expires = row.expires.map(seconds);
+        self.run(|sql| sql.execute(upsert, params![row.key, row.value, expires])).map(drop)
+    }
+
+    fn remove(&mut self, key: &str) -> Result<(), StoreError> {
+        self.run(|sql| sql.execute("DELETE FROM leases WHERE key = ?1", [key])).map(drop)
+    }
+}
+
+/// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key.
+/// Device and inode.
+fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
+    const TRIED: &str = "open it";
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !directory.exists() {
+        return Err(StoreError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
+    }
+    let file = std::fs::OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path);
+    let metadata = file.and_then(|file| file.metadata()).map_err(|error| explain_io(path, TRIED, &error))?;
+    if !metadata.is_file() {
+        let answer = "it is not a regular file".to_owned();
+        return Err(StoreError::NotADatabase { path: path.to_owned(), tried: TRIED, answer });
+    }
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Sets the journal mode. Sqlite does not wait for this lock itself, and daemons start together. Where
+/// the filesystem cannot do write-ahead logging, sqlite stays with a rollback journal, which will do.
+fn write_ahead(connection: &Connection, lock_wait: Duration) -> rusqlite::Result<()> {
+    let started = Instant::now();
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())) {
+            Err(error) if is_lock(&error) && started.elapsed() < lock_wait => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn watch_directory(path: &Path) -> std::io::Result<EventStream<Vec<u8>>> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let inotify = Inotify::init()?;
+    let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
+    inotify.watches().add(directory, writes | WatchMask::MOVED_TO | WatchMask::MOVED_FROM)?;
+    inotify.into_event_stream(vec![0; 4096])
+}
+
+fn text(value: ValueRef<'_>) -> rusqlite::Result<String> {
+    Ok(match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+        ValueRef::Null => String::new(),
+    })
+}
+
+fn seconds(unix: u64) -> i64 {
+    i64::try_from(unix).unwrap_or(i64::MAX)
+}
+
+fn is_lock(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    let answer = error.to_string();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StoreError::Locked { path, tried, waited: lock_wait.as_secs() }
+        }
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { path, tried, answer },
+        Some(ErrorCode::NotADatabase) => StoreError::NotADatabase { path, tried, answer },
+        Some(ErrorCode::DiskFull) => StoreError::DiskFull { path, tried, answer },
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            StoreError::NoPermission { path, tried, answer }
+        }
+        // A schema that lost a table, or a row of a kind that no insert of ours leaves.
+        Some(ErrorCode::Unknown) | None => StoreError::Corrupt { path, tried, answer },
+        Some(_) => StoreError::System { path, tried, answer },
+    }
+}
+
+fn explain_io(path: &Path, tried: &'static str, error: &std::io::Error) -> StoreError {
+    use std::io::ErrorKind;
+    let (path, answer) = (path.to_owned(), error.to_string());
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            StoreError::NoPermission { path, tried, answer }
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::DiskFull { path, tried, answer },
+        ErrorKind::IsADirectory => StoreError::NotADatabase { path, tried, answer },
+        _ => StoreError::System { path, tried, answer },
+    }
+}
+
+#[cfg(test)]
+#[path = "sqlite_tests.rs"]
+mod tests;
