@@ -18,4 +18,5 @@ pub mod apply;
 pub mod lease;
 pub mod netlink;
 pub mod plan;
+pub mod store;
 pub mod underlay;
