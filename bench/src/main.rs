@@ -1,1 +1,116 @@
-fn main() {}
+//! `loden-bench`: parse, run or report, exit code; nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bench::cli::{Cli, Command, ReportOptions, RunOptions, list};
+use bench::interrupt::{Interrupt, Interrupted};
+use bench::progress::Progress;
+use bench::raw::{self, Raw, SCHEMA, Settings};
+use bench::report::{self, Style, pivot, plot};
+use bench::scenario::{Testbed, name_of};
+use bench::subject::Context;
+use bench::{ethtool, host, run};
+use clap::Parser as _;
+
+/// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let answer = match Cli::parse().command {
+        Command::Run(options) => measure(&options),
+        Command::Report(options) => show(&options).map(|()| ExitCode::SUCCESS),
+        Command::List => {
+            println!("{}", list());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    answer.unwrap_or_else(|error| {
+        eprintln!("loden-bench: {error:#}");
+        if error.is::<Interrupted>() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
+    })
+}
+
+/// Success only if every sample was taken.
+fn measure(options: &RunOptions) -> Result<ExitCode> {
+    let plan = options.plan();
+    ensure!(lab::userns::privileged(), "making network namespaces needs root: run it with sudo");
+    if plan.testbeds.contains(&Testbed::WireLike) {
+        ethtool::find().map_err(anyhow::Error::msg)?;
+    }
+    let context = Context {
+        loden: loden(options.loden.as_deref())?,
+        loden_args: options.loden_args.split_whitespace().map(str::to_owned).collect(),
+        interrupt: Interrupt::listen()?,
+    };
+    let settings = Settings {
+        rounds: plan.rounds,
+        seconds: plan.seconds,
+        baseline: name_of(options.baseline()),
+        loden_args: context.loden_args.clone(),
+    };
+    let mut raw = Raw {
+        schema: SCHEMA,
+        environment: host::observe(),
+        settings,
+        samples: Vec::new(),
+        failures: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut progress = Progress::new(plan.samples(), options.output.clone());
+    let ended = run::run(&plan, &context, &mut raw, &mut progress);
+    progress.finish();
+    if let Err(error) = &ended {
+        raw.notes.push(format!("the run ended early: {error:#}"));
+    }
+    if let Some(path) = &options.output {
+        raw::write(path, &raw)?;
+    }
+    if !raw.samples.is_empty() {
+        print!("{}", report::page(&raw, Style::Text));
+    }
+    ended?;
+    if !raw.failures.is_empty() {
+        bail!("{} of {} samples or starts failed", raw.failures.len(), plan.samples());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(options: &ReportOptions) -> Result<()> {
+    let style = if options.markdown { Style::Markdown } else { Style::Text };
+    let several = options.files.len() > 1;
+    for (i, file) in options.files.iter().enumerate() {
+        let raw = raw::read(file)?;
+        if several {
+            println!("{}{}", if i > 0 { "\n" } else { "" }, heading(file, style));
+        }
+        print!("{}", report::page(&raw, style));
+        if let Some(directory) = &options.plot {
+            let stem = file.file_stem().filter(|_| several).map(PathBuf::from).unwrap_or_default();
+            let written = plot::write(&pivot::pivot(&raw), &directory.join(stem))?;
+            eprintln!("{} plots in {}", written.len(), directory.display());
+        }
+    }
+    Ok(())
+}
+
+fn heading(file: &Path, style: Style) -> String {
+    let name = file.display();
+    if style == Style::Markdown { format!("## {name}\n") } else { format!("{name}\n") }
+}
+
+/// The program given, or the one beside this.
+fn loden(given: Option<&Path>) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_path_buf(),
+        None => {
+            std::env::current_exe().context("cannot find this program's own path")?.with_file_name("loden")
+        }
+    };
+    // Absolute, because the daemons may be started with another current directory.
+    let path = path.canonicalize().with_context(|| {
+        format!("no loden program at {}: cargo build --release -p control, or give --loden", path.display())
+    })?;
+    Ok(path)
+}

@@ -1,0 +1,221 @@
+//! The load generator in the pods: `loden load`, the same one that the demo uses.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{Namespace, Process};
+use serde_json::Value;
+
+use crate::interrupt::Interrupted;
+use crate::scenario::Load;
+use crate::subject::{Context, Standing};
+
+/// How often a waiting harness looks: rarely, because each look takes CPU from what is measured.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How much longer than asked a load may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long the first load through a fresh subject may take to succeed.
+const READY: Duration = Duration::from_secs(10);
+
+/// Length of that first load, in seconds.
+const FIRST_SECONDS: f64 = 0.2;
+
+/// Payload of a small datagram, in bytes.
+const SMALL: usize = 64;
+
+/// Port of the server in pod B.
+const PORT: u16 = 5299;
+
+/// The answering side in pod B. Dropping it ends it.
+pub struct Server {
+    process: Process,
+    address: SocketAddr,
+}
+
+/// What one load yielded.
+#[derive(Debug)]
+pub struct Measured {
+    /// The figures that the load itself knows, by metric key.
+    pub metrics: BTreeMap<String, f64>,
+    /// Payload bytes carried, for bulk loads.
+    pub bulk_bytes: Option<f64>,
+    /// The generator's answer as it came.
+    pub reply: Value,
+}
+
+impl Server {
+    /// Starts the server in pod B and waits until a short load from pod A gets through.
+    pub fn start(standing: &Standing, context: &Context) -> Result<Self> {
+        let (namespace, address) = standing.server()?;
+        let listen = SocketAddr::new(address, PORT);
+        let mut command = Command::new(&context.loden);
+        command.args(["load", "server", "--listen", &listen.to_string()]).stdout(Stdio::null());
+        let process = Process::spawn(namespace, &mut command)?;
+        let mut server = Server { process, address: listen };
+        server.await_path(standing, context)?;
+        Ok(server)
+    }
+
+    /// Runs one load from pod A for `seconds`.
+    pub fn measure(
+        &mut self,
+        load: Load,
+        seconds: f64,
+        standing: &Standing,
+        context: &Context,
+    ) -> Result<Measured> {
+        let mut command = Command::new(&context.loden);
+        command.args(arguments(load, self.address, seconds));
+        let patience = Duration::from_secs_f64(seconds) + PATIENCE;
+        let text = run(standing.client(), &mut command, patience, context)?;
+        if let Some(status) = self.process.try_wait()? {
+            bail!("the load server ended, {status}: {}", self.process.stderr_tail());
+        }
+        understand(&text).with_context(|| format!("loden load answered: {}", text.trim()))
+    }
+
+    fn await_path(&mut self, standing: &Standing, context: &Context) -> Result<()> {
+        let deadline = Instant::now() + READY;
+        loop {
+            match self.measure(Load::RoundTrip, FIRST_SECONDS, standing, context) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is::<Interrupted>() || Instant::now() > deadline => {
+                    return Err(error.context("no packet came from pod to pod and back"));
+                }
+                Err(_) => thread::sleep(POLL),
+            }
+        }
+    }
+}
+
+/// Runs `command` to its end and returns what it printed. An interruption ends it early.
+fn run(
+    namespace: &Namespace,
+    command: &mut Command,
+    patience: Duration,
+    context: &Context,
+) -> Result<String> {
+    let deadline = Instant::now() + patience;
+    let mut process = Process::spawn(namespace, command.stdout(Stdio::piped()))?;
+    // Its answer is far below what a pipe holds, so it can be read at the end.
+    let mut stdout = process.child().and_then(|child| child.stdout.take()).context("no pipe to the load")?;
+    let status = loop {
+        context.interrupt.check()?;
+        if let Some(status) = process.try_wait()? {
+            break status;
+        }
+        ensure!(Instant::now() < deadline, "the load did not end within {} s", patience.as_secs());
+        thread::sleep(POLL);
+    };
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).context("cannot read the load's answer")?;
+    ensure!(status.success(), "the load failed, {status}: {}", process.stderr_tail());
+    Ok(text)
+}
+
+fn arguments(load: Load, server: SocketAddr, seconds: f64) -> Vec<String> {
+    let (mode, own): (&str, &[(&str, usize)]) = match load {
+        Load::Tcp1 => ("tcp", &[("--streams", 1)]),
+        Load::Tcp4 => ("tcp", &[("--streams", 4)]),
+        Load::Udp64Flows1 => ("udp", &[("--size", SMALL), ("--flows", 1)]),
+        Load::Udp64Flows64 => ("udp", &[("--size", SMALL), ("--flows", 64)]),
+        Load::RoundTrip => ("rtt", &[("--size", SMALL)]),
+    };
+    let mut arguments = vec!["load".to_owned(), mode.to_owned(), server.to_string()];
+    arguments.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()]));
+    // Without a warm-up the bytes counted are those that the CPU time was spent on.
+    arguments.extend(["--seconds", &seconds.to_string(), "--warm-up", "0"].map(str::to_owned));
+    arguments
+}
+
+/// Picks the figures out of the generator's answer.
+fn understand(text: &str) -> Result<Measured> {
+    let reply: Value = serde_json::from_str(text)?;
+    let number =
+        |key: &str| reply.get(key).and_then(Value::as_f64).with_context(|| format!("no number {key}"));
+    let mut metrics = BTreeMap::new();
+    let mut insert = |key: &str, value: f64| metrics.insert(key.to_owned(), value);
+    let mut bulk_bytes = None;
+    match reply.get("mode").and_then(Value::as_str) {
+        Some("tcp") => {
+            insert("gbit_per_s", number("gbit_per_s")?);
+            bulk_bytes = Some(number("bytes")?);
+        }
+        Some("udp") => {
+            insert("delivered_kpps", number("packets_per_s")? / 1e3);
+            let (sent, received) = (number("sent")?, number("received")?);
+            ensure!(sent > 0.0, "nothing was sent");
+            insert("lost_percent", (1.0 - received / sent).max(0.0) * 100.0);
+        }
+        Some("rtt") => {
+            insert("rtt_p50_us", number("p50_us")?);
+            insert("rtt_p99_us", number("p99_us")?);
+        }
+        _ => bail!("no mode that is known here"),
+    }
+    Ok(Measured { metrics, bulk_bytes, reply })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> SocketAddr {
+        "10.5.2.2:5299".parse().unwrap()
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(
+            arguments(Load::Udp64Flows64, server(), 2.5).join(" "),
+            "load udp 10.5.2.2:5299 --size 64 --flows 64 --seconds 2.5 --warm-up 0"
+        );
+        assert_eq!(
+            arguments(Load::Tcp4, server(), 3.0).join(" "),
+            "load tcp 10.5.2.2:5299 --streams 4 --seconds 3 --warm-up 0"
+        );
+    }
+
+    #[test]
+    fn bulk_answers_give_bytes() {
+        let measured = understand(r#"{"mode":"tcp","bytes":1000,"gbit_per_s":9.5,"new":[1]}"#).unwrap();
+        assert_eq!(measured.metrics["gbit_per_s"], 9.5);
+        assert_eq!(measured.bulk_bytes, Some(1000.0));
+        assert_eq!(measured.reply["new"][0], 1);
+    }
+
+    #[test]
+    fn datagram_answers_give_rate_and_loss() {
+        let text = r#"{"mode":"udp","packets_per_s":80000.0,"sent":1000,"received":750}"#;
+        let metrics = understand(text).unwrap().metrics;
+        assert_eq!((metrics["delivered_kpps"], metrics["lost_percent"]), (80.0, 25.0));
+    }
+
+    #[test]
+    fn round_trip_answers_give_percentiles() {
+        let metrics = understand(r#"{"mode":"rtt","p50_us":40,"p99_us":90.5}"#).unwrap().metrics;
+        assert_eq!((metrics["rtt_p50_us"], metrics["rtt_p99_us"]), (40.0, 90.5));
+    }
+
+    #[test]
+    fn noise_is_an_error() {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"mode":"tcp"}"#,
+            r#"{"mode":"sizes"}"#,
+            r#"{"mode":"rtt","p50_us":"x"}"#,
+            r#"{"mode":"udp","packets_per_s":1,"sent":0,"received":0}"#,
+        ] {
+            assert!(understand(text).is_err(), "{text:?}");
+        }
+    }
+}

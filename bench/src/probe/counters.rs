@@ -1,0 +1,110 @@
+//! The daemon's counters, read from the file that `loden run --counters-file` keeps fresh.
+//!
+//! Nothing here knows a counter by name: every number found in the JSON is kept under its path, so
+//! that a counter added to the engine shows up in the raw results by itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+
+/// Every number of the file by its path (`a.b.0.c`).
+pub type Counters = BTreeMap<String, f64>;
+
+/// How often the file is looked at while waiting for the next writing.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Name of the counter from which syscalls per GiB are derived, wherever it stands in the file.
+const SYSCALLS: &str = "syscalls";
+
+/// Waits until the file has been written after `moment`, then reads it. Falls back on what is there
+/// when `patience` is over; `None` if there is no readable file at all.
+pub fn read_after(path: &Path, moment: SystemTime, patience: Duration) -> Option<Counters> {
+    let deadline = Instant::now() + patience;
+    while !is_newer(path, moment) && Instant::now() < deadline {
+        thread::sleep(POLL);
+    }
+    parse(&std::fs::read_to_string(path).ok()?)
+}
+
+/// Numbers of a JSON text by path. `None` if it is not JSON.
+pub fn parse(text: &str) -> Option<Counters> {
+    let mut counters = Counters::new();
+    flatten(&serde_json::from_str(text).ok()?, String::new(), &mut counters);
+    Some(counters)
+}
+
+/// How far each counter moved; those that stood still are left out, those that are new count from 0.
+pub fn difference(before: &Counters, after: &Counters) -> Counters {
+    let moved = after.iter().map(|(key, now)| (key, now - before.get(key).copied().unwrap_or(0.0)));
+    moved.filter(|(_, step)| *step != 0.0).map(|(key, step)| (key.clone(), step)).collect()
+}
+
+/// System calls among moved counters: the total if the daemon gives one, else the sum of all parts
+/// that bear the name. `None` if no such counter is there.
+pub fn syscalls(moved: &Counters) -> Option<f64> {
+    if let Some(total) = moved.get(SYSCALLS) {
+        return Some(*total);
+    }
+    let parts = moved.iter().filter(|(key, _)| key.rsplit('.').next() == Some(SYSCALLS));
+    parts.map(|(_, step)| *step).reduce(|a, b| a + b)
+}
+
+fn is_newer(path: &Path, moment: SystemTime) -> bool {
+    std::fs::metadata(path).and_then(|m| m.modified()).is_ok_and(|written| written > moment)
+}
+
+fn flatten(value: &Value, path: String, into: &mut Counters) {
+    let join = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
+    match value {
+        Value::Number(number) => {
+            if let Some(number) = number.as_f64() {
+                into.insert(path, number);
+            }
+        }
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| flatten(value, join(key), into)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| flatten(value, join(&i.to_string()), into));
+        }
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_wherever_they_stand() {
+        let counters =
+            parse(r#"{"syscalls":7,"workers":[{"reads":1},{"reads":2.5}],"name":"x","up":true}"#).unwrap();
+        let found: Vec<_> = counters.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        assert_eq!(found, [("syscalls", 7.0), ("workers.0.reads", 1.0), ("workers.1.reads", 2.5)]);
+    }
+
+    #[test]
+    fn only_what_moved_is_kept() {
+        let before = parse(r#"{"a":1,"b":5}"#).unwrap();
+        let after = parse(r#"{"a":1,"b":8,"c":2}"#).unwrap();
+        let moved = difference(&before, &after);
+        assert_eq!(moved.into_iter().collect::<Vec<_>>(), [("b".to_owned(), 3.0), ("c".to_owned(), 2.0)]);
+    }
+
+    #[test]
+    fn a_total_wins_over_its_parts() {
+        let with_total = parse(r#"{"syscalls":10,"w":[{"syscalls":4},{"syscalls":6}]}"#).unwrap();
+        assert_eq!(syscalls(&with_total), Some(10.0));
+        let parts = parse(r#"{"w":[{"syscalls":4},{"syscalls":6}],"not_syscalls":9}"#).unwrap();
+        assert_eq!(syscalls(&parts), Some(10.0));
+        assert_eq!(syscalls(&parse(r#"{"reads":1}"#).unwrap()), None);
+    }
+
+    #[test]
+    fn noise_is_no_counters() {
+        assert_eq!(parse(""), None);
+        assert_eq!(parse("{\"a\":"), None);
+        assert_eq!(parse("\"text\""), Some(Counters::new()));
+    }
+}

@@ -1,0 +1,216 @@
+//! Takes the samples: testbed by testbed, round by round, the subjects in turn for every load.
+//!
+//! In a round all subjects stand side by side, each on hosts and pods of its own, and one load after
+//! the other visits them in order: A B C, A B C. So the two halves of a ratio are neighbours in time,
+//! and every round meets freshly started subjects, whose luck with hashes and queues differs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+
+use crate::interrupt::Interrupted;
+use crate::load::Server;
+use crate::probe::{counters, cpu};
+use crate::raw::{Failure, Raw, Sample};
+use crate::scenario::{Load, Subject, Testbed, name_of};
+use crate::subject::{Context, Standing};
+
+/// How long the machine is watched before a round, and the share of it that may be busy unnoticed.
+const IDLE_WATCH: Duration = Duration::from_millis(500);
+const IDLE_LIMIT: f64 = 0.05;
+
+/// How long to wait for a daemon's next writing of its counters, which it does every second.
+const COUNTERS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Bytes of a GB (CPU seconds) and of a GiB (syscalls).
+const GB: f64 = 1e9;
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// One after the other.
+    pub testbeds: Vec<Testbed>,
+    /// Interleaved.
+    pub subjects: Vec<Subject>,
+    /// In this order, each against every subject.
+    pub loads: Vec<Load>,
+    /// Rounds per testbed.
+    pub rounds: u32,
+    /// Seconds per load.
+    pub seconds: f64,
+}
+
+/// Told about every step, for a progress line.
+pub trait Watcher {
+    /// Something begins.
+    fn begins(&mut self, what: &str);
+    /// A sample is taken, or could not be.
+    fn ends(&mut self, outcome: Result<&Sample, &Failure>);
+    /// A round is over; `raw` holds all until now.
+    fn round_over(&mut self, raw: &Raw) -> Result<()>;
+}
+
+impl Plan {
+    /// How many samples a complete run takes.
+    pub fn samples(&self) -> usize {
+        self.testbeds.len() * self.rounds as usize * self.subjects.len() * self.loads.len()
+    }
+}
+
+/// Runs the whole plan into `raw`. What fails is recorded and the rest goes on; only an interruption
+/// or a failing watcher ends the run early. Nothing is left standing in either case.
+pub fn run(plan: &Plan, context: &Context, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<()> {
+    for testbed in &plan.testbeds {
+        for round in 1..=plan.rounds {
+            let turn = Turn { plan, context, testbed: *testbed, round };
+            turn.run(raw, watcher)?;
+            watcher.round_over(raw)?;
+        }
+    }
+    Ok(())
+}
+
+struct Turn<'a> {
+    plan: &'a Plan,
+    context: &'a Context,
+    testbed: Testbed,
+    round: u32,
+}
+
+struct Contender {
+    // The server leaves before the namespaces.
+    server: Server,
+    standing: Standing,
+    subject: Subject,
+}
+
+impl Turn<'_> {
+    fn run(&self, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<()> {
+        let mut contenders = self.start(raw, watcher)?;
+        watcher.begins(&format!("{} round {}: idle machine", name_of(self.testbed), self.round));
+        if let Some(note) = self.watch_idle()? {
+            raw.notes.push(note);
+        }
+        for load in &self.plan.loads {
+            for contender in &mut contenders {
+                self.context.interrupt.check()?;
+                watcher.begins(&self.title(contender.subject, Some(*load)));
+                match self.sample(contender, *load) {
+                    Ok(sample) => {
+                        watcher.ends(Ok(&sample));
+                        raw.samples.push(sample);
+                    }
+                    Err(error) => self.record(error, contender.subject, Some(*load), raw, watcher)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<Vec<Contender>> {
+        let mut contenders = Vec::new();
+        for (slot, subject) in self.plan.subjects.iter().enumerate() {
+            self.context.interrupt.check()?;
+            watcher.begins(&self.title(*subject, None));
+            let start = || -> Result<Contender> {
+                let standing = Standing::start(*subject, self.testbed, slot, self.context)?;
+                let server = Server::start(&standing, self.context)?;
+                Ok(Contender { server, standing, subject: *subject })
+            };
+            match start() {
+                Ok(contender) => contenders.push(contender),
+                Err(error) => self.record(error, *subject, None, raw, watcher)?,
+            }
+        }
+        Ok(contenders)
+    }
+
+    /// A note if the machine is busy although nothing is asked of it: noise from outside, or a subject
+    /// that spins and so takes CPU from the others.
+    fn watch_idle(&self) -> Result<Option<String>> {
+        let before = cpu::observe()?;
+        thread::sleep(IDLE_WATCH);
+        let seconds = cpu::observe()?.seconds_since(&before, cpu::ticks_per_second());
+        let get = |kind: &str| seconds.get(kind).copied().unwrap_or(0.0);
+        let busy = get("busy") / (get("busy") + get("idle") + get("iowait")).max(f64::MIN_POSITIVE);
+        let (testbed, round) = (name_of(self.testbed), self.round);
+        Ok((busy > IDLE_LIMIT).then(|| {
+            format!("{testbed} round {round}: {:.0} % of the machine was busy before the loads", busy * 100.0)
+        }))
+    }
+
+    fn sample(&self, contender: &mut Contender, load: Load) -> Result<Sample> {
+        contender.standing.check()?;
+        let counted_before = read_counters(&contender.standing, SystemTime::UNIX_EPOCH);
+        let busy_before = cpu::observe()?;
+        let measured =
+            contender.server.measure(load, self.plan.seconds, &contender.standing, self.context)?;
+        let cpu_seconds = cpu::observe()?.seconds_since(&busy_before, cpu::ticks_per_second());
+        let counted_after = read_counters(&contender.standing, SystemTime::now());
+        contender.standing.check()?;
+
+        let moved: BTreeMap<_, _> = counted_after
+            .iter()
+            .filter_map(|(host, after)| {
+                Some((host.clone(), counters::difference(counted_before.get(host)?, after)))
+            })
+            .collect();
+        let mut metrics = measured.metrics;
+        if let Some(bytes) = measured.bulk_bytes.filter(|bytes| *bytes > 0.0) {
+            let busy = cpu_seconds.get("busy").copied().unwrap_or(0.0);
+            metrics.insert("cpu_s_per_gb".to_owned(), busy / (bytes / GB));
+            if let Some(most) = moved.values().filter_map(counters::syscalls).reduce(f64::max) {
+                metrics.insert("syscalls_per_gib_host".to_owned(), most / (bytes / GIB));
+            }
+        }
+        Ok(Sample {
+            testbed: name_of(self.testbed),
+            subject: name_of(contender.subject),
+            load: name_of(load),
+            round: self.round,
+            metrics,
+            cpu_seconds,
+            counters: moved,
+            reply: measured.reply,
+        })
+    }
+
+    fn record(
+        &self,
+        error: anyhow::Error,
+        subject: Subject,
+        load: Option<Load>,
+        raw: &mut Raw,
+        watcher: &mut dyn Watcher,
+    ) -> Result<()> {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        let failure = Failure {
+            testbed: name_of(self.testbed),
+            subject: name_of(subject),
+            load: load.map(name_of),
+            round: self.round,
+            error: format!("{error:#}"),
+        };
+        watcher.ends(Err(&failure));
+        raw.failures.push(failure);
+        Ok(())
+    }
+
+    fn title(&self, subject: Subject, load: Option<Load>) -> String {
+        let load = load.map_or("start".to_owned(), name_of);
+        format!("{} round {}: {} {load}", name_of(self.testbed), self.round, name_of(subject))
+    }
+}
+
+/// Counters by host as written after `moment`. Before a load the last writing will do: the subject has
+/// stood still for longer than the daemon takes to write again.
+fn read_counters(standing: &Standing, moment: SystemTime) -> BTreeMap<String, counters::Counters> {
+    let read = |file: &Path| counters::read_after(file, moment, COUNTERS_PATIENCE);
+    standing.counters_files().filter_map(|(host, file)| Some((host.to_owned(), read(file)?))).collect()
+}

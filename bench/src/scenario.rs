@@ -1,0 +1,126 @@
+//! What can be measured: testbeds, subjects and loads by name, and the figures a load yields.
+//!
+//! The names are the contract of the raw JSON and of the command line; a report knows nothing else
+//! about them, so files written by an older or newer harness stay readable.
+
+use clap::ValueEnum;
+
+/// How the two hosts are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Testbed {
+    /// Ideal: the underlay veth pair as it comes, every offload on; a 64 KiB packet crosses it whole.
+    #[value(name = "I")]
+    Ideal,
+    /// Wire-like: offloads of the underlay veth pair off, so packets cross at wire size, checksummed.
+    #[value(name = "W")]
+    WireLike,
+}
+
+/// A system under test: what carries packets between the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// `loden run` on both hosts, flannel's vxlan backend.
+    #[value(name = "loden:vxlan")]
+    LodenVxlan,
+    /// `loden run` on both hosts, flannel's udp backend.
+    #[value(name = "loden:udp")]
+    LodenUdp,
+    /// The kernel's vxlan device with route, neighbour and FDB entries as flannel sets them.
+    #[value(name = "kernel:vxlan")]
+    KernelVxlan,
+    /// Plain routes between the hosts and no tunnel: an upper bound.
+    #[value(name = "none:routes")]
+    NoneRoutes,
+}
+
+/// What the pods send each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Load {
+    /// Bulk TCP from pod A to pod B, one stream.
+    #[value(name = "tcp-1")]
+    Tcp1,
+    /// Bulk TCP from pod A to pod B, four streams.
+    #[value(name = "tcp-4")]
+    Tcp4,
+    /// 64-byte UDP datagrams sent as fast as one flow goes; what pod B receives counts.
+    #[value(name = "udp64-1")]
+    Udp64Flows1,
+    /// 64-byte UDP datagrams over 64 flows; what pod B receives counts.
+    #[value(name = "udp64-64")]
+    Udp64Flows64,
+    /// UDP request and response, one outstanding, on an otherwise idle machine.
+    #[value(name = "rtt")]
+    RoundTrip,
+}
+
+/// Which direction of a figure is the good one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// More is better: throughput, packets.
+    Higher,
+    /// Less is better: time, CPU, syscalls.
+    Lower,
+}
+
+/// One figure that a load yields, as named in the raw JSON.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Key in a sample's `metrics`.
+    pub key: &'static str,
+    /// What a table calls it, with its unit.
+    pub label: &'static str,
+    /// Digits after the point in a table.
+    pub decimals: usize,
+    /// Which direction is good.
+    pub better: Better,
+    /// Whether a ratio to the baseline says anything.
+    pub compared: bool,
+}
+
+/// Every figure, in the order in which a table shows them.
+pub const METRICS: &[Metric] = &[
+    metric("gbit_per_s", "Gbit/s", 2, Better::Higher, true),
+    metric("delivered_kpps", "kpps delivered", 1, Better::Higher, true),
+    metric("lost_percent", "% lost", 1, Better::Lower, false),
+    metric("rtt_p50_us", "p50 µs", 1, Better::Lower, true),
+    metric("rtt_p99_us", "p99 µs", 1, Better::Lower, true),
+    metric("cpu_s_per_gb", "CPU s/GB", 2, Better::Lower, true),
+    metric("syscalls_per_gib_host", "syscalls/GiB·host", 0, Better::Lower, true),
+];
+
+/// The name used on the command line and in the raw JSON.
+pub fn name_of<T: ValueEnum>(value: T) -> String {
+    value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+const fn metric(
+    key: &'static str,
+    label: &'static str,
+    decimals: usize,
+    better: Better,
+    compared: bool,
+) -> Metric {
+    Metric { key, label, decimals, better, compared }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_published_ones() {
+        let subjects: Vec<_> = Subject::value_variants().iter().map(|s| name_of(*s)).collect();
+        assert_eq!(subjects, ["loden:vxlan", "loden:udp", "kernel:vxlan", "none:routes"]);
+        let testbeds: Vec<_> = Testbed::value_variants().iter().map(|s| name_of(*s)).collect();
+        assert_eq!(testbeds, ["I", "W"]);
+        let loads: Vec<_> = Load::value_variants().iter().map(|s| name_of(*s)).collect();
+        assert_eq!(loads, ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt"]);
+    }
+
+    #[test]
+    fn metric_keys_are_unique() {
+        for (i, metric) in METRICS.iter().enumerate() {
+            assert!(METRICS[i + 1..].iter().all(|other| other.key != metric.key), "{}", metric.key);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `loden run` on both hosts, sharing one store, as an installation on two nodes would.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use lab::{Host, Lab, PodNetwork, Process};
+use model::subnet_env;
+use tempfile::TempDir;
+
+use super::Context;
+
+/// How long a daemon may take to write its `subnet.env`.
+const READY: Duration = Duration::from_secs(30);
+
+/// How often a waiting harness looks.
+const POLL: Duration = Duration::from_millis(20);
+
+/// flannel's backends that the daemon can carry in userspace.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Backend {
+    /// VXLAN, VNI 1, port 8472.
+    Vxlan,
+    /// Plain IP in UDP, port 8285.
+    Udp,
+}
+
+/// The daemons of one subject with their files. Dropping it stops them, then removes the files.
+pub(super) struct Daemons {
+    // Fields drop in this order: processes before the directory they write to.
+    hosts: Vec<Daemon>,
+    directory: Option<TempDir>,
+}
+
+struct Daemon {
+    host: String,
+    process: Process,
+    counters: PathBuf,
+}
+
+/// Starts a daemon on each host and waits until each has a subnet. Daemons started before an error are
+/// in `daemons` and end with it.
+pub(super) fn start(
+    backend: Backend,
+    lab: &Lab,
+    daemons: &mut Daemons,
+    context: &Context,
+) -> Result<Vec<PodNetwork>> {
+    let directory = tempfile::Builder::new().prefix("loden-bench-").tempdir();
+    let directory = directory.context("cannot make a temporary directory")?;
+    let place = directory.path().to_path_buf();
+    daemons.directory = Some(directory);
+    for host in lab.hosts() {
+        let name = name(host);
+        let counters = place.join(format!("{name}.counters.json"));
+        let mut command = Command::new(&context.loden);
+        command.args(arguments(backend, host, &place)).args(&context.loden_args).stdout(Stdio::null());
+        let process = Process::spawn(host.namespace(), &mut command)
+            .with_context(|| format!("cannot start {}; give its path by --loden", context.loden.display()))?;
+        daemons.hosts.push(Daemon { host: name, process, counters });
+    }
+    lab.hosts().iter().map(|host| daemons.await_subnet(&subnet_file(host, &place), context)).collect()
+}
+
+impl Daemons {
+    /// For subjects that have none.
+    pub(super) fn none() -> Self {
+        Daemons { hosts: Vec::new(), directory: None }
+    }
+
+    /// Counters files by host.
+    pub(super) fn counters_files(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.hosts.iter().map(|daemon| (daemon.host.as_str(), daemon.counters.as_path()))
+    }
+
+    /// An error if a daemon has ended.
+    pub(super) fn check(&mut self) -> Result<()> {
+        for daemon in &mut self.hosts {
+            if let Some(status) = daemon.process.try_wait()? {
+                bail!("loden run on host {} ended, {status}: {}", daemon.host, daemon.process.stderr_tail());
+            }
+        }
+        Ok(())
+    }
+
+    fn await_subnet(&mut self, file: &Path, context: &Context) -> Result<PodNetwork> {
+        let deadline = Instant::now() + READY;
+        loop {
+            context.interrupt.check()?;
+            self.check()?;
+            if let Ok(text) = std::fs::read_to_string(file) {
+                return pod_network(&text)
+                    .with_context(|| format!("{} is of no use: {text}", file.display()));
+            }
+            if Instant::now() > deadline {
+                let words: Vec<_> = self.hosts.iter().map(|daemon| daemon.process.stderr_tail()).collect();
+                bail!("loden run wrote no subnet file within {} s: {}", READY.as_secs(), words.join("\n"));
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+fn arguments(backend: Backend, host: &Host, place: &Path) -> Vec<OsString> {
+    let mut store = OsString::from("sqlite:");
+    store.push(place.join("leases.db"));
+    let mut arguments: Vec<OsString> =
+        ["run", "--iface", host.uplink(), "--net-config-json"].map(Into::into).into();
+    arguments.push(net_config(backend).into());
+    let files = [
+        ("--store", store),
+        ("--subnet-file", subnet_file(host, place).into()),
+        ("--counters-file", place.join(format!("{}.counters.json", name(host))).into()),
+    ];
+    arguments.extend(files.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+    arguments
+}
+
+/// flannel's net-conf.json with nothing but the backend's type, so every default is flannel's.
+fn net_config(backend: Backend) -> String {
+    let backend = match backend {
+        Backend::Vxlan => "vxlan",
+        Backend::Udp => "udp",
+    };
+    format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
+}
+
+fn pod_network(text: &str) -> Option<PodNetwork> {
+    let recorded = subnet_env::parse(text);
+    Some(PodNetwork { ipv4: Some(recorded.subnet()?), ipv6: None, mtu: recorded.mtu? })
+}
+
+fn name(host: &Host) -> String {
+    format!("h{}", host.number())
+}
+
+fn subnet_file(host: &Host, place: &Path) -> PathBuf {
+    place.join(format!("{}.subnet.env", name(host)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_configuration_is_flannels_json() {
+        assert_eq!(net_config(Backend::Udp), r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#);
+        let vxlan: serde_json::Value = serde_json::from_str(&net_config(Backend::Vxlan)).unwrap();
+        assert_eq!(vxlan["Backend"]["Type"], "vxlan");
+    }
+
+    #[test]
+    fn a_subnet_file_becomes_a_pod_network() {
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.34.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+        let network = pod_network(text).unwrap();
+        assert_eq!(network.ipv4.unwrap().network().to_string(), "10.5.34.0");
+        assert_eq!(network.mtu, 1450);
+        assert!(pod_network("FLANNEL_MTU=1450\n").is_none());
+        assert!(pod_network("").is_none());
+    }
+}

@@ -1,0 +1,105 @@
+//! A system under test, standing on a testbed of its own: two hosts, a pod behind each, and whatever
+//! carries packets between them.
+
+mod kernel;
+mod loden;
+mod routes;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use lab::{Lab, Namespace, PodNetwork, Topology, Wiring};
+
+use crate::ethtool;
+use crate::interrupt::Interrupt;
+use crate::scenario::{Subject, Testbed};
+
+/// MTU of the underlay, in bytes: an ordinary Ethernet.
+const UNDERLAY_MTU: u32 = 1500;
+
+/// What every subject is started with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The `loden` program.
+    pub loden: PathBuf,
+    /// Extra flags for `loden run`.
+    pub loden_args: Vec<String>,
+    /// Raised when the user wants out; every wait looks at it.
+    pub interrupt: Interrupt,
+}
+
+/// A subject that carries packets. Dropping it stops its processes, then removes its namespaces.
+pub struct Standing {
+    // Fields drop in this order: daemons before the namespaces they live in.
+    daemons: loden::Daemons,
+    lab: Lab,
+}
+
+impl Standing {
+    /// Builds the testbed, starts the subject and connects the pods. `slot` tells apart subjects that
+    /// stand at the same time.
+    pub fn start(subject: Subject, testbed: Testbed, slot: usize, context: &Context) -> Result<Self> {
+        let mut topology = Topology::new(&format!("bench{slot}-"), 2);
+        topology.wiring = Wiring::Direct;
+        topology.underlay_mtu = UNDERLAY_MTU;
+        let mut lab = Lab::build(&topology)?;
+        if testbed == Testbed::WireLike {
+            make_wire_like(&lab)?;
+        }
+        let mut daemons = loden::Daemons::none();
+        let networks = match subject {
+            Subject::KernelVxlan => kernel::start(&lab)?,
+            Subject::NoneRoutes => routes::start(&lab)?,
+            Subject::LodenVxlan => loden::start(loden::Backend::Vxlan, &lab, &mut daemons, context)?,
+            Subject::LodenUdp => loden::start(loden::Backend::Udp, &lab, &mut daemons, context)?,
+        };
+        for (host, network) in lab.hosts_mut().iter_mut().zip(&networks) {
+            host.connect_pod(network)?;
+        }
+        Ok(Standing { daemons, lab })
+    }
+
+    /// The namespace of pod A, which sends.
+    pub fn client(&self) -> &Namespace {
+        self.lab.hosts()[0].pod()
+    }
+
+    /// The namespace of pod B, which answers, and its address.
+    pub fn server(&self) -> Result<(&Namespace, IpAddr)> {
+        let host = &self.lab.hosts()[1];
+        let address = host.pod_addresses().first().context("pod B has no address")?;
+        Ok((host.pod(), *address))
+    }
+
+    /// The counters files of the daemons, by host; empty for subjects without a daemon.
+    pub fn counters_files(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.daemons.counters_files()
+    }
+
+    /// An error with the daemon's last words if one has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.daemons.check()
+    }
+}
+
+fn make_wire_like(lab: &Lab) -> Result<()> {
+    let ethtool = ethtool::find().map_err(anyhow::Error::msg)?;
+    for host in lab.hosts() {
+        let arguments = ethtool::set_features(host.uplink(), &ethtool::WIRE_LIKE);
+        let output = host.namespace().output(Command::new(&ethtool).args(&arguments))?;
+        if !output.status.success() {
+            let answer = String::from_utf8_lossy(&output.stderr);
+            bail!("ethtool {}: {}", arguments.join(" "), answer.trim());
+        }
+    }
+    Ok(())
+}
+
+/// Pod networks of hosts without an allocator: 10.5.N.0/24 for host N.
+fn fixed_networks(lab: &Lab, mtu: u32) -> Result<Vec<PodNetwork>> {
+    let subnet = |number: usize| format!("10.5.{number}.0/24").parse();
+    let network = |number| Ok(PodNetwork { ipv4: Some(subnet(number)?), ipv6: None, mtu });
+    lab.hosts().iter().map(|host| network(host.number())).collect()
+}
