@@ -227,6 +227,12 @@ impl Run {
         &self.spans
     }
 
+    /// Whether it is TCP.
+    #[inline]
+    pub fn is_tcp(&self) -> bool {
+        self.inner.protocol == TCP
+    }
+
     /// Packets in it.
     #[inline]
     pub fn segments(&self) -> usize {
