@@ -15,7 +15,9 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod demo;
 pub mod lease;
+pub mod load_command;
 pub mod netlink;
 pub mod plan;
 pub mod store;

@@ -23,7 +23,7 @@ fn a_dropped_namespace_leaves_nothing() {
     }
     let name = unique("gone");
     let namespace = Namespace::create(&name).unwrap();
-    assert_eq!(Namespace::names(&name), [name.clone()]);
+    assert_eq!(Namespace::names(&name), std::slice::from_ref(&name));
     let links = namespace.links().unwrap();
     assert_eq!(links.iter().filter(|link| link.name == "lo" && link.up).count(), 1);
     let taken = Namespace::create(&name).unwrap_err().to_string();

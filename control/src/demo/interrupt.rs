@@ -1,0 +1,86 @@
+//! Ctrl-C and SIGTERM as a question that every wait asks, so that guards clean up in order.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use load::Stop;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often a wait asks.
+const STEP: Duration = Duration::from_millis(20);
+
+/// The person at the terminal, or the system, wants the demo to end.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
+/// Whether a signal has come.
+pub(crate) struct Interrupt(Stop);
+
+impl Interrupt {
+    /// From here on SIGINT, SIGTERM and SIGHUP no longer end the process: ask [`Interrupt::check`].
+    pub(crate) fn watch() -> anyhow::Result<Self> {
+        let stop = Stop::default();
+        let seen = stop.clone();
+        let (ready, is_ready) = mpsc::channel();
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || listen(&seen, &ready))
+            .context("cannot start a thread")?;
+        is_ready.recv().context("the signal thread ended")?.context("cannot listen for signals")?;
+        Ok(Interrupt(stop))
+    }
+
+    /// An error once a signal has come.
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.0.requested() { Err(Interrupted) } else { Ok(()) }
+    }
+
+    /// Whether a signal has come.
+    pub(crate) fn requested(&self) -> bool {
+        self.0.requested()
+    }
+
+    /// For the load generator, which ends its runs by the same sign.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.0
+    }
+
+    /// Sleeps, but not through a signal.
+    pub(crate) fn sleep(&self, time: Duration) -> Result<(), Interrupted> {
+        let end = Instant::now() + time;
+        loop {
+            self.check()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(STEP));
+        }
+    }
+}
+
+fn listen(seen: &Stop, ready: &mpsc::Sender<std::io::Result<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = runtime.and_then(|runtime| {
+        let _inside = runtime.enter();
+        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let signals = signals.into_iter().map(signal).collect::<std::io::Result<Vec<Signal>>>()?;
+        Ok((runtime, signals))
+    });
+    match outcome {
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+        Ok((runtime, mut signals)) => {
+            let _ = ready.send(Ok(()));
+            runtime.block_on(async {
+                let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+                futures::future::select_all(any).await;
+            });
+            seen.request();
+        }
+    }
+}
