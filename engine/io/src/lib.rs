@@ -10,6 +10,7 @@
 //! | [`wait`] | sleeping until a port has something, or another thread calls | once a turn |
 //! | [`probe`] | what this kernel and container grant | no |
 //! | [`netns`], [`thread`] | a private network namespace, a core, for one thread | no |
+//! | [`mask`] | an older kernel, for tests | no |
 //! | `sys` | one wrapper per system call | through the above |
 //!
 //! `sys` knows no other module; `tun`, `udp` and `wait` use `sys`; nothing here knows packet formats.
@@ -36,6 +37,7 @@
 //! bytes, with checked lengths, in safe code.
 
 mod error;
+pub mod mask;
 pub mod memory;
 pub mod netns;
 mod port;
@@ -45,6 +47,9 @@ pub mod thread;
 pub mod tun;
 pub mod udp;
 pub mod wait;
+
+#[cfg(test)]
+mod scratch;
 
 pub use error::Error;
 pub use port::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay};

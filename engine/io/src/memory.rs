@@ -249,7 +249,7 @@ impl Underlay for MemoryUnderlay {
             let mut units = 0;
             while !rest.is_empty() {
                 let (mut count, mut bytes) = (0, 0);
-                while bytes < size && count < rest.len() {
+                while count < rest.len() && (bytes < size || rest[count].is_empty()) {
                     bytes += rest[count].len();
                     count += 1;
                 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const TUNSETIFF: u32 = 0x4004_54ca;
 const TUNSETPERSIST: u32 = 0x4004_54cb;
 const TUNGETFEATURES: u32 = 0x8004_54cf;
-const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNGETIFF: u32 = 0x8004_54d2;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
 
@@ -22,6 +22,7 @@ const SIOCGIFFLAGS: u32 = 0x8913;
 const SIOCSIFFLAGS: u32 = 0x8914;
 const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
+const SIOCETHTOOL: u32 = 0x8946;
 
 /// Where TUN devices come from.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
@@ -84,6 +85,18 @@ pub(crate) fn interface_flags(name: &str) -> io::Result<libc::c_short> {
     ioctl_interface(borrow(&control_socket()?), SIOCGIFFLAGS, &mut request)?;
     // SAFETY: every bit pattern is a short, and the kernel has filled this view.
     Ok(unsafe { request.ifr_ifru.ifru_flags })
+}
+
+/// SIOCETHTOOL with ETHTOOL_GLINK (linux/ethtool.h): whether an interface is up and has a carrier, which
+/// for a TUN means that a descriptor is attached. Unlike IFF_RUNNING it does not lag behind.
+pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
+    const ETHTOOL_GLINK: u32 = 0x0a;
+    let mut request = interface_request(name)?;
+    // struct ethtool_value: the command, then the answer.
+    let mut value = [ETHTOOL_GLINK, 0];
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
+    Ok(value[1] != 0)
 }
 
 /// SIOCSIFFLAGS (linux/sockios.h).
@@ -165,6 +178,19 @@ pub(crate) fn attach_drop_all(fd: BorrowedFd<'_>) -> io::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// prctl(2) PR_SET_NO_NEW_PRIVS (linux/prctl.h), then seccomp(2) SECCOMP_SET_MODE_FILTER
+/// (linux/seccomp.h): for the calling thread and what it starts.
+pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
+    const SECCOMP_SET_MODE_FILTER: c_int = 1;
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` instructions from `program`, which is borrowed for the call.
+    check_long(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+        .map(drop)
 }
 
 /// bpf(2) (linux/bpf.h): makes and drops a one-element array map.
@@ -278,7 +304,8 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn ioctl_interface(fd: BorrowedFd<'_>, code: u32, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: every request passed here reads and writes at most one ifreq.
+    // SAFETY: every request passed here reads and writes one ifreq at most, and through it, for
+    // SIOCETHTOOL, the ethtool_value its caller keeps alive.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code as _, &raw mut *request) }).map(drop)
 }
 

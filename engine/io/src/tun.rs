@@ -33,7 +33,7 @@ const TUN_F_CSUM: u32 = 0x01;
 const TUN_F_TSO4: u32 = 0x02;
 const TUN_F_TSO6: u32 = 0x04;
 const TUN_F_TSO_ECN: u32 = 0x08;
-const TUN_F_USO4: u32 = 0x20;
+pub(crate) const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 
 /// Which unfinished packets the kernel may hand us; what it grants can be less.
@@ -111,14 +111,14 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
 
     // A multi-queue device lets any process with the right attach one more queue and take a share of its
     // packets, so a name in use must be noticed here: the kernel would not say EBUSY.
-    let existed = sys::interface_flags(&config.name).ok();
+    let existed = sys::interface_flags(&config.name).is_ok();
+    let attached = existed && sys::has_carrier(&config.name).unwrap_or(false);
     let name = sys::tun_attach(first.as_fd(), &config.name, flags)
-        .map_err(|cause| explain(Error::new(doing(), cause), &config.name, existed.is_some()))?;
-    if let Some(before) = existed {
+        .map_err(|cause| explain(Error::new(doing(), cause), &config.name, existed))?;
+    if existed {
         let persistent =
             sys::tun_flags(first.as_fd()).map_err(|e| Error::new(doing(), e))? & IFF_PERSIST != 0;
-        let running = i32::from(before) & libc::IFF_UP != 0 && i32::from(before) & libc::IFF_RUNNING != 0;
-        if !persistent || running {
+        if attached || !persistent {
             return Err(taken(Error::new(doing(), io::Error::from_raw_os_error(libc::EBUSY))));
         }
     }

@@ -1,1 +1,262 @@
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
+use super::*;
+use crate::mask::{self, Feature};
+use crate::{netns, scratch};
+
+const ALL: Offloads = Offloads { csum: true, tso: true, uso: true };
+const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+const LONG: Option<Duration> = Some(Duration::from_secs(20));
+
+fn config(name: &str, queues: usize) -> Config {
+    Config { name: name.to_owned(), queues, offloads: ALL, persist: false }
+}
+
+/// A device that is up and routes 10.99.0.0/24.
+fn up(config: &Config) -> Tun {
+    let tun = open(config).unwrap();
+    netns::set_address(&tun.name, HERE, 24).unwrap();
+    netns::set_up(&tun.name).unwrap();
+    tun
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    sum as u16
+}
+
+fn words(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum()
+}
+
+/// IPv4 and UDP from `THERE`, the checksum field holding the pseudo-header's sum as NEEDS_CSUM wants.
+fn udp_packet(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let len = 28 + payload.len() as u16;
+    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0];
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    packet.extend(THERE.octets());
+    packet.extend(HERE.octets());
+    let check = !fold(words(&packet));
+    packet[10..12].copy_from_slice(&check.to_be_bytes());
+    let udp_len = len - 20;
+    let pseudo = fold(words(&THERE.octets()) + words(&HERE.octets()) + 17 + u32::from(udp_len));
+    for field in [from, to, udp_len, pseudo] {
+        packet.extend(field.to_be_bytes());
+    }
+    packet.extend(payload);
+    packet
+}
+
+/// flags, gso_type, hdr_len, gso_size, csum_start, csum_offset of `struct virtio_net_hdr`.
+fn header(flags: u8, gso: u8, gso_size: u16) -> Vec<u8> {
+    let mut header = vec![flags, gso];
+    for field in [28, gso_size, 20, 6] {
+        header.extend(u16::to_ne_bytes(field));
+    }
+    header
+}
+
+/// The next IPv4 packet with its header; the system also sends IPv6 of its own accord.
+fn read_ipv4(queue: &mut Queue) -> Vec<u8> {
+    let mut waiter = Waiter::new().unwrap();
+    queue.register(&mut waiter, 1).unwrap();
+    let mut buffer = vec![0; 65_550];
+    loop {
+        match queue.read(&mut buffer) {
+            Ok(len) if buffer[HEADER_LEN] >> 4 == 4 => return buffer[..len].to_vec(),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                assert!(waiter.wait(LONG).unwrap().contains(1), "nothing came");
+            }
+        }
+    }
+}
+
+fn socket() -> (UdpSocket, u16) {
+    let socket = UdpSocket::bind((HERE, 0)).unwrap();
+    socket.set_read_timeout(LONG).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+#[test]
+fn packets_cross_with_their_virtio_header() {
+    scratch::run(|| {
+        let mut tun = up(&config("io-cross", 1));
+        assert_eq!((tun.name.as_str(), tun.queues.len()), ("io-cross", 1));
+        let queue = &mut tun.queues[0];
+        let (socket, port) = socket();
+
+        socket.send_to(b"out", SocketAddr::from((THERE, 7))).unwrap();
+        let packet = read_ipv4(queue);
+        assert_eq!(packet.len(), HEADER_LEN + 28 + 3);
+        assert_eq!(packet[HEADER_LEN + 28..], *b"out");
+        assert_eq!(packet[..2], [1, 0], "NEEDS_CSUM: checksum offload is on");
+
+        // Gathered from three spans, out of order in the arena.
+        let packet = udp_packet(7, port, b"in and back");
+        let mut arena = packet[28..].to_vec();
+        let payload = 0..arena.len() as u32;
+        arena.extend(header(1, 0, 0));
+        let virtio = payload.end..arena.len() as u32;
+        arena.extend(&packet[..28]);
+        let headers = virtio.end..arena.len() as u32;
+        queue.write(&arena, &[virtio.clone(), headers.clone(), payload]).unwrap();
+        let mut got = [0; 100];
+        let (len, from) = socket.recv_from(&mut got).unwrap();
+        assert_eq!((&got[..len], from), (&b"in and back"[..], SocketAddr::from((THERE, 7))));
+
+        let before = *queue.counters();
+        #[allow(clippy::reversed_empty_ranges)]
+        for bad in [5..4, 0..arena.len() as u32 + 1, u32::MAX - 1..u32::MAX] {
+            let error = queue.write(&arena, &[virtio.clone(), bad]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+        assert!(queue.write(&arena, &vec![0..1; MAX_SPANS + 1]).is_err());
+        assert_eq!(queue.counters().errors, before.errors + 4);
+        assert_eq!(queue.counters().write_calls, 1, "what makes no sense is not tried");
+        // Too short for a header: the kernel says so.
+        assert!(queue.write(&arena, &[0..4]).is_err());
+        assert_eq!(queue.counters().errors, before.errors + 5);
+        assert_eq!((queue.counters().writes, queue.counters().write_bytes), (1, 10 + 28 + 11));
+    });
+}
+
+#[test]
+fn super_packets_cross_whole_where_granted() {
+    scratch::run(|| {
+        let mut tun = up(&config("io-super", 1));
+        if !tun.granted.uso {
+            return scratch::missing(&tun.notes.join("; "));
+        }
+        assert_eq!((tun.granted, tun.notes.len()), (ALL, 0));
+        let (socket, port) = socket();
+        let payload: Vec<u8> = (0..2500u32).map(|byte| byte as u8).collect();
+
+        let (arena, udp_l4) = ([header(1, 5, 1000), udp_packet(7, port, &payload)].concat(), 5);
+        tun.queues[0].write(&arena, &[0..arena.len() as u32]).unwrap();
+        let mut got = vec![0; 3000];
+        for expected in payload.chunks(1000) {
+            let len = socket.recv(&mut got).unwrap();
+            assert_eq!(&got[..len], expected);
+        }
+
+        sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1000).unwrap();
+        socket.send_to(&payload, SocketAddr::from((THERE, 7))).unwrap();
+        let packet = read_ipv4(&mut tun.queues[0]);
+        assert_eq!(packet.len(), HEADER_LEN + 28 + 2500);
+        assert_eq!(packet[1], udp_l4);
+        assert_eq!(packet[4..6], 1000u16.to_ne_bytes());
+    });
+}
+
+#[test]
+fn replies_come_on_the_queue_their_flow_was_written_to() {
+    scratch::run(|| {
+        let mut tun = up(&config("io-multi%d", 4));
+        assert_eq!((tun.name.as_str(), tun.queues.len()), ("io-multi0", 4));
+        for (index, queue) in tun.queues.iter_mut().enumerate() {
+            let (socket, port) = socket();
+            let from = 1000 + index as u16;
+            let arena = [header(1, 0, 0), udp_packet(from, port, b"ask")].concat();
+            queue.write(&arena, &[0..arena.len() as u32]).unwrap();
+            let mut got = [0; 10];
+            let (len, peer) = socket.recv_from(&mut got).unwrap();
+            assert_eq!(&got[..len], b"ask");
+            socket.send_to(b"answer", peer).unwrap();
+            let packet = read_ipv4(queue);
+            assert_eq!(packet[HEADER_LEN + 22..HEADER_LEN + 24], from.to_be_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_name_in_use_is_refused_whatever_uses_it() {
+    scratch::run(|| {
+        for (first, second) in [(1, 1), (2, 2)] {
+            let held = open(&config("io-held", first)).unwrap();
+            let error = open(&config("io-held", second)).unwrap_err();
+            assert_eq!(error.cause.raw_os_error(), Some(libc::EBUSY), "{error}");
+            assert!(error.advice.contains("another process"), "{error}");
+            drop(held);
+        }
+        let held = open(&config("io-held", 2)).unwrap();
+        let error = open(&config("io-held", 1)).unwrap_err();
+        assert_eq!(error.cause.raw_os_error(), Some(libc::EINVAL));
+        assert!(error.advice.contains("ip link del io-held"), "{error}");
+        drop(held);
+        if scratch::tool("ip link add io-bridge type bridge") {
+            let error = open(&config("io-bridge", 1)).unwrap_err();
+            assert_eq!(error.cause.raw_os_error(), Some(libc::EINVAL));
+            assert!(error.advice.contains("another kind"), "{error}");
+        }
+        for name in ["", "sixteen-bytes-xx", "a/b", "a b"] {
+            let error = open(&config(name, 1)).unwrap_err();
+            assert!(!error.advice.is_empty(), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_persistent_device_is_taken_over_when_nobody_has_it() {
+    scratch::run(|| {
+        let persistent = Config { persist: true, ..config("io-stay", 2) };
+        let first = up(&persistent);
+        assert_eq!(open(&persistent).unwrap_err().cause.raw_os_error(), Some(libc::EBUSY));
+        drop(first);
+        assert!(sys::interface_flags("io-stay").is_ok());
+        assert_eq!(open(&persistent).unwrap().queues.len(), 2);
+        drop(open(&config("io-stay", 2)).unwrap());
+        let gone = sys::interface_flags("io-stay").unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ENODEV));
+    });
+}
+
+#[test]
+fn refused_offloads_leave_a_note_each_and_a_working_device() {
+    for (feature, granted, notes) in
+        [(Feature::TunUso, Offloads { uso: false, ..ALL }, 1), (Feature::TunOffload, Offloads::default(), 3)]
+    {
+        scratch::run(move || {
+            mask::hide(&[feature]).unwrap();
+            let mut tun = up(&config("io-old", 1));
+            assert_eq!((tun.granted, tun.notes.len()), (granted, notes), "{:?}", tun.notes);
+            let (socket, _) = socket();
+            socket.send_to(b"out", SocketAddr::from((THERE, 7))).unwrap();
+            assert_eq!(read_ipv4(&mut tun.queues[0])[HEADER_LEN + 28..], *b"out");
+        });
+    }
+    scratch::run(|| {
+        // Segmentation without checksums is no offer a kernel takes: not even asked for.
+        let config = Config { offloads: Offloads { csum: false, ..ALL }, ..config("io-none", 1) };
+        let tun = open(&config).unwrap();
+        assert_eq!((tun.granted, tun.notes.len()), (Offloads::default(), 0));
+        let many = open(&Config { name: "io-many".into(), queues: 300, ..config }).unwrap();
+        assert_eq!((many.queues.len(), many.notes.len()), (MAX_QUEUES, 1));
+    });
+}
+
+#[test]
+fn missing_rights_say_which() {
+    scratch::run(|| {
+        drop_capabilities();
+        let error = open(&config("io-rights", 1)).unwrap_err();
+        assert_eq!(error.cause.raw_os_error(), Some(libc::EPERM), "{error}");
+        assert!(error.advice.contains("CAP_NET_ADMIN"), "{error}");
+        assert!(!crate::probe::tun().is_granted());
+    });
+}
+
+/// capset(2) (linux/capability.h, version 3) of the calling thread to nothing.
+fn drop_capabilities() {
+    let header = [0x2008_0522u32, 0];
+    let sets = [0u32; 6];
+    // SAFETY: the kernel reads a header of two words and two sets of three words each.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    assert_eq!(answer, 0);
+}

@@ -154,7 +154,7 @@ impl Receiver {
             counters.errors += 1;
             return None;
         };
-        let facts = control::parse(self.controls[slot].filled(header.msg_controllen as usize));
+        let facts = control::parse(self.controls[slot].filled(header.msg_controllen as _));
         // The kernel reports a size also for a datagram it joined with nothing.
         let joined = facts.segment_size != 0 && len > u32::from(facts.segment_size);
         let segment_size = if joined { facts.segment_size } else { 0 };

@@ -1,1 +1,540 @@
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
+use super::*;
+use crate::mask::{self, Feature};
+use crate::scratch;
+
+const V4: &str = "127.0.0.1:0";
+const V6: &str = "[::1]:0";
+const SLOT: usize = 65_535;
+const LONG: Option<Duration> = Some(Duration::from_secs(20));
+
+fn config(listen: &str) -> Config {
+    Config {
+        listen: listen.parse().unwrap(),
+        send_from: None,
+        fan: 0,
+        segment: true,
+        gro: true,
+        mmsg: true,
+        receive_buffer: 8 << 20,
+        send_buffer: 8 << 20,
+    }
+}
+
+fn port(config: &Config) -> Port {
+    open(config, 1).unwrap().pop().unwrap()
+}
+
+/// A listener that gets each datagram singly.
+fn plain(listen: &str) -> Port {
+    port(&Config { gro: false, ..config(listen) })
+}
+
+/// Datagrams of `size` bytes each cut into a header span and a payload span, the last one of `tail`.
+fn run_of(size: usize, tail: usize, count: usize, to: SocketAddr) -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
+    let mut arena = Vec::new();
+    let mut spans = Vec::new();
+    for index in 0..count {
+        let len = if index + 1 == count { tail } else { size };
+        let start = arena.len() as u32;
+        arena.extend((0..len).map(|byte| (byte * 7 + index * 13) as u8));
+        let middle = start + (len as u32).min(8);
+        spans.push(start..middle);
+        spans.push(middle..start + len as u32);
+    }
+    let transmit = Transmit {
+        to,
+        lane: 0,
+        first_span: 0,
+        span_count: spans.len() as u32,
+        segment_size: size as u16,
+        segments: count as u16,
+        ecn: 0,
+    };
+    (arena, spans, transmit)
+}
+
+fn pieces(arena: &[u8], size: usize) -> Vec<Vec<u8>> {
+    arena.chunks(size).map(<[u8]>::to_vec).collect()
+}
+
+fn times(datagrams: &[Vec<u8>], count: usize) -> Vec<Vec<u8>> {
+    std::iter::repeat_n(datagrams, count).flatten().cloned().collect()
+}
+
+/// All that arrives, run by run, until `datagrams` are there.
+fn receive(port: &mut Port, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
+    let mut waiter = Waiter::new().unwrap();
+    port.register(&mut waiter, 0).unwrap();
+    let mut arena = vec![0; 16 * SLOT];
+    let mut batch = Vec::with_capacity(16);
+    let mut all = Vec::new();
+    let mut seen = 0;
+    while seen < datagrams {
+        match port.receive(&mut arena, SLOT, &mut batch) {
+            Ok(()) => {
+                for received in &batch {
+                    let at = received.at as usize;
+                    let bytes = arena[at..at + received.len as usize].to_vec();
+                    seen += match received.segment_size {
+                        0 => 1,
+                        size => bytes.len().div_ceil(usize::from(size)),
+                    };
+                    all.push((*received, bytes));
+                }
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                assert!(!waiter.wait(LONG).unwrap().is_empty(), "{seen} of {datagrams} came");
+            }
+        }
+    }
+    assert_eq!(seen, datagrams);
+    all
+}
+
+fn split(received: Vec<(Received, Vec<u8>)>) -> Vec<Vec<u8>> {
+    let mut datagrams = Vec::new();
+    for (received, bytes) in received {
+        match received.segment_size {
+            0 => datagrams.push(bytes),
+            size => datagrams.extend(pieces(&bytes, usize::from(size))),
+        }
+    }
+    datagrams
+}
+
+/// Shapes of a run: size, tail, count.
+const SHAPES: [(usize, usize, usize); 7] = [
+    (1400, 1400, 1),
+    (1400, 1400, 2),
+    (1400, 1, 10),
+    (1400, 1400, 45),
+    (1400, 700, 46),
+    (900, 900, 64),
+    (1, 1, 64),
+];
+
+#[test]
+fn runs_arrive_as_sent_by_every_way_of_sending_and_receiving() {
+    for (listen, segment, gro, mmsg) in [
+        (V4, true, true, true),
+        (V4, true, false, true),
+        (V4, false, true, true),
+        (V4, false, false, true),
+        (V4, true, true, false),
+        (V4, false, false, false),
+        (V6, true, true, true),
+        (V6, false, false, false),
+    ] {
+        let with = Config { segment, gro, mmsg, ..config(listen) };
+        let (mut sender, mut receiver) = (port(&with), port(&with));
+        assert_eq!(sender.features(), Features { segment, gro, mmsg }, "{:?}", sender.notes());
+        let to = receiver.local_addr().unwrap();
+        let mut sent = PortCounters::default();
+        for (size, tail, count) in SHAPES {
+            let (arena, spans, transmit) = run_of(size, tail, count, to);
+            let outcome = sender.transmit(&arena, &spans, &[transmit]);
+            assert_eq!(outcome, TransmitOutcome { sent: count as u32, ..Default::default() });
+            let got = receive(&mut receiver, count);
+            if segment && gro && count > 1 {
+                assert_eq!(got.len(), 1, "loopback hands a run over whole");
+                assert_eq!(usize::from(got[0].0.segment_size), size);
+            }
+            if !segment {
+                assert!(got.iter().all(|(received, _)| received.segment_size == 0));
+            }
+            assert!(got.iter().all(|(received, _)| received.source == sender.local_addr().unwrap()));
+            assert_eq!(split(got), pieces(&arena, size), "{size} {tail} {count}");
+
+            let calls = sender.counters().write_calls - sent.write_calls;
+            assert_eq!(calls, if segment || mmsg { 1 } else { count as u64 });
+            sent = *sender.counters();
+        }
+        assert_eq!(sent.write_datagrams, receiver.counters().read_datagrams);
+        assert_eq!(sent.write_bytes, receiver.counters().read_bytes);
+        assert_eq!((sent.errors, sent.resent, sent.downgrades), (0, 0, 0));
+    }
+}
+
+#[test]
+fn transmits_of_one_lane_go_in_one_call_in_order() {
+    let mut receiver = plain(V4);
+    let to = receiver.local_addr().unwrap();
+    let mut sender = port(&config(V4));
+    let (arena, spans, transmit) = run_of(1000, 300, 3, to);
+    let single = Transmit { segment_size: 0, segments: 1, first_span: 1, span_count: 1, ..transmit };
+    let empty = Transmit { segment_size: 0, segments: 0, first_span: 6, span_count: 1, ..transmit };
+    let spans = [spans, vec![5..5]].concat();
+    let batch: Vec<Transmit> = [transmit, single, empty].into_iter().cycle().take(30).collect();
+    let outcome = sender.transmit(&arena, &spans, &batch);
+    assert_eq!(outcome, TransmitOutcome { sent: 50, dropped_full: 0, dropped_error: 0 });
+    assert_eq!(sender.counters().write_calls, 1);
+    assert_eq!(sender.counters().writes, 30);
+    let mut expected = pieces(&arena, 1000);
+    expected.push(arena[8..1000].to_vec());
+    expected.push(Vec::new());
+    assert_eq!(split(receive(&mut receiver, 50)), times(&expected, 10));
+}
+
+#[test]
+fn long_plain_batches_are_cut_at_the_limits_of_a_call() {
+    let mut receiver = plain(V4);
+    let to = receiver.local_addr().unwrap();
+    for mmsg in [true, false] {
+        let mut sender = port(&Config { segment: false, mmsg, ..config(V4) });
+        let (arena, spans, transmit) = run_of(100, 40, 64, to);
+        let outcome = sender.transmit(&arena, &spans, &[transmit; 5]);
+        assert_eq!(outcome.sent, 320);
+        assert_eq!(sender.counters().write_calls, if mmsg { 5 } else { 320 });
+        assert_eq!(split(receive(&mut receiver, 320)), times(&pieces(&arena, 100), 5));
+    }
+    // 900 one-byte spans a transmit: two do not fit one call's vectors.
+    let arena = vec![9; 900];
+    let spans: Vec<Range<u32>> = (0..900).map(|at| at..at + 1).collect();
+    let whole =
+        Transmit { to, lane: 0, first_span: 0, span_count: 900, segment_size: 0, segments: 1, ecn: 0 };
+    let mut sender = port(&config(V4));
+    assert_eq!(sender.transmit(&arena, &spans, &[whole; 3]).sent, 3);
+    assert_eq!(sender.counters().write_calls, 3);
+    assert_eq!(split(receive(&mut receiver, 3)), vec![arena; 3]);
+}
+
+#[test]
+fn what_makes_no_sense_is_an_error_and_the_rest_goes_out() {
+    let mut receiver = plain(V4);
+    let to = receiver.local_addr().unwrap();
+    for segment in [true, false] {
+        let mut sender = port(&Config { segment, ..config(V4) });
+        let (mut arena, mut spans, good) = run_of(1000, 500, 4, to);
+        arena.resize(70_000, 0);
+        let bad_spans = spans.len() as u32;
+        let end = arena.len() as u32;
+        #[allow(clippy::reversed_empty_ranges)]
+        spans.extend([end - 1..end + 1, 10..5, u32::MAX..u32::MAX, 0..MAX_PAYLOAD as u32 + 1, 0..1500]);
+        let one = Transmit { segment_size: 0, segments: 1, span_count: 1, ..good };
+        let many_spans = spans.len() as u32;
+        spans.extend(std::iter::repeat_n(0..1, 1025));
+        let beyond = spans.len() as u32;
+        let bad = [
+            Transmit { first_span: bad_spans, ..one },
+            Transmit { first_span: bad_spans + 1, ..one },
+            Transmit { first_span: bad_spans + 2, ..one },
+            Transmit { first_span: bad_spans + 3, ..one },
+            Transmit { first_span: many_spans, span_count: 1025, ..one },
+            Transmit { first_span: many_spans, span_count: 65, segment_size: 1, segments: 65, ..one },
+            Transmit { first_span: beyond, ..one },
+            Transmit { first_span: u32::MAX, span_count: u32::MAX, ..one },
+            Transmit { span_count: 0, ..one },
+            Transmit { to: "[::1]:9".parse().unwrap(), ..one },
+            // Datagrams that do not begin with a span, and a wrong count of them.
+            Transmit { segment_size: 999, ..good },
+            Transmit { segments: 3, ..good },
+            Transmit { segments: 5, ..good },
+        ];
+        for transmit in bad {
+            let lost = u32::from(transmit.segments);
+            let before = *sender.counters();
+            let outcome = sender.transmit(&arena, &spans, &[good, transmit, good]);
+            let expected = TransmitOutcome { sent: 8, dropped_full: 0, dropped_error: lost };
+            assert_eq!(outcome, expected, "{transmit:?}");
+            assert_eq!(outcome.total(), 8 + lost);
+            assert_eq!(sender.counters().errors - before.errors, 1);
+            assert_eq!(split(receive(&mut receiver, 8)), times(&pieces(&arena[..3500], 1000), 2));
+        }
+        let outcome = sender.transmit(&[], &[], &[]);
+        assert_eq!(outcome, TransmitOutcome::default());
+    }
+}
+
+#[test]
+fn ecn_crosses_both_ways_in_both_families() {
+    for listen in [V4, V6] {
+        for segment in [true, false] {
+            let mut a = port(&Config { segment, ..config(listen) });
+            let mut b = port(&config(listen));
+            for ecn in 0..4 {
+                for (sender, receiver) in [(&mut a, &mut b)] {
+                    let to = receiver.local_addr().unwrap();
+                    let (arena, spans, transmit) = run_of(1000, 10, 3, to);
+                    sender.transmit(&arena, &spans, &[Transmit { ecn, ..transmit }]);
+                    for (received, _) in receive(receiver, 3) {
+                        assert_eq!(received.ecn, ecn);
+                    }
+                    let back = Transmit { ecn: 3 - ecn, to: sender.local_addr().unwrap(), ..transmit };
+                    receiver.transmit(&arena, &spans, &[back]);
+                    for (received, _) in receive(sender, 3) {
+                        assert_eq!(received.ecn, 3 - ecn);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lanes_have_ports_of_their_own_and_take_nothing_in() {
+    for (listen, from) in [(V4, "127.0.0.1"), (V6, "::1")] {
+        let mut receiver = plain(listen);
+        let to = receiver.local_addr().unwrap();
+        let from: IpAddr = from.parse().unwrap();
+        let mut sender = port(&Config { send_from: Some(from), fan: 4, ..config(listen) });
+        let lanes = sender.lane_addrs();
+        assert_eq!(lanes.len(), 4);
+        let (arena, spans, transmit) = run_of(100, 100, 1, to);
+        let batch: Vec<Transmit> = (0..8).map(|lane| Transmit { lane, ..transmit }).collect();
+        assert_eq!(sender.transmit(&arena, &spans, &batch).sent, 8);
+        let sources: Vec<SocketAddr> = receive(&mut receiver, 8).iter().map(|(r, _)| r.source).collect();
+        assert_eq!(sources, [lanes.clone(), lanes.clone()].concat());
+        assert!(!lanes.contains(&sender.local_addr().unwrap()));
+
+        let stranger = UdpSocket::bind(listen).unwrap();
+        for (lane, socket) in lanes.iter().zip(&sender.lanes) {
+            stranger.send_to(b"unwanted", lane).unwrap();
+            let mut room = [std::mem::MaybeUninit::uninit(); 16];
+            assert_eq!(socket.recv(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+        // Loopback delivers before send_to returns, so that what was not dropped would be there.
+        let mut out = Vec::with_capacity(4);
+        let error = sender.receive(&mut [0; 4096], 1024, &mut out).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn queues_share_the_port_and_a_sender_stays_on_one() {
+    let mut ports = open(&config(V4), 2).unwrap();
+    let to = ports[0].local_addr().unwrap();
+    assert_eq!(ports[1].local_addr().unwrap(), to);
+    let senders: Vec<UdpSocket> = (0..64).map(|_| UdpSocket::bind(V4).unwrap()).collect();
+    for _ in 0..2 {
+        for sender in &senders {
+            sender.send_to(b"x", to).unwrap();
+        }
+    }
+    let mut by_port: Vec<Vec<SocketAddr>> = Vec::new();
+    for port in &mut ports {
+        let mut sources = Vec::new();
+        let mut out = Vec::with_capacity(MAX_SLOTS);
+        let mut arena = vec![0; MAX_SLOTS * 64];
+        while port.receive(&mut arena, 64, &mut out).is_ok() {
+            sources.extend(out.iter().map(|received| received.source));
+        }
+        by_port.push(sources);
+    }
+    assert_eq!(by_port.iter().map(Vec::len).sum::<usize>(), 128);
+    assert!(by_port.iter().all(|sources| !sources.is_empty()), "64 senders hash to both");
+    assert!(by_port[0].iter().all(|source| !by_port[1].contains(source)));
+
+    let full = Config { listen: to, ..config(V4) };
+    for queues in [1, 2] {
+        let error = open(&full, queues).unwrap_err();
+        assert_eq!(error.cause.raw_os_error(), Some(libc::EADDRINUSE));
+        assert!(error.to_string().contains("taken by another process"), "{error}");
+    }
+}
+
+#[test]
+fn receive_respects_slots_capacity_and_lengths() {
+    let mut receiver = plain(V4);
+    let to = receiver.local_addr().unwrap();
+    let sender = UdpSocket::bind(V4).unwrap();
+    let mut out = Vec::with_capacity(3);
+    for (len, slot, capacity) in [(0, 10, 3), (100, 0, 3), (9, 10, 3), (100, 10, 0)] {
+        let mut out = Vec::with_capacity(capacity);
+        let error = receiver.receive(&mut vec![0; len], slot, &mut out).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+    for len in [10, 11, 0, 10, 1] {
+        sender.send_to(&vec![len as u8; len], to).unwrap();
+    }
+    let mut arena = [0xee; 100];
+    receiver.receive(&mut arena, 10, &mut out).unwrap();
+    assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (20, 0)]);
+    assert_eq!(receiver.counters().truncated, 1);
+    assert_eq!(arena[30..], [0xee; 70], "three messages are all the capacity allows");
+    receiver.receive(&mut arena[..25], 10, &mut out).unwrap();
+    assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (10, 1)]);
+    let error = receiver.receive(&mut arena, 10, &mut out).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    assert!(out.is_empty());
+    assert_eq!(receiver.counters().would_block, 1);
+}
+
+#[test]
+fn a_refused_run_goes_out_plainly_and_the_option_is_off_for_good() {
+    let mut receiver = plain(V4);
+    let to = receiver.local_addr().unwrap();
+    let mut sender = port(&config(V4));
+    // Without an outer checksum the kernel refuses to cut (net/ipv4/udp.c udp_send_skb): EINVAL.
+    sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    let (arena, spans, transmit) = run_of(1000, 10, 20, to);
+    let single = Transmit { segment_size: 0, segments: 1, span_count: 2, ..transmit };
+    let outcome = sender.transmit(&arena, &spans, &[single, transmit, single, transmit]);
+    assert_eq!(outcome, TransmitOutcome { sent: 42, dropped_full: 0, dropped_error: 0 });
+    let mut expected = vec![arena[..1000].to_vec()];
+    expected.extend(pieces(&arena, 1000));
+    assert_eq!(split(receive(&mut receiver, 42)), times(&expected, 2));
+    let counters = sender.counters();
+    assert_eq!((counters.downgrades, counters.resent, counters.errors), (1, 20, 0));
+    assert!(!sender.features().segment);
+}
+
+#[test]
+fn a_run_larger_than_the_mtu_goes_out_in_fragments_this_once() {
+    scratch::run(|| {
+        if !scratch::tool("ip link set lo mtu 1400") {
+            return;
+        }
+        let mut receiver = plain(V4);
+        let to = receiver.local_addr().unwrap();
+        let mut sender = port(&config(V4));
+        let (arena, spans, wide) = run_of(2000, 500, 5, to);
+        let fits = Transmit { first_span: 8, span_count: 2, segment_size: 0, segments: 1, ..wide };
+        let outcome = sender.transmit(&arena, &spans, &[wide, fits]);
+        assert_eq!(outcome, TransmitOutcome { sent: 6, dropped_full: 0, dropped_error: 0 });
+        let mut expected = pieces(&arena, 2000);
+        expected.push(arena[8000..].to_vec());
+        assert_eq!(split(receive(&mut receiver, 6)), expected);
+        assert_eq!(sender.counters().resent, 5);
+        // Kernels before 6.14 answer EINVAL here, which is for good.
+        let for_good = sender.counters().downgrades == 1;
+        assert_eq!(sender.features().segment, !for_good);
+    });
+}
+
+#[test]
+fn a_full_send_buffer_is_counted_and_ends_the_batch() {
+    scratch::run(|| {
+        // A slow queue on lo holds what was sent, and with it the sender's buffer.
+        if !scratch::tool("tc qdisc add dev lo root tbf rate 8kbit burst 70000 limit 10000000") {
+            return;
+        }
+        let mut sender = port(&Config { segment: false, send_buffer: 100_000, ..config(V4) });
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let (arena, spans, transmit) = run_of(1000, 1000, 60, to);
+        let outcome = sender.transmit(&arena, &spans, &[transmit; 10]);
+        assert_eq!(outcome.total(), 600);
+        assert!(outcome.dropped_full > 0, "{outcome:?}");
+        assert_eq!(outcome.dropped_error, 0);
+        let counters = sender.counters();
+        assert_eq!(u64::from(outcome.dropped_full), counters.write_full);
+        assert_eq!(u64::from(outcome.sent), counters.write_datagrams);
+        assert!(counters.write_calls <= 21, "one failing call a chunk: {}", counters.write_calls);
+    });
+}
+
+#[test]
+fn an_answer_to_an_earlier_datagram_does_not_cost_the_next() {
+    let mut sender = port(&Config { gro: false, ..config(V4) });
+    let mut receiver = plain(V4);
+    let closed = UdpSocket::bind(V4).unwrap().local_addr().unwrap();
+    // Only a connected socket is told of refusals.
+    sender.listen.connect(&closed.into()).unwrap();
+    let (arena, spans, transmit) = run_of(100, 100, 1, closed);
+    assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
+    let to = receiver.local_addr().unwrap();
+    let outcome = sender.transmit(&arena, &spans, &[Transmit { to, ..transmit }]);
+    assert_eq!(outcome, TransmitOutcome { sent: 1, dropped_full: 0, dropped_error: 0 });
+    assert_eq!(sender.counters().write_calls, 3);
+    assert_eq!(receive(&mut receiver, 1)[0].1, arena);
+
+    // The same on the way in: the refusal is counted and the queue read.
+    assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
+    let mut out = Vec::with_capacity(4);
+    let error = sender.receive(&mut [0; 400], 100, &mut out).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(sender.counters().errors, 1);
+}
+
+#[test]
+fn a_peer_without_a_route_is_an_error_after_one_more_try() {
+    scratch::run(|| {
+        let mut sender = port(&config("0.0.0.0:0"));
+        let (arena, spans, transmit) = run_of(100, 100, 2, "192.0.2.1:9".parse().unwrap());
+        let outcome = sender.transmit(&arena, &spans, &[transmit, transmit]);
+        assert_eq!(outcome, TransmitOutcome { sent: 0, dropped_full: 0, dropped_error: 4 });
+        assert_eq!((sender.counters().errors, sender.counters().write_calls), (2, 4));
+    });
+}
+
+#[test]
+fn an_old_kernel_still_carries_everything() {
+    for features in [&[Feature::BatchCalls][..], &[Feature::UdpSegment], &[Feature::UdpGro], &mask::ALL] {
+        let body = move || {
+            mask::hide(features).unwrap();
+            let (mut sender, mut receiver) = (port(&config(V4)), port(&config(V4)));
+            let expected = Features {
+                segment: !features.contains(&Feature::UdpSegment),
+                gro: !features.contains(&Feature::UdpGro),
+                mmsg: !features.contains(&Feature::BatchCalls),
+            };
+            assert_eq!(sender.features(), expected);
+            assert!(!sender.notes().is_empty());
+            let (arena, spans, transmit) = run_of(1400, 9, 40, receiver.local_addr().unwrap());
+            assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 40);
+            assert_eq!(split(receive(&mut receiver, 40)), pieces(&arena, 1400));
+        };
+        std::thread::spawn(body).join().unwrap();
+    }
+}
+
+#[test]
+fn batch_calls_that_vanish_in_use_are_replaced() {
+    std::thread::spawn(|| {
+        let (mut sender, mut receiver) = (port(&config(V4)), plain(V4));
+        mask::hide(&[Feature::BatchCalls]).unwrap();
+        let (arena, spans, transmit) = run_of(1400, 9, 40, receiver.local_addr().unwrap());
+        assert_eq!(sender.transmit(&arena, &spans, &[transmit, transmit]).sent, 80);
+        assert_eq!(split(receive(&mut receiver, 80)), times(&pieces(&arena, 1400), 2));
+        assert_eq!(sender.counters().downgrades, 1);
+        assert_eq!(receiver.counters().downgrades, 1);
+        assert!(!sender.features().mmsg && !receiver.features().mmsg);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_kernel_vxlan_on_the_port_is_named() {
+    scratch::run(|| {
+        let add = "ip link add vx0 type vxlan id 1 local 127.0.0.1 dstport 8472 nolearning";
+        if !(scratch::tool(add) && scratch::tool("ip link set vx0 up")) {
+            return;
+        }
+        for queues in [1, 2] {
+            let error = open(&config("0.0.0.0:8472"), queues).unwrap_err();
+            assert_eq!(error.cause.raw_os_error(), Some(libc::EADDRINUSE));
+            assert!(error.advice.contains("type vxlan"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn outer_headers_have_no_df_and_no_flow_label() {
+    let port = port(&config(V6));
+    let mut label: libc::c_int = -1;
+    let mut len = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
+    use std::os::fd::AsRawFd;
+    // SAFETY: the kernel writes at most `len` bytes into a live int of ours.
+    let answer = unsafe {
+        libc::getsockopt(
+            port.as_fd().as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            IPV6_AUTOFLOWLABEL,
+            (&raw mut label).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!((answer, label), (0, 0));
+}
+
+#[test]
+fn addresses_that_cannot_be_used_are_explained() {
+    let mixed = Config { send_from: Some("::1".parse().unwrap()), ..config(V4) };
+    assert!(open(&mixed, 1).unwrap_err().advice.contains("one address family"));
+    let absent = config("192.0.2.77:0");
+    assert!(open(&absent, 1).unwrap_err().advice.contains("no interface here"));
+}

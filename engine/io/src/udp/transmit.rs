@@ -61,12 +61,26 @@ enum Flushed {
     Plainly(usize),
 }
 
-/// The borrowed parts of one `transmit` call.
+/// What one `transmit` call was given.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     arena: &'a [u8],
     spans: &'a [Range<u32>],
     batch: &'a [Transmit],
+    lanes: usize,
+}
+
+/// What one `transmit` call counts.
+struct Tally<'a> {
+    outcome: TransmitOutcome,
+    counters: &'a mut PortCounters,
+}
+
+impl Work<'_> {
+    /// Which socket of the fan a transmit goes through.
+    fn lane(&self, transmit: &Transmit) -> usize {
+        usize::from(transmit.lane) % self.lanes
+    }
 }
 
 impl Sender {
@@ -107,15 +121,14 @@ impl Sender {
         batch: &[Transmit],
         counters: &mut PortCounters,
     ) -> TransmitOutcome {
-        let work = Work { arena, spans, batch };
-        let mut outcome = TransmitOutcome::default();
+        let work = Work { arena, spans, batch, lanes: sockets.len().max(1) };
+        let mut tally = Tally { outcome: TransmitOutcome::default(), counters };
         let mut at = Cursor { transmit: 0, span: 0 };
         let mut plain = None;
         while let Some(next) = batch.get(at.transmit) {
-            let lane = usize::from(next.lane) % sockets.len().max(1);
-            let Some(socket) = sockets.get(lane) else { break };
-            let (after, count) = self.stage(work, at, plain, lane, sockets.len(), counters, &mut outcome);
-            at = match self.flush(socket.as_fd(), count, counters, &mut outcome) {
+            let Some(socket) = sockets.get(work.lane(next)) else { break };
+            let (after, count) = self.stage(work, at, plain, &mut tally);
+            at = match self.flush(socket.as_fd(), count, &mut tally) {
                 Flushed::All => after,
                 Flushed::Plainly(transmit) => {
                     plain = Some(transmit);
@@ -123,31 +136,28 @@ impl Sender {
                 }
             };
         }
-        outcome
+        tally.outcome
     }
 
-    /// Fills messages from `at` on, as long as they fit one call and share the lane. Returns where the
-    /// next call goes on, and how many messages this one has; transmits that make no sense are dropped.
-    #[allow(clippy::too_many_arguments)]
+    /// Fills messages from `at` on, as long as they fit one call and share the first one's lane. Returns
+    /// where the next call goes on, and how many messages this one has; transmits that make no sense are
+    /// dropped on the way.
     fn stage(
         &mut self,
         work: Work<'_>,
         mut at: Cursor,
         plain: Option<usize>,
-        lane: usize,
-        lanes: usize,
-        counters: &mut PortCounters,
-        outcome: &mut TransmitOutcome,
+        tally: &mut Tally<'_>,
     ) -> (Cursor, usize) {
         let (mut count, mut vectors) = (0, 0);
+        let lane = work.batch.get(at.transmit).map(|first| work.lane(first));
         while let Some(transmit) = work.batch.get(at.transmit) {
-            if count == MAX_MESSAGES || usize::from(transmit.lane) % lanes != lane {
+            if count == MAX_MESSAGES || Some(work.lane(transmit)) != lane {
                 break;
             }
             let Some((own, bytes)) = self.examine(work, transmit, at) else {
-                let lost = u32::from(transmit.segments.max(1));
-                outcome.dropped_error += lost;
-                counters.errors += 1;
+                tally.outcome.dropped_error += u32::from(transmit.segments.max(1));
+                tally.counters.errors += 1;
                 at = Cursor { transmit: at.transmit + 1, span: 0 };
                 continue;
             };
@@ -243,13 +253,8 @@ impl Sender {
     }
 
     /// Sends the first `count` messages, in order.
-    fn flush(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        count: usize,
-        counters: &mut PortCounters,
-        outcome: &mut TransmitOutcome,
-    ) -> Flushed {
+    fn flush(&mut self, fd: BorrowedFd<'_>, count: usize, tally: &mut Tally<'_>) -> Flushed {
+        let Tally { outcome, counters } = tally;
         let mut base = 0;
         let mut retried = None;
         while base < count {
@@ -340,15 +345,17 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-/// How many spans the first datagram has, and its bytes. The spans were examined: a datagram ends with
-/// a span.
+/// How many spans the first datagram has, and its bytes. The spans were examined: a datagram ends with a
+/// span. Empty spans after it go with it, so that those at the end of a run make no datagram more.
 fn first_datagram(spans: &[Range<u32>], segment_size: u16) -> (usize, u32) {
-    let mut bytes = 0;
-    for (index, span) in spans.iter().enumerate() {
-        bytes += span.end - span.start;
-        if bytes >= u32::from(segment_size) {
-            return (index + 1, bytes);
+    let (mut count, mut bytes) = (0, 0);
+    for span in spans {
+        let len = span.end - span.start;
+        if bytes >= u32::from(segment_size) && len > 0 {
+            break;
         }
+        bytes += len;
+        count += 1;
     }
-    (spans.len(), bytes)
+    (count, bytes)
 }

@@ -1,0 +1,155 @@
+//! What a packet may cost once everything is warm: no heap allocation, and few system calls.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ops::Range;
+
+use io::{Overlay, Received, Transmit, Underlay, memory, udp};
+
+/// Counts the calling thread's allocations.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const SEGMENT: usize = 1450;
+const SEGMENTS: usize = 45;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+fn super_packet(to: std::net::SocketAddr) -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
+    let arena = vec![7; SEGMENT * SEGMENTS];
+    let spans = (0..SEGMENTS as u32)
+        .map(|index| index * SEGMENT as u32)
+        .flat_map(|at| [at..at + 50, at + 50..at + SEGMENT as u32])
+        .collect();
+    let transmit = Transmit {
+        to,
+        lane: 3,
+        first_span: 0,
+        span_count: 2 * SEGMENTS as u32,
+        segment_size: SEGMENT as u16,
+        segments: SEGMENTS as u16,
+        ecn: 2,
+    };
+    (arena, spans, transmit)
+}
+
+/// Sends and receives `rounds` super-packets; all must arrive.
+fn exchange(sender: &mut impl Underlay, receiver: &mut impl Underlay, work: &mut Exchange, rounds: usize) {
+    for _ in 0..rounds {
+        let outcome = sender.transmit(&work.arena, &work.spans, &[work.transmit]);
+        assert_eq!(outcome.sent, SEGMENTS as u32);
+        let mut bytes = 0;
+        while bytes < SEGMENT * SEGMENTS {
+            receiver.receive(&mut work.slots, 65_535, &mut work.out).unwrap();
+            bytes += work.out.iter().map(|received| received.len as usize).sum::<usize>();
+        }
+        // The turn's last call, which finds nothing.
+        assert!(receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err());
+    }
+}
+
+struct Exchange {
+    arena: Vec<u8>,
+    spans: Vec<Range<u32>>,
+    transmit: Transmit,
+    slots: Vec<u8>,
+    out: Vec<Received>,
+}
+
+fn exchange_with(to: std::net::SocketAddr) -> Exchange {
+    let (arena, spans, transmit) = super_packet(to);
+    Exchange { arena, spans, transmit, slots: vec![0; 64 * 65_535], out: Vec::with_capacity(64) }
+}
+
+fn open(segment: bool, gro: bool, mmsg: bool) -> udp::Port {
+    let config = udp::Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        send_from: Some("127.0.0.1".parse().unwrap()),
+        fan: 4,
+        segment,
+        gro,
+        mmsg,
+        receive_buffer: 8 << 20,
+        send_buffer: 8 << 20,
+    };
+    udp::open(&config, 1).unwrap().pop().unwrap()
+}
+
+#[test]
+fn sockets_allocate_nothing_per_packet() {
+    for (segment, gro, mmsg) in [(true, true, true), (false, false, true), (false, false, false)] {
+        let (mut sender, mut receiver) = (open(segment, gro, mmsg), open(segment, gro, mmsg));
+        let mut work = exchange_with(receiver.local_addr().unwrap());
+        exchange(&mut sender, &mut receiver, &mut work, 2);
+        let count = allocations(|| exchange(&mut sender, &mut receiver, &mut work, 100));
+        assert_eq!(count, 0, "segment {segment}, gro {gro}, mmsg {mmsg}");
+    }
+}
+
+#[test]
+fn memory_ports_allocate_nothing_once_warm() {
+    let to = "192.0.2.2:1".parse().unwrap();
+    let (mut a, mut b) = memory::underlay_pair("192.0.2.1:1".parse().unwrap(), to, Default::default());
+    let mut work = exchange_with(to);
+    exchange(&mut a, &mut b, &mut work, 2);
+    assert_eq!(allocations(|| exchange(&mut a, &mut b, &mut work, 100)), 0);
+
+    let (mut port, pod) = memory::overlay();
+    let mut buffer = vec![0; 2000];
+    let mut turn = || {
+        pod.inject(&[1; 1500]);
+        port.read(&mut buffer).unwrap();
+    };
+    turn();
+    assert_eq!(allocations(|| (0..100).for_each(|_| turn())), 0);
+}
+
+/// One host's underlay half of the bound of 50,000 calls per GiB and host, with the look that finds
+/// nothing after every super-packet counted in.
+#[test]
+fn a_gibibyte_costs_few_calls_on_the_socket_side() {
+    let (mut sender, mut receiver) = (open(true, true, true), open(true, true, true));
+    if !(sender.features().segment && receiver.features().gro) {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must have UDP_SEGMENT and UDP_GRO");
+        eprintln!("skipped: {:?} {:?}", sender.notes(), receiver.notes());
+        return;
+    }
+    let mut work = exchange_with(receiver.local_addr().unwrap());
+    let rounds = 200;
+    exchange(&mut sender, &mut receiver, &mut work, rounds);
+    let bytes = sender.counters().write_bytes;
+    assert_eq!(bytes, (rounds * SEGMENT * SEGMENTS) as u64);
+    let per_gib = |calls: u64| calls * (1 << 30) / bytes;
+    assert!(per_gib(sender.counters().calls()) <= 17_000, "{:?}", sender.counters());
+    assert!(per_gib(receiver.counters().calls()) <= 34_000, "{:?}", receiver.counters());
+}
