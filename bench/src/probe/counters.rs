@@ -42,14 +42,13 @@ pub fn difference(before: &Counters, after: &Counters) -> Counters {
     moved.filter(|(_, step)| *step != 0.0).map(|(key, step)| (key.clone(), step)).collect()
 }
 
-/// System calls among moved counters: the total if the daemon gives one, else the sum of all parts
-/// that bear the name. `None` if no such counter is there.
+/// System calls among moved counters: the sum of those of that name that stand highest in the file, so
+/// that a total is not added to its parts. `None` if no such counter is there.
 pub fn syscalls(moved: &Counters) -> Option<f64> {
-    if let Some(total) = moved.get(SYSCALLS) {
-        return Some(*total);
-    }
-    let parts = moved.iter().filter(|(key, _)| key.rsplit('.').next() == Some(SYSCALLS));
-    parts.map(|(_, step)| *step).reduce(|a, b| a + b)
+    let named = || moved.iter().filter(|(key, _)| key.rsplit('.').next() == Some(SYSCALLS));
+    let depth = |key: &str| key.split('.').count();
+    let highest = named().map(|(key, _)| depth(key)).min()?;
+    Some(named().filter(|(key, _)| depth(key) == highest).map(|(_, step)| *step).sum())
 }
 
 fn is_newer(path: &Path, moment: SystemTime) -> bool {
@@ -96,6 +95,9 @@ mod tests {
     fn a_total_wins_over_its_parts() {
         let with_total = parse(r#"{"syscalls":10,"w":[{"syscalls":4},{"syscalls":6}]}"#).unwrap();
         assert_eq!(syscalls(&with_total), Some(10.0));
+        let tunnels =
+            r#"{"t":[{"syscalls":3,"workers":[{"syscalls":3}]},{"syscalls":4,"totals":{"syscalls":4}}]}"#;
+        assert_eq!(syscalls(&parse(tunnels).unwrap()), Some(7.0));
         let parts = parse(r#"{"w":[{"syscalls":4},{"syscalls":6}],"not_syscalls":9}"#).unwrap();
         assert_eq!(syscalls(&parts), Some(10.0));
         assert_eq!(syscalls(&parse(r#"{"reads":1}"#).unwrap()), None);
