@@ -75,7 +75,12 @@ impl Switches {
                     self.switch_off(name)?;
                 }
             }
-            _ => return Err(format!("no feature is called {name:?}: choose of {} and all", Switches::NAMES.join(", "))),
+            _ => {
+                return Err(format!(
+                    "no feature is called {name:?}: choose of {} and all",
+                    Switches::NAMES.join(", ")
+                ));
+            }
         }
         Ok(())
     }

@@ -52,7 +52,8 @@ impl Opened {
         })?;
         let mut notes = tun.notes.clone();
         ports.truncate(tun.queues.len());
-        let mut features = Switches { tso: tun.granted.tso, uso: tun.granted.uso, gso, gro, mmsg, multiqueue };
+        let mut features =
+            Switches { tso: tun.granted.tso, uso: tun.granted.uso, gso, gro, mmsg, multiqueue };
         if let Some(port) = ports.first() {
             let granted = port.features();
             (features.gso, features.gro, features.mmsg) = (granted.segment, granted.gro, granted.mmsg);

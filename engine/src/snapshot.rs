@@ -33,7 +33,12 @@ pub struct Reader<T> {
 /// A publisher and `readers` readers, which all start with `first`.
 pub fn channel<T>(first: Arc<T>, readers: usize) -> (Publisher<T>, Vec<Reader<T>>) {
     let mailboxes: Vec<_> = (0..readers)
-        .map(|_| Arc::new(Mailbox { version: AtomicU64::new(0), slot: Mutex::new(Slot { next: None, retired: None }) }))
+        .map(|_| {
+            Arc::new(Mailbox {
+                version: AtomicU64::new(0),
+                slot: Mutex::new(Slot { next: None, retired: None }),
+            })
+        })
         .collect();
     let readers = mailboxes
         .iter()

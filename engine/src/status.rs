@@ -40,7 +40,13 @@ impl Page {
     }
 
     /// Stores the newest values. One writer only.
-    pub fn store(&self, counters: &Counters, overlay: &PortCounters, underlay: &PortCounters, looped: LoopCounters) {
+    pub fn store(
+        &self,
+        counters: &Counters,
+        overlay: &PortCounters,
+        underlay: &PortCounters,
+        looped: LoopCounters,
+    ) {
         let mut cells = self.values.iter();
         let mut put = |value: u64| {
             if let Some(cell) = cells.next() {
@@ -115,10 +121,16 @@ impl TunnelStatus {
 
     /// System calls of all workers.
     pub fn syscalls(&self) -> u64 {
-        ["overlay.read_calls", "overlay.write_calls", "underlay.read_calls", "underlay.write_calls", "loop.waits"]
-            .into_iter()
-            .map(|name| self.total(name))
-            .sum()
+        [
+            "overlay.read_calls",
+            "overlay.write_calls",
+            "underlay.read_calls",
+            "underlay.write_calls",
+            "loop.waits",
+        ]
+        .into_iter()
+        .map(|name| self.total(name))
+        .sum()
     }
 }
 

@@ -146,7 +146,14 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
                 let Received { at, len, segment_size, ecn, .. } = self.ingress.received[i];
                 let IngressBuffers { arena, coalescer, .. } = &mut self.ingress;
                 let datagrams = Datagrams { at, len, segment_size, ecn };
-                ingress::ingress(arena, datagrams, self.fib.current(), self.mtu, coalescer, &mut self.counters.ingress);
+                ingress::ingress(
+                    arena,
+                    datagrams,
+                    self.fib.current(),
+                    self.mtu,
+                    coalescer,
+                    &mut self.counters.ingress,
+                );
             }
             self.write_runs();
         }

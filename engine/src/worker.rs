@@ -96,7 +96,12 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     fn publish(&mut self) {
         for (tunnel, page) in self.tunnels.iter_mut().zip(&self.pages) {
             tunnel.report_downgrades();
-            page.store(&tunnel.counters, tunnel.overlay().counters(), tunnel.underlay().counters(), self.looped);
+            page.store(
+                &tunnel.counters,
+                tunnel.overlay().counters(),
+                tunnel.underlay().counters(),
+                self.looped,
+            );
         }
     }
 }

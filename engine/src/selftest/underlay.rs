@@ -1,0 +1,106 @@
+//! `UDP_SEGMENT` and `UDP_GRO` over the loopback device.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use io::udp::{self, Port};
+use io::{Transmit, Underlay, Waiter};
+
+use super::{Outcome, Report, TRAINS, pattern};
+use crate::config::Switches;
+
+const PATIENCE: Duration = Duration::from_millis(300);
+const SLOT: usize = 1 << 16;
+const SLOTS: usize = 16;
+
+pub(super) fn check(wanted: &Switches, report: &mut Report) {
+    if wanted.gso {
+        report.add("gso", "trains sent in one piece, received apart", trains(true, false));
+    }
+    if wanted.gro {
+        report.add("gro", "trains sent in one piece or apart, received joined", trains(wanted.gso, true));
+    }
+}
+
+fn trains(segment: bool, gro: bool) -> Outcome {
+    for (size, total) in TRAINS {
+        let sent = pattern(total);
+        match carry(&sent, size, segment, gro) {
+            Ok(Some(received)) if received == sent.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>() => {}
+            Ok(Some(received)) => {
+                let count = received.len();
+                return Outcome::Broken(format!(
+                    "{total} bytes in datagrams of {size} came out as {count} datagrams, or changed"
+                ));
+            }
+            Ok(None) => return Outcome::Untested("the kernel does not have it".into()),
+            Err(error) => return Outcome::Untested(error),
+        }
+    }
+    Outcome::Works
+}
+
+/// Sends `bytes` as datagrams of `size` and returns the datagrams as received; `None` without the feature.
+fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<Vec<Vec<u8>>>, String> {
+    let config = |segment, gro| udp::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        send_from: None,
+        fan: 1,
+        segment,
+        gro,
+        mmsg: true,
+        receive_buffer: 1 << 20,
+        send_buffer: 1 << 20,
+    };
+    let mut sender = open(&config(segment, false))?;
+    let mut receiver = open(&config(false, gro))?;
+    if (segment && !sender.features().segment) || (gro && !receiver.features().gro) {
+        return Ok(None);
+    }
+    let to = receiver.local_addr().ok_or("the socket has no address")?;
+    let spans: Vec<_> =
+        (0..bytes.len()).step_by(size).map(|at| at as u32..bytes.len().min(at + size) as u32).collect();
+    let train = Transmit {
+        to,
+        lane: 0,
+        first_span: 0,
+        span_count: spans.len() as u32,
+        segment_size: size as u16,
+        segments: spans.len() as u16,
+        ecn: 0,
+    };
+    let outcome = sender.transmit(bytes, &spans, &[train]);
+    if outcome.sent != spans.len() as u32 {
+        return Err(format!("the loopback device took {} of {} datagrams", outcome.sent, spans.len()));
+    }
+    if segment && sender.counters().downgrades > 0 {
+        return Ok(Some(Vec::new()));
+    }
+    receive(&mut receiver, spans.len()).map(Some)
+}
+
+fn open(config: &udp::Config) -> Result<Port, String> {
+    udp::open(config, 1).map_err(|error| error.to_string())?.pop().ok_or_else(|| "no socket".into())
+}
+
+fn receive(port: &mut Port, expected: usize) -> Result<Vec<Vec<u8>>, String> {
+    let mut waiter = Waiter::new().map_err(|error| error.to_string())?;
+    port.register(&mut waiter, 0).map_err(|error| error.to_string())?;
+    let mut arena = vec![0; SLOT * SLOTS];
+    let mut batch = Vec::with_capacity(SLOTS);
+    let mut datagrams = Vec::new();
+    while datagrams.len() < expected {
+        if port.receive(&mut arena, SLOT, &mut batch).is_err() {
+            if waiter.wait(Some(PATIENCE)).map_err(|error| error.to_string())?.is_empty() {
+                break;
+            }
+            continue;
+        }
+        for one in &batch {
+            let bytes = &arena[one.at as usize..(one.at + one.len) as usize];
+            let size = if one.segment_size == 0 { bytes.len().max(1) } else { usize::from(one.segment_size) };
+            datagrams.extend(bytes.chunks(size).map(<[u8]>::to_vec));
+        }
+    }
+    Ok(datagrams)
+}
