@@ -15,10 +15,14 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod counters;
+pub mod daemon;
 pub mod demo;
+pub mod host;
 pub mod lease;
 pub mod load_command;
 pub mod netlink;
+pub mod options;
 pub mod plan;
 pub mod store;
 pub mod underlay;

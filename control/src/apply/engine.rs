@@ -13,6 +13,12 @@ pub trait Tables {
     fn publish(&self, tunnel: usize, fib: Arc<Fib>);
 }
 
+impl Tables for engine::Engine {
+    fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
+        engine::Engine::publish(self, tunnel, &fib);
+    }
+}
+
 /// Builds the table of one tunnel.
 pub fn build(tunnel: &Tunnel) -> Result<Fib, FibError> {
     let (v4, v6) = match tunnel.link.address.ip() {

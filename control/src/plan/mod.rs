@@ -47,6 +47,18 @@ pub struct Identity {
     pub mac_v6: Mac,
 }
 
+impl Identity {
+    /// Two unicast addresses of local meaning (IEEE 802c) out of twelve random bytes.
+    pub fn from_random(bytes: [u8; 12]) -> Identity {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        let local_unicast = |first: u8| (first | 0x02) & !0x01;
+        Identity {
+            mac: Mac::new([local_unicast(a), b, c, d, e, f]),
+            mac_v6: Mac::new([local_unicast(g), h, i, j, k, l]),
+        }
+    }
+}
+
 /// What can be said before there is a lease: which tunnels to open and what to publish about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {

@@ -201,6 +201,15 @@ fn a_public_address_elsewhere_is_published_but_not_sent_from() {
     assert_eq!(outline.tunnels[0].send_from, Some([192, 0, 2, 1].into()));
 }
 
+#[test]
+fn made_up_addresses_are_local_and_unicast() {
+    for byte in 0..=255 {
+        let Identity { mac, mac_v6 } = Identity::from_random([byte; 12]);
+        assert!(mac.is_local() && !mac.is_multicast(), "{mac}");
+        assert!(mac_v6.is_local() && !mac_v6.is_multicast(), "{mac_v6}");
+    }
+}
+
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40",
     "Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;

@@ -1,0 +1,49 @@
+//! The engine's counters for people and for tools: log lines on request, and a JSON file.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use engine::{Engine, TunnelStatus};
+use serde_json::{Map, Value, json};
+
+/// Logs every counter that is not zero, one line each.
+pub fn log(engine: &Engine) {
+    for tunnel in engine.status().tunnels {
+        for (name, value) in tunnel.totals().into_iter().filter(|(_, value)| *value != 0) {
+            tracing::info!(device = %tunnel.device, "{name} {value}");
+        }
+    }
+}
+
+/// Replaces the file with the counters as they are now. Readers see the old text or the new one.
+pub fn write(engine: &Engine, path: &Path) -> io::Result<()> {
+    let temporary = path.with_added_extension("new");
+    let text = format!("{:#}\n", json(engine));
+    fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path))
+}
+
+/// Counters and chosen features by tunnel.
+fn json(engine: &Engine) -> Value {
+    let chosen = engine.chosen();
+    let tunnels = engine.status().tunnels.into_iter().zip(chosen).map(|(tunnel, chosen)| {
+        let features: Map<String, Value> =
+            chosen.features.named().into_iter().map(|(name, on)| (name.to_owned(), on.into())).collect();
+        json!({
+            "device": tunnel.device,
+            "features": features,
+            "syscalls": tunnel.syscalls(),
+            "totals": object(tunnel.totals()),
+            "workers": workers(&tunnel),
+        })
+    });
+    json!({ "tunnels": tunnels.collect::<Vec<_>>() })
+}
+
+fn workers(tunnel: &TunnelStatus) -> Vec<Value> {
+    tunnel.workers.iter().map(|counters| object(counters.clone())).collect()
+}
+
+fn object(counters: Vec<(String, u64)>) -> Value {
+    Value::Object(counters.into_iter().map(|(name, value)| (name, value.into())).collect())
+}

@@ -1,0 +1,418 @@
+//! `loden run`: puts the parts together, in order, and takes them apart again.
+//!
+//! Start: store and configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An
+//! error on the way ends the process with nothing left behind, because devices vanish with it; only a lease
+//! stays, and the next start takes it back by its public address. Stop is the reverse: workers, devices and
+//! with them the routes go; lease and `subnet.env` stay for the next start, as in flannel.
+
+mod error;
+mod told;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::{Engine, Switches, TunnelConfig, WaitPolicy};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use model::net_config::{self, NetConfig};
+use rtnetlink::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until};
+
+use crate::apply::subnet_file;
+use crate::apply::{Applier, ApplyError};
+use crate::lease::ledger::{Ledger, Own};
+use crate::lease::renewal::{Renewal, Step};
+use crate::lease::same_node;
+use crate::netlink;
+use crate::options::RunOptions;
+use crate::plan::{self, Context, Identity, Outline, Plan, TunnelOutline};
+use crate::store::{Event, Store, StoreError, Watch, Wish};
+use crate::underlay::select;
+use crate::underlay::{self, Underlay};
+use crate::{counters, host};
+
+pub use self::error::DaemonError;
+use self::told::Told;
+
+/// How often the host is compared with the plan although nothing happened.
+const COMPARE: Duration = Duration::from_secs(5);
+/// How often counters are written out and the workers' notices are read.
+const TICK: Duration = Duration::from_secs(1);
+/// How often to look for a network configuration that is not there yet, as in flannel.
+const CONFIG_RETRY: Duration = Duration::from_secs(1);
+/// Longest sleep before the wall clock is asked again whether a lease is due.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How long to collect further changes of leases before acting on the first.
+const GATHER: Duration = Duration::from_millis(20);
+/// Source ports of each worker: enough for a peer's receive queues to share the load.
+const FAN: u16 = 16;
+
+/// Runs the daemon until a signal stops it. A second signal ends it at once.
+pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
+    let mut node = tokio::select! {
+        node = Node::start(options) => node?,
+        () = signals.received() => return Ok(()),
+    };
+    let result = tokio::select! {
+        result = node.serve(options, &mut report) => result,
+        () = signals.received() => Ok(()),
+    };
+    tokio::select! {
+        () = node.stop(options) => {}
+        () = signals.received() => tracing::warn!("second signal: ending at once"),
+    }
+    result
+}
+
+/// A node that forwards.
+struct Node {
+    context: Context,
+    store: Store,
+    engine: Engine,
+    own: Lease,
+    renewal: Renewal,
+    watch: Watch,
+    ledger: Ledger,
+    plan: Plan,
+    applier: Applier,
+    told: Told,
+}
+
+impl Node {
+    /// The way of a lease, from the store to the kernel.
+    async fn start(options: &RunOptions) -> Result<Node, DaemonError> {
+        let netlink = netlink::connect()?;
+        let store = Store::open(&options.store).await?;
+        let config = network_config(&store, options).await?;
+        let underlay = choose_underlay(&netlink, options, &config).await?;
+        let context =
+            Context { config, underlay, identity: Identity::from_random(rand::random()), ip_masq: false };
+        let outline = plan::outline(&context)?;
+        let engine = start_engine(options, &outline)?;
+        let own = acquire(&store, &context.config, outline.attrs, previous(options)).await?;
+        let renewal = Renewal::new(&own, options.renew_margin(), unix_now());
+        let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
+        ledger.handle(watch.next().await);
+        let plan = plan::plan(&context, &own, ledger.peers())?;
+        let mut applier = Applier::new(netlink, options.subnet_file.clone());
+        let applied = applier.apply(&plan, &engine).await?;
+        let mut told = Told::default();
+        told.tell(&plan, &applied);
+        tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+        Ok(Node { context, store, engine, own, renewal, watch, ledger, plan, applier, told })
+    }
+
+    /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended.
+    async fn serve(&mut self, options: &RunOptions, report: &mut Signal) -> Result<(), DaemonError> {
+        let (mut compare, mut tick) = (interval_at(Instant::now() + COMPARE, COMPARE), interval(TICK));
+        compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changed: Option<Instant> = None;
+        loop {
+            let renewal = self.next_renewal();
+            tokio::select! {
+                event = self.watch.next() => {
+                    if self.handle(event)? {
+                        changed.get_or_insert(Instant::now() + GATHER);
+                    }
+                }
+                () = until(changed) => {
+                    changed = None;
+                    self.plan = plan::plan(&self.context, &self.own, self.ledger.peers())?;
+                    self.apply().await?;
+                }
+                () = until(renewal) => self.renew().await?,
+                _ = compare.tick() => self.apply().await?,
+                _ = tick.tick() => self.tick(options)?,
+                _ = report.recv() => counters::log(&self.engine),
+            }
+        }
+    }
+
+    /// Takes in one event of the watch; `true` if the peers have changed.
+    fn handle(&mut self, event: Event) -> Result<bool, DaemonError> {
+        let change = self.ledger.handle(event);
+        match change.own {
+            Own::Unchanged => {}
+            Own::Removed => {
+                tracing::warn!(lease = %self.own.key, "our lease was removed from the store; taking it again");
+                self.renewal.handle_lost();
+            }
+            Own::Written => {
+                if let Some(stored) = self.ledger.own() {
+                    check_still_ours(&self.own, stored)?;
+                    self.own.expires = stored.expires;
+                    self.renewal.handle_renewed(stored, unix_now());
+                }
+            }
+        }
+        Ok(change.peers)
+    }
+
+    fn next_renewal(&self) -> Option<Instant> {
+        let now = unix_now();
+        match self.renewal.poll(now) {
+            // Expiries are points of the wall clock, which may jump while a sleep runs on.
+            Step::Sleep(due) => due
+                .map(|due| Instant::now() + Duration::from_secs(due.saturating_sub(now)).min(LONGEST_SLEEP)),
+            Step::Renew | Step::Acquire => Some(Instant::now()),
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), DaemonError> {
+        match self.renewal.poll(unix_now()) {
+            Step::Sleep(_) => {}
+            Step::Renew => match self.store.renew(&self.own).await {
+                Ok(lease) => self.keep(lease),
+                Err(StoreError::Lost { why, .. }) => {
+                    tracing::warn!(lease = %self.own.key, why, "our lease is no longer ours; trying to take it again");
+                    self.renewal.handle_lost();
+                }
+                Err(error) => self.try_later(&error),
+            },
+            Step::Acquire => {
+                let (attrs, key) = (self.own.attrs.clone(), self.own.key);
+                match acquire(&self.store, &self.context.config, attrs, Some(key)).await {
+                    Ok(lease) if lease.key == key => self.keep(lease),
+                    Ok(other) => {
+                        // Pods already have addresses of the old subnet: only a restart can change it.
+                        let _ = self.store.remove(&other.key).await;
+                        return Err(lost(key, "another node took the subnet; restart to get a new one"));
+                    }
+                    Err(StoreError::OutOfSubnets(error)) => return Err(lost(key, &error.to_string())),
+                    Err(error) => self.try_later(&error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, lease: Lease) {
+        tracing::info!(lease = %lease.key, "lease renewed");
+        self.renewal.handle_renewed(&lease, unix_now());
+        self.own = lease;
+    }
+
+    fn try_later(&mut self, error: &StoreError) {
+        tracing::warn!("cannot renew our lease, trying again in a minute: {error}");
+        self.renewal.handle_failure(unix_now());
+    }
+
+    /// Compares the host with the plan. Only a lost device ends the daemon; the rest is tried again.
+    async fn apply(&mut self) -> Result<(), DaemonError> {
+        match self.applier.apply(&self.plan, &self.engine).await {
+            Ok(applied) => self.told.tell(&self.plan, &applied),
+            Err(error @ ApplyError::DeviceGone(_)) => return Err(error.into()),
+            Err(error) => self.told.tell_failures(BTreeSet::from([error.to_string()])),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+        for notice in self.engine.notices() {
+            let device =
+                self.plan.tunnels.get(notice.tunnel).map_or("", |tunnel| tunnel.link.device.as_str());
+            match notice.event {
+                engine::Event::UnderlayDowngraded => tracing::warn!(
+                    device,
+                    worker = notice.worker,
+                    "the kernel refused a batch of datagrams; they leave one by one from now on"
+                ),
+                engine::Event::OverlayDowngraded { tcp, udp } => tracing::warn!(
+                    device,
+                    worker = notice.worker,
+                    tcp,
+                    udp,
+                    "the TUN refused a super-packet; what it still takes is true"
+                ),
+                engine::Event::WorkerFailed => return Err(DaemonError::WorkerFailed(notice.worker)),
+            }
+        }
+        self.write_counters(options);
+        Ok(())
+    }
+
+    fn write_counters(&mut self, options: &RunOptions) {
+        let Some(path) = &options.counters_file else { return };
+        if let Err(error) = counters::write(&self.engine, path) {
+            if !std::mem::replace(&mut self.told.counters_failed, true) {
+                tracing::warn!(path = %path.display(), %error, "cannot write the counters");
+            }
+        }
+    }
+
+    async fn stop(mut self, options: &RunOptions) {
+        self.write_counters(options);
+        // Joining threads blocks; a second signal must still get through.
+        let engine = self.engine;
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        tracing::info!(lease = %self.own.key, "stopped; the lease is kept for the next start");
+    }
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, DaemonError> {
+        let listen = |kind| signal(kind).map_err(DaemonError::Signals);
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The configuration from the store, after putting the one from the command line there.
+async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig, DaemonError> {
+    if let Some(text) = given_config(options)? {
+        // A broken one must not reach the other nodes.
+        net_config::parse(&text)?;
+        if store.net_config().await?.as_deref() != Some(text.as_str()) {
+            store.set_net_config(&text).await?;
+        }
+    }
+    let mut waiting = false;
+    let text = loop {
+        if let Some(text) = store.net_config().await? {
+            break text;
+        }
+        if !std::mem::replace(&mut waiting, true) {
+            let store = &options.store;
+            tracing::warn!(
+                store,
+                "no network configuration in the store; waiting for one (--net-config sets it)"
+            );
+        }
+        sleep(CONFIG_RETRY).await;
+    };
+    let (config, warnings) = net_config::parse(&text)?;
+    for warning in warnings {
+        tracing::warn!("network configuration: {warning}");
+    }
+    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
+        tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
+    }
+    Ok(config)
+}
+
+fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
+    let Some(path) = &options.net_config else { return Ok(options.net_config_json.clone()) };
+    let read = std::fs::read_to_string(path);
+    read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })
+}
+
+async fn choose_underlay(
+    netlink: &Handle,
+    options: &RunOptions,
+    config: &NetConfig,
+) -> Result<Underlay, DaemonError> {
+    let wish = select::Wish {
+        ifaces: options.iface.clone(),
+        public_ip: options.public_ip,
+        public_ipv6: options.public_ipv6,
+        ipv4: config.ipv4.is_some(),
+        ipv6: config.ipv6.is_some(),
+    };
+    let underlay = select::select(&underlay::observe(netlink).await?, &wish)?;
+    let (ipv4, ipv6) = (underlay.ipv4.map(|ends| ends.public), underlay.ipv6.map(|ends| ends.public));
+    tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ?ipv4, ?ipv6, "underlay");
+    Ok(underlay)
+}
+
+/// Opens devices and sockets and starts the workers.
+fn start_engine(options: &RunOptions, outline: &Outline) -> Result<Engine, DaemonError> {
+    let mut switches = Switches::default();
+    for name in &options.without {
+        // The command line has let only known names through.
+        let _ = switches.switch_off(name);
+    }
+    let config = engine::Config {
+        workers: options.workers.map_or(0, usize::from),
+        pin: options.pin,
+        wait: options.spin_us.map_or_else(WaitPolicy::default, |micros| WaitPolicy {
+            spin: Duration::from_micros(micros.into()),
+        }),
+        switches,
+    };
+    let tunnels: Vec<TunnelConfig> = outline.tunnels.iter().map(tunnel_config).collect();
+    let engine = Engine::start(&config, &tunnels)?;
+    for chosen in engine.chosen() {
+        let names =
+            |on| chosen.features.named().into_iter().filter(move |named| named.1 == on).map(|named| named.0);
+        let (with, without) =
+            (names(true).collect::<Vec<_>>().join(","), names(false).collect::<Vec<_>>().join(","));
+        tracing::info!(device = %chosen.device, workers = chosen.workers, with, without, "datapath");
+        for note in &chosen.notes {
+            tracing::info!(device = %chosen.device, "{note}");
+        }
+    }
+    Ok(engine)
+}
+
+fn tunnel_config(outline: &TunnelOutline) -> TunnelConfig {
+    TunnelConfig {
+        device: outline.device.clone(),
+        persist: false,
+        listen: outline.listen,
+        send_from: outline.send_from,
+        format: outline.format,
+        mtu: outline.mtu,
+        fan: FAN,
+    }
+}
+
+async fn acquire(
+    store: &Store,
+    config: &NetConfig,
+    attrs: LeaseAttrs,
+    previous: Option<SubnetKey>,
+) -> Result<Lease, StoreError> {
+    store.acquire(&Wish { config, attrs, previous }).await
+}
+
+/// The subnets of an earlier run, as `subnet.env` has them.
+fn previous(options: &RunOptions) -> Option<SubnetKey> {
+    let recorded = subnet_file::previous(&options.subnet_file)?;
+    SubnetKey::new(recorded.subnet(), recorded.ipv6_subnet())
+}
+
+/// Two daemons that publish one address would take the lease from each other for ever, so the one that
+/// finds itself replaced gives up.
+fn check_still_ours(own: &Lease, stored: &Lease) -> Result<(), DaemonError> {
+    if stored.attrs == own.attrs {
+        return Ok(());
+    }
+    Err(match same_node(&own.attrs, &stored.attrs) {
+        true => lost(own.key, "another daemon publishes the same address; give each its own --public-ip"),
+        false => lost(own.key, "another node took the subnet; restart to get a new one"),
+    })
+}
+
+fn lost(lease: SubnetKey, why: &str) -> DaemonError {
+    DaemonError::LeaseLost { lease, why: why.to_owned() }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wall clock, in which leases end.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

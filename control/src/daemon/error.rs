@@ -1,0 +1,64 @@
+//! What can end the daemon. Each is one line: what was tried, what the system answered, what to do next.
+
+use std::io;
+use std::path::PathBuf;
+
+use model::lease::SubnetKey;
+use model::net_config::ConfigError;
+
+use crate::apply::ApplyError;
+use crate::netlink::NetlinkError;
+use crate::plan::PlanError;
+use crate::store::StoreError;
+use crate::underlay::select::SelectError;
+
+/// Why the daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The network configuration is broken.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file named on the command line cannot be read.
+    #[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// No interface to use.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The configuration does not fit this host.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Devices or sockets cannot be had.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The host cannot be brought to the plan.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// Somebody else has our lease.
+    #[error("lost the lease {lease}: {why}")]
+    LeaseLost {
+        /// Its key.
+        lease: SubnetKey,
+        /// What happened and what to do.
+        why: String,
+    },
+    /// The runtime itself could not be set up.
+    #[error("cannot set up the event loop: {0}; check the limits on open files and threads")]
+    Runtime(#[from] io::Error),
+    /// A worker ended on its own.
+    #[error("worker {0} of the datapath failed; restart to go on")]
+    WorkerFailed(usize),
+}

@@ -1,0 +1,43 @@
+//! What the log has said already, so that a state of affairs is reported once and not every few seconds.
+
+use std::collections::BTreeSet;
+
+use crate::apply::Applied;
+use crate::plan::{Ignored, Plan};
+
+/// The last state that was reported.
+#[derive(Default)]
+pub(super) struct Told {
+    ignored: BTreeSet<Ignored>,
+    failures: BTreeSet<String>,
+    peers: Option<Vec<usize>>,
+    /// The counters file could not be written.
+    pub(super) counters_failed: bool,
+}
+
+impl Told {
+    /// Reports peers that are new among those left out, changed numbers of peers, and new failures.
+    pub(super) fn tell(&mut self, plan: &Plan, applied: &Applied) {
+        let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();
+        for lease in ignored.difference(&self.ignored) {
+            tracing::warn!(lease = %lease.subnet, "not a peer: {}", lease.reason);
+        }
+        self.ignored = ignored;
+        let peers = plan.tunnels.iter().map(|tunnel| tunnel.peers.len()).collect();
+        if self.peers.as_ref() != Some(&peers) {
+            for (tunnel, peers) in plan.tunnels.iter().zip(&peers) {
+                tracing::info!(device = %tunnel.link.device, peers, changes = applied.changes, "applied");
+            }
+            self.peers = Some(peers);
+        }
+        self.tell_failures(applied.failures.iter().map(ToString::to_string).collect());
+    }
+
+    /// Reports the failures that were not there the last time.
+    pub(super) fn tell_failures(&mut self, failures: BTreeSet<String>) {
+        for failure in failures.difference(&self.failures) {
+            tracing::warn!("{failure}; trying again every few seconds");
+        }
+        self.failures = failures;
+    }
+}
