@@ -58,7 +58,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let ip = packet.get_mut(virtio::HEADER_LEN..).ok_or(DropReason::Truncated)?;
     let mut inner = Inner::parse(ip)?;
     let at = read.start + virtio::HEADER_LEN as u32;
-    let found = if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
+    let found =
+        if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
     let Some((index, peer)) = found else {
         return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
     };
@@ -78,7 +79,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
             Some(cut).filter(|_| agrees).ok_or(DropReason::BadOffload).map(Some)?
         }
     };
-    let largest = cut.as_ref().map_or(inner.len, |cut| inner.len.min(cut.header_len + usize::from(cut.segment_size)));
+    let largest =
+        cut.as_ref().map_or(inner.len, |cut| inner.len.min(cut.header_len + usize::from(cut.segment_size)));
     if largest > usize::from(peer.mtu) {
         let complaint = (inner.v6 || inner.dont_fragment).then_some(Complaint::TooBig(peer.mtu));
         return Err(Refusal { reason: DropReason::TooBig, complaint });
@@ -90,7 +92,13 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
 
 /// Cuts and prepends, then queues. The caller has asked [`Outbox::has_room`].
 #[inline]
-pub fn queue(arena: &mut [u8], bound: &Bound<'_>, lanes: u16, outbox: &mut Outbox, counters: &mut Direction) -> Verdict {
+pub fn queue(
+    arena: &mut [u8],
+    bound: &Bound<'_>,
+    lanes: u16,
+    outbox: &mut Outbox,
+    counters: &mut Direction,
+) -> Verdict {
     let Bound { peer, inner, .. } = bound;
     let datagram = Datagram {
         peer: bound.index,
@@ -147,7 +155,13 @@ impl From<DropReason> for Refusal {
 
 /// Answers the pod, where an answer is due and the batch has room for one.
 #[cold]
-pub fn refuse(arena: &mut [u8], read: Range<u32>, refusal: Refusal, fib: &Fib, outbox: &mut Outbox) -> Verdict {
+pub fn refuse(
+    arena: &mut [u8],
+    read: Range<u32>,
+    refusal: Refusal,
+    fib: &Fib,
+    outbox: &mut Outbox,
+) -> Verdict {
     let drop = Verdict::Drop(refusal.reason);
     let Some(complaint) = refusal.complaint.filter(|_| outbox.has_room_for_reply()) else { return drop };
     let mut answer = [0; reply::ROOM];

@@ -181,9 +181,16 @@ impl Entry {
 #[derive(Clone, Debug)]
 enum Index {
     Empty,
-    Direct { first: u128, shift: u8, peers: Vec<u32> },
+    Direct {
+        first: u128,
+        shift: u8,
+        peers: Vec<u32>,
+    },
     /// `starts[i]` opens a range that belongs to `peers[i]` and ends where the next one starts.
-    Ranges { starts: Vec<u128>, peers: Vec<u32> },
+    Ranges {
+        starts: Vec<u128>,
+        peers: Vec<u32>,
+    },
 }
 
 impl Index {
@@ -205,7 +212,8 @@ impl Index {
     fn build(entries: &mut [Entry]) -> Result<Index, FibError> {
         // Outer prefixes before the ones nested in them.
         entries.sort_by_key(|e| (e.first, std::cmp::Reverse(e.shift)));
-        if let Some(pair) = entries.windows(2).find(|p| p[0].first == p[1].first && p[0].shift == p[1].shift) {
+        if let Some(pair) = entries.windows(2).find(|p| p[0].first == p[1].first && p[0].shift == p[1].shift)
+        {
             return Err(FibError::Duplicate(pair[0].prefix));
         }
         let (Some(low), Some(high)) = (entries.first(), entries.last()) else { return Ok(Index::Empty) };
@@ -298,8 +306,12 @@ mod tests {
 
     #[test]
     fn everything_and_the_last_address_are_prefixes_too() {
-        let fib = build(&["0.0.0.0/0".parse().unwrap(), "255.255.255.255/32".parse().unwrap(), "::/0".parse().unwrap()])
-            .unwrap();
+        let fib = build(&[
+            "0.0.0.0/0".parse().unwrap(),
+            "255.255.255.255/32".parse().unwrap(),
+            "::/0".parse().unwrap(),
+        ])
+        .unwrap();
         assert_eq!(owner(&fib, "255.255.255.255".parse().unwrap()), Some(1));
         assert_eq!(owner(&fib, "255.255.255.254".parse().unwrap()), Some(0));
         assert_eq!(owner(&fib, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap()), Some(2));

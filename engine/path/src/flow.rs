@@ -6,14 +6,18 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// share a source port, nothing worse.
 #[inline]
 pub fn hash_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ports: u32) -> u32 {
-    mix(u64::from(u32::from(src)) << 32 | u64::from(u32::from(dst)), u64::from(protocol) << 32 | u64::from(ports))
+    mix(
+        u64::from(u32::from(src)) << 32 | u64::from(u32::from(dst)),
+        u64::from(protocol) << 32 | u64::from(ports),
+    )
 }
 
 /// As [`hash_v4`], for IPv6.
 #[inline]
 pub fn hash_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, ports: u32) -> u32 {
     let (src, dst) = (u128::from(src), u128::from(dst));
-    let folded = (src >> 64) as u64 ^ (src as u64).rotate_left(29) ^ (dst >> 64) as u64 ^ (dst as u64).rotate_left(43);
+    let folded =
+        (src >> 64) as u64 ^ (src as u64).rotate_left(29) ^ (dst >> 64) as u64 ^ (dst as u64).rotate_left(43);
     mix(folded, u64::from(protocol) << 32 | u64::from(ports))
 }
 

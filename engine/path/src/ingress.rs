@@ -50,7 +50,8 @@ pub fn ingress(
         }
         left -= 1;
         let whole = (at == datagrams.at).then_some(end - at);
-        let piece = Piece { at, len: size.min(end - at), whole, split: datagrams.segment_size, ecn: datagrams.ecn };
+        let piece =
+            Piece { at, len: size.min(end - at), whole, split: datagrams.segment_size, ecn: datagrams.ecn };
         counters.packets += 1;
         let (verdict, taken) = strip(arena, piece, fib, mtu, coalescer, counters);
         match verdict {
@@ -102,15 +103,21 @@ struct Found {
 }
 
 #[inline]
-fn check(arena: &mut [u8], piece: &Piece, fib: &Fib, mtu: u16, counters: &mut Direction) -> Result<Found, DropReason> {
+fn check(
+    arena: &mut [u8],
+    piece: &Piece,
+    fib: &Fib,
+    mtu: u16,
+    counters: &mut Direction,
+) -> Result<Found, DropReason> {
     let mut datagram = bytes_mut(arena, &(piece.at..piece.at + piece.len));
     let stripped = fib.format().strip(datagram)?;
     let mut taken = piece.len;
-    if let Some(whole) = piece.whole.filter(|whole| *whole > piece.len) {
-        if is_unsplit(datagram.get(stripped.offset..).unwrap_or_default(), stripped.offset, piece.len, whole) {
-            taken = whole;
-            datagram = bytes_mut(arena, &(piece.at..piece.at + whole));
-        }
+    if let Some(whole) = piece.whole.filter(|whole| *whole > piece.len)
+        && is_unsplit(datagram.get(stripped.offset..).unwrap_or_default(), stripped.offset, piece.len, whole)
+    {
+        taken = whole;
+        datagram = bytes_mut(arena, &(piece.at..piece.at + whole));
     }
     let unsplit = taken > piece.len;
     let packet = datagram.get_mut(stripped.offset..).ok_or(DropReason::Truncated)?;
@@ -118,7 +125,9 @@ fn check(arena: &mut [u8], piece: &Piece, fib: &Fib, mtu: u16, counters: &mut Di
     if stripped.v6.is_some_and(|v6| v6 != inner.v6) {
         return Err(DropReason::NotIp);
     }
-    if !inner.v6 && !ipv4::checksum_is_right(packet.get(..usize::from(packet[0] & 15) * 4).unwrap_or_default()) {
+    if !inner.v6
+        && !ipv4::checksum_is_right(packet.get(..usize::from(packet[0] & 15) * 4).unwrap_or_default())
+    {
         return Err(DropReason::BadIpChecksum);
     }
     mark(packet, &mut inner, piece.ecn)?;
@@ -146,7 +155,9 @@ fn check(arena: &mut [u8], piece: &Piece, fib: &Fib, mtu: u16, counters: &mut Di
 fn is_unsplit(packet: &[u8], offset: usize, piece: u32, whole: u32) -> bool {
     let len = match packet.first().map(|byte| byte >> 4) {
         Some(4) => packet.get(2..4).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]]))),
-        Some(6) => packet.get(4..6).map(|len| ipv6::HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]]))),
+        Some(6) => {
+            packet.get(4..6).map(|len| ipv6::HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]])))
+        }
         _ => None,
     };
     len.is_some_and(|len| offset + len > piece as usize && offset + len <= whole as usize)

@@ -95,7 +95,10 @@ impl Outbox {
         };
         Outbox {
             messages: (0..MESSAGES)
-                .map(|_| Message { spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)), ..blank.clone() })
+                .map(|_| Message {
+                    spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)),
+                    ..blank.clone()
+                })
                 .collect(),
             sent: 0,
             live: 0,

@@ -13,7 +13,8 @@ use crate::verdict::DropReason;
 pub fn finish(packet: &mut [u8], start: u16, offset: u16) -> Result<usize, DropReason> {
     let start = usize::from(start);
     let field = start + usize::from(offset);
-    let covered = packet.get(start..).filter(|c| c.len() >= usize::from(offset) + 2).ok_or(DropReason::BadOffload)?;
+    let covered =
+        packet.get(start..).filter(|c| c.len() >= usize::from(offset) + 2).ok_or(DropReason::BadOffload)?;
     let (check, summed) = (Sum::of(covered).finish(), covered.len());
     // A zero would mean "no checksum" to UDP, and is the same number as all ones to every other protocol.
     let check = if check == 0 { 0xffff } else { check };

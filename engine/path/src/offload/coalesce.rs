@@ -90,10 +90,12 @@ impl Coalescer {
             return self.open(at, inner, checksum, Shape::alone(inner.len), FREE as usize);
         };
         let slot = inner.flow_hash() as usize % SLOTS;
-        if let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot])) {
-            if run.same_flow(&inner) && run.open && run.follows(arena, &inner, packet, &shape) {
-                return run.append(at, &inner, &shape);
-            }
+        if let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot]))
+            && run.same_flow(&inner)
+            && run.open
+            && run.follows(arena, &inner, packet, &shape)
+        {
+            return run.append(at, &inner, &shape);
         }
         self.open(at, inner, checksum, shape, slot);
     }
@@ -120,7 +122,12 @@ impl Coalescer {
     /// Cuts run `index` back into plain packets with finished checksums, for an overlay that takes no
     /// super-packets. `write` receives the spans of each. Returns the payload bytes summed, `None` when the
     /// run is a single packet.
-    pub fn split(&mut self, index: usize, arena: &mut [u8], mut write: impl FnMut(&[u8], &[Range<u32>])) -> Option<usize> {
+    pub fn split(
+        &mut self,
+        index: usize,
+        arena: &mut [u8],
+        mut write: impl FnMut(&[u8], &[Range<u32>]),
+    ) -> Option<usize> {
         let run = self.runs[..self.live].get(index).filter(|run| run.is_super())?;
         let packet = SuperPacket {
             inner: Inner { len: run.len, ..run.inner },
@@ -182,7 +189,13 @@ impl Shape {
 
     /// `None` for what is never part of a super-packet.
     #[inline]
-    fn of(inner: &Inner, packet: &[u8], checksum: State, split_size: Option<u16>, joins: Joins) -> Option<Shape> {
+    fn of(
+        inner: &Inner,
+        packet: &[u8],
+        checksum: State,
+        split_size: Option<u16>,
+        joins: Joins,
+    ) -> Option<Shape> {
         let plain_header = inner.transport == if inner.v6 { ipv6::HEADER_LEN } else { ipv4::MIN_HEADER_LEN };
         if inner.fragment || checksum == State::Absent || (!plain_header && split_size.is_none()) {
             return None;
