@@ -1,4 +1,5 @@
 //! What a packet may cost once everything is warm: no heap allocation, and few system calls.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests; clippy exempts only the test functions")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -70,7 +71,10 @@ fn exchange(sender: &mut impl Underlay, receiver: &mut impl Underlay, work: &mut
         assert_eq!(outcome.sent, SEGMENTS as u32);
         let mut bytes = 0;
         while bytes < SEGMENT * SEGMENTS {
-            receiver.receive(&mut work.slots, 65_535, &mut work.out).unwrap();
+            while receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err() {
+                // A busy kernel delivers a little later.
+                std::thread::yield_now();
+            }
             bytes += work.out.iter().map(|received| received.len as usize).sum::<usize>();
         }
         // The turn's last call, which finds nothing.

@@ -64,31 +64,37 @@ fn times(datagrams: &[Vec<u8>], count: usize) -> Vec<Vec<u8>> {
     std::iter::repeat_n(datagrams, count).flatten().cloned().collect()
 }
 
-/// All that arrives, run by run, until `datagrams` are there.
-fn receive(port: &mut Port, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
+/// One batch of what has arrived or will.
+fn next(port: &mut Port, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) {
+    while let Err(error) = port.receive(arena, slot_len, out) {
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        wait_for(port);
+    }
+}
+
+/// Until there is a datagram or an error to fetch.
+fn wait_for(port: &Port) {
     let mut waiter = Waiter::new().unwrap();
     port.register(&mut waiter, 0).unwrap();
+    assert!(waiter.wait(LONG).unwrap().contains(0), "nothing came");
+}
+
+/// All that arrives, run by run, until `datagrams` are there.
+fn receive(port: &mut Port, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
     let mut arena = vec![0; 16 * SLOT];
     let mut batch = Vec::with_capacity(16);
     let mut all = Vec::new();
     let mut seen = 0;
     while seen < datagrams {
-        match port.receive(&mut arena, SLOT, &mut batch) {
-            Ok(()) => {
-                for received in &batch {
-                    let at = received.at as usize;
-                    let bytes = arena[at..at + received.len as usize].to_vec();
-                    seen += match received.segment_size {
-                        0 => 1,
-                        size => bytes.len().div_ceil(usize::from(size)),
-                    };
-                    all.push((*received, bytes));
-                }
-            }
-            Err(error) => {
-                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                assert!(!waiter.wait(LONG).unwrap().is_empty(), "{seen} of {datagrams} came");
-            }
+        next(port, &mut arena, SLOT, &mut batch);
+        for received in &batch {
+            let at = received.at as usize;
+            let bytes = arena[at..at + received.len as usize].to_vec();
+            seen += match received.segment_size {
+                0 => 1,
+                size => bytes.len().div_ceil(usize::from(size)),
+            };
+            all.push((*received, bytes));
         }
     }
     assert_eq!(seen, datagrams);
@@ -315,16 +321,24 @@ fn queues_share_the_port_and_a_sender_stays_on_one() {
         }
     }
     let mut by_port: Vec<Vec<SocketAddr>> = Vec::new();
-    for port in &mut ports {
-        let mut sources = Vec::new();
-        let mut out = Vec::with_capacity(MAX_SLOTS);
-        let mut arena = vec![0; MAX_SLOTS * 64];
-        while port.receive(&mut arena, 64, &mut out).is_ok() {
-            sources.extend(out.iter().map(|received| received.source));
-        }
-        by_port.push(sources);
+    let mut waiter = Waiter::new().unwrap();
+    for (token, port) in ports.iter().enumerate() {
+        port.register(&mut waiter, token).unwrap();
+        by_port.push(Vec::new());
     }
-    assert_eq!(by_port.iter().map(Vec::len).sum::<usize>(), 128);
+    while by_port.iter().map(Vec::len).sum::<usize>() < 128 {
+        for (port, sources) in ports.iter_mut().zip(&mut by_port) {
+            let mut out = Vec::with_capacity(MAX_SLOTS);
+            let mut arena = vec![0; MAX_SLOTS * 64];
+            while port.receive(&mut arena, 64, &mut out).is_ok() {
+                sources.extend(out.iter().map(|received| received.source));
+            }
+        }
+        // The edges of what is read already come first; then this sleeps until there is more.
+        if by_port.iter().map(Vec::len).sum::<usize>() < 128 {
+            assert!(!waiter.wait(LONG).unwrap().is_empty());
+        }
+    }
     assert!(by_port.iter().all(|sources| !sources.is_empty()), "64 senders hash to both");
     assert!(by_port[0].iter().all(|source| !by_port[1].contains(source)));
 
@@ -350,6 +364,11 @@ fn receive_respects_slots_capacity_and_lengths() {
     for len in [10, 11, 0, 10, 1] {
         sender.send_to(&vec![len as u8; len], to).unwrap();
     }
+    // The sender's own queue is in order: once its marker is here, so is all the rest.
+    let marker = UdpSocket::bind(V4).unwrap();
+    sender.send_to(b"marker", marker.local_addr().unwrap()).unwrap();
+    marker.set_read_timeout(LONG).unwrap();
+    marker.recv(&mut [0; 10]).unwrap();
     let mut arena = [0xee; 100];
     receiver.receive(&mut arena, 10, &mut out).unwrap();
     assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (20, 0)]);
@@ -428,25 +447,29 @@ fn a_full_send_buffer_is_counted_and_ends_the_batch() {
 
 #[test]
 fn an_answer_to_an_earlier_datagram_does_not_cost_the_next() {
-    let mut sender = port(&Config { gro: false, ..config(V4) });
-    let mut receiver = plain(V4);
-    let closed = UdpSocket::bind(V4).unwrap().local_addr().unwrap();
-    // Only a connected socket is told of refusals.
-    sender.listen.connect(&closed.into()).unwrap();
-    let (arena, spans, transmit) = run_of(100, 100, 1, closed);
-    assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
-    let to = receiver.local_addr().unwrap();
-    let outcome = sender.transmit(&arena, &spans, &[Transmit { to, ..transmit }]);
-    assert_eq!(outcome, TransmitOutcome { sent: 1, dropped_full: 0, dropped_error: 0 });
-    assert_eq!(sender.counters().write_calls, 3);
-    assert_eq!(receive(&mut receiver, 1)[0].1, arena);
+    scratch::run(|| {
+        let mut sender = port(&Config { gro: false, ..config(V4) });
+        let mut receiver = plain(V4);
+        let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        // Only a connected socket is told of refusals.
+        sender.listen.connect(&closed.into()).unwrap();
+        let (arena, spans, transmit) = run_of(100, 100, 1, closed);
+        assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
+        wait_for(&sender);
+        let to = receiver.local_addr().unwrap();
+        let outcome = sender.transmit(&arena, &spans, &[Transmit { to, ..transmit }]);
+        assert_eq!(outcome, TransmitOutcome { sent: 1, dropped_full: 0, dropped_error: 0 });
+        assert_eq!(sender.counters().write_calls, 3);
+        assert_eq!(receive(&mut receiver, 1)[0].1, arena);
 
-    // The same on the way in: the refusal is counted and the queue read.
-    assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
-    let mut out = Vec::with_capacity(4);
-    let error = sender.receive(&mut [0; 400], 100, &mut out).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    assert_eq!(sender.counters().errors, 1);
+        // The same on the way in: the refusal is counted and the queue read.
+        assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
+        wait_for(&sender);
+        let mut out = Vec::with_capacity(4);
+        let error = sender.receive(&mut [0; 400], 100, &mut out).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(sender.counters().errors, 1);
+    });
 }
 
 #[test]
