@@ -7,7 +7,7 @@ use path::Format;
 use wire::addr::Mtu;
 
 /// How the engine as a whole runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Worker threads; 0 takes one for each core this process may use.
     pub workers: usize,
@@ -17,12 +17,6 @@ pub struct Config {
     pub wait: WaitPolicy,
     /// What may be used of the kernel's help.
     pub switches: Switches,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { workers: 0, pin: false, wait: WaitPolicy::default(), switches: Switches::default() }
-    }
 }
 
 /// Drain, look again for a bounded time, then sleep.

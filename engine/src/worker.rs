@@ -70,7 +70,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     fn wait(&mut self) -> std::io::Result<()> {
         let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready);
         let timeout = if pending || self.spins() { Some(Duration::ZERO) } else { None };
-        if pending && self.looped.turns % 8 != 0 {
+        if pending && !self.looped.turns.is_multiple_of(8) {
             // Mid-burst the ports themselves say when they are empty; asking the kernel each time is a
             // call for nothing. Every few turns it is asked all the same, for the ports not pending.
             return Ok(());

@@ -91,7 +91,8 @@ fn trains(mut first: Queue, mut second: Queue, protocol: u8, whole: bool) -> Res
     second.register(&mut waiter, 0).map_err(|error| error.to_string())?;
     for (size, total) in TRAINS {
         let packet = super_packet(protocol, size as u16, &pattern(total));
-        if let Err(error) = first.write(&packet, &[0..packet.len() as u32]) {
+        let all = 0..packet.len() as u32;
+        if let Err(error) = first.write(&packet, std::slice::from_ref(&all)) {
             return Ok(Outcome::Broken(format!("writing {total} bytes in segments of {size}: {error}")));
         }
         let mut expected = cut(&packet, size as u16);
