@@ -75,7 +75,8 @@ impl Object {
 /// Cuts a value to what still fits a line of log.
 pub(crate) fn shorten(text: &str) -> String {
     const LONGEST: usize = 80;
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Blanks stay as many as they are: a stray one may be the very fault.
+    let line = text.replace(char::is_control, " ");
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
