@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 /// Logs every counter that is not zero, one line each.
 pub fn log(engine: &Engine) {
     for tunnel in engine.status().tunnels {
-        for (name, value) in tunnel.totals().into_iter().filter(|(_, value)| *value != 0) {
+        let totals: Vec<_> = tunnel.totals().into_iter().filter(|(_, value)| *value != 0).collect();
+        tracing::info!(device = %tunnel.device, "{} counters are not zero", totals.len());
+        for (name, value) in totals {
             tracing::info!(device = %tunnel.device, "{name} {value}");
         }
     }
@@ -18,7 +20,8 @@ pub fn log(engine: &Engine) {
 
 /// Replaces the file with the counters as they are now. Readers see the old text or the new one.
 pub fn write(engine: &Engine, path: &Path) -> io::Result<()> {
-    let temporary = path.with_added_extension("new");
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
     let text = format!("{:#}\n", json(engine));
     fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path))
 }

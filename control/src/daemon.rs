@@ -5,13 +5,14 @@
 //! stays, and the next start takes it back by its public address. Stop is the reverse: workers, devices and
 //! with them the routes go; lease and `subnet.env` stay for the next start, as in flannel.
 
+mod datapath;
 mod error;
 mod told;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use engine::{Engine, Switches, TunnelConfig, WaitPolicy};
+use engine::Engine;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::{self, NetConfig};
 use rtnetlink::Handle;
@@ -25,7 +26,7 @@ use crate::lease::renewal::{Renewal, Step};
 use crate::lease::same_node;
 use crate::netlink;
 use crate::options::RunOptions;
-use crate::plan::{self, Context, Identity, Outline, Plan, TunnelOutline};
+use crate::plan::{self, Context, Identity, Plan};
 use crate::store::{Event, Store, StoreError, Watch, Wish};
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
@@ -44,8 +45,6 @@ const CONFIG_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long to collect further changes of leases before acting on the first.
 const GATHER: Duration = Duration::from_millis(20);
-/// Source ports of each worker: enough for a peer's receive queues to share the load.
-const FAN: u16 = 16;
 
 /// Runs the daemon until a signal stops it. A second signal ends it at once.
 pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
@@ -90,7 +89,7 @@ impl Node {
         let context =
             Context { config, underlay, identity: Identity::from_random(rand::random()), ip_masq: false };
         let outline = plan::outline(&context)?;
-        let engine = start_engine(options, &outline)?;
+        let engine = datapath::start(options, &outline)?;
         let own = acquire(&store, &context.config, outline.attrs, previous(options)).await?;
         let renewal = Renewal::new(&own, options.renew_margin(), unix_now());
         let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
@@ -100,6 +99,7 @@ impl Node {
         let applied = applier.apply(&plan, &engine).await?;
         let mut told = Told::default();
         told.tell(&plan, &applied);
+        warn_of_gaps(&context.config);
         tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
         Ok(Node { context, store, engine, own, renewal, watch, ledger, plan, applier, told })
     }
@@ -236,10 +236,10 @@ impl Node {
 
     fn write_counters(&mut self, options: &RunOptions) {
         let Some(path) = &options.counters_file else { return };
-        if let Err(error) = counters::write(&self.engine, path) {
-            if !std::mem::replace(&mut self.told.counters_failed, true) {
-                tracing::warn!(path = %path.display(), %error, "cannot write the counters");
-            }
+        if let Err(error) = counters::write(&self.engine, path)
+            && !std::mem::replace(&mut self.told.counters_failed, true)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot write the counters");
         }
     }
 
@@ -302,9 +302,6 @@ async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig
     for warning in warnings {
         tracing::warn!("network configuration: {warning}");
     }
-    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
-        tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
-    }
     Ok(config)
 }
 
@@ -332,45 +329,10 @@ async fn choose_underlay(
     Ok(underlay)
 }
 
-/// Opens devices and sockets and starts the workers.
-fn start_engine(options: &RunOptions, outline: &Outline) -> Result<Engine, DaemonError> {
-    let mut switches = Switches::default();
-    for name in &options.without {
-        // The command line has let only known names through.
-        let _ = switches.switch_off(name);
-    }
-    let config = engine::Config {
-        workers: options.workers.map_or(0, usize::from),
-        pin: options.pin,
-        wait: options.spin_us.map_or_else(WaitPolicy::default, |micros| WaitPolicy {
-            spin: Duration::from_micros(micros.into()),
-        }),
-        switches,
-    };
-    let tunnels: Vec<TunnelConfig> = outline.tunnels.iter().map(tunnel_config).collect();
-    let engine = Engine::start(&config, &tunnels)?;
-    for chosen in engine.chosen() {
-        let names =
-            |on| chosen.features.named().into_iter().filter(move |named| named.1 == on).map(|named| named.0);
-        let (with, without) =
-            (names(true).collect::<Vec<_>>().join(","), names(false).collect::<Vec<_>>().join(","));
-        tracing::info!(device = %chosen.device, workers = chosen.workers, with, without, "datapath");
-        for note in &chosen.notes {
-            tracing::info!(device = %chosen.device, "{note}");
-        }
-    }
-    Ok(engine)
-}
-
-fn tunnel_config(outline: &TunnelOutline) -> TunnelConfig {
-    TunnelConfig {
-        device: outline.device.clone(),
-        persist: false,
-        listen: outline.listen,
-        send_from: outline.send_from,
-        format: outline.format,
-        mtu: outline.mtu,
-        fan: FAN,
+/// What somebody else has to set for pods to be reachable.
+fn warn_of_gaps(config: &NetConfig) {
+    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
+        tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
     }
 }
 

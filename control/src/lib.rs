@@ -18,6 +18,7 @@ pub mod apply;
 pub mod counters;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod host;
 pub mod lease;
 pub mod load_command;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use control::options::{Command, Options};
-use control::{daemon, demo, load_command};
+use control::{daemon, demo, doctor, load_command};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -16,7 +16,9 @@ fn main() -> ExitCode {
         Command::Run(run) => {
             in_runtime(daemon::run(run)).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
         }
-        Command::Doctor(_) => failed(&"not here yet"),
+        Command::Doctor(doctor) => {
+            in_runtime(doctor::run(doctor)).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
         Command::Demo(demo) => demo::run(demo).unwrap_or_else(|error| failed(&format!("{error:#}"))),
         Command::Load(load) => load_command::run(load).unwrap_or_else(|error| failed(&format!("{error:#}"))),
     }

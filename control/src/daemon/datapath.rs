@@ -1,0 +1,84 @@
+//! Starts the engine with what the command line allows and the self-test has seen working.
+
+use std::time::Duration;
+
+use engine::selftest::{self, Outcome};
+use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
+
+use crate::options::RunOptions;
+use crate::plan::{Outline, TunnelOutline};
+
+/// Source ports of each worker: enough for a peer's receive queues to share the load.
+const FAN: u16 = 16;
+
+/// Opens devices and sockets and starts the workers, with empty tables. The devices are down.
+pub(super) fn start(options: &RunOptions, outline: &Outline) -> Result<Engine, engine::Error> {
+    let wanted = wanted(&options.without);
+    let config = engine::Config {
+        workers: options.workers.map_or(0, usize::from),
+        pin: options.pin,
+        wait: options.spin_us.map_or_else(WaitPolicy::default, |micros| WaitPolicy {
+            spin: Duration::from_micros(micros.into()),
+        }),
+        switches: tested(wanted),
+    };
+    let tunnels: Vec<TunnelConfig> = outline.tunnels.iter().map(tunnel).collect();
+    let engine = Engine::start(&config, &tunnels)?;
+    engine.chosen().for_each(tell);
+    Ok(engine)
+}
+
+fn wanted(without: &[String]) -> Switches {
+    let mut switches = Switches::default();
+    for name in without {
+        // The command line has let only known names through.
+        let _ = switches.switch_off(name);
+    }
+    switches
+}
+
+fn tested(wanted: Switches) -> Switches {
+    let report = selftest::run(&wanted);
+    for check in &report.checks {
+        match &check.outcome {
+            Outcome::Works => tracing::debug!(feature = check.feature, "self-test: {} works", check.what),
+            Outcome::Broken(why) => {
+                tracing::warn!(
+                    feature = check.feature,
+                    "self-test: {} is broken here, doing without: {why}",
+                    check.what
+                );
+            }
+            Outcome::Untested(why) => {
+                tracing::info!(
+                    feature = check.feature,
+                    "self-test: {} could not be tried: {why}",
+                    check.what
+                );
+            }
+        }
+    }
+    report.choose(wanted)
+}
+
+fn tunnel(outline: &TunnelOutline) -> TunnelConfig {
+    TunnelConfig {
+        device: outline.device.clone(),
+        persist: false,
+        listen: outline.listen,
+        send_from: outline.send_from,
+        format: outline.format,
+        mtu: outline.mtu,
+        fan: FAN,
+    }
+}
+
+fn tell(chosen: &Chosen) {
+    let names = |on| {
+        let named = chosen.features.named().into_iter().filter(move |named| named.1 == on);
+        named.map(|named| named.0).collect::<Vec<_>>().join(",")
+    };
+    let (with, without) = (names(true), names(false));
+    let why = chosen.notes.join("; ");
+    tracing::info!(device = %chosen.device, workers = chosen.workers, with, without, why, "datapath");
+}
