@@ -29,6 +29,8 @@ const EGRESS_HEADERS: usize = 1 << 19;
 const EGRESS_PACKETS: usize = 1 << 19;
 /// Virtio headers, and headers of packets that had to be cut for an overlay without offloads.
 const INGRESS_HEADERS: usize = 1 << 18;
+/// Full messages that go at once: enough to share a call, few enough to be still in the cache.
+const FULL_BATCH: usize = 4;
 /// Sends handed over in one call.
 const BATCH: usize = 128;
 /// Packets start on a cache line.
@@ -156,6 +158,8 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
                 );
             }
             self.write_runs();
+            // The pod's TCP answers within the write: look for its ACKs before asking the waiter.
+            self.overlay_ready |= self.ingress.received.iter().any(|one| one.segment_size > 0);
         }
         worked
     }
@@ -213,7 +217,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
                 }
                 Verdict::Drop(reason) => self.counters.egress.drop(reason, 1),
             }
-            if !self.egress.outbox.full().is_empty() {
+            if self.egress.outbox.full().len() >= FULL_BATCH {
                 send(&mut self.underlay, &mut self.egress, Send::Full, &mut self.counters);
             }
         }
@@ -318,6 +322,8 @@ fn send<U: Underlay>(underlay: &mut U, buffers: &mut EgressBuffers, which: Send,
             });
             spans.extend_from_slice(message.spans());
         }
+        // Sends of one source port share a call. A flow has one port, so its order stands.
+        batch.sort_unstable_by_key(|transmit| (transmit.lane, transmit.first_span));
         let outcome = underlay.transmit(arena, spans, batch);
         counters.egress.delivered += u64::from(outcome.sent);
         counters.egress.drop(DropReason::UnderlayFull, u64::from(outcome.dropped_full));
