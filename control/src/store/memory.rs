@@ -80,8 +80,8 @@ impl Memory {
         rows::understand(self.shared.step(|contents| contents.purge(unix_now()))).leases
     }
 
-    pub(super) fn remove(&self, key: &SubnetKey) -> bool {
-        self.shared.step(|contents| contents.delete(&key.to_string()))
+    pub(super) fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+        self.shared.step(|contents| rows::remove(contents, key, unix_now()))
     }
 
     pub(super) fn watch(&self) -> Watch {
@@ -140,12 +140,6 @@ impl Contents {
         self.revision += 1;
         self.rows.insert(row.key.clone(), row);
     }
-
-    fn delete(&mut self, key: &str) -> bool {
-        let removed = self.rows.remove(key).is_some();
-        self.revision += u64::from(removed);
-        removed
-    }
 }
 
 impl Table for Contents {
@@ -159,7 +153,7 @@ impl Table for Contents {
     }
 
     fn remove(&mut self, key: &str) -> Result<(), StoreError> {
-        self.delete(key);
+        self.revision += u64::from(self.rows.remove(key).is_some());
         Ok(())
     }
 }

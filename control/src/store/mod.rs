@@ -103,7 +103,7 @@ impl Store {
     pub async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
         match self {
             Store::Sqlite(store) => store.remove(key).await,
-            Store::Memory(store) => Ok(store.remove(key)),
+            Store::Memory(store) => store.remove(key),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What stored rows mean, and the two steps that change them. A store supplies the rows and makes each
+//! What stored rows mean, and the steps that change them. A store supplies the rows and makes each
 //! step indivisible.
 
 use std::collections::BTreeSet;
@@ -110,6 +110,16 @@ pub(super) fn renew(
         table.put(row_of(&renewed))?;
     }
     Ok(renewed)
+}
+
+/// Removes what is stored under `key`, readable or not; whether there was anything that is not void.
+pub(super) fn remove(table: &mut impl Table, key: &SubnetKey, now: u64) -> Result<bool, StoreError> {
+    let key = key.to_string();
+    let stored = table.live(now)?.iter().any(|row| row.key == key);
+    if stored {
+        table.remove(&key)?;
+    }
+    Ok(stored)
 }
 
 fn row_of(lease: &Lease) -> Row {

@@ -8,9 +8,11 @@
 //!
 //! Triggers count a revision, so a change made by hand with the `sqlite3` program is seen like any other.
 
+use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
@@ -25,6 +27,9 @@ use super::rows::{self, Row, Table};
 use super::watch::{Look, Source};
 use super::{LEASE_TTL, StoreError, Watch, Wish, unix_now};
 
+/// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
+const MAGIC: &[u8] = b"SQLite format 3\0";
+const HEADER_LEN: u64 = 100;
 /// "lode": marks the file as ours (the sqlite header's application id).
 const APPLICATION_ID: i64 = 0x6c6f_6465;
 /// Newest schema this code knows (the sqlite header's user version).
@@ -151,11 +156,8 @@ impl Sqlite {
     }
 
     pub(super) async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
-        let key = key.to_string();
-        self.step("remove a lease", move |step| {
-            step.run(|sql| sql.execute("DELETE FROM leases WHERE key = ?1", [&key])).map(|count| count > 0)
-        })
-        .await
+        let key = *key;
+        self.step("remove a lease", move |step| rows::remove(step, &key, unix_now())).await
     }
 
     pub(super) async fn watch(&self) -> Result<Watch, StoreError> {
@@ -245,21 +247,31 @@ struct Database {
     path: PathBuf,
     lock_wait: Duration,
     connection: Connection,
-    /// Device and inode: another file under the same name is another store.
-    identity: (u64, u64),
+    /// After the connection, so that it is given back only when that is closed.
+    claim: Claim,
 }
+
+/// Device and inode: another file under the same name is another store.
+type Identity = (u64, u64);
+
+/// Files that this process has connections to, with their number. To close any descriptor of such a
+/// file would drop the locks of them all (fcntl_locking(2)), and sqlite knows only of its own.
+static OPEN: Mutex<BTreeMap<Identity, usize>> = Mutex::new(BTreeMap::new());
+
+/// One connection's entry in [`OPEN`].
+struct Claim(Identity);
 
 impl Database {
     fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, StoreError> {
         const TRIED: &str = "open it";
-        let identity = prepare_file(&path)?;
+        let claim = Claim::on(&path)?;
         let failed = |error| explain(&path, lock_wait, TRIED, error);
         let connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(lock_wait).map_err(failed)?;
         write_ahead(&connection, lock_wait).map_err(failed)?;
         // A commit then needs no flush. What a power cut may take is the last renewals, of all daemons alike.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-        let mut database = Database { path, lock_wait, connection, identity };
+        let mut database = Database { path, lock_wait, connection, claim };
         database.transact(TRIED, |step| step.settle_schema())?;
         Ok(database)
     }
@@ -271,7 +283,7 @@ impl Database {
         step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match std::fs::metadata(&self.path) {
-            Ok(file) if (file.dev(), file.ino()) == self.identity => {}
+            Ok(file) if (file.dev(), file.ino()) == self.claim.0 => {}
             // What we have open then has no name: a write to it would reach nobody.
             Ok(_) => return Err(StoreError::Removed { path: self.path.clone() }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -300,10 +312,36 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.claim.0);
         if !named {
             // The last connection to close removes the log by name, which by now may be another file's.
             let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+    }
+}
+
+impl Claim {
+    /// Creates and inspects the file, unless it is open already.
+    fn on(path: &Path) -> Result<Claim, StoreError> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let identity = match known.filter(|identity| open.contains_key(identity)) {
+            Some(identity) => identity,
+            None => prepare_file(path)?,
+        };
+        *open.entry(identity).or_default() += 1;
+        Ok(Claim(identity))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.0);
+            }
         }
     }
 }
@@ -344,7 +382,7 @@ impl Step<'_> {
         let verdict: String = self.run(|sql| sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
         if verdict != "ok" {
             let path = self.path.to_owned();
-            return Err(StoreError::Corrupt { path, tried: self.tried, answer: verdict });
+            return Err(StoreError::Corrupt { path, tried: self.tried, answer: one_line(&verdict) });
         }
         Ok(())
     }
@@ -391,9 +429,10 @@ impl Table for Step<'_> {
     }
 }
 
-/// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key.
-/// Device and inode.
-fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
+/// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key. Refuses
+/// what does not begin as a database does, for sqlite writes over a short file of another kind. Returns
+/// device and inode.
+fn prepare_file(path: &Path) -> Result<Identity, StoreError> {
     const TRIED: &str = "open it";
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -402,11 +441,20 @@ fn prepare_file(path: &Path) -> Result<(u64, u64), StoreError> {
     if !directory.exists() {
         return Err(StoreError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
     }
-    let file = std::fs::OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path);
-    let metadata = file.and_then(|file| file.metadata()).map_err(|error| explain_io(path, TRIED, &error))?;
+    let failed = |error| explain_io(path, TRIED, &error);
+    let refused = |answer: &str| {
+        Err(StoreError::NotADatabase { path: path.to_owned(), tried: TRIED, answer: answer.to_owned() })
+    };
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).create(true).mode(0o600).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        let answer = "it is not a regular file".to_owned();
-        return Err(StoreError::NotADatabase { path: path.to_owned(), tried: TRIED, answer });
+        return refused("it is not a regular file");
+    }
+    let mut head = Vec::new();
+    file.take(HEADER_LEN).read_to_end(&mut head).map_err(failed)?;
+    if !head.is_empty() && (head.len() < HEADER_LEN as usize || !head.starts_with(MAGIC)) {
+        return refused("it does not begin with a database header");
     }
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -455,7 +503,7 @@ fn is_lock(error: &rusqlite::Error) -> bool {
 
 fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
-    let answer = error.to_string();
+    let answer = one_line(&error.to_string());
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             StoreError::Locked { path, tried, waited: lock_wait.as_secs() }
@@ -470,6 +518,11 @@ fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlit
         Some(ErrorCode::Unknown) | None => StoreError::Corrupt { path, tried, answer },
         Some(_) => StoreError::System { path, tried, answer },
     }
+}
+
+/// Sqlite describes damage in several lines.
+fn one_line(answer: &str) -> String {
+    answer.replace('\n', " ")
 }
 
 fn explain_io(path: &Path, tried: &'static str, error: &std::io::Error) -> StoreError {
