@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -90,9 +92,12 @@ impl Namespace {
             .ok_or_else(|| Error::new(format!("find device {name} in {}", self.name()), "no answer"))
     }
 
-    /// Makes a bridge and sets it up. Spanning tree is off, the kernel's default.
+    /// Makes a bridge and sets it up. It floods multicast, as a plain switch does; spanning tree is off,
+    /// the kernel's default.
     pub fn add_bridge(&self, name: &str) -> Result<(), Error> {
-        let message = LinkBridge::new(name).up().build();
+        // Snooping without a querier may starve IPv6 neighbour discovery.
+        let flood = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(0)]);
+        let message = LinkBridge::new(name).set_info_data(flood).up().build();
         self.request(format!("make bridge {name} in {}", self.name()), |handle| async move {
             handle.link().add(message).execute().await
         })

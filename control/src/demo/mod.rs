@@ -17,12 +17,12 @@ mod stage;
 mod trial;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use clap::Args;
 
 use interrupt::{Interrupt, Interrupted};
@@ -134,9 +134,11 @@ fn perform(options: &Options, own_user_namespace: bool, interrupt: &Interrupt) -
 /// Without this device no daemon can start: better one line now than one from each host.
 fn check_tun() -> anyhow::Result<()> {
     let path = "/dev/net/tun";
-    File::options().read(true).write(true).open(path).map(drop).with_context(|| {
-        format!(
-            "cannot open {path}: `modprobe tun` if it is missing, `chmod 0666 {path}` or root if it is refused"
-        )
+    File::options().read(true).write(true).open(path).map(drop).map_err(|error| {
+        let next = match error.kind() {
+            ErrorKind::PermissionDenied => "run as root, or let users have it: chmod 0666 /dev/net/tun",
+            _ => "load the driver: modprobe tun",
+        };
+        anyhow!("open {path}: {error}; {next}")
     })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::Serialize;
@@ -123,7 +123,7 @@ impl Report {
 impl Display for Report {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        table.load_preset(UTF8_HORIZONTAL_ONLY);
+        table.load_preset(UTF8_FULL_CONDENSED);
         let backend = format!("{:?}", self.backend).to_lowercase();
         table.set_header([format!("loden demo: {} hosts, {backend}", self.hosts.len()), "result".to_owned()]);
         for host in &self.hosts {
