@@ -12,7 +12,7 @@ use crate::inner::{Inner, TCP};
 use crate::offload::checksum::{self, State};
 use crate::offload::coalesce::{Coalescer, SEGMENTS_MAX};
 use crate::offload::segment::SuperPacket;
-use crate::space::bytes_mut;
+use crate::space::{bytes, bytes_mut};
 use crate::verdict::{DropReason, Verdict};
 
 /// What the underlay received with one call: a datagram, or several that the kernel joined.
@@ -39,38 +39,34 @@ pub fn ingress(
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
-    let size = if datagrams.segment_size == 0 { datagrams.len } else { u32::from(datagrams.segment_size) };
-    let end = datagrams.at + datagrams.len;
-    let (mut at, mut left) = (datagrams.at, 2 * SEGMENTS_MAX);
+    let Datagrams { mut at, len, segment_size: split, ecn } = datagrams;
+    let end = at + len;
+    let size = if split == 0 { len } else { u32::from(split) };
+    let unsplit = size < len && is_unsplit(bytes(arena, &(at..end)), fib, size);
+    // A refused super-packet is refused whole: a pod's payload is never read as datagrams.
+    let size = if unsplit { len } else { size };
     // An empty datagram is still one datagram.
-    loop {
-        if left == 0 {
-            counters.drop(DropReason::TooManySegments, 1);
-            return;
-        }
-        left -= 1;
-        let whole = (at == datagrams.at).then_some(end - at);
-        let piece =
-            Piece { at, len: size.min(end - at), whole, split: datagrams.segment_size, ecn: datagrams.ecn };
+    for _ in 0..2 * SEGMENTS_MAX {
+        let piece = Piece { at, len: size.min(end - at), unsplit, split, ecn };
         counters.packets += 1;
-        let (verdict, taken) = strip(arena, piece, fib, mtu, coalescer, counters);
-        match verdict {
+        match strip(arena, piece, fib, mtu, coalescer, counters) {
             Verdict::Drop(reason) => counters.drop(reason, 1),
             _ => counters.segments += 1,
         }
-        at += taken;
+        at += piece.len;
         if at >= end {
             return;
         }
     }
+    counters.drop(DropReason::TooManySegments, 1);
 }
 
 #[derive(Clone, Copy)]
 struct Piece {
     at: u32,
     len: u32,
-    /// For the first piece: the bytes from here to the end of everything received.
-    whole: Option<u32>,
+    /// A super-packet that nobody has cut, longer than what the kernel said of the size of the pieces.
+    unsplit: bool,
     /// What the kernel said of the size of the pieces; 0 for nothing.
     split: u16,
     ecn: u8,
@@ -84,13 +80,13 @@ fn strip(
     mtu: u16,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
-) -> (Verdict, u32) {
+) -> Verdict {
     match check(arena, &piece, fib, mtu, counters) {
         Ok(found) => {
             coalescer.push(arena, found.at, found.inner, found.checksum, found.split);
-            (Verdict::ToOverlay, found.taken)
+            Verdict::ToOverlay
         }
-        Err(reason) => (Verdict::Drop(reason), piece.len.max(1)),
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -99,7 +95,6 @@ struct Found {
     inner: Inner,
     checksum: State,
     split: Option<u16>,
-    taken: u32,
 }
 
 #[inline]
@@ -110,16 +105,8 @@ fn check(
     mtu: u16,
     counters: &mut Direction,
 ) -> Result<Found, DropReason> {
-    let mut datagram = bytes_mut(arena, &(piece.at..piece.at + piece.len));
+    let datagram = bytes_mut(arena, &(piece.at..piece.at + piece.len));
     let stripped = fib.format().strip(datagram)?;
-    let mut taken = piece.len;
-    if let Some(whole) = piece.whole.filter(|whole| *whole > piece.len)
-        && is_unsplit(datagram.get(stripped.offset..).unwrap_or_default(), stripped.offset, piece.len, whole)
-    {
-        taken = whole;
-        datagram = bytes_mut(arena, &(piece.at..piece.at + whole));
-    }
-    let unsplit = taken > piece.len;
     let packet = datagram.get_mut(stripped.offset..).ok_or(DropReason::Truncated)?;
     let mut inner = Inner::parse(packet)?;
     if stripped.v6.is_some_and(|v6| v6 != inner.v6) {
@@ -137,22 +124,24 @@ fn check(
     counters.bytes += inner.len as u64;
     // A segment size from the kernel proves a non-zero outer checksum that it has verified: a datagram
     // without one is never joined (net/ipv4/udp_offload.c, udp_gro_receive).
-    let vouched = piece.split != 0 && !unsplit;
+    let vouched = piece.split != 0 && !piece.unsplit;
     let checksum = checksum::judge(&inner, packet, vouched, &mut counters.summed_bytes)?;
     let at = piece.at + stripped.offset as u32;
-    let split = if unsplit {
+    let split = if piece.unsplit {
         SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
     } else {
         super_size(&inner, packet, at, mtu, checksum)
     };
-    Ok(Found { at, inner, checksum, split, taken })
+    Ok(Found { at, inner, checksum, split })
 }
 
 /// A kernel vxlan peer on a veth hands over a UDP super-packet uncut, as one datagram, together with the
 /// segment size of the inner packet. Its inner IP length, then, covers everything received, where a real
-/// train of datagrams repeats its headers after `piece` bytes.
+/// train of datagrams repeats its headers after `piece` bytes. Segments may be shorter than the headers.
 #[inline]
-fn is_unsplit(packet: &[u8], offset: usize, piece: u32, whole: u32) -> bool {
+fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
+    let Ok(stripped) = fib.format().strip(received) else { return false };
+    let packet = received.get(stripped.offset..).unwrap_or_default();
     let len = match packet.first().map(|byte| byte >> 4) {
         Some(4) => packet.get(2..4).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]]))),
         Some(6) => {
@@ -160,7 +149,7 @@ fn is_unsplit(packet: &[u8], offset: usize, piece: u32, whole: u32) -> bool {
         }
         _ => None,
     };
-    len.is_some_and(|len| offset + len > piece as usize && offset + len <= whole as usize)
+    len.is_some_and(|len| stripped.offset + len > piece as usize && stripped.offset + len <= received.len())
 }
 
 /// A TCP super-packet from a kernel vxlan peer on a veth: larger than any packet of this overlay, checksum

@@ -84,13 +84,13 @@ impl Coalescer {
     pub fn push(&mut self, arena: &[u8], at: u32, inner: Inner, checksum: State, split_size: Option<u16>) {
         let packet = bytes(arena, &(at..at + inner.len as u32));
         let Some(shape) = Shape::of(&inner, packet, checksum, split_size, self.joins) else {
-            if inner.fragment {
-                self.close_pair(&inner);
-            }
+            self.close(&inner);
             return self.open(at, inner, checksum, Shape::alone(inner.len), FREE as usize);
         };
         let slot = inner.flow_hash() as usize % SLOTS;
-        if let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot]))
+        // A super-packet holds several segments already: it is never one of another run.
+        if split_size.is_none()
+            && let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot]))
             && run.same_flow(&inner)
             && run.open
             && run.follows(arena, &inner, packet, &shape)
@@ -128,21 +128,25 @@ impl Coalescer {
         arena: &mut [u8],
         mut write: impl FnMut(&[u8], &[Range<u32>]),
     ) -> Option<usize> {
-        let run = self.runs[..self.live].get(index).filter(|run| run.is_super())?;
+        let run = self.runs[..self.live].get_mut(index).filter(|run| run.is_super())?;
         let packet = SuperPacket {
             inner: Inner { len: run.len, ..run.inner },
             at: run.at,
             header_len: run.header_len,
             segment_size: run.segment_size,
         };
-        let first = run.spans.get(1)?;
-        let mut payload = run.spans[1..].to_vec();
-        payload[0] = first.start + run.header_len as u32..first.end;
-        Some(packet.cut(arena, &payload, virtio::HEADER_LEN, &mut self.space, |arena, header, piece| {
-            let plain = header.start..header.start + virtio::HEADER_LEN as u32;
-            bytes_mut(arena, &plain).fill(0);
-            write(arena, &[header, piece]);
-        }))
+        // What was the virtio header and the first packet becomes the first payload.
+        let first = run.spans.get(1)?.clone();
+        let mut payload = std::mem::take(&mut run.spans);
+        payload[1] = first.start + run.header_len as u32..first.end;
+        let summed =
+            packet.cut(arena, &payload[1..], virtio::HEADER_LEN, &mut self.space, |arena, header, piece| {
+                let plain = header.start..header.start + virtio::HEADER_LEN as u32;
+                bytes_mut(arena, &plain).fill(0);
+                write(arena, &[header, piece]);
+            });
+        run.spans = payload;
+        Some(summed)
     }
 
     /// Forgets all runs and gives their headers back.
@@ -161,12 +165,17 @@ impl Coalescer {
         self.live += 1;
     }
 
-    /// A fragment belongs to some flow between its two addresses: nothing later may overtake it.
-    fn close_pair(&mut self, inner: &Inner) {
-        for run in &mut self.runs[..self.live] {
-            if run.inner.src == inner.src && run.inner.dst == inner.dst {
-                run.open = false;
-            }
+    /// Nothing later may overtake a packet that joins no run. A fragment belongs to some flow between its two
+    /// addresses, any other packet to a flow that has at most one open run.
+    fn close(&mut self, inner: &Inner) {
+        if inner.fragment {
+            let pair = |run: &&mut Run| run.inner.src == inner.src && run.inner.dst == inner.dst;
+            self.runs[..self.live].iter_mut().filter(pair).for_each(|run| run.open = false);
+            return;
+        }
+        let slot = inner.flow_hash() as usize % SLOTS;
+        if let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot])) {
+            run.open &= !run.same_flow(inner);
         }
     }
 }
@@ -196,7 +205,12 @@ impl Shape {
         split_size: Option<u16>,
         joins: Joins,
     ) -> Option<Shape> {
-        let plain_header = inner.transport == if inner.v6 { ipv6::HEADER_LEN } else { ipv4::MIN_HEADER_LEN };
+        // No options, no extension headers, and not the reserved bit of RFC 791 section 3.1.
+        let plain_header = if inner.v6 {
+            inner.transport == ipv6::HEADER_LEN
+        } else {
+            inner.transport == ipv4::MIN_HEADER_LEN && packet.get(6).is_some_and(|byte| byte & 0x80 == 0)
+        };
         if inner.fragment || checksum == State::Absent || (!plain_header && split_size.is_none()) {
             return None;
         }

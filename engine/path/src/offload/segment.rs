@@ -15,8 +15,9 @@ use crate::verdict::DropReason;
 
 /// The longest run of inner headers that is repeated in front of each segment.
 pub const HEADERS_MAX: usize = 192;
-/// Linux never announces a smaller segment: TCP_MIN_GSO_SIZE is 8 (include/net/tcp.h, TCP_MIN_SND_MSS 48).
-pub const SEGMENT_MIN: u16 = 8;
+/// Linux never makes smaller TCP segments: TCP_MIN_GSO_SIZE, which is TCP_MIN_SND_MSS less the options
+/// (include/net/tcp.h). UDP_SEGMENT has no such limit.
+pub const TCP_SEGMENT_MIN: u16 = 8;
 
 /// A super-packet, checked and ready to be cut.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,8 @@ impl SuperPacket {
     /// Checks that the packet can be cut into segments of this size. `bytes` starts with its IP header.
     #[inline]
     pub fn check(inner: Inner, bytes: &[u8], at: u32, segment_size: u16) -> Result<SuperPacket, DropReason> {
-        if inner.fragment || segment_size < SEGMENT_MIN {
+        let least = if inner.protocol == TCP { TCP_SEGMENT_MIN } else { 1 };
+        if inner.fragment || segment_size < least {
             return Err(DropReason::BadOffload);
         }
         let transport = bytes.get(inner.transport..inner.len).ok_or(DropReason::BadOffload)?;
