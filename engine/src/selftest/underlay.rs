@@ -73,7 +73,7 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
     if outcome.sent != spans.len() as u32 {
         return Err(format!("the loopback device took {} of {} datagrams", outcome.sent, spans.len()));
     }
-    if segment && sender.counters().downgrades > 0 {
+    if segment && sender.counters().resent > 0 {
         return Ok(Some(Vec::new()));
     }
     receive(&mut receiver, spans.len()).map(Some)

@@ -18,6 +18,11 @@ const MAX_MESSAGES: usize = 64;
 /// Vectors one call may carry, and so the spans of one transmit: UIO_MAXIOV (linux/uio.h).
 const MAX_VECTORS: usize = 1024;
 
+/// Joined sends refused in a row before UDP_SEGMENT is given up. One refusal may be of one route: before
+/// Linux 6.14 a datagram above the route's MTU is answered by EINVAL (net/ipv4/udp.c, udp_send_skb), and
+/// other peers need not suffer for it.
+const REFUSALS_MAX: u32 = 8;
+
 /// Scratch for sending, made once.
 pub(super) struct Sender {
     messages: Box<[libc::mmsghdr]>,
@@ -26,6 +31,7 @@ pub(super) struct Sender {
     controls: Box<[Control]>,
     staged: Box<[Staged]>,
     segment: bool,
+    refusals: u32,
     mmsg: bool,
     ipv6: bool,
 }
@@ -95,6 +101,7 @@ impl Sender {
             controls: vec![Control::empty(); MAX_MESSAGES].into(),
             staged: vec![Staged::default(); MAX_MESSAGES].into(),
             segment,
+            refusals: 0,
             mmsg,
             ipv6,
         }
@@ -269,6 +276,9 @@ impl Sender {
             let error = match answer {
                 Ok(sent) => {
                     for staged in &self.staged[base..base + sent] {
+                        if staged.joined {
+                            self.refusals = 0;
+                        }
                         counters.writes += 1;
                         counters.write_datagrams += u64::from(staged.datagrams);
                         counters.write_bytes += u64::from(staged.bytes);
@@ -303,8 +313,11 @@ impl Sender {
                 // EIO: the route's device cannot finish checksums (net/ipv4/udp.c udp_send_skb). EINVAL:
                 // a kernel or device that takes the option and not the packet.
                 libc::EIO | libc::EINVAL if failed.joined => {
-                    self.segment = false;
-                    counters.downgrades += 1;
+                    self.refusals += 1;
+                    if self.refusals == REFUSALS_MAX {
+                        self.segment = false;
+                        counters.downgrades += 1;
+                    }
                     counters.resent += u64::from(failed.datagrams);
                     return Flushed::Plainly(failed.transmit);
                 }
