@@ -1,6 +1,7 @@
 //! The command line: `run`, `report`, `list`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -39,7 +40,7 @@ pub struct RunOptions {
     pub subjects: Vec<Subject>,
     /// Loads, in this order.
     #[arg(long, value_name = "LIST", value_delimiter = ',',
-          default_values = ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt"])]
+          default_values = ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart"])]
     pub loads: Vec<Load>,
     /// Rounds per testbed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -47,6 +48,9 @@ pub struct RunOptions {
     /// Seconds per load.
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
     pub seconds: f64,
+    /// Wait up to so many seconds before each round for an idle machine; go on with a note if it is not.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = patience)]
+    pub settle: f64,
     /// Subject the others are compared to; the first one measured if this one is not.
     #[arg(long, value_name = "SUBJECT", default_value = "kernel:vxlan")]
     pub baseline: Subject,
@@ -85,6 +89,7 @@ impl RunOptions {
             loads: once(&self.loads),
             rounds: self.rounds,
             seconds: self.seconds,
+            settle: Duration::from_secs_f64(self.settle),
         }
     }
 
@@ -114,8 +119,17 @@ fn describe<T: ValueEnum>() -> Vec<String> {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
+    within(text, 0.1)
+}
+
+fn patience(text: &str) -> Result<f64, String> {
+    within(text, 0.0)
+}
+
+/// A number of seconds from `least` to an hour.
+fn within(text: &str, least: f64) -> Result<f64, String> {
     let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
-    if (0.1..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0.1 to 3600 seconds".to_owned()) }
+    if (least..=3600.0).contains(&seconds) { Ok(seconds) } else { Err(format!("{least} to 3600 seconds")) }
 }
 
 fn once<T: Copy + PartialEq>(given: &[T]) -> Vec<T> {
@@ -151,7 +165,7 @@ mod tests {
         let options = run_options(&[]);
         assert_eq!((options.rounds, options.seconds), (5, 3.0));
         let plan = options.plan();
-        assert_eq!(plan.samples(), 2 * 5 * 4 * 5);
+        assert_eq!(plan.samples(), 2 * 5 * 4 * 6);
         assert_eq!(options.baseline(), Subject::KernelVxlan);
     }
 
@@ -175,9 +189,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for arguments in
-            [["--seconds", "0"], ["--seconds", "nan"], ["--rounds", "0"], ["--subjects", "loden"]]
-        {
+        for arguments in [
+            ["--seconds", "0"],
+            ["--seconds", "nan"],
+            ["--rounds", "0"],
+            ["--settle", "-1"],
+            ["--subjects", "loden"],
+        ] {
             assert!(
                 Cli::try_parse_from(["loden-bench", "run"].iter().chain(&arguments)).is_err(),
                 "{arguments:?}"

@@ -13,6 +13,7 @@
 //! It starts the programs it measures and links none of them. `report` and `raw` need neither root nor
 //! Linux features, so old results can be shown anywhere.
 
+pub mod affinity;
 pub mod cli;
 pub mod ethtool;
 pub mod host;

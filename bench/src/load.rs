@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Namespace, Process};
 use serde_json::Value;
 
+use crate::affinity;
 use crate::interrupt::Interrupted;
 use crate::scenario::Load;
 use crate::subject::{Context, Standing};
@@ -33,6 +35,9 @@ const SMALL: usize = 64;
 /// Port of the server in pod B.
 const PORT: u16 = 5299;
 
+/// Port of the server that is bound to one CPU.
+const PORT_APART: u16 = 5300;
+
 /// The answering side in pod B. Dropping it ends it.
 pub struct Server {
     process: Process,
@@ -53,14 +58,7 @@ pub struct Measured {
 impl Server {
     /// Starts the server in pod B and waits until a short load from pod A gets through.
     pub fn start(standing: &Standing, context: &Context) -> Result<Self> {
-        let (namespace, address) = standing.server()?;
-        let listen = SocketAddr::new(address, PORT);
-        let mut command = Command::new(&context.loden);
-        command.args(["load", "server", "--listen", &listen.to_string()]).stdout(Stdio::null());
-        let process = Process::spawn(namespace, &mut command)?;
-        let mut server = Server { process, address: listen };
-        server.await_path(standing, context)?;
-        Ok(server)
+        Self::start_on(None, PORT, standing, context)
     }
 
     /// Runs one load from pod A for `seconds`.
@@ -71,10 +69,37 @@ impl Server {
         standing: &Standing,
         context: &Context,
     ) -> Result<Measured> {
+        if load == Load::RoundTripApart {
+            let [here, there] = affinity::two()?.context("pods on different CPUs need two CPUs")?;
+            let mut apart = Self::start_on(Some(there), PORT_APART, standing, context)?;
+            return apart.measure_from(Some(here), load, seconds, standing, context);
+        }
+        self.measure_from(None, load, seconds, standing, context)
+    }
+
+    fn start_on(cpu: Option<usize>, port: u16, standing: &Standing, context: &Context) -> Result<Self> {
+        let (namespace, address) = standing.server()?;
+        let address = SocketAddr::new(address, port);
         let mut command = Command::new(&context.loden);
-        command.args(arguments(load, self.address, seconds));
-        let patience = Duration::from_secs_f64(seconds) + PATIENCE;
-        let text = run(standing.client(), &mut command, patience, context)?;
+        command.args(["load", "server", "--listen", &address.to_string()]).stdout(Stdio::null());
+        let process = spawn(namespace, &mut command, cpu)?;
+        let mut server = Server { process, address };
+        server.await_path(standing, context)?;
+        Ok(server)
+    }
+
+    fn measure_from(
+        &mut self,
+        cpu: Option<usize>,
+        load: Load,
+        seconds: f64,
+        standing: &Standing,
+        context: &Context,
+    ) -> Result<Measured> {
+        let mut command = Command::new(&context.loden);
+        command.args(arguments(load, self.address, seconds)).stdout(Stdio::piped());
+        let process = spawn(standing.client(), &mut command, cpu)?;
+        let text = finish(process, Duration::from_secs_f64(seconds) + PATIENCE, context)?;
         if let Some(status) = self.process.try_wait()? {
             bail!("the load server ended, {status}: {}", self.process.stderr_tail());
         }
@@ -84,7 +109,7 @@ impl Server {
     fn await_path(&mut self, standing: &Standing, context: &Context) -> Result<()> {
         let deadline = Instant::now() + READY;
         loop {
-            match self.measure(Load::RoundTrip, FIRST_SECONDS, standing, context) {
+            match self.measure_from(None, Load::RoundTrip, FIRST_SECONDS, standing, context) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is::<Interrupted>() || Instant::now() > deadline => {
                     return Err(error.context("no packet came from pod to pod and back"));
@@ -95,15 +120,20 @@ impl Server {
     }
 }
 
-/// Runs `command` to its end and returns what it printed. An interruption ends it early.
-fn run(
-    namespace: &Namespace,
-    command: &mut Command,
-    patience: Duration,
-    context: &Context,
-) -> Result<String> {
+/// Starts `command` in `namespace`, bound to `cpu` if one is given. A child keeps the affinity of the
+/// thread that made it, so that thread binds itself first and ends afterwards.
+fn spawn(namespace: &Namespace, command: &mut Command, cpu: Option<usize>) -> Result<Process> {
+    let Some(cpu) = cpu else { return Ok(Process::spawn(namespace, command)?) };
+    let start = || -> Result<Process> {
+        affinity::bind(cpu)?;
+        Ok(Process::spawn(namespace, command)?)
+    };
+    thread::scope(|scope| scope.spawn(start).join().unwrap_or_else(|panic| resume_unwind(panic)))
+}
+
+/// Waits for the end of a load and returns what it printed. An interruption ends it early.
+fn finish(mut process: Process, patience: Duration, context: &Context) -> Result<String> {
     let deadline = Instant::now() + patience;
-    let mut process = Process::spawn(namespace, command.stdout(Stdio::piped()))?;
     // Its answer is far below what a pipe holds, so it can be read at the end.
     let mut stdout = process.child().and_then(|child| child.stdout.take()).context("no pipe to the load")?;
     let status = loop {
@@ -126,7 +156,7 @@ fn arguments(load: Load, server: SocketAddr, seconds: f64) -> Vec<String> {
         Load::Tcp4 => ("tcp", &[("--streams", 4)]),
         Load::Udp64Flows1 => ("udp", &[("--size", SMALL), ("--flows", 1)]),
         Load::Udp64Flows64 => ("udp", &[("--size", SMALL), ("--flows", 64)]),
-        Load::RoundTrip => ("rtt", &[("--size", SMALL)]),
+        Load::RoundTrip | Load::RoundTripApart => ("rtt", &[("--size", SMALL)]),
     };
     let mut arguments = vec!["load".to_owned(), mode.to_owned(), server.to_string()];
     arguments.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()]));

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
@@ -18,7 +18,7 @@ use crate::raw::{Failure, Raw, Sample};
 use crate::scenario::{Load, Subject, Testbed, name_of};
 use crate::subject::{Context, Standing};
 
-/// How long the machine is watched before a round, and the share of it that may be busy unnoticed.
+/// How long the machine is watched at a time before a round, and the share of it that may be busy unnoticed.
 const IDLE_WATCH: Duration = Duration::from_millis(500);
 const IDLE_LIMIT: f64 = 0.05;
 
@@ -42,6 +42,8 @@ pub struct Plan {
     pub rounds: u32,
     /// Seconds per load.
     pub seconds: f64,
+    /// How long to wait for an idle machine before each round.
+    pub settle: Duration,
 }
 
 /// Told about every step, for a progress line.
@@ -92,7 +94,7 @@ impl Turn<'_> {
     fn run(&self, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<()> {
         let mut contenders = self.start(raw, watcher)?;
         watcher.begins(&format!("{} round {}: idle machine", name_of(self.testbed), self.round));
-        if let Some(note) = self.watch_idle()? {
+        if let Some(note) = self.settle()? {
             raw.notes.push(note);
         }
         for load in &self.plan.loads {
@@ -129,18 +131,24 @@ impl Turn<'_> {
         Ok(contenders)
     }
 
-    /// A note if the machine is busy although nothing is asked of it: noise from outside, or a subject
-    /// that spins and so takes CPU from the others.
-    fn watch_idle(&self) -> Result<Option<String>> {
-        let before = cpu::observe()?;
-        thread::sleep(IDLE_WATCH);
-        let seconds = cpu::observe()?.seconds_since(&before, cpu::ticks_per_second());
-        let get = |kind: &str| seconds.get(kind).copied().unwrap_or(0.0);
-        let busy = get("busy") / (get("busy") + get("idle") + get("iowait")).max(f64::MIN_POSITIVE);
-        let (testbed, round) = (name_of(self.testbed), self.round);
-        Ok((busy > IDLE_LIMIT).then(|| {
-            format!("{testbed} round {round}: {:.0} % of the machine was busy before the loads", busy * 100.0)
-        }))
+    /// Waits for an idle machine; a note if it stays busy although nothing is asked of it: noise from
+    /// outside, or a subject that spins and so takes CPU from the others.
+    fn settle(&self) -> Result<Option<String>> {
+        let deadline = Instant::now() + self.plan.settle;
+        loop {
+            self.context.interrupt.check()?;
+            let busy = watch_busy()?;
+            if busy <= IDLE_LIMIT {
+                return Ok(None);
+            }
+            if Instant::now() >= deadline {
+                let (testbed, round, percent) = (name_of(self.testbed), self.round, busy * 100.0);
+                let note = format!(
+                    "{testbed} round {round}: {percent:.0} % of the machine was busy before the loads"
+                );
+                return Ok(Some(note));
+            }
+        }
     }
 
     fn sample(&self, contender: &mut Contender, load: Load) -> Result<Sample> {
@@ -206,6 +214,15 @@ impl Turn<'_> {
         let load = load.map_or("start".to_owned(), name_of);
         format!("{} round {}: {} {load}", name_of(self.testbed), self.round, name_of(subject))
     }
+}
+
+/// The busy share of the machine over a short while.
+fn watch_busy() -> Result<f64> {
+    let before = cpu::observe()?;
+    thread::sleep(IDLE_WATCH);
+    let seconds = cpu::observe()?.seconds_since(&before, cpu::ticks_per_second());
+    let get = |kind: &str| seconds.get(kind).copied().unwrap_or(0.0);
+    Ok(get("busy") / (get("busy") + get("idle") + get("iowait")).max(f64::MIN_POSITIVE))
 }
 
 /// Counters by host as written after `moment`. Before a load the last writing will do: the subject has

@@ -48,9 +48,12 @@ pub enum Load {
     /// 64-byte UDP datagrams over 64 flows; what pod B receives counts.
     #[value(name = "udp64-64")]
     Udp64Flows64,
-    /// UDP request and response, one outstanding, on an otherwise idle machine.
+    /// UDP request and response, one outstanding; the scheduler places both pods.
     #[value(name = "rtt")]
     RoundTrip,
+    /// The same with the pods on different CPUs, as on two machines.
+    #[value(name = "rtt-apart")]
+    RoundTripApart,
 }
 
 /// Which direction of a figure is the good one.
@@ -114,7 +117,7 @@ mod tests {
         let testbeds: Vec<_> = Testbed::value_variants().iter().map(|s| name_of(*s)).collect();
         assert_eq!(testbeds, ["I", "W"]);
         let loads: Vec<_> = Load::value_variants().iter().map(|s| name_of(*s)).collect();
-        assert_eq!(loads, ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt"]);
+        assert_eq!(loads, ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart"]);
     }
 
     #[test]
