@@ -8,8 +8,11 @@ use model::net_config;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use rusqlite::Connection;
+
 use super::super::contract_tests::{Bench, next};
 use super::super::{Event, Store};
+use super::database::{SCHEMA_VERSION, explain_io};
 use super::*;
 
 const ONE: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
