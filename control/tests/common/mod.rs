@@ -1,0 +1,355 @@
+//! What the integration tests share: hosts in namespaces, real daemons on them, and a kernel host that has
+//! no daemon but the entries that flannel would have made.
+
+// Each test binary compiles this module for itself and uses a part of it.
+#![allow(dead_code, unreachable_pub, unused_imports)]
+// clippy.toml allows it in test functions only, not in their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod kernel;
+pub mod packet;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use control::store::Store;
+use io::mask::{self, Feature};
+use lab::{Host, Lab, PodNetwork, Process, Topology, Wiring};
+use model::lease::Lease;
+use nix::sys::signal::Signal;
+
+pub use kernel::KernelNode;
+pub use traffic::{every_size, ping, too_big, unfragmented, verified};
+
+/// IPv4 only.
+pub const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Both families.
+pub const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+
+/// flannel's oldest backend.
+pub const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
+
+/// The datapath's UDP port.
+pub const PORT: u16 = 8472;
+
+/// Nothing here takes longer unless it is broken.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether the test can run. Prints what is missing; in CI that is a failure, so that nothing is skipped
+/// there unseen.
+pub fn ready(programs: &[&str]) -> bool {
+    let mut missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
+    if !lab::userns::privileged() {
+        missing.push("root");
+    }
+    if missing.is_empty() {
+        return true;
+    }
+    let missing = missing.join(", ");
+    assert!(std::env::var_os("CI").is_none(), "this test needs {missing}");
+    eprintln!("skipped: this test needs {missing}");
+    false
+}
+
+/// Where a program is; Debian keeps some where an ordinary user's PATH ends.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    places.map(|place| place.join(program)).find(|file| file.is_file())
+}
+
+/// Looks until `done`, and fails after [`LIMIT`].
+pub fn await_until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < end, "waited too long for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Hosts, a directory for their files, and in it a store that they share.
+pub struct Cluster {
+    pub lab: Lab,
+    pub place: tempfile::TempDir,
+    pub config: String,
+}
+
+impl Cluster {
+    /// Builds hosts on a switch, or two on one veth pair. `name` must be unique among all tests.
+    pub fn build(name: &str, hosts: usize, wiring: Wiring, config: &str) -> Cluster {
+        let topology = Topology { wiring, ..Topology::new(name, hosts) };
+        let lab = Lab::build(&topology).expect("a lab");
+        let place = tempfile::tempdir().expect("a directory");
+        Cluster { lab, place, config: config.to_owned() }
+    }
+
+    pub fn host(&self, number: usize) -> &Host {
+        &self.lab.hosts()[number - 1]
+    }
+
+    /// A path in the cluster's directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.file("leases.db")
+    }
+
+    /// `loden run` for a host, with all it needs.
+    pub fn command(&self, number: usize) -> Command {
+        let host = self.host(number);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command
+            .args(["run", "--iface", host.uplink(), "--net-config-json", &self.config, "--store"])
+            .arg(format!("sqlite:{}", self.store().display()))
+            .arg("--subnet-file")
+            .arg(self.file(&format!("host{number}.env")))
+            .arg("--counters-file")
+            .arg(self.file(&format!("host{number}.json")))
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts `loden run` on a host and waits until it has written its subnet file.
+    pub fn start(&self, number: usize, more: &[&str]) -> Daemon {
+        let mut daemon = self.spawn(number, self.command(number).args(more));
+        daemon.await_ready();
+        daemon
+    }
+
+    /// The same on a kernel that lacks `hidden`.
+    pub fn start_without(&self, number: usize, hidden: &[Feature]) -> Daemon {
+        // The filter stays with the thread that takes it, and with what that thread starts.
+        let masked = || {
+            mask::hide(hidden).expect("a seccomp filter");
+            self.spawn(number, &mut self.command(number))
+        };
+        let mut daemon = thread::scope(|scope| scope.spawn(masked).join()).expect("a masked daemon");
+        daemon.await_ready();
+        daemon
+    }
+
+    /// Starts `command` as the daemon of a host. Its subnet file of an earlier run is moved out of the way,
+    /// so that its reappearance says "ready"; its content comes back first, as the daemon's memory.
+    pub fn spawn(&self, number: usize, command: &mut Command) -> Daemon {
+        let log = self.file(&format!("host{number}.log"));
+        let _ = fs::remove_file(&log);
+        let process =
+            Process::spawn_logged(self.host(number).namespace(), command, &log).expect("a process");
+        Daemon {
+            process,
+            log,
+            subnet_file: self.file(&format!("host{number}.env")),
+            counters_file: self.file(&format!("host{number}.json")),
+        }
+    }
+
+    /// Gives the pod of a host what the host's subnet file says.
+    pub fn connect_pod(&mut self, number: usize) {
+        let text = fs::read_to_string(self.file(&format!("host{number}.env"))).expect("a subnet file");
+        let recorded = model::subnet_env::parse(&text);
+        let network = PodNetwork {
+            ipv4: recorded.subnet(),
+            ipv6: recorded.ipv6_subnet(),
+            mtu: recorded.mtu.expect("an MTU"),
+        };
+        self.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");
+    }
+
+    /// The address of a host's pod in one family.
+    pub fn pod(&self, number: usize, ipv6: bool) -> IpAddr {
+        let addresses = self.host(number).pod_addresses();
+        *addresses.iter().find(|address| address.is_ipv6() == ipv6).expect("a pod address")
+    }
+
+    pub fn leases(&self) -> Vec<Lease> {
+        self.in_store(async |store| store.leases().await.expect("leases"))
+    }
+
+    /// The lease of a host.
+    pub fn lease(&self, number: usize) -> Lease {
+        let public = self.host(number).underlay();
+        let mut leases = self.leases().into_iter();
+        leases.find(|lease| lease.attrs.public_ip == public).expect("a lease")
+    }
+
+    pub fn in_store<R>(&self, work: impl AsyncFnOnce(Store) -> R) -> R {
+        let spec = format!("sqlite:{}", self.store().display());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async { work(Store::open(&spec).await.expect("the store")).await })
+    }
+
+    /// Runs a shell line in a host's namespace; its output without blanks at the ends of lines.
+    pub fn shell(&self, number: usize, line: &str) -> String {
+        let mut command = Command::new("sh");
+        let output = self.host(number).namespace().output(command.args(["-c", line])).expect("sh");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until a daemon's host has routes to this many IPv4 peers.
+    pub fn await_routes(&self, number: usize, peers: usize) {
+        let routes = || self.shell(number, "ip route show dev flannel.1");
+        await_until("the peers' routes", || routes().lines().count() == peers);
+    }
+
+    /// Takes the offloads off a host's uplink that no wire has: super-packets and open checksums end there.
+    pub fn make_wire_like(&self, number: usize) {
+        let host = self.host(number);
+        let features = "tso off gso off gro off tx off rx off tx-udp-segmentation off \
+                        tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
+        let ethtool = find("ethtool").expect("asked for before");
+        let mut command = Command::new(ethtool);
+        command.args(["-K", host.uplink()]).args(features.split_whitespace());
+        let output = host.namespace().output(&mut command).expect("ethtool");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A running `loden run`.
+pub struct Daemon {
+    pub process: Process,
+    pub log: PathBuf,
+    pub subnet_file: PathBuf,
+    pub counters_file: PathBuf,
+}
+
+impl Daemon {
+    /// Waits for the word "ready" in the log.
+    pub fn await_ready(&mut self) {
+        let end = Instant::now() + LIMIT;
+        while !self.said("ready lease=") {
+            let status = self.process.try_wait().expect("wait");
+            assert!(status.is_none(), "loden run ended, {status:?}:\n{}", self.words());
+            assert!(Instant::now() < end, "loden run is not ready:\n{}", self.words());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// All it has said on stderr.
+    pub fn words(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn said(&self, words: &str) -> bool {
+        self.words().contains(words)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("wait").is_none()
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.process.signal(signal).expect("a signal");
+        let status = self.process.wait(LIMIT).expect("wait");
+        status.unwrap_or_else(|| panic!("loden run does not end at {signal}:\n{}", self.words()))
+    }
+
+    /// Waits for it to end on its own.
+    pub fn await_end(&mut self) -> ExitStatus {
+        let status = self.process.wait(LIMIT).expect("wait");
+        status.unwrap_or_else(|| panic!("loden run does not end:\n{}", self.words()))
+    }
+
+    /// The counters as last written; one entry for each tunnel.
+    pub fn counters(&self) -> Vec<Counters> {
+        let text = fs::read_to_string(&self.counters_file).expect("a counters file");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
+    }
+
+    /// Stops it in good order and returns the counters of its whole life.
+    pub fn finish(mut self) -> Vec<Counters> {
+        let status = self.end(Signal::SIGTERM);
+        assert_eq!(status.code(), Some(0), "{}", self.words());
+        self.counters()
+    }
+}
+
+const NO_ROUTE: &str = "egress.drop.no_route";
+
+/// More reports than a device sends in a test.
+const GROUP_REPORTS: u64 = 16;
+
+/// The counters of one tunnel.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    pub device: String,
+    pub syscalls: u64,
+    pub features: BTreeMap<String, bool>,
+    totals: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    fn read(tunnel: &serde_json::Value) -> Counters {
+        Counters {
+            device: tunnel["device"].as_str().expect("a device").to_owned(),
+            syscalls: tunnel["syscalls"].as_u64().expect("syscalls"),
+            features: serde_json::from_value(tunnel["features"].clone()).expect("features"),
+            totals: serde_json::from_value(tunnel["totals"].clone()).expect("totals"),
+        }
+    }
+
+    pub fn get(&self, name: &str) -> u64 {
+        *self.totals.get(name).unwrap_or_else(|| panic!("no counter is called {name}"))
+    }
+
+    /// Every drop counter that is not zero, by direction and reason.
+    pub fn drops(&self) -> BTreeMap<&str, u64> {
+        let drops = self.totals.iter().filter(|(name, count)| name.contains(".drop.") && **count > 0);
+        drops.map(|(name, count)| (name.as_str(), *count)).collect()
+    }
+
+    /// The same, less the reports of multicast groups that the kernel sends into any device that speaks
+    /// IPv6 (RFC 3810): they are for nobody, and a kernel vxlan without a default destination drops them too.
+    pub fn unexplained_drops(&self) -> BTreeMap<&str, u64> {
+        let mut drops = self.drops();
+        if drops.get(NO_ROUTE).is_some_and(|count| *count <= GROUP_REPORTS) {
+            drops.remove(NO_ROUTE);
+        }
+        drops
+    }
+
+    /// Every counter that is not zero, for messages.
+    pub fn nonzero(&self) -> BTreeMap<&str, u64> {
+        self.totals.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (name.as_str(), *count)).collect()
+    }
+}
+
+/// Whether anything of a daemon's is in the namespace of a host: devices and routes, one a line.
+pub fn leftovers(cluster: &Cluster, number: usize) -> String {
+    let lines = "ip -o link | grep flannel; ip route | grep '^10.244'; ip -6 route | grep '^fd00:244'; true";
+    cluster.shell(number, lines)
+}
+
+/// Runs `work` on a thread with a mount namespace of its own, whose mounts nobody else sees.
+pub fn with_private_mounts<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        let nothing: Option<&str> = None;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).expect("private mounts");
+        work()
+    };
+    thread::scope(|scope| {
+        scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Mounts an empty memory filesystem of this size over `place`.
+pub fn mount_tmpfs(place: &Path, size: &str) {
+    use nix::mount::{MsFlags, mount};
+    let options = format!("size={size},mode=0777");
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).expect("a tmpfs");
+}
