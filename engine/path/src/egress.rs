@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use wire::{ipv4, ipv6, virtio};
+use wire::{Malformed, ipv4, ipv6, virtio};
 
 use crate::counters::Direction;
 use crate::fib::{Fib, Peer};
@@ -54,7 +54,10 @@ impl Bound<'_> {
 #[inline]
 pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bound<'f>, Refusal> {
     let packet = bytes_mut(arena, &read);
-    let virtio = virtio::Header::parse(packet).map_err(|_| DropReason::Truncated)?;
+    let virtio = virtio::Header::parse(packet).map_err(|malformed| match malformed {
+        Malformed::Truncated => DropReason::Truncated,
+        _ => DropReason::BadOffload,
+    })?;
     let ip = packet.get_mut(virtio::HEADER_LEN..).ok_or(DropReason::Truncated)?;
     let mut inner = Inner::parse(ip)?;
     let at = read.start + virtio::HEADER_LEN as u32;

@@ -1,0 +1,152 @@
+//! What a kernel vxlan peer on a veth hands over: super-packets uncut in one datagram, checksums left open.
+//!
+//! The veth promised to cut and to sum, so nobody before us has (net/ipv4/udp_offload.c
+//! `skb_udp_tunnel_segment` never runs). A TCP super-packet says nothing of its segment size; with a UDP one
+//! the kernel reports the size of the inner segments (`udp_cmsg_recv`, include/linux/udp.h).
+
+use path::DropReason;
+use path::offload::coalesce::Joins;
+
+use crate::support::node::{Arrival, BOTH, MTU, Node, in_vxlan, single, vxlan};
+use crate::support::packet::{Checksum, FIN, PSH, Packet, pattern};
+use crate::support::reference::{as_kernel, cut, finish};
+
+fn node() -> Node {
+    Node::new(1, vxlan(1), MTU, BOTH)
+}
+
+fn tcp_super(v6: bool, payload: usize) -> Packet {
+    let tcp_options = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2].to_vec();
+    Packet { checksum: Checksum::Open, flags: 0x10 | PSH | FIN, tcp_options, ..Packet::tcp(v6, 9, payload) }
+}
+
+fn udp_super(v6: bool, payload: usize) -> Packet {
+    Packet { checksum: Checksum::Open, ..Packet::udp(v6, 40, payload) }
+}
+
+fn uncut(packet: &Packet, segment_size: u16) -> Arrival {
+    Arrival { segment_size, ..single(in_vxlan(0, &packet.bytes())) }
+}
+
+#[test]
+fn an_uncut_tcp_super_packet_is_one_write_and_cut_by_our_mtu() {
+    for (v6, size) in [(false, 1450 - 52), (true, 1450 - 72)] {
+        let packet = tcp_super(v6, 20_000);
+        let mut node = node();
+        let writes = node.ingress(&[uncut(&packet, 0)]);
+        assert_eq!(writes.len(), 1);
+        assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), size));
+        assert_eq!(writes[0][0] & 1, 1, "checksum still open");
+        assert_eq!(u16::from_ne_bytes([writes[0][4], writes[0][5]]), size as u16);
+        assert_eq!(node.counters.ingress.summed_bytes, 0);
+        assert_eq!((node.counters.ingress.packets, node.counters.ingress.segments), (1, 1));
+    }
+}
+
+#[test]
+fn an_uncut_tcp_super_packet_may_be_as_large_as_a_packet_can_be() {
+    let packet = tcp_super(false, 65_535 - 52 - 22);
+    let writes = node().ingress(&[uncut(&packet, 0)]);
+    assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), 1398));
+}
+
+#[test]
+fn an_uncut_udp_super_packet_is_cut_by_the_segment_size_of_the_kernel() {
+    for v6 in [false, true] {
+        // From large inner segments to such as are shorter than the headers in front of them.
+        for size in [1400, 1200, 500, 64, 20, 7, 1] {
+            let packet = udp_super(v6, usize::from(size) * 40 + usize::from(size) / 2);
+            let mut node = node();
+            let writes = node.ingress(&[uncut(&packet, size)]);
+            assert_eq!(node.dropped(), [], "{size}");
+            assert_eq!(writes.len(), 1, "{size}");
+            assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), size.into()), "{size}");
+            assert_eq!(node.counters.ingress.summed_bytes, 0);
+        }
+    }
+}
+
+#[test]
+fn small_packets_with_an_open_checksum_keep_it_open() {
+    for packet in [udp_super(false, 30), udp_super(true, 0), tcp_super(false, 0), tcp_super(true, 100)] {
+        let mut node = node();
+        let writes = node.ingress(&[uncut(&packet, 0)]);
+        assert_eq!(node.counters.ingress.summed_bytes, 0);
+        let mut finished = packet.bytes();
+        finish(&mut finished);
+        assert_eq!(writes[0][..2], [1, 0]);
+        assert_eq!(writes.iter().flat_map(|w| as_kernel(w)).collect::<Vec<_>>(), [finished]);
+    }
+}
+
+#[test]
+fn open_and_finished_neighbours_of_one_flow_are_joined() {
+    let checksums = [Checksum::Open, Checksum::Right, Checksum::Open];
+    let packets: Vec<_> =
+        (0..3).map(|i| Packet { checksum: checksums[i], ..Packet::udp(false, i as u16, 200) }).collect();
+    let arrivals: Vec<_> = packets.iter().map(|p| uncut(p, 0)).collect();
+    let writes = node().ingress(&arrivals);
+    let right: Vec<_> =
+        packets.iter().map(|p| Packet { checksum: Checksum::Right, ..p.clone() }.bytes()).collect();
+    assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [right]);
+}
+
+/// Three datagrams of 300 bytes in one piece fit into a run of segments of 1000, but are not one segment.
+#[test]
+fn an_uncut_super_packet_never_becomes_a_segment_of_a_run() {
+    for v6 in [false, true] {
+        let first = Packet::udp(v6, 39, 1000);
+        let packet = udp_super(v6, 900);
+        let last = Packet::udp(v6, 43, 1000);
+        let writes = node().ingress(&[uncut(&first, 0), uncut(&packet, 300), uncut(&last, 0)]);
+        let got: Vec<_> = writes.iter().map(|w| as_kernel(w)).collect();
+        assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 1]);
+        assert_eq!(got, [vec![first.bytes()], cut(&packet.bytes(), 300), vec![last.bytes()]]);
+    }
+}
+
+/// A pod's payload must never be read as datagrams of the underlay.
+#[test]
+fn a_refused_super_packet_is_refused_as_a_whole() {
+    let smuggled = in_vxlan(0, &Packet::udp(false, 1, 40).bytes());
+    let size = smuggled.len();
+    let offset = 22 + 28;
+    // The payload repeats a whole datagram wherever a piece would begin.
+    let mut payload = vec![0; size * 4];
+    for piece in 1..4 {
+        let at = piece * size - offset;
+        payload[at..at + size].copy_from_slice(&smuggled);
+    }
+    let packet = Packet { payload, ..udp_super(false, 0) };
+    let mut congested = uncut(&packet, size as u16);
+    congested.ecn = 3;
+    let mut node = node();
+    assert_eq!(node.ingress(&[congested]), Vec::<Vec<u8>>::new());
+    assert_eq!(node.dropped(), [(DropReason::EcnUnheard, 1)]);
+
+    let mut damaged = uncut(&packet, size as u16);
+    damaged.bytes[22 + 8] ^= 1;
+    let mut node = Node::new(1, vxlan(1), MTU, BOTH);
+    assert_eq!(node.ingress(&[damaged]), Vec::<Vec<u8>>::new());
+    assert_eq!(node.dropped(), [(DropReason::BadIpChecksum, 1)]);
+}
+
+#[test]
+fn a_real_train_of_datagrams_is_taken_apart() {
+    let packets: Vec<_> = (0..5).map(|i| Packet::udp(false, i, if i == 4 { 90 } else { 300 })).collect();
+    let bytes = packets.iter().flat_map(|p| in_vxlan(0, &p.bytes())).collect();
+    let mut node = node();
+    let writes = node.ingress(&[Arrival { bytes, segment_size: 350, ecn: 0 }]);
+    let right: Vec<_> = packets.iter().map(Packet::bytes).collect();
+    assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [right]);
+    assert_eq!(node.counters.ingress.summed_bytes, 0, "the kernel has verified the outer sums");
+    assert_eq!(node.counters.ingress.packets, 5);
+}
+
+#[test]
+fn super_packets_are_recognised_without_offloads_on_the_overlay() {
+    let off = Joins { tcp: false, udp: false };
+    let packet = Packet { payload: pattern(3, 5000), ..tcp_super(false, 0) };
+    let writes = Node::new(1, vxlan(1), MTU, off).ingress(&[uncut(&packet, 0)]);
+    assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [cut(&packet.bytes(), 1398)]);
+}

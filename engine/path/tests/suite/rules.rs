@@ -1,0 +1,233 @@
+//! ECN, hops, answers towards the pod: each rule by its table, each answer read by an independent eye.
+
+use path::{DropReason, Format, Verdict};
+
+use crate::support::node::{Arrival, BOTH, MTU, Node, in_vxlan, plain, single, vxlan, with_virtio};
+use crate::support::packet::{Checksum, Packet};
+use crate::support::reference::{fold, ip_checksum_right, pseudo};
+
+const NOT_ECT: u8 = 0;
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
+const CE: u8 = 3;
+
+/// RFC 6040 section 4.2, figure 4: outer codepoint across, inner one down.
+#[test]
+fn congestion_marks_are_merged_by_the_table() {
+    let table = [
+        (NOT_ECT, NOT_ECT, Some(NOT_ECT)),
+        (NOT_ECT, ECT_0, Some(NOT_ECT)),
+        (NOT_ECT, ECT_1, Some(NOT_ECT)),
+        (NOT_ECT, CE, None),
+        (ECT_0, NOT_ECT, Some(ECT_0)),
+        (ECT_0, ECT_0, Some(ECT_0)),
+        (ECT_0, ECT_1, Some(ECT_1)),
+        (ECT_0, CE, Some(CE)),
+        (ECT_1, NOT_ECT, Some(ECT_1)),
+        (ECT_1, ECT_0, Some(ECT_1)),
+        (ECT_1, ECT_1, Some(ECT_1)),
+        (ECT_1, CE, Some(CE)),
+        (CE, NOT_ECT, Some(CE)),
+        (CE, ECT_0, Some(CE)),
+        (CE, ECT_1, Some(CE)),
+        (CE, CE, Some(CE)),
+    ];
+    for (inner, outer, merged) in table {
+        for v6 in [false, true] {
+            let packet = Packet { tos: 0xb8 | inner, ..Packet::udp(v6, 1, 50) };
+            let mut node = Node::new(1, vxlan(1), MTU, BOTH);
+            let writes = node.ingress(&[Arrival { ecn: outer, ..single(in_vxlan(0, &packet.bytes())) }]);
+            let expected: Vec<_> = merged
+                .iter()
+                .map(|ecn| plain(&Packet { tos: 0xb8 | ecn, ..packet.clone() }.bytes()))
+                .collect();
+            assert_eq!(writes, expected, "inner {inner}, outer {outer}");
+            let dropped = if merged.is_none() { vec![(DropReason::EcnUnheard, 1)] } else { vec![] };
+            assert_eq!(node.dropped(), dropped);
+        }
+    }
+}
+
+/// RFC 6040 section 4.1, normal mode.
+#[test]
+fn the_outer_mark_starts_as_the_inner_one() {
+    for ecn in [NOT_ECT, ECT_1, ECT_0, CE] {
+        for v6 in [false, true] {
+            let packet = Packet { tos: 0xb8 | ecn, ..Packet::udp(v6, 1, 50) };
+            for format in [vxlan(0), Format::Udp] {
+                let out = Node::new(0, format, MTU, BOTH).egress(&[plain(&packet.bytes())]);
+                assert_eq!(out.sent[0].ecn, ecn);
+            }
+        }
+    }
+}
+
+#[test]
+fn packets_with_different_marks_do_not_share_a_send() {
+    let marked = |ecn| plain(&Packet { tos: ecn, ..Packet::udp(false, 1, 50) }.bytes());
+    let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[marked(0), marked(3), marked(0)]);
+    assert_eq!(out.sent.iter().map(|s| s.ecn).collect::<Vec<_>>(), [0, 3, 0]);
+    assert_eq!(out.sends.len(), 3);
+}
+
+#[test]
+fn a_vxlan_tunnel_is_no_hop_and_a_udp_tunnel_one_at_each_end() {
+    for v6 in [false, true] {
+        for ttl in [0, 1, 2, 255] {
+            let packet = Packet { ttl, ..Packet::udp(v6, 1, 50) };
+            let through = Node::new(0, vxlan(0), MTU, BOTH).egress(&[plain(&packet.bytes())]);
+            assert_eq!(through.sent[0].bytes[22..], packet.bytes());
+            let writes = Node::new(1, vxlan(1), MTU, BOTH).ingress(&[single(in_vxlan(0, &packet.bytes()))]);
+            assert_eq!(writes, [plain(&packet.bytes())]);
+
+            let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&[plain(&packet.bytes())]);
+            let mut node = Node::new(1, Format::Udp, MTU, BOTH);
+            let writes = node.ingress(&[single(packet.bytes())]);
+            if ttl <= 1 {
+                assert_eq!(out.verdicts, [Verdict::Reply(DropReason::TtlExpired)]);
+                assert_eq!(node.dropped(), [(DropReason::TtlExpired, 1)]);
+                assert!(writes.is_empty() && out.sent.is_empty());
+            } else {
+                let one_less = Packet { ttl: ttl - 1, ..packet }.bytes();
+                assert_eq!(out.sent[0].bytes, one_less);
+                assert_eq!(writes, [plain(&one_less)]);
+            }
+        }
+    }
+}
+
+/// Reads an ICMP error: (type, code, the four bytes behind the checksum, quote). Checks everything else.
+fn read_error(reply: &[u8], offender: &[u8]) -> (u8, u8, u32, Vec<u8>) {
+    assert_eq!(reply[..10], [0; 10], "nothing for the virtio header to say");
+    let p = &reply[10..];
+    assert!(ip_checksum_right(p));
+    let (header, protocol) = if p[0] >> 4 == 4 { (20, p[9]) } else { (40, p[6]) };
+    let len = if header == 20 { word(p, 2) } else { 40 + word(p, 4) };
+    assert_eq!(len, p.len());
+    if header == 20 {
+        assert_eq!((protocol, p[0]), (1, 0x45));
+        assert_eq!(p[12..16], [10, 1, 0, 0], "from this node");
+        assert_eq!(p[16..20], offender[12..16], "to the sender");
+        assert_eq!(fold(0, &p[20..]), 0xffff);
+        assert!(p.len() <= 576, "RFC 1812 section 4.3.2.3");
+    } else {
+        assert_eq!(protocol, 58);
+        assert_eq!(p[8..24], [&[0xfd, 0, 0, 1][..], &[0; 12]].concat(), "from this node");
+        assert_eq!(p[24..40], offender[8..24], "to the sender");
+        assert_eq!(fold(pseudo(p, 58, p.len() - 40).into(), &p[40..]), 0xffff);
+        assert!(p.len() <= 1280, "RFC 4443 section 2.4 (c)");
+    }
+    let body = &p[header..];
+    let rest = u32::from_be_bytes([body[4], body[5], body[6], body[7]]);
+    assert!(body.len() >= 8 + offender.len().min(28), "the quote reaches the ports");
+    (body[0], body[1], rest, body[8..].to_vec())
+}
+
+fn word(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// One packet that is refused with an answer.
+fn refused(format: Format, packet: &[u8], read: &[u8], reason: DropReason) -> (u8, u8, u32) {
+    let out = Node::new(0, format, MTU, BOTH).egress(&[read.to_vec()]);
+    assert_eq!(out.verdicts, [Verdict::Reply(reason)]);
+    assert!(out.sent.is_empty());
+    let (kind, code, rest, quote) = read_error(&out.replies[0], packet);
+    assert!(packet.starts_with(&quote));
+    (kind, code, rest)
+}
+
+#[test]
+fn what_is_too_big_is_answered_with_the_mtu() {
+    let sized =
+        |v6: bool, len: usize| Packet { df: true, ..Packet::udp(v6, 1, len - if v6 { 48 } else { 28 }) };
+    for v6 in [false, true] {
+        for format in [vxlan(0), Format::Udp] {
+            let fits = sized(v6, 1450).bytes();
+            assert_eq!(
+                Node::new(0, format, MTU, BOTH).egress(&[plain(&fits)]).verdicts,
+                [Verdict::ToUnderlay(1)]
+            );
+        }
+        let large = sized(v6, 1451).bytes();
+        let expected = if v6 { (2, 0, 1450) } else { (3, 4, 1450) };
+        assert_eq!(refused(vxlan(0), &large, &plain(&large), DropReason::TooBig), expected);
+    }
+    // Without "don't fragment" nobody is told.
+    let large = Packet { df: false, ..sized(false, 1451) };
+    let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[plain(&large.bytes())]);
+    assert_eq!(out.verdicts, [Verdict::Drop(DropReason::TooBig)]);
+}
+
+#[test]
+fn a_super_packet_is_too_big_by_its_segments() {
+    for (v6, gso, headers) in [(false, 1, 40), (true, 4, 60)] {
+        let packet = Packet { checksum: Checksum::Open, df: true, ..Packet::tcp(v6, 1, 10_000) };
+        let read = |size: u16| with_virtio(1, gso, size, (packet.ip_len() as u16, 16), &packet.bytes());
+        let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[read(MTU - headers)]);
+        assert!(matches!(out.verdicts[0], Verdict::ToUnderlay(_)));
+        let expected = if v6 { (2, 0, 1450) } else { (3, 4, 1450) };
+        assert_eq!(
+            refused(vxlan(0), &packet.bytes(), &read(MTU - headers + 1), DropReason::TooBig),
+            expected
+        );
+    }
+}
+
+#[test]
+fn a_destination_without_a_peer_is_unreachable() {
+    for v6 in [false, true] {
+        let mut packet = Packet::udp(v6, 1, 900).bytes();
+        // Node A's own network has no peer.
+        packet[if v6 { 27 } else { 17 }] = 1;
+        crate::support::reference::finish(&mut packet);
+        let expected = if v6 { (1, 0, 0) } else { (3, 0, 0) };
+        for format in [vxlan(0), Format::Udp] {
+            assert_eq!(refused(format, &packet, &plain(&packet), DropReason::NoRoute), expected);
+        }
+    }
+}
+
+#[test]
+fn a_used_up_time_to_live_is_answered() {
+    for v6 in [false, true] {
+        let packet = Packet { ttl: 1, ..Packet::udp(v6, 1, 900) }.bytes();
+        let expected = if v6 { (3, 0, 0) } else { (11, 0, 0) };
+        assert_eq!(refused(Format::Udp, &packet, &plain(&packet), DropReason::TtlExpired), expected);
+    }
+}
+
+#[test]
+fn errors_and_later_fragments_are_not_answered() {
+    let mut error = Packet::icmp(false, 60);
+    error.payload[0] = 3;
+    let fragment = Packet { fragment: 5, ..Packet::udp(false, 1, 60) };
+    let mut error_v6 = Packet::icmp(true, 60);
+    error_v6.payload[0] = 1;
+    for packet in [error, fragment, error_v6] {
+        let packet = Packet { ttl: 1, ..packet };
+        let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&[plain(&packet.bytes())]);
+        assert_eq!(out.verdicts, [Verdict::Drop(DropReason::TtlExpired)]);
+        assert!(out.replies.is_empty());
+    }
+}
+
+#[test]
+fn a_batch_answers_few() {
+    let packet = plain(&Packet { ttl: 1, ..Packet::udp(false, 1, 900) }.bytes());
+    let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&vec![packet; 40]);
+    let replies = out.verdicts.iter().filter(|v| matches!(v, Verdict::Reply(_))).count();
+    assert_eq!((replies, out.replies.len(), out.verdicts.len()), (16, 16, 40));
+}
+
+#[test]
+fn an_ethernet_trailer_stays_behind() {
+    for v6 in [false, true] {
+        let packet = Packet::udp(v6, 1, 3).bytes();
+        let padded = [&packet[..], &[0xee; 12]].concat();
+        let writes = Node::new(1, vxlan(1), MTU, BOTH).ingress(&[single(in_vxlan(0, &padded))]);
+        assert_eq!(writes, [plain(&packet)]);
+        let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[plain(&padded)]);
+        assert_eq!(out.sent[0].bytes, in_vxlan(0, &packet));
+    }
+}
