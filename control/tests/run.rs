@@ -49,7 +49,7 @@ fn a_start_leaves_what_flannel_would_and_a_stop_takes_the_device_away() {
 
     let mut again = world.start(0, VXLAN);
     let key = lease.key;
-    await_until("the device", &mut again, || world.shell(0, "ip -o link | grep flannel || true") != "");
+    await_until("the device", &mut again, || !world.shell(0, "ip -o link | grep flannel || true").is_empty());
     await_until("the new MAC", &mut again, || world.leases()[0].attrs != lease.attrs);
     assert_eq!(world.leases()[0].key, key, "the same subnet by the same address");
     again.signal(Signal::SIGINT).expect("signal");

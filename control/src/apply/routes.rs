@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
@@ -16,6 +16,10 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::netlink::NetlinkError;
 use crate::plan::Route;
+
+/// Requests put to the kernel before the first answer is read. One at a time, ten thousand routes take
+/// seconds; all at once, the answers overrun the socket's buffer.
+const IN_FLIGHT: usize = 64;
 
 /// One step towards the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,23 +78,34 @@ pub async fn apply(
 ) -> Result<Outcome, NetlinkError> {
     let observed = observe(netlink, index, cluster).await?;
     let mut outcome = Outcome::default();
-    for change in diff(&observed, desired) {
-        let (what, result) = match change {
-            Change::Put(route) => {
-                let request = netlink.route().add(message(index, route));
-                (format!("add the route {} dev {device}", describe(route)), request.replace().execute().await)
+    let (put, remove): (Vec<_>, Vec<_>) =
+        diff(&observed, desired).into_iter().partition(|change| matches!(change, Change::Put(_)));
+    for changes in [put, remove] {
+        let requests = changes.into_iter().map(|change| make(netlink, device, index, change));
+        let mut answers = stream::iter(requests).buffer_unordered(IN_FLIGHT);
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(()) => outcome.changed += 1,
+                Err(error) => outcome.failures.push(error),
             }
-            Change::Remove(route) => {
-                let request = netlink.route().del(message(index, route));
-                (format!("remove the route {} dev {device}", describe(route)), request.execute().await)
-            }
-        };
-        match result {
-            Ok(()) => outcome.changed += 1,
-            Err(error) => outcome.failures.push(NetlinkError::from_rtnetlink(what, error)),
         }
     }
     Ok(outcome)
+}
+
+async fn make(netlink: &Handle, device: &str, index: u32, change: Change) -> Result<(), NetlinkError> {
+    let (verb, route, result) = match change {
+        Change::Put(route) => {
+            let request = netlink.route().add(message(index, route));
+            ("add", route, request.replace().execute().await)
+        }
+        Change::Remove(route) => {
+            ("remove", route, netlink.route().del(message(index, route)).execute().await)
+        }
+    };
+    result.map_err(|error| {
+        NetlinkError::from_rtnetlink(format!("{verb} the route {} dev {device}", describe(route)), error)
+    })
 }
 
 fn ours_from(message: &RouteMessage, index: u32, cluster: IpNetwork) -> Option<Route> {

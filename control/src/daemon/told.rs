@@ -36,7 +36,7 @@ impl Told {
     /// Reports the failures that were not there the last time.
     pub(super) fn tell_failures(&mut self, failures: BTreeSet<String>) {
         for failure in failures.difference(&self.failures) {
-            tracing::warn!("{failure}; trying again every few seconds");
+            tracing::warn!("{failure}; it is tried again and again");
         }
         self.failures = failures;
     }

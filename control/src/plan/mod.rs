@@ -68,6 +68,8 @@ pub struct Outline {
     pub attrs: LeaseAttrs,
     /// `FLANNEL_MTU`: what pods get.
     pub pod_mtu: Mtu,
+    /// What the configuration asks for and will not get, one sentence each.
+    pub notes: Vec<&'static str>,
 }
 
 /// One tunnel before its addresses are known.

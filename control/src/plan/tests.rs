@@ -193,6 +193,15 @@ fn backends_that_are_not_built_are_named() {
 }
 
 #[test]
+fn direct_routing_is_said_to_be_missing_and_nothing_else_changes() {
+    let plain = outline(&context(VXLAN, 1500)).expect("fine");
+    let config = VXLAN.replace(r#""vxlan""#, r#""vxlan","DirectRouting":true,"Learning":true"#);
+    let asked = outline(&context(&config, 1500)).expect("fine");
+    assert_eq!((plain.notes.len(), asked.notes.len()), (0, 1));
+    assert_eq!(Outline { notes: Vec::new(), ..asked }, plain);
+}
+
+#[test]
 fn a_public_address_elsewhere_is_published_but_not_sent_from() {
     let mut context = context(VXLAN, 1500);
     context.underlay.ipv4 = Some(Endpoint { source: [192, 0, 2, 1].into(), public: [203, 0, 113, 9].into() });

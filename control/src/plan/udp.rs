@@ -42,7 +42,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         backend_data: None,
         backend_v6_data: None,
     };
-    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu })
+    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes: Vec::new() })
 }
 
 pub(super) fn tunnels(

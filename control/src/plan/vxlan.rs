@@ -45,7 +45,13 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
         // flannel promises this to pods of both families, although an IPv6 tunnel takes 20 bytes more; the
         // smaller IPv6 device answers with packet-too-big.
         pod_mtu: inner_mtu(context, outer, OVERHEAD, false)?,
+        notes: Vec::new(),
     };
+    if vxlan.direct_routing {
+        outline
+            .notes
+            .push("Backend.DirectRouting is not supported yet: peers on the same link are tunnelled too");
+    }
     if context.config.ipv4.is_some() {
         let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
         outline.attrs.public_ip = ends.public;
