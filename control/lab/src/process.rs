@@ -60,7 +60,7 @@ impl Process {
         Ok(Process { child: Some(child), name, stderr })
     }
 
-    /// The process id, or 0 after the end.
+    /// The process id; it stays the child's own until this value is dropped.
     pub fn id(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
     }
@@ -99,6 +99,9 @@ impl Process {
 
     /// Asks it to end with SIGTERM, forces it after five seconds, and returns how it ended.
     pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
+        if self.child.is_none() {
+            return Ok(None);
+        }
         self.signal(Signal::SIGTERM)?;
         if let Some(status) = self.wait(GRACE)? {
             return Ok(Some(status));

@@ -211,6 +211,21 @@ fn a_process_that_ignores_sigterm_is_forced() {
 }
 
 #[test]
+fn a_detached_process_runs_on() {
+    if !privileged() {
+        return;
+    }
+    let namespace = Namespace::create(&unique("detached")).unwrap();
+    let mut process = Process::spawn(&namespace, Command::new("sleep").arg("1000")).unwrap();
+    let id = process.id();
+    assert_eq!(process.try_wait().unwrap(), None);
+    assert_eq!(process.detach(), id);
+    let alive = std::path::Path::new("/proc").join(id.to_string()).exists();
+    Command::new("kill").arg(id.to_string()).status().unwrap();
+    assert!(alive);
+}
+
+#[test]
 fn a_missing_program_is_named() {
     if !privileged() {
         return;
