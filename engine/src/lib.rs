@@ -18,6 +18,8 @@ mod layout;
 pub mod selftest;
 pub mod snapshot;
 pub mod status;
+#[doc(hidden)]
+pub mod testing;
 mod tunnel;
 mod worker;
 

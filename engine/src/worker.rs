@@ -85,6 +85,13 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         Ok(())
     }
 
+    /// As if the waiter had reported every port.
+    pub(crate) fn rouse(&mut self) {
+        for tunnel in &mut self.tunnels {
+            (tunnel.overlay_ready, tunnel.underlay_ready) = (true, true);
+        }
+    }
+
     fn spins(&mut self) -> bool {
         if self.policy.spin.is_zero() {
             return false;

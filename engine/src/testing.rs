@@ -1,0 +1,65 @@
+//! A worker turned by hand over any ports: for tests of the whole loop without a kernel or a thread.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use io::{Overlay, Underlay, Waiter};
+use path::Fib;
+
+use crate::config::{Switches, WaitPolicy};
+use crate::event::{self, Events};
+use crate::snapshot::{self, Publisher};
+use crate::status::{self, Page};
+use crate::tunnel::{Parts, Tunnel};
+use crate::worker::Worker;
+
+/// A worker with one tunnel that never sleeps.
+pub struct ByHand<O, U> {
+    worker: Worker<O, U>,
+    page: Arc<Page>,
+    publisher: Publisher<Fib>,
+}
+
+impl<O: Overlay, U: Underlay> ByHand<O, U> {
+    /// A worker over these ports with this table. `mtu` is the overlay's, `lanes` the source ports.
+    pub fn new(
+        overlay: O,
+        underlay: U,
+        fib: Fib,
+        mtu: u16,
+        lanes: u16,
+        switches: Switches,
+    ) -> std::io::Result<Self> {
+        let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
+        let fib = readers.remove(0);
+        let (sender, _) = event::channel();
+        let parts = Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender } };
+        let tunnels = vec![Tunnel::new(overlay, underlay, parts)];
+        let page = Page::new();
+        let policy = WaitPolicy { spin: Duration::MAX };
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = Worker::new(tunnels, vec![Arc::clone(&page)], Waiter::new()?, policy, stop)?;
+        Ok(ByHand { worker, page, publisher })
+    }
+
+    /// One turn. Fails only when looking at the waiter does.
+    pub fn turn(&mut self) -> std::io::Result<()> {
+        self.worker.turn()
+    }
+
+    /// Makes the next turn look at both ports, as a report of the waiter does.
+    pub fn rouse(&mut self) {
+        self.worker.rouse();
+    }
+
+    /// Makes `table` the one in use from the next turn on.
+    pub fn publish(&self, table: &Arc<Fib>) {
+        self.publisher.publish(table);
+    }
+
+    /// A counter by its name in [`status::names`]; 0 for a name that is none.
+    pub fn counter(&self, name: &str) -> u64 {
+        status::names().zip(self.page.load()).find(|(n, _)| n == name).map_or(0, |(_, value)| value)
+    }
+}
