@@ -43,11 +43,14 @@ pub fn ingress(
     let end = at + len;
     let size = if split == 0 { len } else { u32::from(split) };
     let unsplit = size < len && is_unsplit(bytes(arena, &(at..end)), fib, size);
+    // Either its length lies, to have the datagrams behind it delivered as its payload, or a pod's payload
+    // poses as datagrams.
+    let dubious = unsplit && fib.format().strip(bytes(arena, &(at + size..end))).is_ok();
     // A refused super-packet is refused whole: a pod's payload is never read as datagrams.
     let size = if unsplit { len } else { size };
     // An empty datagram is still one datagram.
     for _ in 0..2 * SEGMENTS_MAX {
-        let piece = Piece { at, len: size.min(end - at), unsplit, split, ecn };
+        let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, ecn };
         counters.packets += 1;
         match strip(arena, piece, fib, mtu, coalescer, counters) {
             Verdict::Drop(reason) => counters.drop(reason, 1),
@@ -67,6 +70,8 @@ struct Piece {
     len: u32,
     /// A super-packet that nobody has cut, longer than what the kernel said of the size of the pieces.
     unsplit: bool,
+    /// Unsplit, and yet the next datagram of a train seems to begin where one would.
+    dubious: bool,
     /// What the kernel said of the size of the pieces; 0 for nothing.
     split: u16,
     ecn: u8,
@@ -126,6 +131,9 @@ fn check(
     // without one is never joined (net/ipv4/udp_offload.c, udp_gro_receive).
     let vouched = piece.split != 0 && !piece.unsplit;
     let checksum = checksum::judge(&inner, packet, vouched, &mut counters.summed_bytes)?;
+    if piece.dubious {
+        return Err(DropReason::Truncated);
+    }
     let at = piece.at + stripped.offset as u32;
     let split = if piece.unsplit {
         SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
@@ -140,6 +148,10 @@ fn check(
 /// train of datagrams repeats its headers after `piece` bytes. Segments may be shorter than the headers.
 #[inline]
 fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
+    // No kernel sends the udp format.
+    if fib.format().is_a_hop() {
+        return false;
+    }
     let Ok(stripped) = fib.format().strip(received) else { return false };
     let packet = received.get(stripped.offset..).unwrap_or_default();
     let len = match packet.first().map(|byte| byte >> 4) {

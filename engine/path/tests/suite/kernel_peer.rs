@@ -131,6 +131,22 @@ fn a_refused_super_packet_is_refused_as_a_whole() {
     assert_eq!(node.dropped(), [(DropReason::BadIpChecksum, 1)]);
 }
 
+/// Else a sender gets the datagrams that the kernel joined to its own delivered to a port of its choice.
+#[test]
+fn a_length_that_claims_the_datagrams_behind_it_is_a_lie() {
+    let size = in_vxlan(0, &Packet::udp(false, 1, 40).bytes()).len();
+    let lie = Packet { payload: vec![0; size * 3 - 22 - 28], ..udp_super(false, 0) };
+    let mut bytes = uncut(&lie, 0).bytes;
+    bytes.truncate(size);
+    for number in 1..3 {
+        bytes.extend(in_vxlan(0, &Packet::udp(false, number, 40).bytes()));
+    }
+    let mut node = node();
+    let train = Arrival { bytes, segment_size: size as u16, ecn: 0 };
+    assert_eq!(node.ingress(&[train]), Vec::<Vec<u8>>::new());
+    assert_eq!(node.dropped(), [(DropReason::Truncated, 1)]);
+}
+
 #[test]
 fn a_real_train_of_datagrams_is_taken_apart() {
     let packets: Vec<_> = (0..5).map(|i| Packet::udp(false, i, if i == 4 { 90 } else { 300 })).collect();

@@ -217,13 +217,15 @@ fn ingress(format: Format, arrivals: &[Arrival]) -> (Vec<Vec<u8>>, BTreeMap<&'st
     for a in arrivals {
         let split = usize::from(a.segment_size);
         let size = if split == 0 { a.bytes.len() } else { split };
-        let uncut = size < a.bytes.len() && covers_all(format, &a.bytes, size);
+        let uncut = format != Format::Udp && size < a.bytes.len() && covers_all(format, &a.bytes, size);
+        let dubious = uncut && strip(format, &a.bytes[size..]).is_ok();
         let mut pieces: Vec<&[u8]> =
             if uncut || a.bytes.is_empty() { vec![&a.bytes] } else { a.bytes.chunks(size).collect() };
         let too_many = pieces.len() > 128;
         pieces.truncate(128);
         for piece in pieces {
             match take(format, piece, a.ecn, split, uncut) {
+                Ok(_) if dubious => drop(DropReason::Truncated),
                 Ok(delivered) => packets.extend(delivered),
                 Err(reason) => drop(reason),
             }
