@@ -45,8 +45,7 @@ impl KernelNode {
         });
         let node = KernelNode { number, lease };
         node.make_devices(cluster);
-        let network =
-            PodNetwork { ipv4: node.lease.subnet(), ipv6: node.lease.ipv6_subnet(), mtu: POD_MTU };
+        let network = PodNetwork { ipv4: node.lease.subnet(), ipv6: node.lease.ipv6_subnet(), mtu: POD_MTU };
         cluster.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");
         node
     }

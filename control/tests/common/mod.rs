@@ -142,8 +142,7 @@ impl Cluster {
     pub fn spawn(&self, number: usize, command: &mut Command) -> Daemon {
         let log = self.file(&format!("host{number}.log"));
         let _ = fs::remove_file(&log);
-        let process =
-            Process::spawn_logged(self.host(number).namespace(), command, &log).expect("a process");
+        let process = Process::spawn_logged(self.host(number).namespace(), command, &log).expect("a process");
         Daemon {
             process,
             log,
@@ -322,7 +321,11 @@ impl Counters {
 
     /// Every counter that is not zero, for messages.
     pub fn nonzero(&self) -> BTreeMap<&str, u64> {
-        self.totals.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (name.as_str(), *count)).collect()
+        self.totals
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| (name.as_str(), *count))
+            .collect()
     }
 }
 
@@ -342,9 +345,7 @@ pub fn with_private_mounts<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).expect("private mounts");
         work()
     };
-    thread::scope(|scope| {
-        scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// Mounts an empty memory filesystem of this size over `place`.

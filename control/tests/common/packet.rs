@@ -79,7 +79,19 @@ pub fn vxlan(vni: u32, target: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u
     bytes
 }
 
+/// What stands in the checksum field of a UDP packet whose sum the sender leaves to the hardware: the sum of
+/// the pseudo header. `length` is that of header and payload.
+pub fn open_checksum(source: IpAddr, target: IpAddr, length: u16) -> u16 {
+    sum(0, &pseudo_header(source, target, UDP, length.into()))
+}
+
 fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
+    let pseudo = pseudo_header(source, target, protocol, bytes.len() as u32);
+    !sum(sum(0, &pseudo).into(), bytes)
+}
+
+/// RFC 8200 section 8.1; the sum of RFC 768's and RFC 9293's for IPv4 is the same.
+fn pseudo_header(source: IpAddr, target: IpAddr, protocol: u8, length: u32) -> Vec<u8> {
     let mut pseudo = Vec::new();
     for address in [source, target] {
         match address {
@@ -87,9 +99,9 @@ fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> 
             IpAddr::V6(address) => pseudo.extend(address.octets()),
         }
     }
-    pseudo.extend((bytes.len() as u32).to_be_bytes());
+    pseudo.extend(length.to_be_bytes());
     pseudo.extend([0, 0, 0, protocol]);
-    !sum(u32::from(sum(0, &pseudo)), bytes)
+    pseudo
 }
 
 /// RFC 1071.
