@@ -1,0 +1,204 @@
+//! Bytes from pods and peers.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use path::egress::{self, HEADROOM};
+use path::ingress::{self, Datagrams};
+use path::offload::coalesce::{Coalescer, Joins};
+use path::outbox::Outbox;
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Verdict, Vxlan};
+use wire::addr::{Mac, Vni};
+use wire::{ipv4, ipv6};
+
+/// Room for headers: less than a worker has, so that running out is found too.
+const SPACE: usize = 1 << 16;
+const MTU: u16 = 1450;
+const OWN: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
+const PEER: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
+
+/// Reads a first byte (bit 0: udp instead of vxlan; bits 1, 2: no TCP, no UDP super-packets on the overlay),
+/// then records: length, segment size (both two bytes, little-endian), ECN, bytes. Each record is a packet
+/// from a pod and a receive from the underlay, all in one batch.
+///
+/// Nothing may panic, every packet ends once, every byte written was received or made for this batch, and
+/// what is written to the pods is a whole IP packet.
+pub fn packets(data: &[u8]) {
+    let Some((&first, rest)) = data.split_first() else { return };
+    let format = match Vni::new(1) {
+        Some(vni) if first & 1 == 0 => Format::Vxlan(Vxlan { vni, local_mac: OWN }),
+        _ => Format::Udp,
+    };
+    let joins = Joins { tcp: first & 2 == 0, udp: first & 4 == 0 };
+    let records = records(rest);
+    let fib = table(format);
+    assert_eq!(
+        from_pods(&records, &fib, 0x00),
+        from_pods(&records, &fib, 0xff),
+        "what is sent depends on what the arena held before"
+    );
+    assert_eq!(
+        from_peers(&records, &fib, joins, 0x00),
+        from_peers(&records, &fib, joins, 0xff),
+        "what is written depends on what the arena held before"
+    );
+}
+
+/// A virtio header, and the same bytes as a packet from a pod. What parses is emitted as it was, but for bits
+/// without a meaning.
+pub fn virtio(data: &[u8]) {
+    if let Ok(header) = wire::virtio::Header::parse(data) {
+        let mut out = [0xee; wire::virtio::HEADER_LEN];
+        assert!(header.emit(&mut out).is_ok());
+        assert_eq!(wire::virtio::Header::parse(&out), Ok(header));
+        assert_eq!(out[..], data[..wire::virtio::HEADER_LEN]);
+    }
+    let record = Record { bytes: data, segment_size: 0, ecn: 0 };
+    from_pods(&[record], &table(Format::Udp), 0);
+}
+
+#[derive(Clone, Copy)]
+struct Record<'d> {
+    bytes: &'d [u8],
+    segment_size: u16,
+    ecn: u8,
+}
+
+fn records(mut data: &[u8]) -> Vec<Record<'_>> {
+    let mut records = vec![];
+    while let Some((&[l0, l1, s0, s1, ecn], rest)) = data.split_first_chunk::<5>() {
+        let len = usize::from(u16::from_le_bytes([l0, l1])).min(rest.len());
+        let (bytes, after) = rest.split_at(len);
+        data = after;
+        records.push(Record { bytes, segment_size: u16::from_le_bytes([s0, s1]), ecn: ecn & 3 });
+        if records.len() == 64 {
+            break;
+        }
+    }
+    records
+}
+
+fn table(format: Format) -> Fib {
+    let mut builder =
+        FibBuilder::new(format).reply_from(Some([10, 1, 0, 0].into()), Some(0xfd00_u128.into()));
+    for prefix in ["10.2.0.0/24", "10.3.0.0/16", "fd00:2::/64"] {
+        let peer = PeerSpec { remote: SocketAddr::from(([192, 0, 2, 2], 8472)), mac: Some(PEER), mtu: MTU };
+        if let Ok(prefix) = prefix.parse() {
+            assert_eq!(builder.add(prefix, peer), Ok(()));
+        }
+    }
+    builder.build().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// All spans as one, each checked to lie in the arena.
+fn gather(arena: &[u8], spans: &[Range<u32>]) -> Vec<u8> {
+    let mut out = vec![];
+    for span in spans {
+        let bytes = arena.get(span.start as usize..span.end as usize);
+        out.extend(bytes.unwrap_or_else(|| panic!("{span:?} lies outside the arena")));
+    }
+    out
+}
+
+fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
+    let room: usize = records.iter().map(|r| r.bytes.len() + HEADROOM + 64).sum();
+    let mut arena = vec![fill; SPACE + room];
+    let (mut outbox, mut counters) = (Outbox::new(0..SPACE as u32), Counters::default());
+    let (mut at, mut sent) = (SPACE, vec![]);
+    let mut expected = 0;
+    for record in records {
+        let start = at + HEADROOM;
+        let end = start + record.bytes.len();
+        arena[start..end].copy_from_slice(record.bytes);
+        at = end.next_multiple_of(64);
+        let read = start as u32..end as u32;
+        let verdict = match egress::check(&mut arena, read.clone(), fib) {
+            Ok(bound) => {
+                if !outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    take_sent(&arena, &mut outbox, &mut sent);
+                }
+                if outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    let verdict = egress::queue(&mut arena, &bound, 4, &mut outbox, &mut counters.egress);
+                    if let Verdict::ToUnderlay(n) = verdict {
+                        assert_eq!(n as usize, bound.datagrams());
+                        expected += n as usize;
+                    }
+                    verdict
+                } else {
+                    Verdict::Drop(DropReason::BadOffload)
+                }
+            }
+            Err(refusal) => egress::refuse(&mut arena, read, refusal, fib, &mut outbox),
+        };
+        if let Verdict::Reply(_) = verdict {
+            expected += 1;
+        }
+    }
+    take_sent(&arena, &mut outbox, &mut sent);
+    assert_eq!(sent.len(), expected, "each packet ends as its verdict says");
+    sent
+}
+
+fn take_sent(arena: &[u8], outbox: &mut Outbox, sent: &mut Vec<Vec<u8>>) {
+    for message in outbox.pending() {
+        let bytes = gather(arena, message.spans());
+        let pieces = bytes.chunks(usize::from(message.segment_size).max(1));
+        assert_eq!(pieces.len(), usize::from(message.segments));
+        sent.extend(pieces.map(<[u8]>::to_vec));
+    }
+    sent.extend(outbox.replies().iter().map(|reply| gather(arena, std::slice::from_ref(reply))));
+    outbox.clear();
+}
+
+fn from_peers(records: &[Record<'_>], fib: &Fib, joins: Joins, fill: u8) -> Vec<Vec<u8>> {
+    let room: usize = records.iter().map(|r| r.bytes.len() + 64).sum();
+    let mut arena = vec![fill; SPACE + room];
+    let mut coalescer = Coalescer::new(0..SPACE as u32, joins);
+    let (mut counters, mut writes, mut at) = (Counters::default(), vec![], SPACE);
+    for record in records {
+        if !coalescer.has_room() {
+            take_writes(&mut arena, &mut coalescer, &mut writes);
+        }
+        let end = at + record.bytes.len();
+        arena[at..end].copy_from_slice(record.bytes);
+        let &Record { segment_size, ecn, .. } = record;
+        let datagrams = Datagrams { at: at as u32, len: record.bytes.len() as u32, segment_size, ecn };
+        ingress::ingress(&mut arena, datagrams, fib, MTU, &mut coalescer, &mut counters.ingress);
+        at = end.next_multiple_of(64);
+    }
+    take_writes(&mut arena, &mut coalescer, &mut writes);
+    let ingress = &counters.ingress;
+    let ends = ingress.segments + ingress.dropped_total() - ingress.dropped(DropReason::TooManySegments);
+    assert_eq!(ingress.packets, ends, "each datagram ends once");
+    writes
+}
+
+fn take_writes(arena: &mut [u8], coalescer: &mut Coalescer, writes: &mut Vec<Vec<u8>>) {
+    coalescer.seal(arena);
+    for i in 0..coalescer.runs().len() {
+        let write = gather(arena, coalescer.runs()[i].spans());
+        is_whole(&write);
+        writes.push(write);
+        coalescer.split(i, arena, |arena, spans| {
+            let piece = gather(arena, spans);
+            is_whole(&piece);
+            writes.push(piece);
+        });
+    }
+    coalescer.clear();
+}
+
+/// A virtio header, then one IP packet without a byte behind it.
+fn is_whole(write: &[u8]) {
+    assert!(wire::virtio::Header::parse(write).is_ok());
+    let packet = &write[wire::virtio::HEADER_LEN..];
+    let len = match (ipv4::Header::parse(packet), ipv6::Header::parse(packet)) {
+        (Ok(header), _) => {
+            assert!(ipv4::checksum_is_right(&packet[..header.header_len]));
+            usize::from(header.total_len)
+        }
+        (_, Ok(header)) => ipv6::HEADER_LEN + usize::from(header.payload_len),
+        _ => panic!("not an IP packet: {packet:02x?}"),
+    };
+    assert_eq!(len, packet.len());
+}

@@ -1,0 +1,5 @@
+//! See `fuzz_bodies::subnet_key`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_bodies::subnet_key(data));
