@@ -216,6 +216,11 @@ impl Backend {
 }
 
 impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
     /// The text itself; never for logs.
     pub fn reveal(&self) -> &str {
         &self.0

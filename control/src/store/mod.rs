@@ -18,6 +18,7 @@
 //! ```
 
 mod error;
+pub mod etcd;
 pub mod memory;
 mod rows;
 pub mod sqlite;
