@@ -19,12 +19,22 @@ pub struct Config {
     pub switches: Switches,
 }
 
-/// Drain, look again for a bounded time, then sleep.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Drain, look again for a bounded time, then sleep; pause after a turn full of bulk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitPolicy {
     /// How long an idle worker keeps looking before it sleeps. Zero sleeps at once, which is right where
     /// cores are few: a worker that spins takes the core that the pod needs.
     pub spin: Duration,
+    /// How long a worker pauses after a turn that moved a super-packet or more, so that the next turn finds
+    /// several. Turns that move little are never followed by a pause. Zero never pauses.
+    pub moderate: Duration,
+}
+
+impl Default for WaitPolicy {
+    /// See docs/decisions/0010-moderation.md.
+    fn default() -> Self {
+        WaitPolicy { spin: Duration::ZERO, moderate: Duration::from_micros(100) }
+    }
 }
 
 /// Features that an operator may switch off, or that a self-test has found wanting. All on by default.

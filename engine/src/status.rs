@@ -13,17 +13,19 @@ use path::{Counters, Direction, DropReason};
 const FLOW: [&str; 6] = ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies"];
 const DIRECTIONS: [&str; 2] = ["egress", "ingress"];
 const PORTS: [&str; 2] = ["overlay", "underlay"];
-const LOOP: [&str; 3] = ["turns", "waits", "sleeps"];
+const LOOP: [&str; 4] = ["turns", "waits", "sleeps", "moderated"];
 
 /// What the loop itself counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopCounters {
     /// Turns of the worker.
     pub turns: u64,
-    /// Calls to wait, each a system call.
+    /// Calls to wait or to pause, each a system call.
     pub waits: u64,
     /// Waits that were allowed to sleep.
     pub sleeps: u64,
+    /// Pauses after bulk turns.
+    pub moderated: u64,
 }
 
 /// The public counters of one worker in one tunnel.
@@ -60,7 +62,7 @@ impl Page {
         for port in [overlay, underlay] {
             port.named().into_iter().for_each(|(_, value)| put(value));
         }
-        [looped.turns, looped.waits, looped.sleeps].into_iter().for_each(put);
+        [looped.turns, looped.waits, looped.sleeps, looped.moderated].into_iter().for_each(put);
     }
 
     /// The values as they are now, in the order of [`names`].
@@ -147,7 +149,12 @@ mod tests {
         counters.ingress.drop(DropReason::WrongVni, 3);
         let overlay = PortCounters { read_calls: 4, ..PortCounters::default() };
         let underlay = PortCounters { errors: 5, ..PortCounters::default() };
-        page.store(&counters, &overlay, &underlay, LoopCounters { turns: 6, waits: 7, sleeps: 8 });
+        page.store(
+            &counters,
+            &overlay,
+            &underlay,
+            LoopCounters { turns: 6, waits: 7, sleeps: 8, moderated: 0 },
+        );
         let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page]);
         let nonzero: Vec<_> = status.totals().into_iter().filter(|(_, v)| *v != 0).collect();
         let expected = [

@@ -37,7 +37,7 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let parts = Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender } };
         let tunnels = vec![Tunnel::new(overlay, underlay, parts)];
         let page = Page::new();
-        let policy = WaitPolicy { spin: Duration::MAX };
+        let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(tunnels, vec![Arc::clone(&page)], Waiter::new()?, policy, stop)?;
         Ok(ByHand { worker, page, publisher })

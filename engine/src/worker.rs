@@ -13,6 +13,9 @@ use crate::config::WaitPolicy;
 use crate::status::{LoopCounters, Page};
 use crate::tunnel::Tunnel;
 
+/// Bytes moved in one turn that make it a bulk turn: about one super-packet.
+const BULK: u64 = 60_000;
+
 /// One core's loop.
 pub(crate) struct Worker<O, U> {
     tunnels: Vec<Tunnel<O, U>>,
@@ -54,6 +57,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     pub(crate) fn turn(&mut self) -> std::io::Result<()> {
         self.looped.turns += 1;
         let mut worked = false;
+        let before = self.moved();
         for tunnel in &mut self.tunnels {
             tunnel.refresh();
             worked |= tunnel.ingress_batch();
@@ -63,7 +67,27 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             self.idle_since = None;
             self.publish();
         }
+        if !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
+            self.moderate();
+            return Ok(());
+        }
         self.wait()
+    }
+
+    /// Lets more of a bulk stream gather before the next turn, as a network card moderates its interrupts:
+    /// each turn costs some calls, whatever it moves. The ports are then asked without asking the waiter.
+    fn moderate(&mut self) {
+        self.looped.waits += 1;
+        self.looped.moderated += 1;
+        std::thread::sleep(self.policy.moderate);
+        for tunnel in &mut self.tunnels {
+            tunnel.overlay_ready = true;
+            tunnel.underlay_ready = true;
+        }
+    }
+
+    fn moved(&self) -> u64 {
+        self.tunnels.iter().map(|tunnel| tunnel.counters.egress.bytes + tunnel.counters.ingress.bytes).sum()
     }
 
     /// Looks without sleeping while there is something left to read or the policy says so; else sleeps.

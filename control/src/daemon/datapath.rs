@@ -14,13 +14,15 @@ const FAN: u16 = 16;
 /// Opens devices and sockets and starts the workers, with empty tables. The devices are down.
 pub(super) fn start(options: &RunOptions, outline: &Outline) -> Result<Engine, engine::Error> {
     let wanted = wanted(&options.without);
+    let switches = if outline.tunnels.is_empty() { wanted } else { tested(wanted) };
     let config = engine::Config {
         workers: options.workers.map_or(0, usize::from),
         pin: options.pin,
         wait: options.spin_us.map_or_else(WaitPolicy::default, |micros| WaitPolicy {
             spin: Duration::from_micros(micros.into()),
+            ..WaitPolicy::default()
         }),
-        switches: tested(wanted),
+        switches,
     };
     let tunnels: Vec<TunnelConfig> = outline.tunnels.iter().map(tunnel).collect();
     let engine = Engine::start(&config, &tunnels)?;
