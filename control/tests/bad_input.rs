@@ -224,6 +224,8 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     v6_in_v4[20..22].copy_from_slice(&[0x08, 0x00]);
     let mut bad_tcp = packet::tcp(to.source, to.pod, (1, OPEN_PORT), b"payload");
     *bad_tcp.last_mut().expect("a byte") ^= 1;
+    let mut largest = to.udp(&[0xa5; 65_507 - 22 - 28]);
+    largest[30] ^= 1;
     vec![
         (
             "truncated",
@@ -294,6 +296,7 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 packet(&|packet| *packet.last_mut().expect("a byte") ^= 1),
                 packet(&|packet| packet[27] ^= 1),
                 to.datagram(&bad_tcp),
+                to.datagram(&largest),
             ],
         ),
     ]
@@ -312,6 +315,11 @@ fn unharmed(to: &Address) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     trailing.extend([0xee; 40]);
     let mut unsummed = to.udp(b"no checksum");
     unsummed[26..28].fill(0);
+    // Whole at the tunnel's end; the host cuts it for the pod.
+    let long: Vec<u8> = (0..3000u32).map(|index| (index * 3) as u8).collect();
+    let mut oversized = to.udp(&long);
+    oversized[6] = 0;
+    packet::fill_ipv4_checksum(&mut oversized);
     let mut foreign = to.datagram(&to.udp(b"zero source MAC"));
     foreign[14..20].fill(0);
     vec![
@@ -319,6 +327,7 @@ fn unharmed(to: &Address) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         ("bytes behind the packet's end", to.datagram(&trailing), b"trailing bytes".to_vec()),
         ("UDP without a checksum", to.datagram(&unsummed), b"no checksum".to_vec()),
         ("a MAC that nobody has", foreign, b"zero source MAC".to_vec()),
+        ("a packet larger than the tunnel", to.datagram(&oversized), long),
         ("an empty datagram", to.datagram(&to.udp(b"")), Vec::new()),
     ]
 }

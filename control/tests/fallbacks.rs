@@ -122,7 +122,8 @@ fn right_bytes(name: &str, off: &[&str], start: impl Fn(&Cluster, usize) -> Daem
             }
             assert!(tunnel.unexplained_drops().is_empty(), "{:#?}", tunnel.nonzero());
         }
-        let line = said.lines().find(|line| line.contains("datapath device=")).expect("a line on the datapath");
+        let line =
+            said.lines().find(|line| line.contains("datapath device=")).expect("a line on the datapath");
         let without = line.split(" without=").nth(1).expect("what it does without");
         let without = without.split("why=").next().unwrap_or_default();
         for feature in off {

@@ -12,7 +12,7 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -326,6 +326,14 @@ impl Counters {
             .filter(|(_, count)| **count > 0)
             .map(|(name, count)| (name.as_str(), *count))
             .collect()
+    }
+}
+
+/// The address `count` after `base`.
+pub fn nth(base: IpAddr, count: u32) -> IpAddr {
+    match base {
+        IpAddr::V4(base) => Ipv4Addr::from(u32::from(base) + count).into(),
+        IpAddr::V6(base) => Ipv6Addr::from(u128::from(base) + u128::from(count)).into(),
     }
 }
 

@@ -305,6 +305,9 @@ fn explain(error: Error, name: &str, existed: bool) -> Error {
             error.advise("creating a TUN device needs CAP_NET_ADMIN in this network namespace")
         }
         Some(libc::EBUSY) => taken(error),
+        Some(libc::ENOTTY) => error.advise(
+            "/dev/net/tun is something else here: make it a character device (mknod /dev/net/tun c 10 200)",
+        ),
         Some(libc::EINVAL) if existed => {
             let advice = format!(
                 "an interface named {name} of another kind or another number of queues is there: \

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::statvfs::statvfs;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
@@ -17,6 +18,8 @@ use super::super::rows::{Row, Table};
 /// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_LEN: u64 = 100;
+/// The index of a write-ahead log grows in steps of this many bytes (sqlite.org/walformat.html, 2.3).
+const LOG_INDEX_LEN: u64 = 32_768;
 /// "lode": marks the file as ours (the sqlite header's application id).
 const APPLICATION_ID: i64 = 0x6c6f_6465;
 /// Newest schema this code knows (the sqlite header's user version).
@@ -293,6 +296,10 @@ fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlit
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { path, tried, answer },
         Some(ErrorCode::NotADatabase) => StoreError::NotADatabase { path, tried, answer },
         Some(ErrorCode::DiskFull) => StoreError::DiskFull { path, tried, answer },
+        // No room for the log's index is an I/O error to sqlite.
+        Some(ErrorCode::SystemIoFailure) if is_on_a_full_disk(&path) => {
+            StoreError::DiskFull { path, tried, answer }
+        }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             StoreError::NoPermission { path, tried, answer }
         }
@@ -300,6 +307,10 @@ fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlit
         Some(ErrorCode::Unknown) | None => StoreError::Corrupt { path, tried, answer },
         Some(_) => StoreError::System { path, tried, answer },
     }
+}
+
+fn is_on_a_full_disk(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|disk| disk.blocks_available() * disk.fragment_size() < LOG_INDEX_LEN)
 }
 
 /// Sqlite describes damage in several lines.
