@@ -138,6 +138,8 @@ impl Coalescer {
         // What was the virtio header and the first packet becomes the first payload.
         let first = run.spans.get(1)?.clone();
         let mut payload = std::mem::take(&mut run.spans);
+        // `write` is done with the headers when it returns, so every split may use the same room.
+        let before = self.space.clone();
         payload[1] = first.start + run.header_len as u32..first.end;
         let summed =
             packet.cut(arena, &payload[1..], virtio::HEADER_LEN, &mut self.space, |arena, header, piece| {
@@ -146,6 +148,7 @@ impl Coalescer {
                 write(arena, &[header, piece]);
             });
         run.spans = payload;
+        self.space = before;
         Some(summed)
     }
 
