@@ -42,6 +42,18 @@ fn every_pair_is_reached_over_vxlan_in_both_families() {
 }
 
 #[test]
+fn every_pair_is_reached_over_plain_routes() {
+    if !privileged() {
+        return;
+    }
+    let demo = Demo::start(&["--backend", "host-gw", "--ipv6", "--hosts", "3", "--seconds", "1", "--json"]);
+    let report = demo.succeeds();
+    assert_eq!(report["backend"], "host-gw");
+    assert_eq!(report["hosts"][0]["mtu"], 1500);
+    assert_eq!(figures(&report), ["IPv4", "IPv6"]);
+}
+
+#[test]
 fn the_table_is_on_stdout_and_the_progress_is_not() {
     if !privileged() {
         return;

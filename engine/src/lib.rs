@@ -84,7 +84,8 @@ impl Engine {
     /// are down and have no address. On an error nothing stays open.
     pub fn start(config: &Config, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
         let mut opened = Vec::new();
-        let mut workers = layout::workers(config);
+        // A host that needs no tunnel needs no worker.
+        let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
         for tunnel in tunnels {
             let one = Opened::open(config, tunnel, workers)?;
             // A device with fewer queues than asked for bounds all tunnels: a worker owns one of each.

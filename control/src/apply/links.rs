@@ -65,15 +65,7 @@ pub enum Change {
 /// The device of this name, or `None` if there is none.
 pub async fn observe(netlink: &Handle, device: &str) -> Result<Option<Observed>, NetlinkError> {
     let what = || format!("look at {device}");
-    let mut links = netlink.link().get().match_name(device.to_owned()).execute();
-    let message = match links.try_next().await {
-        Ok(Some(message)) => message,
-        Ok(None) => return Ok(None),
-        Err(error) => {
-            let error = NetlinkError::from_rtnetlink(what(), error);
-            return if error.errno() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error) };
-        }
-    };
+    let Some(message) = find(netlink, device).await? else { return Ok(None) };
     let index = message.header.index;
     let addresses: Vec<AddressMessage> = netlink
         .address()
@@ -120,14 +112,33 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
 pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), NetlinkError> {
     let device = &desired.device;
     let Some(observed) = observe(netlink, device).await? else {
-        let source = io::Error::from_raw_os_error(nix::libc::ENODEV);
-        return Err(NetlinkError::Refused { what: format!("configure {device}"), source });
+        return Err(gone(format!("configure {device}")));
     };
     let changes = diff(&observed, desired);
     for change in &changes {
         make(netlink, device, observed.index, change).await?;
     }
     Ok((observed.index, changes.len()))
+}
+
+/// The kernel's number for the device of this name, if there is one.
+pub async fn index(netlink: &Handle, device: &str) -> Result<Option<u32>, NetlinkError> {
+    Ok(find(netlink, device).await?.map(|message| message.header.index))
+}
+
+/// What the kernel would say to `what` about a device that is not there.
+pub fn gone(what: String) -> NetlinkError {
+    NetlinkError::Refused { what, source: io::Error::from_raw_os_error(nix::libc::ENODEV) }
+}
+
+async fn find(netlink: &Handle, device: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+    match netlink.link().get().match_name(device.to_owned()).execute().try_next().await {
+        Ok(found) => Ok(found),
+        Err(error) => {
+            let error = NetlinkError::from_rtnetlink(format!("look at {device}"), error);
+            if error.errno() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error) }
+        }
+    }
 }
 
 fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage]) -> Observed {

@@ -10,6 +10,7 @@ pub mod links;
 pub mod routes;
 pub mod subnet_file;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,9 +18,10 @@ use path::fib::FibError;
 use rtnetlink::Handle;
 
 use self::engine::Tables;
+use self::routes::{Outcome, Scope, Share};
 use self::subnet_file::SubnetFileError;
 use crate::netlink::NetlinkError;
-use crate::plan::{Plan, Tunnel};
+use crate::plan::{Direct, Plan, Route, Tunnel};
 
 /// Why the host could not be brought to the plan.
 #[derive(Debug, thiserror::Error)]
@@ -53,18 +55,20 @@ pub struct Applied {
     pub failures: Vec<NetlinkError>,
 }
 
-/// Applies plans, and remembers only what cannot be observed: which tables the workers have.
+/// Applies plans, and remembers only what cannot be observed: which tables the workers have, and which routes
+/// by a device of the host's are ours.
 #[derive(Debug)]
 pub struct Applier {
     netlink: Handle,
     subnet_file: PathBuf,
     published: Vec<Tunnel>,
+    direct: BTreeSet<Route>,
 }
 
 impl Applier {
     /// Applies to the namespace of `netlink` and to the file `subnet_file`.
     pub fn new(netlink: Handle, subnet_file: PathBuf) -> Applier {
-        Applier { netlink, subnet_file, published: Vec::new() }
+        Applier { netlink, subnet_file, published: Vec::new(), direct: BTreeSet::new() }
     }
 
     /// Compares the host with the plan and changes what differs.
@@ -81,15 +85,36 @@ impl Applier {
             applied.changes += changes;
         }
         applied.changes += self.publish(plan, tables)?;
-        for (tunnel, index) in plan.tunnels.iter().zip(indexes) {
-            let link = &tunnel.link;
-            let outcome =
-                routes::apply(&self.netlink, &link.device, index, link.cluster, &tunnel.routes).await?;
-            applied.changes += outcome.changed;
-            applied.failures.extend(outcome.failures);
-        }
+        let outcome = self.routes(plan, &indexes).await?;
+        applied.changes += outcome.changed;
+        applied.failures.extend(outcome.failures);
         applied.changes += usize::from(subnet_file::apply(&self.subnet_file, &plan.subnet_env)?);
         Ok(applied)
+    }
+
+    async fn routes(&mut self, plan: &Plan, indexes: &[u32]) -> Result<Outcome, NetlinkError> {
+        let tunnels = plan.tunnels.iter().zip(indexes).map(|(tunnel, index)| Share {
+            device: &tunnel.link.device,
+            index: *index,
+            scope: Scope::Tunnel(tunnel.link.cluster),
+            routes: &tunnel.routes,
+        });
+        let mut shares: Vec<Share<'_>> = tunnels.collect();
+        let mut missing = None;
+        if let Some(Direct { interface, places, routes }) = &plan.direct {
+            match links::index(&self.netlink, interface).await? {
+                Some(index) => {
+                    let scope = Scope::Underlay { places, put: &self.direct };
+                    shares.push(Share { device: interface, index, scope, routes });
+                }
+                // It may come back; the kernel has dropped its routes with it.
+                None => missing = Some(links::gone(format!("route by {interface}"))),
+            }
+        }
+        let mut outcome = routes::apply(&self.netlink, &shares).await?;
+        outcome.failures.extend(missing);
+        self.direct = plan.direct.iter().flat_map(|direct| direct.routes.iter().copied()).collect();
+        Ok(outcome)
     }
 
     fn publish(&mut self, plan: &Plan, tables: &impl Tables) -> Result<usize, ApplyError> {

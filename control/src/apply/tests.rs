@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use wire::addr::Mtu;
 
 use super::*;
-use crate::plan::{Link, Peer, Route};
+use crate::plan::{Link, Peer, Place, Route};
 
 const DEVICE: &str = "flannel.1";
 const DEVICE_V6: &str = "flannel-v6.1";
@@ -158,6 +158,91 @@ fn the_subnet_file_comes_last() {
 }
 
 #[test]
+fn routes_without_a_tunnel_follow_the_plan_and_strangers_stay() {
+    in_namespace(async |world| {
+        world.underlay();
+        // What an earlier run left, and what others made: by length, protocol, gateway, network.
+        world.shell("ip route add 10.244.9.0/24 via 192.0.2.9 dev up0");
+        world.shell("ip route add 10.244.10.0/24 via 192.0.2.9 dev up0 proto static");
+        world.shell("ip route add 10.244.128.0/20 via 192.0.2.9 dev up0");
+        world.shell("ip route add 10.244.11.0/24 dev up0");
+        world.shell("ip route add 198.51.100.0/24 via 192.0.2.9 dev up0");
+        world.shell("ip route add 10.244.2.0/24 via 192.0.2.77 dev up0");
+        let strangers = ["10.244.10.0/24", "10.244.11.0/24", "10.244.128.0/20", "198.51.100.0/24"];
+
+        let plan = direct(&[2, 3]);
+        let first = world.apply(&plan).await;
+        assert!(first.failures.is_empty(), "{first:?}");
+        assert_eq!(
+            world.shell("ip -4 route show dev up0 10.244.2.0/24; ip -4 route show dev up0 10.244.3.0/24"),
+            "10.244.2.0/24 via 192.0.2.2\n10.244.3.0/24 via 192.0.2.3"
+        );
+        assert_eq!(world.routes("up0").len(), strangers.len() + 2, "{:?}", world.routes("up0"));
+        let v6 = "ip -6 route show dev up0 proto boot | grep fd00:244";
+        assert_eq!(
+            world.shell(v6),
+            "fd00:244:2::/64 via 2001:db8::2 metric 1024 pref medium\n\
+             fd00:244:3::/64 via 2001:db8::3 metric 1024 pref medium"
+        );
+        assert_eq!(world.apply(&plan).await.changes, 0, "nothing left to do");
+
+        world.shell("ip route del 10.244.2.0/24; ip -6 route flush proto boot dev up0; ip link set up0 down");
+        world.shell("ip link set up0 up; ip -6 addr add 2001:db8::1/64 dev up0 nodad || true");
+        assert!(world.apply(&plan).await.failures.is_empty());
+        assert_eq!(
+            world.shell("ip route get 10.244.2.7 | head -1 | cut -d' ' -f1-5"),
+            "10.244.2.7 via 192.0.2.2 dev up0"
+        );
+        assert_eq!(world.apply(&plan).await.changes, 0, "nothing left to do");
+
+        world.apply(&direct(&[])).await;
+        assert!(world.try_shell(v6).is_empty());
+    });
+}
+
+#[test]
+fn a_route_moves_between_the_tunnel_and_the_link() {
+    in_namespace(async |world| {
+        world.underlay();
+        let (tunnelled, direct) = (plan(&[2]), direct(&[2]));
+        let both = Plan { direct: direct.direct.clone(), ..plan(&[]) };
+        let back = Plan { direct: self::direct(&[]).direct, ..tunnelled };
+        for _ in 0..2 {
+            let tunnelled = world.apply(&back).await;
+            assert!(tunnelled.failures.is_empty(), "{tunnelled:?}");
+            let out = world.shell("ip route get 10.244.2.7; ip route get fd00:244:2::7");
+            assert!(out.contains("dev flannel.1") && out.contains("dev flannel-v6.1"), "{out}");
+            let change = world.apply(&both).await;
+            // Two tables, and each route is replaced in one step.
+            assert_eq!((change.changes, change.failures.len()), (4, 0));
+            let out = world.shell("ip route get 10.244.2.7; ip route get fd00:244:2::7");
+            assert!(
+                out.contains("via 192.0.2.2 dev up0") && out.contains("via 2001:db8::2 dev up0"),
+                "{out}"
+            );
+            assert_eq!(world.apply(&both).await.changes, 0);
+        }
+    });
+}
+
+#[test]
+fn a_missing_interface_or_an_unreachable_gateway_fails_alone() {
+    in_namespace(async |world| {
+        let absent = world.apply(&direct(&[2])).await;
+        assert_eq!(absent.failures.len(), 1, "{absent:?}");
+        assert!(absent.failures[0].to_string().contains("up0"), "{absent:?}");
+        world.underlay();
+        let mut plan = direct(&[2, 3]);
+        let routes = &mut plan.direct.as_mut().expect("direct").routes;
+        routes[0].via = Some([203, 0, 113, 9].into());
+        let one = world.apply(&plan).await;
+        assert_eq!(one.failures.len(), 1, "{one:?}");
+        assert!(one.failures[0].to_string().contains("10.244.2.0/24 via 203.0.113.9"), "{one:?}");
+        assert!(world.shell("ip route get 10.244.3.7").contains("via 192.0.2.3 dev up0"));
+    });
+}
+
+#[test]
 fn any_dirty_state_converges_to_the_plan() {
     in_namespace(async |world| {
         let states = (prop::collection::vec(dirt(), 0..8), prop::collection::btree_set(2u8..12, 0..6));
@@ -224,6 +309,7 @@ fn plan(nodes: &[u8]) -> Plan {
             tunnel(DEVICE, "10.244.1.0/32", "10.244.0.0/16", 1450, &v4),
             tunnel(DEVICE_V6, "fd00:244:1::/128", "fd00:244::/32", 1430, &v6),
         ],
+        direct: None,
         subnet_env: SubnetEnv {
             ipv4: Some((network("10.244.0.0/16"), network("10.244.1.0/24"))),
             ipv6: None,
@@ -232,6 +318,29 @@ fn plan(nodes: &[u8]) -> Plan {
         },
         ignored: Vec::new(),
     }
+}
+
+/// Node 1 without tunnels, with routes to these other nodes.
+fn direct(nodes: &[u8]) -> Plan {
+    let network = |text: String| -> IpNetwork { text.parse().expect("network") };
+    let v4 = nodes.iter().map(|node| Route {
+        to: network(format!("10.244.{node}.0/24")),
+        via: Some([192, 0, 2, *node].into()),
+    });
+    let v6 = nodes.iter().map(|node| Route {
+        to: network(format!("fd00:244:{node}::/64")),
+        via: Some(format!("2001:db8::{node}").parse().expect("address")),
+    });
+    let place = |cluster: &str, subnet: &str| Place {
+        cluster: network(cluster.into()),
+        subnet: network(subnet.into()),
+    };
+    let direct = Direct {
+        interface: "up0".into(),
+        places: vec![place("10.244.0.0/16", "10.244.1.0/24"), place("fd00:244::/32", "fd00:244:1::/64")],
+        routes: v4.chain(v6).collect(),
+    };
+    Plan { tunnels: Vec::new(), direct: Some(direct), ..plan(&[]) }
 }
 
 /// A namespace with two TUN devices, and a stand-in for the engine that counts peers.
@@ -254,9 +363,11 @@ impl World {
     }
 
     async fn ours(&self, plan: &Plan, tunnel: usize) -> BTreeSet<Route> {
-        let link = &plan.tunnels[tunnel].link;
-        let index = links::observe(&self.netlink, &link.device).await.expect("answer").expect("device").index;
-        routes::observe(&self.netlink, index, link.cluster).await.expect("answer")
+        let Link { device, cluster, .. } = &plan.tunnels[tunnel].link;
+        let index = links::index(&self.netlink, device).await.expect("answer").expect("device");
+        let share = Share { device, index, scope: Scope::Tunnel(*cluster), routes: &[] };
+        let found = routes::observe(&self.netlink, &[share]).await.expect("answer");
+        found.into_iter().map(|(_, route)| route).collect()
     }
 
     fn subnet_file(&self) -> PathBuf {
@@ -265,7 +376,7 @@ impl World {
 
     /// Destinations of the unicast routes out of the device that the kernel did not make itself.
     fn routes(&self, device: &str) -> Vec<String> {
-        let family = if device == DEVICE { "-4" } else { "-6" };
+        let family = if device == DEVICE_V6 { "-6" } else { "-4" };
         let text = self.shell(&format!("ip {family} route show dev {device}"));
         let lines = text.lines().filter(|line| !line.contains("proto kernel"));
         lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
@@ -279,8 +390,15 @@ impl World {
         text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
     }
 
-    fn try_shell(&self, line: &str) {
-        std::process::Command::new("sh").args(["-c", line]).output().expect("sh");
+    fn try_shell(&self, line: &str) -> String {
+        let output = std::process::Command::new("sh").args(["-c", line]).output().expect("sh");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// An interface that is not ours, `up0` at 192.0.2.1 and 2001:db8::1.
+    fn underlay(&self) {
+        self.shell("ip link add up0 type veth peer name far0; ip link set far0 up; ip link set up0 up");
+        self.shell("ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad");
     }
 }
 

@@ -23,10 +23,16 @@ impl Told {
             tracing::warn!(lease = %lease.subnet, "not a peer: {}", lease.reason);
         }
         self.ignored = ignored;
-        let peers = plan.tunnels.iter().map(|tunnel| tunnel.peers.len()).collect();
+        let tunnelled = plan.tunnels.iter().map(|tunnel| tunnel.peers.len());
+        let direct = plan.direct.iter().map(|direct| direct.routes.len());
+        let peers: Vec<usize> = tunnelled.chain(direct).collect();
         if self.peers.as_ref() != Some(&peers) {
             for (tunnel, peers) in plan.tunnels.iter().zip(&peers) {
                 tracing::info!(device = %tunnel.link.device, peers, changes = applied.changes, "applied");
+            }
+            if let Some(direct) = &plan.direct {
+                let (device, routes) = (&direct.interface, direct.routes.len());
+                tracing::info!(%device, routes, changes = applied.changes, "applied without a tunnel");
             }
             self.peers = Some(peers);
         }

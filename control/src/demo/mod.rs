@@ -42,7 +42,7 @@ pub struct Options {
     /// The tunnel between the hosts.
     #[arg(long, value_enum, default_value_t = Backend::Vxlan)]
     pub backend: Backend,
-    /// Give pods IPv6 as well and check both families (vxlan only).
+    /// Give pods IPv6 as well and check both families (vxlan and host-gw).
     #[arg(long)]
     pub ipv6: bool,
     /// Print JSON on stdout instead of a table.
@@ -64,12 +64,29 @@ pub struct Options {
 
 /// The tunnels that a demo can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// VXLAN, as flannel's default.
     Vxlan,
     /// Plain IP packets in UDP.
     Udp,
+    /// No tunnel: kernel routes from host to host.
+    HostGw,
+}
+
+impl Backend {
+    /// The type as the network configuration names it.
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Vxlan => "vxlan",
+            Backend::Udp => "udp",
+            Backend::HostGw => "host-gw",
+        }
+    }
+
+    fn carries_ipv6(self) -> bool {
+        matches!(self, Backend::Vxlan | Backend::HostGw)
+    }
 }
 
 /// Runs the demo. Exit code 1 if a pair of pods does not reach each other or a measurement fails, 130
@@ -82,8 +99,9 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         eprintln!("{name} is removed");
         return Ok(ExitCode::SUCCESS);
     }
-    if options.ipv6 && options.backend == Backend::Udp {
-        bail!("--ipv6 needs --backend vxlan: the udp backend carries IPv4 only, as flannel's");
+    if options.ipv6 && !options.backend.carries_ipv6() {
+        let name = options.backend.name();
+        bail!("--ipv6 needs --backend vxlan or host-gw: the {name} backend carries IPv4 only, as flannel's");
     }
     let own_user_namespace = !lab::userns::privileged();
     if own_user_namespace {

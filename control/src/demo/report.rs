@@ -124,7 +124,7 @@ impl Display for Report {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table.load_preset(UTF8_FULL_CONDENSED);
-        let backend = format!("{:?}", self.backend).to_lowercase();
+        let backend = self.backend.name();
         table.set_header([format!("loden demo: {} hosts, {backend}", self.hosts.len()), "result".to_owned()]);
         for host in &self.hosts {
             let subnets =

@@ -12,11 +12,11 @@ use lab::{Host, Lab, PodNetwork, Process, Topology};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use super::Options;
 use super::interrupt::Interrupt;
 use super::kept::{self, Kept, Member};
 use super::progress::Progress;
 use super::report::Report;
-use super::{Backend, Options};
 
 /// How long all daemons together may take to write their subnet files.
 const READY: Duration = Duration::from_secs(30);
@@ -201,11 +201,7 @@ impl Drop for Stage {
 }
 
 fn net_config(options: &Options) -> String {
-    let kind = match options.backend {
-        Backend::Vxlan => "vxlan",
-        Backend::Udp => "udp",
-    };
-    let mut config = serde_json::json!({ "Network": NETWORK, "Backend": { "Type": kind } });
+    let mut config = serde_json::json!({ "Network": NETWORK, "Backend": { "Type": options.backend.name() } });
     if options.ipv6 {
         config["EnableIPv6"] = true.into();
         config["IPv6Network"] = IPV6_NETWORK.into();

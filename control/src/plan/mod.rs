@@ -5,6 +5,7 @@
 //! leases every time; `apply` then changes only what differs. One file per backend, mirroring `path`'s
 //! `encap/*`: there the bytes, here the intent.
 
+mod host_gw;
 mod peers;
 mod udp;
 mod vxlan;
@@ -92,6 +93,8 @@ pub struct TunnelOutline {
 pub struct Plan {
     /// One per tunnel, in the order of [`Outline::tunnels`].
     pub tunnels: Vec<Tunnel>,
+    /// Routes that need no tunnel, where the backend makes such.
+    pub direct: Option<Direct>,
     /// The file that tells the CNI plugin and others about our subnet.
     pub subnet_env: SubnetEnv,
     /// Leases left out, and why; sorted.
@@ -124,12 +127,32 @@ pub struct Link {
     pub mtu: Mtu,
 }
 
-/// A kernel route into a tunnel device: main table, protocol boot.
+/// Kernel routes by the underlay's interface straight to peers on its link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// Name of the interface.
+    pub interface: String,
+    /// Where such routes can lie, one place for each family.
+    pub places: Vec<Place>,
+    /// The routes, sorted; each has a gateway.
+    pub routes: Vec<Route>,
+}
+
+/// A family's pod networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The cluster network.
+    pub cluster: IpNetwork,
+    /// Our own node subnet in it.
+    pub subnet: IpNetwork,
+}
+
+/// A kernel route: main table, protocol boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// Destination.
     pub to: IpNetwork,
-    /// Gateway, taken to be on the link; without one the device is the destination.
+    /// Gateway; into a tunnel it is taken to be on the link. Without one the device is the destination.
     pub via: Option<IpAddr>,
 }
 
@@ -203,17 +226,16 @@ pub enum PlanError {
 /// The tunnels and the lease attributes for this configuration on this host.
 pub fn outline(context: &Context) -> Result<Outline, PlanError> {
     let backend = context.config.backend.name();
-    let later = "not supported yet; use vxlan or udp";
+    let later = "not supported yet; use vxlan, udp or host-gw";
     match &context.config.backend {
         Backend::Vxlan(vxlan) => vxlan::outline(context, vxlan),
         Backend::Udp { port } => udp::outline(context, *port),
-        Backend::HostGw
-        | Backend::Ipip { .. }
-        | Backend::Wireguard(_)
-        | Backend::Alloc
-        | Backend::Extension(_) => Err(PlanError::Backend { backend, problem: later }),
+        Backend::HostGw => host_gw::outline(context),
+        Backend::Ipip { .. } | Backend::Wireguard(_) | Backend::Alloc | Backend::Extension(_) => {
+            Err(PlanError::Backend { backend, problem: later })
+        }
         Backend::Ipsec(_) | Backend::TencentVpc { .. } => {
-            Err(PlanError::Backend { backend, problem: "not supported; use vxlan or udp" })
+            Err(PlanError::Backend { backend, problem: "not supported; use vxlan, udp or host-gw" })
         }
     }
 }
@@ -221,19 +243,47 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
 /// The complete plan, given our own lease and those of all other nodes.
 pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, PlanError> {
     let outline = outline(context)?;
-    let (tunnels, ignored) = match &context.config.backend {
-        Backend::Udp { port } => udp::tunnels(context, &outline, *port, own, leases)?,
-        Backend::Vxlan(vxlan) => vxlan::tunnels(context, &outline, vxlan.port, own, leases)?,
+    let paths = match &context.config.backend {
+        Backend::Udp { port } => udp::paths(context, &outline, *port, own, leases)?,
+        Backend::Vxlan(vxlan) => vxlan::paths(context, &outline, vxlan.port, own, leases)?,
+        Backend::HostGw => host_gw::paths(context, own, leases)?,
         // `outline` has refused every other type.
-        _ => (Vec::new(), Vec::new()),
+        _ => Paths::default(),
     };
+    let Paths { tunnels, direct, ignored } = paths;
     let subnet_env = SubnetEnv {
         ipv4: context.config.ipv4.as_ref().map(|pool| pool.network).zip(own.subnet()),
         ipv6: context.config.ipv6.as_ref().map(|pool| pool.network).zip(own.ipv6_subnet()),
         mtu: u32::from(outline.pod_mtu.get()),
         ip_masq: context.ip_masq,
     };
-    Ok(Plan { tunnels, subnet_env, ignored })
+    Ok(Plan { tunnels, direct, subnet_env, ignored })
+}
+
+/// A backend's part of a plan.
+#[derive(Default)]
+struct Paths {
+    tunnels: Vec<Tunnel>,
+    direct: Option<Direct>,
+    ignored: Vec<Ignored>,
+}
+
+/// The cluster network and our own subnet for each family that is on.
+fn places(context: &Context, own: &Lease) -> Result<Vec<Place>, PlanError> {
+    let mut places = Vec::new();
+    if let Some(pool) = &context.config.ipv4 {
+        let subnet = own.subnet().ok_or(missing("IPv4", "our lease"))?;
+        places.push(Place { cluster: IpNetwork::V4(pool.network), subnet: IpNetwork::V4(subnet) });
+    }
+    if let Some(pool) = &context.config.ipv6 {
+        let subnet = own.ipv6_subnet().ok_or(missing("IPv6", "our lease"))?;
+        places.push(Place { cluster: IpNetwork::V6(pool.network), subnet: IpNetwork::V6(subnet) });
+    }
+    Ok(places)
+}
+
+fn missing(family: &'static str, what: &'static str) -> PlanError {
+    PlanError::FamilyMissing { family, what }
 }
 
 /// What `overhead` bytes of headers leave of `outer` for a device of this family.

@@ -101,6 +101,61 @@ fn udp_takes_every_backend_type_and_one_route() {
 }
 
 #[test]
+fn host_gw_is_one_route_per_peer_and_family() {
+    let context = context(HOST_GW_DUAL, 1500);
+    expect_outline(
+        &context,
+        r#"
+        publishes {"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"host-gw"}
+        "#,
+    );
+    let host_gw = |key: &str, node| {
+        let mut lease = vxlan(key, node);
+        (lease.attrs.backend_type, lease.attrs.backend_data, lease.attrs.backend_v6_data) =
+            ("host-gw".into(), None, None);
+        lease
+    };
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24&fd00:244:1::-64"),
+        &[
+            host_gw("10.244.3.0-24&fd00:244:3::-64", 3),
+            host_gw("10.244.2.0-24", 2),
+            vxlan("10.244.4.0-24", 4),
+        ],
+        r#"
+        direct by eth0
+          in 10.244.0.0/16 of length 24
+          in fd00:244::/40 of length 64
+          route 10.244.2.0/24 via 192.0.2.2
+          route 10.244.3.0/24 via 192.0.2.3
+          route fd00:244:3::/64 via 2001:db8::3
+        ignored 10.244.4.0-24: its backend type is "vxlan", ours is "host-gw"
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_IPV6_NETWORK=fd00:244::/40
+        FLANNEL_IPV6_SUBNET=fd00:244:1::1/64
+        FLANNEL_MTU=1500
+        FLANNEL_IPMASQ=false
+        "#,
+    );
+}
+
+#[test]
+fn host_gw_serves_ipv6_alone_and_refuses_a_nat() {
+    let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"host-gw"}}"#;
+    let outline_v6 = outline(&context(config, 1500)).expect("IPv6 alone");
+    assert_eq!(
+        outline_v6.attrs.to_json(),
+        r#"{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1","BackendType":"host-gw"}"#
+    );
+    let mut nat = context(HOST_GW_DUAL, 1500);
+    nat.underlay.ipv6 = nat.underlay.ipv6.map(|ends| Endpoint { public: Ipv6Addr::LOCALHOST, ..ends });
+    let error = outline(&nat).expect_err("routes do not cross a NAT").to_string();
+    assert!(error.contains("host-gw") && error.contains("NAT") && error.contains("vxlan"), "{error}");
+}
+
+#[test]
 fn leases_that_cannot_be_peers_are_left_out_with_a_reason() {
     let changed = |key, node, change: &dyn Fn(&mut Lease)| {
         let mut lease = vxlan(key, node);
@@ -176,9 +231,8 @@ fn an_mtu_without_room_is_refused_by_name() {
 #[test]
 fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
-        (r#"{"Type":"host-gw"}"#, "Backend.Type = host-gw: not supported yet; use vxlan or udp"),
-        (r#"{"Type":"wireguard"}"#, "Backend.Type = wireguard: not supported yet; use vxlan or udp"),
-        (r#"{"Type":"tencent-vpc"}"#, "Backend.Type = tencent-vpc: not supported; use vxlan or udp"),
+        (r#"{"Type":"wireguard"}"#, "Backend.Type = wireguard: not supported yet; use vxlan, udp or host-gw"),
+        (r#"{"Type":"tencent-vpc"}"#, "Backend.Type = tencent-vpc: not supported; use vxlan, udp or host-gw"),
         (
             r#"{"Type":"vxlan","GBP":true}"#,
             "Backend.GBP = true: the group policy header is not supported yet; set it to false on all nodes",
@@ -204,7 +258,11 @@ fn direct_routing_is_said_to_be_missing_and_nothing_else_changes() {
 #[test]
 fn a_public_address_elsewhere_is_published_but_not_sent_from() {
     let mut context = context(VXLAN, 1500);
-    context.underlay.ipv4 = Some(Endpoint { source: [192, 0, 2, 1].into(), public: [203, 0, 113, 9].into() });
+    context.underlay.ipv4 = Some(Endpoint {
+        source: [192, 0, 2, 1].into(),
+        public: [203, 0, 113, 9].into(),
+        local: [192, 0, 2, 1].into(),
+    });
     let outline = outline(&context).expect("fine");
     assert_eq!(outline.attrs.public_ip.to_string(), "203.0.113.9");
     assert_eq!(outline.tunnels[0].send_from, Some([192, 0, 2, 1].into()));
@@ -222,6 +280,8 @@ fn made_up_addresses_are_local_and_unicast() {
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40",
     "Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
+const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40",
+    "Backend":{"Type":"host-gw"}}"#;
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 
 fn context(config: &str, nic: u32) -> Context {
@@ -231,9 +291,10 @@ fn context(config: &str, nic: u32) -> Context {
         config,
         underlay: Underlay {
             interface: "eth0".into(),
+            index: 2,
             mtu: nic,
-            ipv4: Some(Endpoint { source: ipv4, public: ipv4 }),
-            ipv6: Some(Endpoint { source: ipv6, public: ipv6 }),
+            ipv4: Some(Endpoint { source: ipv4, public: ipv4, local: ipv4 }),
+            ipv6: Some(Endpoint { source: ipv6, public: ipv6, local: ipv6 }),
         },
         identity: Identity {
             mac: Mac::new([0x0e, 0x2a, 0, 0, 0, 1]),
@@ -296,6 +357,16 @@ fn render(plan: &Plan) -> String {
         for peer in &tunnel.peers {
             let mac = peer.mac.map(|mac| format!(" mac {mac}")).unwrap_or_default();
             writeln!(text, "  peer {} at {}{mac}", peer.subnet, peer.remote).expect("write");
+        }
+    }
+    if let Some(direct) = &plan.direct {
+        writeln!(text, "direct by {}", direct.interface).expect("write");
+        for place in &direct.places {
+            writeln!(text, "  in {} of length {}", place.cluster, place.subnet.prefix()).expect("write");
+        }
+        for route in &direct.routes {
+            let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
+            writeln!(text, "  route {}{via}", route.to).expect("write");
         }
     }
     for ignored in &plan.ignored {

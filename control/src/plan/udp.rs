@@ -11,7 +11,7 @@ use path::encap::Format;
 
 use super::peers::sift;
 use super::{
-    Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    Context, Link, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu, missing,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -25,7 +25,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         let problem = "carries IPv4 only; set EnableIPv6 to false or use vxlan";
         return Err(PlanError::Backend { backend: "udp", problem });
     }
-    let ends = context.underlay.ipv4.ok_or(missing("the underlay"))?;
+    let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
     let mtu = inner_mtu(context, context.underlay.mtu, OVERHEAD, false)?;
     let tunnel = TunnelOutline {
         device: DEVICE.to_owned(),
@@ -45,15 +45,15 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
     Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes: Vec::new() })
 }
 
-pub(super) fn tunnels(
+pub(super) fn paths(
     context: &Context,
     outline: &Outline,
     port: u16,
     own: &Lease,
     leases: &LeaseSet,
-) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
-    let pool = context.config.ipv4.as_ref().ok_or(missing("the network configuration"))?;
-    let subnet = IpNetwork::V4(own.subnet().ok_or(missing("our lease"))?);
+) -> Result<Paths, PlanError> {
+    let pool = context.config.ipv4.as_ref().ok_or(missing("IPv4", "the network configuration"))?;
+    let subnet = IpNetwork::V4(own.subnet().ok_or(missing("IPv4", "our lease"))?);
     let cluster = IpNetwork::V4(pool.network);
     let sifted = sift(own, leases, outline.tunnels.len(), |lease| peer(lease, port));
     let tunnels = outline.tunnels.iter().zip(sifted.peers).map(|(outline, peers)| Tunnel {
@@ -62,7 +62,7 @@ pub(super) fn tunnels(
         format: outline.format,
         peers,
     });
-    Ok((tunnels.collect(), sifted.ignored))
+    Ok(Paths { tunnels: tunnels.collect(), direct: None, ignored: sifted.ignored })
 }
 
 fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {
@@ -74,8 +74,4 @@ fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {
     }
     let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), port);
     Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None })])
-}
-
-fn missing(what: &'static str) -> PlanError {
-    PlanError::FamilyMissing { family: "IPv4", what }
 }

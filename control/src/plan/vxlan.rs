@@ -13,7 +13,8 @@ use wire::addr::Mac;
 
 use super::peers::sift;
 use super::{
-    Context, Ignored, Link, Outline, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    Context, Link, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    missing, places,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -81,35 +82,27 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
     Ok(outline)
 }
 
-pub(super) fn tunnels(
+pub(super) fn paths(
     context: &Context,
     outline: &Outline,
     port: u16,
     own: &Lease,
     leases: &LeaseSet,
-) -> Result<(Vec<Tunnel>, Vec<Ignored>), PlanError> {
-    let mut places = Vec::new();
-    if let Some(pool) = &context.config.ipv4 {
-        let subnet = own.subnet().ok_or(missing("IPv4", "our lease"))?;
-        places.push((IpNetwork::V4(pool.network), IpNetwork::V4(subnet)));
-    }
-    if let Some(pool) = &context.config.ipv6 {
-        let subnet = own.ipv6_subnet().ok_or(missing("IPv6", "our lease"))?;
-        places.push((IpNetwork::V6(pool.network), IpNetwork::V6(subnet)));
-    }
+) -> Result<Paths, PlanError> {
+    let places = places(context, own)?;
     let sifted = sift(own, leases, places.len(), |lease| {
         if lease.attrs.backend_type != TYPE {
             return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
         }
         let mut found = Vec::new();
-        for (tunnel, (cluster, _)) in places.iter().enumerate() {
-            let peer = if cluster.is_ipv4() { peer_v4(lease, port) } else { peer_v6(lease, port) };
+        for (tunnel, place) in places.iter().enumerate() {
+            let peer = if place.cluster.is_ipv4() { peer_v4(lease, port) } else { peer_v6(lease, port) };
             found.extend(peer?.map(|peer| (tunnel, peer)));
         }
         Ok(found)
     });
     let tunnels = outline.tunnels.iter().zip(places).zip(sifted.peers);
-    let tunnels = tunnels.map(|((outline, (cluster, subnet)), peers)| Tunnel {
+    let tunnels = tunnels.map(|((outline, Place { cluster, subnet }), peers)| Tunnel {
         link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
         routes: peers
             .iter()
@@ -118,7 +111,7 @@ pub(super) fn tunnels(
         format: outline.format,
         peers,
     });
-    Ok((tunnels.collect(), sifted.ignored))
+    Ok(Paths { tunnels: tunnels.collect(), direct: None, ignored: sifted.ignored })
 }
 
 /// A node without this family is no peer on its overlay, and no reason for a warning.
@@ -144,8 +137,4 @@ fn peer_v6(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
 fn mac(data: Option<&RawJson>, family: &str) -> Result<Mac, String> {
     let data = data.ok_or_else(|| format!("it publishes no {family} vxlan data"))?;
     Ok(VxlanData::parse(data.as_str()).map_err(|error| error.to_string())?.mac)
-}
-
-fn missing(family: &'static str, what: &'static str) -> PlanError {
-    PlanError::FamilyMissing { family, what }
 }

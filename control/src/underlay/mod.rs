@@ -69,6 +69,8 @@ pub struct DefaultRoute {
 pub struct Underlay {
     /// Name of the interface.
     pub interface: String,
+    /// The kernel's number for it.
+    pub index: u32,
     /// Its MTU when it was chosen, bytes; never 0.
     pub mtu: u32,
     /// IPv4 side.
@@ -85,6 +87,8 @@ pub struct Endpoint<A> {
     pub source: A,
     /// The address other nodes send to.
     pub public: A,
+    /// The chosen interface's own address, whatever is published.
+    pub local: A,
 }
 
 /// Reads interfaces, addresses and default routes of the handle's namespace.

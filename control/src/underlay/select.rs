@@ -168,12 +168,12 @@ fn complete(observed: &Observed, candidate: Candidate<'_>, wish: &Wish) -> Resul
             Some(endpoint(observed, local, wish.public_ipv6))
         }
     };
-    Ok(Underlay { interface: interface.name.clone(), mtu: interface.mtu, ipv4, ipv6 })
+    Ok(Underlay { interface: interface.name.clone(), index: interface.index, mtu: interface.mtu, ipv4, ipv6 })
 }
 
 fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Option<A>) -> Endpoint<A> {
     let source = public.filter(|public| holder(observed, (*public).into()).is_some()).unwrap_or(local);
-    Endpoint { source, public: public.unwrap_or(local) }
+    Endpoint { source, public: public.unwrap_or(local), local }
 }
 
 /// The address flannel would take: global before link-local, permanent before dynamic, stable before
@@ -289,7 +289,11 @@ mod tests {
         assert!(error.contains("needs --iface as well"), "{error}");
         let with_iface = Wish { ifaces: vec!["eth0".into()], ..nat };
         let chosen = select(&host(), &with_iface).expect("eth0 fits");
-        let behind_nat = Endpoint { source: [192, 0, 2, 7].into(), public: [203, 0, 113, 9].into() };
+        let behind_nat = Endpoint {
+            source: [192, 0, 2, 7].into(),
+            public: [203, 0, 113, 9].into(),
+            local: [192, 0, 2, 7].into(),
+        };
         assert_eq!(chosen.ipv4, Some(behind_nat));
     }
 
@@ -389,7 +393,7 @@ mod tests {
 
     fn same(ip: &str) -> Endpoint<Ipv4Addr> {
         let ip = ip.parse().expect("address");
-        Endpoint { source: ip, public: ip }
+        Endpoint { source: ip, public: ip, local: ip }
     }
 
     fn v4() -> Wish {
