@@ -84,8 +84,10 @@ struct Node {
 impl Node {
     /// The way of a lease, from the store to the kernel.
     async fn start(options: &RunOptions) -> Result<Node, DaemonError> {
+        let margin = options.renew_margin()?;
+        refuse_unsupported(options)?;
         let netlink = netlink::connect()?;
-        let store = Store::open(&options.store).await?;
+        let store = Store::open(options.store_spec()).await?;
         let config = network_config(&store, options).await?;
         let underlay = choose_underlay(&netlink, options, &config).await?;
         let context =
@@ -94,7 +96,7 @@ impl Node {
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let engine = datapath::start(options, &outline)?;
         let own = acquire(&store, &context.config, outline.attrs, previous(options)).await?;
-        let renewal = Renewal::new(&own, options.renew_margin(), unix_now());
+        let renewal = Renewal::new(&own, margin, unix_now());
         let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);
         let plan = plan::plan(&context, &own, ledger.peers())?;
@@ -282,6 +284,27 @@ impl Signals {
     }
 }
 
+/// What the command line knows and the daemon does not do. Going on without would be worse than an error.
+fn refuse_unsupported(options: &RunOptions) -> Result<(), DaemonError> {
+    let refuse = |flag, advice| Err(DaemonError::NotYet { flag, advice });
+    if options.kube.subnet_mgr {
+        return refuse("--kube-subnet-mgr", "the Kubernetes store is still to come; use --store");
+    }
+    if options.traffic.ip_masq {
+        return refuse("--ip-masq", "leave it out, and masquerade by a rule of your own");
+    }
+    if options.traffic.ip_blackhole_route {
+        return refuse("--ip-blackhole-route", "leave it out");
+    }
+    if options.health.port != 0 {
+        return refuse("--healthz-port", "leave it out");
+    }
+    if !options.iface_regex.is_empty() || options.iface_can_reach.is_some() {
+        return refuse("--iface-regex and --iface-can-reach", "name the interface with --iface");
+    }
+    Ok(())
+}
+
 /// The configuration from the store, after putting the one from the command line there.
 async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig, DaemonError> {
     if let Some(text) = given_config(options)? {
@@ -297,7 +320,7 @@ async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig
             break text;
         }
         if !std::mem::replace(&mut waiting, true) {
-            let store = &options.store;
+            let store = options.store_spec();
             tracing::warn!(
                 store,
                 "no network configuration in the store; waiting for one (--net-config sets it)"

@@ -19,6 +19,7 @@ pub mod counters;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod flanneld;
 pub mod host;
 pub mod lease;
 pub mod load_command;

@@ -1,27 +1,64 @@
 //! `loden`: parse the command line, do it, set the exit code.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
-use control::options::{Command, Options};
-use control::{daemon, demo, doctor, load_command};
+use control::flanneld::Request;
+use control::options::{Command, Options, RunOptions};
+use control::{daemon, demo, doctor, flanneld, load_command};
 use tracing::level_filters::LevelFilter;
 
+/// The command line makes no sense: what clap uses as well.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if flanneld::is_named_so(arguments.next().as_deref()) {
+        return as_flanneld(arguments);
+    }
     let options = Options::parse();
-    log_to_stderr(options.verbose);
+    if !matches!(options.command, Command::Flanneld(_)) {
+        log_to_stderr(options.verbose);
+    }
     match &options.command {
-        Command::Run(run) => {
-            in_runtime(daemon::run(run)).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
-        }
+        Command::Run(run) => run_daemon(run),
+        Command::Flanneld(line) => as_flanneld(line.arguments.iter().cloned()),
         Command::Doctor(doctor) => {
             in_runtime(doctor::run(doctor)).unwrap_or_else(|error| failed(&format!("{error:#}")))
         }
         Command::Demo(demo) => demo::run(demo).unwrap_or_else(|error| failed(&format!("{error:#}"))),
         Command::Load(load) => load_command::run(load).unwrap_or_else(|error| failed(&format!("{error:#}"))),
     }
+}
+
+/// flanneld's command line in place of our own.
+fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match flanneld::parse(arguments, |name| std::env::var_os(name)) {
+        Ok(Request::Run(invocation)) => {
+            log_to_stderr(invocation.verbose);
+            invocation.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+            run_daemon(&invocation.options)
+        }
+        Ok(Request::Version) => {
+            eprintln!("loden {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Usage) => {
+            print!("{}", flanneld::usage());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("flanneld: {error}; flanneld -h lists the flags");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn run_daemon(options: &RunOptions) -> ExitCode {
+    in_runtime(daemon::run(options)).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
 }
 
 /// Runs the future on this thread; its error or the runtime's own.

@@ -8,6 +8,7 @@ use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::netlink::NetlinkError;
+use crate::options::BadMargin;
 use crate::plan::PlanError;
 use crate::store::StoreError;
 use crate::underlay::select::SelectError;
@@ -15,6 +16,17 @@ use crate::underlay::select::SelectError;
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// The renewal margin is longer than a lease.
+    #[error(transparent)]
+    Margin(#[from] BadMargin),
+    /// A flag that the command line takes and the daemon cannot do.
+    #[error("{flag} is not supported yet: {advice}")]
+    NotYet {
+        /// The flag.
+        flag: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
