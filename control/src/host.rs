@@ -29,7 +29,12 @@ pub fn forwards(ipv6: bool) -> Option<bool> {
 /// Whether bridged packets can be shown to the firewall. Like flannel, this asks only whether the switch
 /// exists, not how it is set.
 pub fn has_br_netfilter(ipv6: bool) -> bool {
-    Path::new(if ipv6 { BRIDGE_V6 } else { BRIDGE_V4 }).exists()
+    Path::new(br_netfilter_switch(ipv6)).exists()
+}
+
+/// Where that switch is.
+pub fn br_netfilter_switch(ipv6: bool) -> &'static str {
+    if ipv6 { BRIDGE_V6 } else { BRIDGE_V4 }
 }
 
 /// What is not as it should be for these families.

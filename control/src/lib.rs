@@ -27,4 +27,5 @@ pub mod netlink;
 pub mod options;
 pub mod plan;
 pub mod store;
+pub mod traffic;
 pub mod underlay;

@@ -1,0 +1,60 @@
+//! Takes away everything of [`super`] that may be on a host, whichever mode or run made it.
+
+use ipnetwork::IpNetwork;
+use model::subnet_env::Recorded;
+use rtnetlink::Handle;
+
+use super::program::Programs;
+use super::{TrafficError, blackhole, iptables, nftables};
+
+/// What [`cleanup`] did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// What was there and is gone, one line each.
+    pub removed: Vec<String>,
+    /// What may still be there.
+    pub failures: Vec<TrafficError>,
+}
+
+/// Removes the rules of both modes, and the blackhole routes of the subnets in `previous`, the last
+/// `subnet.env`. Goes on after a failure.
+pub async fn cleanup(programs: &Programs, netlink: &Handle, previous: Option<&Recorded>) -> Cleaned {
+    let mut cleaned = Cleaned::default();
+    cleaned.take(iptables::clean(programs).await);
+    cleaned.take(nftables::clean(programs).await);
+    for subnet in previous.map(subnets).unwrap_or_default() {
+        match blackhole::remove(netlink, subnet).await {
+            Ok(true) => cleaned.removed.push(format!("blackhole {subnet}")),
+            Ok(false) => {}
+            Err(error) => cleaned.failures.push(error.into()),
+        }
+    }
+    cleaned
+}
+
+/// Removes what the mode that is not in use has left. What cannot be removed is told, and left: both modes'
+/// rules together still do what one's do.
+pub(super) async fn clean_other(programs: &Programs, nftables_in_use: bool) {
+    let (removed, failures) = match nftables_in_use {
+        true => iptables::clean(programs).await,
+        false => nftables::clean(programs).await,
+    };
+    if !removed.is_empty() {
+        tracing::info!(removed = removed.join(", "), "removed the rules of the mode that is not in use");
+    }
+    for failure in failures {
+        tracing::warn!("rules of the mode that is not in use may be left: {failure}");
+    }
+}
+
+impl Cleaned {
+    fn take(&mut self, (removed, failures): (Vec<String>, Vec<TrafficError>)) {
+        self.removed.extend(removed);
+        self.failures.extend(failures);
+    }
+}
+
+fn subnets(recorded: &Recorded) -> Vec<IpNetwork> {
+    let ipv4 = recorded.subnets.iter().map(|subnet| IpNetwork::V4(*subnet));
+    ipv4.chain(recorded.ipv6_subnets.iter().map(|subnet| IpNetwork::V6(*subnet))).collect()
+}
