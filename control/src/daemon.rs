@@ -7,6 +7,7 @@
 
 mod datapath;
 mod error;
+mod startup;
 mod told;
 
 use std::collections::BTreeSet;
@@ -90,12 +91,14 @@ impl Node {
         let store = Store::open(options.store_spec()).await?;
         let config = network_config(&store, options).await?;
         let underlay = choose_underlay(&netlink, options, &config).await?;
-        let context =
-            Context { config, underlay, identity: Identity::from_random(rand::random()), ip_masq: false };
+        let extension_data = startup::before(&config).await?;
+        let identity = Identity::from_random(rand::random());
+        let context = Context { config, underlay, identity, ip_masq: false, extension_data };
         let outline = plan::outline(&context)?;
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let engine = datapath::start(options, &outline)?;
         let own = acquire(&store, &context.config, outline.attrs, previous(options)).await?;
+        startup::after(&context.config, &own).await?;
         let renewal = Renewal::new(&own, margin, unix_now());
         let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);

@@ -53,6 +53,86 @@ fn host_gw_refuses_a_nat() {
     assert!(cluster.leases().is_empty(), "it took a subnet");
 }
 
+#[test]
+fn alloc_takes_a_subnet_and_makes_nothing() {
+    if !common::ready(&[]) {
+        return;
+    }
+    let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#;
+    let cluster = Cluster::build("be-alloc", 1, Wiring::Switch, config);
+    let before = cluster.shell(1, "ip -o link | cut -d: -f2; ip route");
+    let daemon = cluster.start(1, &[]);
+    assert_eq!(cluster.shell(1, "ip -o link | cut -d: -f2; ip route"), before);
+    let env = std::fs::read_to_string(&daemon.subnet_file).expect("a subnet file");
+    let gateway = cluster.lease(1).subnet().expect("IPv4").nth(1).expect("an address");
+    assert!(
+        env.contains(&format!("FLANNEL_SUBNET={gateway}/24")) && env.contains("FLANNEL_MTU=1500"),
+        "{env}"
+    );
+    let public = cluster.host(1).underlay();
+    assert_eq!(cluster.lease(1).attrs.to_json(), format!(r#"{{"PublicIP":"{public}","PublicIPv6":null}}"#));
+    assert!(daemon.finish().is_empty());
+}
+
+/// Two nodes whose commands make the routes, as flannel's own host-gw sample does, with no shell.
+#[test]
+fn extension_runs_the_commands_that_make_the_paths() {
+    if !common::ready(&["ip"]) {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let script = place.path().join("hook");
+    std::fs::write(
+        &script,
+        "#!/bin/sh\necho \"$1 SUBNET=$SUBNET PUBLIC_IP=$PUBLIC_IP NETWORK=$NETWORK stdin=$(cat)\" >> $2\n\
+         [ $1 = add ] && exec ip route replace $SUBNET via $PUBLIC_IP\n\
+         [ $1 = remove ] && exec ip route del $SUBNET\ntrue\n",
+    )
+    .expect("a script");
+    let (script, log) = (script.display(), place.path().join("log"));
+    let hook = |event: &str| format!("sh {script} {event} {}", log.display());
+    let config = serde_json::json!({ "Network": "10.244.0.0/16", "Backend": {
+        "Type": "extension", "PreStartupCommand": "echo  my <data>", "PostStartupCommand": hook("post"),
+        "SubnetAddCommand": hook("add"), "SubnetRemoveCommand": hook("remove"),
+    }});
+    let mut cluster = Cluster::build("be-ext", 2, Wiring::Switch, &config.to_string());
+    let [_one, mut other] = [1, 2].map(|number| cluster.start(number, &[]));
+    [1, 2].into_iter().for_each(|number| cluster.connect_pod(number));
+    let two = cluster.lease(2);
+    assert_eq!(two.attrs.backend_data.as_ref().expect("data").as_str(), r#""my \u003cdata\u003e""#);
+    let (subnet, public) = (two.subnet().expect("IPv4"), two.attrs.public_ip);
+    let said = |words: &str| std::fs::read_to_string(&log).unwrap_or_default().contains(words);
+    await_until("the command for host 2", || {
+        said(&format!("add SUBNET={subnet} PUBLIC_IP={public} NETWORK= stdin=my <data>"))
+    });
+    assert!(said(&format!("post SUBNET={subnet} PUBLIC_IP={public} NETWORK=10.244.0.0/16 stdin=")));
+    await_until("the other's route", || {
+        !cluster.shell(2, "ip route show proto boot | grep 10.244 || true").is_empty()
+    });
+    common::ping(&cluster, 1, 2, false);
+    assert!(other.end(nix::sys::signal::Signal::SIGTERM).success());
+    cluster.in_store(async |store| store.remove(&two.key).await.expect("removed"));
+    await_until("the removal", || said(&format!("remove SUBNET={subnet}")));
+}
+
+#[test]
+fn an_extension_that_cannot_start_says_which_command() {
+    if !common::ready(&[]) {
+        return;
+    }
+    for (key, left) in [("PreStartupCommand", 0), ("PostStartupCommand", 1)] {
+        let config = format!(
+            r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"extension","{key}":"ls /no-such-place"}}}}"#
+        );
+        let cluster = Cluster::build("be-exf", 1, Wiring::Switch, &config);
+        let mut daemon = cluster.spawn(1, &mut cluster.command(1));
+        assert_eq!(daemon.await_end().code(), Some(1));
+        assert!(daemon.said("ls /no-such-place"), "{}", daemon.words());
+        assert_eq!(cluster.leases().len(), left);
+        assert!(!daemon.subnet_file.exists());
+    }
+}
+
 /// Hosts on a switch, a daemon and a pod on each.
 fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemon>)> {
     if !common::ready(&[]) {

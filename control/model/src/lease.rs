@@ -196,6 +196,21 @@ impl RawJson {
         serde_json::from_str::<&RawValue>(text).map(RawJson::compact)
     }
 
+    /// A JSON string, byte for byte as Go writes it: what could end a script in HTML is escaped too.
+    pub fn string(text: &str) -> RawJson {
+        let mut json = serde_json::Value::from(text).to_string();
+        for (plain, escaped) in [
+            ("<", "\\u003c"),
+            (">", "\\u003e"),
+            ("&", "\\u0026"),
+            ("\u{2028}", "\\u2028"),
+            ("\u{2029}", "\\u2029"),
+        ] {
+            json = json.replace(plain, escaped);
+        }
+        RawJson(json)
+    }
+
     /// The compact text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -5,6 +5,7 @@
 //! fixed: devices, then the workers' tables, then the routes that send packets there, and `subnet.env` at
 //! the very end, because it promises all the rest.
 
+pub mod commands;
 pub mod engine;
 pub mod links;
 pub mod routes;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use path::fib::FibError;
 use rtnetlink::Handle;
 
+use self::commands::Runner;
 use self::engine::Tables;
 use self::routes::{Outcome, Scope, Share};
 use self::subnet_file::SubnetFileError;
@@ -63,12 +65,19 @@ pub struct Applier {
     subnet_file: PathBuf,
     published: Vec<Tunnel>,
     direct: BTreeSet<Route>,
+    commands: Runner,
 }
 
 impl Applier {
     /// Applies to the namespace of `netlink` and to the file `subnet_file`.
     pub fn new(netlink: Handle, subnet_file: PathBuf) -> Applier {
-        Applier { netlink, subnet_file, published: Vec::new(), direct: BTreeSet::new() }
+        Applier {
+            netlink,
+            subnet_file,
+            published: Vec::new(),
+            direct: BTreeSet::new(),
+            commands: Runner::default(),
+        }
     }
 
     /// Compares the host with the plan and changes what differs.
@@ -88,6 +97,9 @@ impl Applier {
         let outcome = self.routes(plan, &indexes).await?;
         applied.changes += outcome.changed;
         applied.failures.extend(outcome.failures);
+        if let Some(commands) = &plan.commands {
+            applied.changes += self.commands.apply(commands);
+        }
         applied.changes += usize::from(subnet_file::apply(&self.subnet_file, &plan.subnet_env)?);
         Ok(applied)
     }

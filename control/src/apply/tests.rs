@@ -310,6 +310,7 @@ fn plan(nodes: &[u8]) -> Plan {
             tunnel(DEVICE_V6, "fd00:244:1::/128", "fd00:244::/32", 1430, &v6),
         ],
         direct: None,
+        commands: None,
         subnet_env: SubnetEnv {
             ipv4: Some((network("10.244.0.0/16"), network("10.244.1.0/24"))),
             ipv6: None,

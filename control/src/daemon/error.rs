@@ -7,6 +7,7 @@ use model::lease::SubnetKey;
 use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
+use crate::apply::commands::CommandError;
 use crate::netlink::NetlinkError;
 use crate::options::BadMargin;
 use crate::plan::PlanError;
@@ -56,6 +57,9 @@ pub enum DaemonError {
     /// The host cannot be brought to the plan.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// A command of the `extension` backend failed at start.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),

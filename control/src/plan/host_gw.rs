@@ -54,7 +54,7 @@ pub(super) fn paths(context: &Context, own: &Lease, leases: &LeaseSet) -> Result
         peers.map(|peer| Route { to: peer.subnet, via: Some(peer.remote.ip()) }).collect();
     routes.sort_unstable();
     let direct = Direct { interface: context.underlay.interface.clone(), places, routes };
-    Ok(Paths { tunnels: Vec::new(), direct: Some(direct), ignored: sifted.ignored })
+    Ok(Paths { direct: Some(direct), ignored: sifted.ignored, ..Paths::default() })
 }
 
 fn behind_nat<A: PartialEq>(ends: Endpoint<A>) -> bool {

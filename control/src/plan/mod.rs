@@ -5,16 +5,19 @@
 //! leases every time; `apply` then changes only what differs. One file per backend, mirroring `path`'s
 //! `encap/*`: there the bytes, here the intent.
 
+mod alloc;
+mod extension;
 mod host_gw;
 mod peers;
 mod udp;
 mod vxlan;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use model::backend::Backend;
-use model::lease::{Lease, LeaseAttrs};
+use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config::NetConfig;
 use model::subnet_env::SubnetEnv;
 use path::encap::Format;
@@ -25,6 +28,12 @@ use crate::underlay::Underlay;
 
 /// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
 const LEAST_MTU_V6: u32 = 1280;
+
+/// What a dual-stack node hears of a backend that carries one family.
+const IPV4_ONLY: &str =
+    "the backend carries IPv4 only: pods have IPv6 addresses, but no path to those of other nodes";
+/// What an IPv6 node hears of it.
+const NO_IPV4: &str = "carries IPv4 only, and the network configuration has none; use vxlan or host-gw";
 
 /// Everything a plan depends on, besides the leases.
 #[derive(Clone, Debug)]
@@ -37,6 +46,8 @@ pub struct Context {
     pub identity: Identity,
     /// Whether `subnet.env` is to say that we masquerade.
     pub ip_masq: bool,
+    /// What PreStartupCommand printed, for `extension`.
+    pub extension_data: Option<RawJson>,
 }
 
 /// The link addresses this node made up for itself, one for each overlay.
@@ -95,6 +106,8 @@ pub struct Plan {
     pub tunnels: Vec<Tunnel>,
     /// Routes that need no tunnel, where the backend makes such.
     pub direct: Option<Direct>,
+    /// Commands to run as peers come and go, where the backend consists of such.
+    pub commands: Option<Commands>,
     /// The file that tells the CNI plugin and others about our subnet.
     pub subnet_env: SubnetEnv,
     /// Leases left out, and why; sorted.
@@ -145,6 +158,26 @@ pub struct Place {
     pub cluster: IpNetwork,
     /// Our own node subnet in it.
     pub subnet: IpNetwork,
+}
+
+/// The operator's commands and the peers they are told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commands {
+    /// Run for each new or changed peer; blank for none.
+    pub add: String,
+    /// Run for each peer that is gone; blank for none.
+    pub remove: String,
+    /// The peers by their leases' keys.
+    pub peers: BTreeMap<String, CommandPeer>,
+}
+
+/// What a command learns of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandPeer {
+    /// Environment variables.
+    pub variables: Vec<(&'static str, String)>,
+    /// What the peer published.
+    pub stdin: String,
 }
 
 /// A kernel route: main table, protocol boot.
@@ -226,18 +259,31 @@ pub enum PlanError {
 /// The tunnels and the lease attributes for this configuration on this host.
 pub fn outline(context: &Context) -> Result<Outline, PlanError> {
     let backend = context.config.backend.name();
-    let later = "not supported yet; use vxlan, udp or host-gw";
+    let refused = |problem| Err(PlanError::Backend { backend, problem });
     match &context.config.backend {
         Backend::Vxlan(vxlan) => vxlan::outline(context, vxlan),
         Backend::Udp { port } => udp::outline(context, *port),
         Backend::HostGw => host_gw::outline(context),
-        Backend::Ipip { .. } | Backend::Wireguard(_) | Backend::Alloc | Backend::Extension(_) => {
-            Err(PlanError::Backend { backend, problem: later })
+        Backend::Alloc => alloc::outline(context),
+        Backend::Extension(_) => extension::outline(context),
+        Backend::Ipip { .. } | Backend::Wireguard(_) => {
+            refused("not supported yet; use vxlan, udp or host-gw")
         }
-        Backend::Ipsec(_) | Backend::TencentVpc { .. } => {
-            Err(PlanError::Backend { backend, problem: "not supported; use vxlan, udp or host-gw" })
-        }
+        Backend::Ipsec(_) => refused(
+            "not supported: it needs strongSwan and the kernel's IPsec; use vxlan, udp or host-gw, none of \
+             which encrypts",
+        ),
+        Backend::TencentVpc { .. } => refused(
+            "not supported: loden talks to no cloud; use vxlan, host-gw within one subnet, or alloc where \
+             something else installs the cloud's routes",
+        ),
     }
+}
+
+/// Variables for the command that runs once our own lease is there.
+pub fn startup_variables(config: &NetConfig, own: &Lease) -> Vec<(&'static str, String)> {
+    let network = config.ipv4.as_ref().map(|pool| pool.network.to_string()).unwrap_or_default();
+    std::iter::once(("NETWORK", network)).chain(extension::variables(own)).collect()
 }
 
 /// The complete plan, given our own lease and those of all other nodes.
@@ -247,17 +293,18 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
         Backend::Udp { port } => udp::paths(context, &outline, *port, own, leases)?,
         Backend::Vxlan(vxlan) => vxlan::paths(context, &outline, vxlan.port, own, leases)?,
         Backend::HostGw => host_gw::paths(context, own, leases)?,
-        // `outline` has refused every other type.
+        Backend::Extension(extension) => extension::paths(extension, own, leases),
+        // `alloc` has no paths, and `outline` has refused every other type.
         _ => Paths::default(),
     };
-    let Paths { tunnels, direct, ignored } = paths;
+    let Paths { tunnels, direct, commands, ignored } = paths;
     let subnet_env = SubnetEnv {
         ipv4: context.config.ipv4.as_ref().map(|pool| pool.network).zip(own.subnet()),
         ipv6: context.config.ipv6.as_ref().map(|pool| pool.network).zip(own.ipv6_subnet()),
         mtu: u32::from(outline.pod_mtu.get()),
         ip_masq: context.ip_masq,
     };
-    Ok(Plan { tunnels, direct, subnet_env, ignored })
+    Ok(Plan { tunnels, direct, commands, subnet_env, ignored })
 }
 
 /// A backend's part of a plan.
@@ -265,6 +312,7 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
 struct Paths {
     tunnels: Vec<Tunnel>,
     direct: Option<Direct>,
+    commands: Option<Commands>,
     ignored: Vec<Ignored>,
 }
 

@@ -232,18 +232,130 @@ fn an_mtu_without_room_is_refused_by_name() {
 fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
         (r#"{"Type":"wireguard"}"#, "Backend.Type = wireguard: not supported yet; use vxlan, udp or host-gw"),
-        (r#"{"Type":"tencent-vpc"}"#, "Backend.Type = tencent-vpc: not supported; use vxlan, udp or host-gw"),
+        (
+            r#"{"Type":"tencent-vpc"}"#,
+            "Backend.Type = tencent-vpc: not supported: loden talks to no cloud; use vxlan, host-gw within one \
+             subnet, or alloc where something else installs the cloud's routes",
+        ),
         (
             r#"{"Type":"vxlan","GBP":true}"#,
-            "Backend.GBP = true: the group policy header is not supported yet; set it to false on all nodes",
+            "Backend.GBP = true: the policy id is the packet's mark, which no kernel hands to a tunnel in \
+             userspace; set it to false on all nodes",
         ),
     ] {
         let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
         assert_eq!(outline(&context(&config, 1500)).expect_err(backend).to_string(), answer);
     }
+    let ipsec =
+        format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"ipsec","PSK":"{}"}}}}"#, "k".repeat(96));
+    let error = outline(&context(&ipsec, 1500)).expect_err("no ipsec").to_string();
+    assert!(error.contains("use vxlan") && !error.contains("kkk"), "{error}");
+}
+
+#[test]
+fn a_dual_stack_node_keeps_ipv4_where_the_backend_has_no_more() {
     let dual = VXLAN_DUAL.replace("vxlan", "udp");
-    let error = outline(&context(&dual, 1500)).expect_err("udp is IPv4 only").to_string();
-    assert_eq!(error, "Backend.Type = udp: carries IPv4 only; set EnableIPv6 to false or use vxlan");
+    let outlined = outline(&context(&dual, 1500)).expect("IPv4 at least");
+    assert_eq!(outlined.notes, [IPV4_ONLY]);
+    assert_eq!(outlined.attrs.to_json(), r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
+    let mut other = vxlan("10.244.2.0-24&fd00:244:2::-64", 2);
+    other.attrs.public_ipv6 = None;
+    expect_plan(
+        &context(&dual, 1500),
+        &own("10.244.1.0-24&fd00:244:1::-64"),
+        &[other],
+        "
+        flannel0 mtu 1472 address 10.244.1.0/32
+          route 10.244.0.0/16
+          peer 10.244.2.0/24 at 192.0.2.2:4789
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_IPV6_NETWORK=fd00:244::/40
+        FLANNEL_IPV6_SUBNET=fd00:244:1::1/64
+        FLANNEL_MTU=1472
+        FLANNEL_IPMASQ=false
+        ",
+    );
+    let alone =
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"udp"}}"#;
+    let error = outline(&context(alone, 1500)).expect_err("no IPv4").to_string();
+    assert!(error.contains("carries IPv4 only"), "{error}");
+}
+
+#[test]
+fn alloc_is_a_lease_and_a_file() {
+    let context = context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#, 9000);
+    let mut alone = context.clone();
+    alone.underlay.ipv6 = None;
+    expect_outline(&alone, r#"publishes {"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
+    expect_plan(
+        &alone,
+        &own("10.244.1.0-24"),
+        &[vxlan("10.244.2.0-24", 2)],
+        "
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_MTU=9000
+        FLANNEL_IPMASQ=false
+        ",
+    );
+}
+
+#[test]
+fn extension_tells_commands_of_its_own_kind() {
+    let mut context = context(
+        r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"extension",
+            "PreStartupCommand":"pre","SubnetAddCommand":"add $SUBNET","SubnetRemoveCommand":"del"}}"#,
+        1500,
+    );
+    context.extension_data = raw(r#""my data""#);
+    context.underlay.ipv4 =
+        context.underlay.ipv4.map(|ends| Endpoint { public: [203, 0, 113, 9].into(), ..ends });
+    expect_outline(
+        &context,
+        r#"publishes {"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"extension","BackendData":"my data"}"#,
+    );
+    let extension = |key: &str, node, data: &str| {
+        let mut lease = vxlan(key, node);
+        lease.attrs.backend_type = "extension".into();
+        (lease.attrs.backend_data, lease.attrs.backend_v6_data) = (raw(data), None);
+        lease
+    };
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24&fd00:244:1::-64"),
+        &[
+            extension("10.244.2.0-24&fd00:244:2::-64", 2, r#""two\nlines""#),
+            extension("10.244.3.0-24", 3, r#""""#),
+            extension("10.244.4.0-24", 4, "{}"),
+            vxlan("10.244.5.0-24", 5),
+        ],
+        r#"
+        commands "add $SUBNET", "del"
+          peer SUBNET=10.244.2.0/24 PUBLIC_IP=192.0.2.2 IPV6SUBNET=fd00:244:2::/64 PUBLIC_IPV6=2001:db8::2 "two\nlines"
+          peer SUBNET=10.244.3.0/24 PUBLIC_IP=192.0.2.3 IPV6SUBNET= PUBLIC_IPV6= ""
+        ignored 10.244.4.0-24: its extension data is no JSON string
+        ignored 10.244.5.0-24: its backend type is "vxlan", ours is "extension"
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_IPV6_NETWORK=fd00:244::/40
+        FLANNEL_IPV6_SUBNET=fd00:244:1::1/64
+        FLANNEL_MTU=1500
+        FLANNEL_IPMASQ=false
+        "#,
+    );
+    let variables = startup_variables(&context.config, &own("10.244.1.0-24"));
+    let variables: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(
+        variables,
+        [
+            "NETWORK=10.244.0.0/16",
+            "SUBNET=10.244.1.0/24",
+            "PUBLIC_IP=192.0.2.1",
+            "IPV6SUBNET=",
+            "PUBLIC_IPV6="
+        ]
+    );
 }
 
 #[test]
@@ -301,6 +413,7 @@ fn context(config: &str, nic: u32) -> Context {
             mac_v6: Mac::new([0x0e, 0x2a, 0, 0, 0, 2]),
         },
         ip_masq: false,
+        extension_data: None,
     }
 }
 
@@ -367,6 +480,14 @@ fn render(plan: &Plan) -> String {
         for route in &direct.routes {
             let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
             writeln!(text, "  route {}{via}", route.to).expect("write");
+        }
+    }
+    if let Some(Commands { add, remove, peers }) = &plan.commands {
+        writeln!(text, "commands {add:?}, {remove:?}").expect("write");
+        for CommandPeer { variables, stdin } in peers.values() {
+            let variables: Vec<String> =
+                variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            writeln!(text, "  peer {} {stdin:?}", variables.join(" ")).expect("write");
         }
     }
     for ignored in &plan.ignored {

@@ -11,7 +11,8 @@ use path::encap::Format;
 
 use super::peers::sift;
 use super::{
-    Context, Link, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu, missing,
+    Context, IPV4_ONLY, Link, NO_IPV4, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base,
+    inner_mtu, missing,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -21,9 +22,8 @@ const DEVICE: &str = "flannel0";
 const OVERHEAD: u32 = 20 + 8;
 
 pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError> {
-    if context.config.ipv6.is_some() {
-        let problem = "carries IPv4 only; set EnableIPv6 to false or use vxlan";
-        return Err(PlanError::Backend { backend: "udp", problem });
+    if context.config.ipv4.is_none() {
+        return Err(PlanError::Backend { backend: "udp", problem: NO_IPV4 });
     }
     let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
     let mtu = inner_mtu(context, context.underlay.mtu, OVERHEAD, false)?;
@@ -42,7 +42,8 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         backend_data: None,
         backend_v6_data: None,
     };
-    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes: Vec::new() })
+    let notes = context.config.ipv6.is_some().then_some(IPV4_ONLY).into_iter().collect();
+    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes })
 }
 
 pub(super) fn paths(
@@ -62,7 +63,7 @@ pub(super) fn paths(
         format: outline.format,
         peers,
     });
-    Ok(Paths { tunnels: tunnels.collect(), direct: None, ignored: sifted.ignored })
+    Ok(Paths { tunnels: tunnels.collect(), ignored: sifted.ignored, ..Paths::default() })
 }
 
 fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {

@@ -27,7 +27,8 @@ const TYPE: &str = "vxlan";
 
 pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanError> {
     if vxlan.gbp {
-        let problem = "the group policy header is not supported yet; set it to false on all nodes";
+        let problem = "the policy id is the packet's mark, which no kernel hands to a tunnel in userspace; set it to false on \
+                       all nodes";
         return Err(PlanError::Option { key: "GBP", problem });
     }
     let (nic, vni) = (context.underlay.mtu, vxlan.vni);
@@ -111,7 +112,7 @@ pub(super) fn paths(
         format: outline.format,
         peers,
     });
-    Ok(Paths { tunnels: tunnels.collect(), direct: None, ignored: sifted.ignored })
+    Ok(Paths { tunnels: tunnels.collect(), ignored: sifted.ignored, ..Paths::default() })
 }
 
 /// A node without this family is no peer on its overlay, and no reason for a warning.

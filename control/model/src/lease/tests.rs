@@ -208,3 +208,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn strings_are_written_as_go_does() {
+    assert_eq!(RawJson::string("a b").as_str(), r#""a b""#);
+    let escaped = r#""\u003ckey a=\"1\" \u0026\u003e\n\t\u2028ü""#;
+    assert_eq!(RawJson::string("<key a=\"1\" &>\n\t\u{2028}ü").as_str(), escaped);
+    assert_eq!(RawJson::parse(escaped).unwrap().as_str(), escaped);
+}

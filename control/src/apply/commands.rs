@@ -1,0 +1,246 @@
+//! The operator's commands of the `extension` backend.
+//!
+//! As in flannel no shell sees them: a command is split at blanks, then `$NAME` and `${NAME}` in each word
+//! are replaced from the event's variables and the environment. Quotes and pipes mean nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+use crate::plan::{CommandPeer, Commands};
+
+/// A command that did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started, or not be waited for.
+    #[error("cannot run the command {command:?}: {source}; it is started without a shell")]
+    Start {
+        /// The command as configured.
+        command: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended with an error.
+    #[error("the command {command:?} failed, {status}: {output}")]
+    Failed {
+        /// The command as configured.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it printed.
+        output: String,
+    },
+}
+
+/// Runs one command to its end. Returns what it printed to either output, without blanks around.
+///
+/// It gets `variables` beside our own environment, and `stdin` with a newline.
+pub async fn run(
+    command: &str,
+    variables: &[(&'static str, String)],
+    stdin: &str,
+) -> Result<String, CommandError> {
+    let failed = |source| CommandError::Start { command: command.to_owned(), source };
+    let mut words = command.split_ascii_whitespace().map(|word| expand(word, variables));
+    let Some(program) = words.next() else {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is blank")));
+    };
+    // One pipe for both outputs, so that their order stands.
+    let (mut reader, writer) = io::pipe().map_err(failed)?;
+    let mut process = Command::new(program);
+    process
+        .args(words)
+        .envs(variables.iter().map(|(name, value)| (*name, value.as_str())))
+        .stdin(Stdio::piped())
+        .stdout(writer.try_clone().map_err(failed)?)
+        .stderr(writer);
+    let mut child = process.spawn().map_err(failed)?;
+    // The writing ends of the pipe that are left are the child's.
+    drop(process);
+    let mut input = child.stdin.take();
+    let line = format!("{stdin}\n");
+    let feed = async move {
+        if let Some(input) = &mut input {
+            // A command need not read its input.
+            let _ = input.write_all(line.as_bytes()).await;
+        }
+    };
+    let gather = tokio::task::spawn_blocking(move || {
+        let mut output = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut output).map(|_| output)
+    });
+    let (status, output, ()) = tokio::join!(child.wait(), gather, feed);
+    let status = status.map_err(failed)?;
+    let output = output.map_err(io::Error::other).and_then(|read| read).map_err(failed)?;
+    let output = String::from_utf8_lossy(&output).trim().to_owned();
+    if status.success() {
+        return Ok(output);
+    }
+    Err(CommandError::Failed { command: command.to_owned(), status, output })
+}
+
+/// Tells the commands which peers came and went. They run one after the other on a task of their own, so that
+/// a slow one delays nothing but the next; a failure is logged and, as in flannel, not tried again.
+#[derive(Debug, Default)]
+pub(super) struct Runner {
+    told: BTreeMap<String, CommandPeer>,
+    queue: Option<mpsc::UnboundedSender<Call>>,
+}
+
+#[derive(Debug)]
+struct Call {
+    command: String,
+    peer: CommandPeer,
+}
+
+impl Runner {
+    /// Queues what separates the peers told of from those there are; how many calls that makes.
+    pub(super) fn apply(&mut self, wanted: &Commands) -> usize {
+        let calls = diff(&self.told, wanted);
+        self.told.clone_from(&wanted.peers);
+        let made = calls.len();
+        if made > 0 {
+            let queue = self.queue.get_or_insert_with(start);
+            for call in calls {
+                // The task ends only with the runtime.
+                let _ = queue.send(call);
+            }
+        }
+        made
+    }
+}
+
+fn diff(told: &BTreeMap<String, CommandPeer>, wanted: &Commands) -> Vec<Call> {
+    let call = |command: &String, peer: &CommandPeer| Call { command: command.clone(), peer: peer.clone() };
+    let gone = told.iter().filter(|(key, _)| !wanted.peers.contains_key(*key));
+    let new = wanted.peers.iter().filter(|(key, peer)| told.get(*key) != Some(peer));
+    let removals = gone.map(|(_, peer)| call(&wanted.remove, peer));
+    let calls = removals.chain(new.map(|(_, peer)| call(&wanted.add, peer)));
+    calls.filter(|call| !call.command.trim().is_empty()).collect()
+}
+
+fn start() -> mpsc::UnboundedSender<Call> {
+    let (sender, mut calls) = mpsc::unbounded_channel::<Call>();
+    tokio::spawn(async move {
+        while let Some(Call { command, peer }) = calls.recv().await {
+            match run(&command, &peer.variables, &peer.stdin).await {
+                Ok(output) => tracing::info!(command, output, "ran a command for a peer"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    });
+    sender
+}
+
+/// Go's `os.Expand`: an unknown name is nothing, a lone `$` stays.
+fn expand(word: &str, variables: &[(&'static str, String)]) -> String {
+    let value = |name: &str| match variables.iter().find(|(known, _)| *known == name) {
+        Some((_, value)) => value.clone(),
+        None => std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default(),
+    };
+    let mut out = String::new();
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        rest = after;
+        if let Some(braced) = after.strip_prefix('{') {
+            // Without its end it is a mistake; Go drops the two signs.
+            rest = match braced.split_once('}') {
+                Some((name, tail)) => {
+                    out.push_str(&value(name));
+                    tail
+                }
+                None => braced,
+            };
+            continue;
+        }
+        let is_special = |c: char| c.is_ascii_digit() || "*#$@!?-".contains(c);
+        let name = match after.chars().next() {
+            Some(first) if is_special(first) => &after[..1],
+            _ => {
+                let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                &after[..end.unwrap_or(after.len())]
+            }
+        };
+        if name.is_empty() {
+            out.push('$');
+        } else {
+            out.push_str(&value(name));
+            rest = &after[name.len()..];
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_expand_as_in_go() {
+        let variables = [("SUBNET", "10.5.1.0/24".to_owned()), ("A", "x".to_owned())];
+        for (word, expected) in [
+            ("$SUBNET", "10.5.1.0/24"),
+            ("${SUBNET}dev", "10.5.1.0/24dev"),
+            ("$Adev", ""),
+            ("${A}dev-$A", "xdev-x"),
+            ("no$LODEN_NO_SUCH_THING!", "no!"),
+            ("100$", "100$"),
+            ("$.$A", "$.x"),
+            ("$$A$1", "A"),
+            ("${A", "A"),
+            ("ü$Aü", "üxü"),
+            ("'$A'|;", "'x'|;"),
+        ] {
+            assert_eq!(expand(word, &variables), expected, "{word}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_words_variables_and_input_and_no_shell() {
+        let variables = [("SUBNET", "10.5.1.0/24".to_owned())];
+        assert_eq!(run("echo $SUBNET  'a  b' ; ls", &variables, "").await.unwrap(), "10.5.1.0/24 'a b' ; ls");
+        assert_eq!(run("printenv SUBNET", &variables, "").await.unwrap(), "10.5.1.0/24");
+        assert_eq!(run("cat", &[], "data").await.unwrap(), "data");
+        assert_eq!(run("od -c", &[], "").await.unwrap(), "0000000  \\n\n0000001");
+    }
+
+    #[tokio::test]
+    async fn failures_carry_both_outputs_and_the_command() {
+        let error = run("ls /no-such-place", &[], "").await.unwrap_err().to_string();
+        assert!(error.contains("no-such-place") && error.contains("exit status: 2"), "{error}");
+        let error = run("/no/such/program --x", &[], "").await.unwrap_err().to_string();
+        assert!(error.contains("/no/such/program") && error.contains("without a shell"), "{error}");
+        assert!(run(" ", &[], "").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn much_input_that_nobody_reads_and_much_output_hang_nothing() {
+        assert_eq!(run("true", &[], &"x".repeat(1 << 20)).await.unwrap(), "");
+        assert_eq!(run("cat", &[], &"x".repeat(1 << 20)).await.unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn peers_are_told_once_and_again_when_they_change() {
+        let peer = |stdin: &str| CommandPeer { variables: Vec::new(), stdin: stdin.to_owned() };
+        let wanted = |peers: &[(&str, &str)]| Commands {
+            add: "add".into(),
+            remove: "remove".into(),
+            peers: peers.iter().map(|(key, stdin)| ((*key).to_owned(), peer(stdin))).collect(),
+        };
+        let texts = |told: &[(&str, &str)], now: &[(&str, &str)]| {
+            let calls = diff(&wanted(told).peers, &wanted(now));
+            calls.iter().map(|call| format!("{} {}", call.command, call.peer.stdin)).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&[], &[("a", "1"), ("b", "2")]), ["add 1", "add 2"]);
+        assert!(texts(&[("a", "1")], &[("a", "1")]).is_empty());
+        assert_eq!(texts(&[("a", "1"), ("b", "2")], &[("b", "3")]), ["remove 1", "add 3"]);
+        let silent = Commands { add: " ".into(), ..wanted(&[("a", "1")]) };
+        assert!(diff(&BTreeMap::new(), &silent).is_empty());
+    }
+}

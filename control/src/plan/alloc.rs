@@ -1,0 +1,20 @@
+//! flannel's `alloc` backend: a lease and `subnet.env`, and nothing that carries packets.
+
+use std::net::Ipv4Addr;
+
+use model::lease::LeaseAttrs;
+
+use super::{Context, Outline, PlanError, inner_mtu};
+
+pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
+    let attrs = LeaseAttrs {
+        public_ip: context.underlay.ipv4.map_or(Ipv4Addr::UNSPECIFIED, |ends| ends.public),
+        // Stock nodes leave it out and serve IPv4 only; a node without IPv4 needs it to know its lease by.
+        public_ipv6: context.underlay.ipv6.map(|ends| ends.public),
+        backend_type: context.config.backend.published_type().to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+    };
+    let pod_mtu = inner_mtu(context, context.underlay.mtu, 0, context.config.ipv6.is_some())?;
+    Ok(Outline { tunnels: Vec::new(), attrs, pod_mtu, notes: Vec::new() })
+}
