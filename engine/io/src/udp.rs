@@ -1,8 +1,9 @@
 //! A worker's UDP sockets: one that listens, and a fan that sends.
 //!
 //! The listening sockets of all workers share one port (SO_REUSEPORT); the kernel spreads senders over
-//! them and keeps each sender's flow on one. The fan gives each flow a source port of its own choice of
-//! lane, as RFC 7348 section 5 asks of a VXLAN sender; its sockets drop everything that comes in.
+//! them and keeps each sender's flow on one. The fan, which all workers share, gives each flow a source port
+//! of its own choice of lane, as RFC 7348 section 5 asks of a VXLAN sender; its sockets drop everything that
+//! comes in.
 
 mod address;
 mod control;
@@ -39,7 +40,7 @@ pub struct Config {
     /// The address to send from, each lane from a port of its own. `None`: all lanes send from the
     /// listening socket.
     pub send_from: Option<IpAddr>,
-    /// Sending sockets per worker when `send_from` is given; 0 counts as 1.
+    /// Sending sockets of all workers when `send_from` is given; 0 counts as 1.
     pub fan: usize,
     /// Whether to send runs of datagrams in one piece (UDP_SEGMENT).
     pub segment: bool,
@@ -98,9 +99,10 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
         bind(&alone, &listen)?;
         listen = alone.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(listen);
     }
+    let lanes = lanes(config)?;
     let mut ports = Vec::with_capacity(queues);
     for _ in 0..queues {
-        let port = Port::open(config, listen, shared)?;
+        let port = Port::open(config, listen, shared, share(&lanes)?)?;
         // A port number of 0 is the kernel's choice for the first and the same for the rest.
         listen = port.local_addr().unwrap_or(listen);
         ports.push(port);
@@ -109,7 +111,7 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
 }
 
 impl Port {
-    fn open(config: &Config, address: SocketAddr, shared: bool) -> Result<Port, Error> {
+    fn open(config: &Config, address: SocketAddr, shared: bool, lanes: Vec<Socket>) -> Result<Port, Error> {
         let mut notes = Vec::new();
         let listen = socket(&address)?;
         let doing = |what: &str| format!("setting {what} on the UDP socket for {address}");
@@ -128,12 +130,6 @@ impl Port {
         let segment = config.segment && grant(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
         bind(&listen, &address)?;
 
-        let mut lanes = Vec::new();
-        if let Some(from) = config.send_from {
-            for _ in 0..config.fan.max(1) {
-                lanes.push(lane(SocketAddr::new(from, 0), config.send_buffer)?);
-            }
-        }
         let mut port = Port {
             receiver: receive::Receiver::new(config.mmsg),
             sender: transmit::Sender::new(segment, config.mmsg, address.is_ipv6()),
@@ -246,6 +242,23 @@ fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
             _ => String::new(),
         };
         Error::new(format!("binding UDP {address}"), cause).advise(advice)
+    })
+}
+
+/// The fan, empty where the listening socket sends.
+fn lanes(config: &Config) -> Result<Vec<Socket>, Error> {
+    let Some(from) = config.send_from else { return Ok(Vec::new()) };
+    (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config.send_buffer)).collect()
+}
+
+/// The same sockets for another worker. A flow's source port must not depend on the worker: the peer picks
+/// its worker by our port and we ours by its, so that a flow could change workers with every round trip, for
+/// ever, and its packets overtake each other.
+fn share(lanes: &[Socket]) -> Result<Vec<Socket>, Error> {
+    let shared: io::Result<Vec<Socket>> = lanes.iter().map(Socket::try_clone).collect();
+    shared.map_err(|cause| {
+        Error::new("sharing the sending sockets among the workers", cause)
+            .advise("raise the limit on open files, or use a smaller fan")
     })
 }
 

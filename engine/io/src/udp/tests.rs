@@ -281,6 +281,15 @@ fn ecn_crosses_both_ways_in_both_families() {
 }
 
 #[test]
+fn a_lane_has_the_same_port_from_every_worker() {
+    let config = Config { send_from: Some(Ipv4Addr::LOCALHOST.into()), fan: 4, ..config(V4) };
+    let ports = open(&config, 3).unwrap();
+    let lanes: Vec<_> = ports.iter().map(Port::lane_addrs).collect();
+    assert_eq!(lanes[0].len(), 4);
+    assert!(lanes.iter().all(|these| *these == lanes[0]), "{lanes:?}");
+}
+
+#[test]
 fn lanes_have_ports_of_their_own_and_take_nothing_in() {
     for (listen, from) in [(V4, "127.0.0.1"), (V6, "::1")] {
         let mut receiver = plain(listen);
