@@ -267,6 +267,13 @@ impl Daemon {
         json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
     }
 
+    /// The counters as they are now: waits until they are written anew.
+    pub fn fresh_counters(&self) -> Vec<Counters> {
+        let _ = fs::remove_file(&self.counters_file);
+        await_until("the counters file", || self.counters_file.exists());
+        self.counters()
+    }
+
     /// Stops it in good order and returns the counters of its whole life.
     pub fn finish(mut self) -> Vec<Counters> {
         let status = self.end(Signal::SIGTERM);
@@ -287,6 +294,7 @@ pub struct Counters {
     pub syscalls: u64,
     pub features: BTreeMap<String, bool>,
     totals: BTreeMap<String, u64>,
+    workers: Vec<BTreeMap<String, u64>>,
 }
 
 impl Counters {
@@ -296,11 +304,17 @@ impl Counters {
             syscalls: tunnel["syscalls"].as_u64().expect("syscalls"),
             features: serde_json::from_value(tunnel["features"].clone()).expect("features"),
             totals: serde_json::from_value(tunnel["totals"].clone()).expect("totals"),
+            workers: serde_json::from_value(tunnel["workers"].clone()).expect("workers"),
         }
     }
 
     pub fn get(&self, name: &str) -> u64 {
         *self.totals.get(name).unwrap_or_else(|| panic!("no counter is called {name}"))
+    }
+
+    /// One counter by worker.
+    pub fn by_worker(&self, name: &str) -> Vec<u64> {
+        self.workers.iter().map(|worker| worker.get(name).copied().unwrap_or(0)).collect()
     }
 
     /// Every drop counter that is not zero, by direction and reason.
