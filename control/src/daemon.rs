@@ -11,27 +11,30 @@ mod startup;
 mod told;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::{self, NetConfig};
 use rtnetlink::Handle;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::apply::subnet_file;
 use crate::apply::{Applier, ApplyError};
+use crate::board::{Board, Phase};
 use crate::lease::ledger::{Ledger, Own};
 use crate::lease::renewal::{Renewal, Step};
 use crate::lease::same_node;
-use crate::netlink;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Plan};
 use crate::store::{Event, Store, StoreError, Watch, Wish};
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 use crate::{counters, host};
+use crate::{health, netlink};
 
 pub use self::error::DaemonError;
 use self::told::Told;
@@ -52,15 +55,33 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Runs the daemon until a signal stops it. A second signal ends it at once.
 pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
+    refuse_unsupported(options)?;
+    let board = Arc::new(Board::new(options.store_spec(), options.store_spec()));
+    // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
+    let health = health::start(&options.health, &board).await?;
+    let result = live(options, &board, &mut signals).await;
+    if let Some(health) = health {
+        tokio::select! {
+            () = health.stop() => {}
+            () = signals.received() => {}
+        }
+    }
+    result
+}
+
+async fn live(options: &RunOptions, board: &Arc<Board>, signals: &mut Signals) -> Result<(), DaemonError> {
     let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
     let mut node = tokio::select! {
-        node = Node::start(options) => node?,
+        node = Node::start(options, board) => node?,
         () = signals.received() => return Ok(()),
     };
+    notify(&[NotifyState::Ready]);
     let result = tokio::select! {
         result = node.serve(options, &mut report) => result,
         () = signals.received() => Ok(()),
     };
+    notify(&[NotifyState::Stopping]);
+    board.set_phase(Phase::Stopping);
     tokio::select! {
         () = node.stop(options) => {}
         () = signals.received() => tracing::warn!("second signal: ending at once"),
@@ -68,48 +89,63 @@ pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
     result
 }
 
+/// Tells systemd, where it has asked for that.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot tell systemd; NOTIFY_SOCKET names no socket that listens");
+    }
+}
+
 /// A node that forwards.
 struct Node {
+    board: Arc<Board>,
     context: Context,
     store: Store,
-    engine: Engine,
+    engine: Arc<Engine>,
     own: Lease,
     renewal: Renewal,
     watch: Watch,
     ledger: Ledger,
-    plan: Plan,
+    plan: Arc<Plan>,
     applier: Applier,
     told: Told,
 }
 
 impl Node {
     /// The way of a lease, from the store to the kernel.
-    async fn start(options: &RunOptions) -> Result<Node, DaemonError> {
+    async fn start(options: &RunOptions, board: &Arc<Board>) -> Result<Node, DaemonError> {
         let margin = options.renew_margin()?;
-        refuse_unsupported(options)?;
         let netlink = netlink::connect()?;
         let store = Store::open(options.store_spec()).await?;
         let config = network_config(&store, options).await?;
         let underlay = choose_underlay(&netlink, options, &config).await?;
+        board.set_underlay(&underlay);
         let extension_data = startup::before(&config).await?;
         let identity = Identity::from_random(rand::random());
         let context = Context { config, underlay, identity, ip_masq: false, extension_data };
         let outline = plan::outline(&context)?;
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
-        let engine = datapath::start(options, &outline)?;
-        let own = acquire(&store, &context.config, outline.attrs, previous(options)).await?;
+        let engine = Arc::new(datapath::start(options, &outline)?);
+        board.set_engine(&engine);
+        let wish = acquire(&store, &context.config, outline.attrs, previous(options));
+        let own = board.timed("acquire", wish).await?;
+        board.set_own(&own);
         startup::after(&context.config, &own).await?;
         let renewal = Renewal::new(&own, margin, unix_now());
         let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);
-        let plan = plan::plan(&context, &own, ledger.peers())?;
+        let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
-        let applied = applier.apply(&plan, &engine).await?;
+        let applied = applier.apply(&plan, &*engine).await?;
+        board.set_plan(&plan);
+        board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
         let mut told = Told::default();
         told.tell(&plan, &applied);
         warn_of_gaps(&context.config);
         tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
-        Ok(Node { context, store, engine, own, renewal, watch, ledger, plan, applier, told })
+        board.set_phase(Phase::Ready);
+        let board = Arc::clone(board);
+        Ok(Node { board, context, store, engine, own, renewal, watch, ledger, plan, applier, told })
     }
 
     /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended.
@@ -128,7 +164,8 @@ impl Node {
                 }
                 () = until(changed) => {
                     changed = None;
-                    self.plan = plan::plan(&self.context, &self.own, self.ledger.peers())?;
+                    self.plan = Arc::new(plan::plan(&self.context, &self.own, self.ledger.peers())?);
+                    self.board.set_plan(&self.plan);
                     self.apply().await?;
                 }
                 () = until(renewal) => self.renew().await?,
@@ -176,7 +213,7 @@ impl Node {
     async fn renew(&mut self) -> Result<(), DaemonError> {
         match self.renewal.poll(unix_now()) {
             Step::Sleep(_) => {}
-            Step::Renew => match self.store.renew(&self.own).await {
+            Step::Renew => match self.board.timed("renew", self.store.renew(&self.own)).await {
                 Ok(lease) => self.keep(lease),
                 Err(StoreError::Lost { why, .. }) => {
                     tracing::warn!(lease = %self.own.key, why, "our lease is no longer ours; trying to take it again");
@@ -186,7 +223,8 @@ impl Node {
             },
             Step::Acquire => {
                 let (attrs, key) = (self.own.attrs.clone(), self.own.key);
-                match acquire(&self.store, &self.context.config, attrs, Some(key)).await {
+                let wish = acquire(&self.store, &self.context.config, attrs, Some(key));
+                match self.board.timed("acquire", wish).await {
                     Ok(lease) if lease.key == key => self.keep(lease),
                     Ok(other) => {
                         // Pods already have addresses of the old subnet: only a restart can change it.
@@ -204,6 +242,7 @@ impl Node {
     fn keep(&mut self, lease: Lease) {
         tracing::info!(lease = %lease.key, "lease renewed");
         self.renewal.handle_renewed(&lease, unix_now());
+        self.board.set_own(&lease);
         self.own = lease;
     }
 
@@ -214,10 +253,17 @@ impl Node {
 
     /// Compares the host with the plan. Only a lost device ends the daemon; the rest is tried again.
     async fn apply(&mut self) -> Result<(), DaemonError> {
-        match self.applier.apply(&self.plan, &self.engine).await {
-            Ok(applied) => self.told.tell(&self.plan, &applied),
+        match self.applier.apply(&self.plan, &*self.engine).await {
+            Ok(applied) => {
+                let failures = applied.failures.iter().map(ToString::to_string).collect();
+                self.board.reconciled(applied.changes, failures);
+                self.told.tell(&self.plan, &applied);
+            }
             Err(error @ ApplyError::DeviceGone(_)) => return Err(error.into()),
-            Err(error) => self.told.tell_failures(BTreeSet::from([error.to_string()])),
+            Err(error) => {
+                self.board.reconciled(0, vec![error.to_string()]);
+                self.told.tell_failures(BTreeSet::from([error.to_string()]));
+            }
         }
         Ok(())
     }
@@ -259,7 +305,7 @@ impl Node {
         self.write_counters(options);
         // Joining threads blocks; a second signal must still get through.
         let engine = self.engine;
-        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        let _ = tokio::task::spawn_blocking(move || drop(engine)).await;
         tracing::info!(lease = %self.own.key, "stopped; the lease is kept for the next start");
     }
 }
@@ -298,12 +344,6 @@ fn refuse_unsupported(options: &RunOptions) -> Result<(), DaemonError> {
     }
     if options.traffic.ip_blackhole_route {
         return refuse("--ip-blackhole-route", "leave it out");
-    }
-    if options.health.port != 0 {
-        return refuse("--healthz-port", "leave it out");
-    }
-    if !options.iface_regex.is_empty() || options.iface_can_reach.is_some() {
-        return refuse("--iface-regex and --iface-can-reach", "name the interface with --iface");
     }
     Ok(())
 }
@@ -351,12 +391,14 @@ async fn choose_underlay(
 ) -> Result<Underlay, DaemonError> {
     let wish = select::Wish {
         ifaces: options.iface.clone(),
+        patterns: options.iface_regex.clone(),
+        can_reach: options.iface_can_reach,
         public_ip: options.public_ip,
         public_ipv6: options.public_ipv6,
         ipv4: config.ipv4.is_some(),
         ipv6: config.ipv6.is_some(),
     };
-    let underlay = select::select(&underlay::observe(netlink).await?, &wish)?;
+    let underlay = select::select(&underlay::observe(netlink, options.iface_can_reach).await?, &wish)?;
     let (ipv4, ipv6) = (underlay.ipv4.map(|ends| ends.public), underlay.ipv6.map(|ends| ends.public));
     tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ?ipv4, ?ipv6, "underlay");
     Ok(underlay)

@@ -15,11 +15,13 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod board;
 pub mod counters;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
 pub mod flanneld;
+pub mod health;
 pub mod host;
 pub mod lease;
 pub mod load_command;

@@ -8,6 +8,7 @@ use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
+use crate::health::HealthError;
 use crate::netlink::NetlinkError;
 use crate::options::BadMargin;
 use crate::plan::PlanError;
@@ -28,6 +29,9 @@ pub enum DaemonError {
         /// What to do instead.
         advice: &'static str,
     },
+    /// Probes cannot be answered.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -163,7 +163,7 @@ fn forwarding(ipv6: bool) -> Finding {
 }
 
 async fn interfaces() -> Result<Vec<Finding>, netlink::NetlinkError> {
-    let observed = underlay::observe(&netlink::connect()?).await?;
+    let observed = underlay::observe(&netlink::connect()?, None).await?;
     let finding = |interface: &underlay::Interface| {
         let default = |ipv6| {
             let first = observed.default_routes.iter().find(|route| route.ipv6 == ipv6);

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::netlink::NetlinkError;
@@ -25,6 +25,17 @@ pub struct Observed {
     pub interfaces: Vec<Interface>,
     /// Default routes of the main table, best first within a family.
     pub default_routes: Vec<DefaultRoute>,
+    /// The way to the address that [`observe`] was asked about, or why there is none.
+    pub reached: Option<Result<Reached, String>>,
+}
+
+/// How the kernel would reach an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Index of the outgoing interface.
+    pub interface: u32,
+    /// The address it would send from.
+    pub source: Option<IpAddr>,
 }
 
 /// One network interface.
@@ -91,8 +102,8 @@ pub struct Endpoint<A> {
     pub local: A,
 }
 
-/// Reads interfaces, addresses and default routes of the handle's namespace.
-pub async fn observe(netlink: &Handle) -> Result<Observed, NetlinkError> {
+/// Reads interfaces, addresses and default routes of the handle's namespace, and the route to `target`.
+pub async fn observe(netlink: &Handle, target: Option<IpAddr>) -> Result<Observed, NetlinkError> {
     let refused =
         |error| NetlinkError::from_rtnetlink("list the host's interfaces, addresses and routes", error);
     let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await.map_err(refused)?;
@@ -122,7 +133,31 @@ pub async fn observe(netlink: &Handle) -> Result<Observed, NetlinkError> {
             owner.addresses.push(address);
         }
     }
-    Ok(Observed { interfaces, default_routes })
+    let reached = match target {
+        Some(target) => Some(reach(netlink, target).await),
+        None => None,
+    };
+    Ok(Observed { interfaces, default_routes, reached })
+}
+
+async fn reach(netlink: &Handle, target: IpAddr) -> Result<Reached, String> {
+    let query = match target {
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+    };
+    let answer = netlink.route().get(query).execute().try_next().await;
+    let route = answer
+        .map_err(|error| {
+            NetlinkError::from_rtnetlink(format!("find a route to {target}"), error).to_string()
+        })?
+        .ok_or_else(|| format!("the kernel names no route to {target}"))?;
+    let interface = outgoing(&route).ok_or_else(|| format!("the route to {target} names no interface"))?;
+    let source = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    });
+    Ok(Reached { interface, source })
 }
 
 fn interface(message: &LinkMessage) -> Interface {

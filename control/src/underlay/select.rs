@@ -1,10 +1,13 @@
 //! Which interface and addresses carry the tunnels: flannel's rules, as a pure function.
 //!
-//! Without `--iface` the public address names the interface, and without that the default route does.
-//! With `--iface` the values are tried in order and the first that fits wins.
+//! Without `--iface` and its like the public address names the interface, and without that the default
+//! route does. Otherwise every `--iface` is tried, then every `--iface-regex`, then `--iface-can-reach`; the
+//! first that fits wins.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use regex::Regex;
 
 use super::{Address, Endpoint, Interface, Observed, Underlay};
 
@@ -13,6 +16,10 @@ use super::{Address, Endpoint, Interface, Observed, Underlay};
 pub struct Wish {
     /// `--iface`: names or addresses, tried in order.
     pub ifaces: Vec<String>,
+    /// `--iface-regex`: patterns of addresses, then of names, tried in order.
+    pub patterns: Vec<String>,
+    /// `--iface-can-reach`; [`Observed::reached`] is the answer.
+    pub can_reach: Option<IpAddr>,
     /// `--public-ip`.
     pub public_ip: Option<Ipv4Addr>,
     /// `--public-ipv6`.
@@ -75,8 +82,12 @@ fn candidates<'a>(
     observed: &'a Observed,
     wish: &Wish,
 ) -> Result<Vec<Result<Candidate<'a>, String>>, SelectError> {
-    if !wish.ifaces.is_empty() {
-        return Ok(wish.ifaces.iter().map(|value| by_value(observed, wish, "--iface", value)).collect());
+    let named = wish.ifaces.iter().map(|value| by_value(observed, wish, "--iface", value));
+    let matched = wish.patterns.iter().map(|pattern| by_pattern(observed, wish, pattern));
+    let reached = wish.can_reach.iter().map(|target| by_reach(observed, wish, *target));
+    let asked: Vec<_> = named.chain(matched).chain(reached).collect();
+    if !asked.is_empty() {
+        return Ok(asked);
     }
     if let Some(ip) = wish.public_ip {
         return Ok(vec![by_value(observed, wish, "--public-ip", &ip.to_string())]);
@@ -121,6 +132,45 @@ fn by_value<'a>(
         }
         IpAddr::V6(ipv6) => Ok(Candidate { interface: holder, ipv4: None, ipv6: Some(ipv6) }),
     }
+}
+
+/// Addresses first: in dual stack one of each family on the same interface. Then names. The pattern may
+/// match anywhere.
+fn by_pattern<'a>(observed: &'a Observed, wish: &Wish, pattern: &str) -> Result<Candidate<'a>, String> {
+    let regex = Regex::new(pattern).map_err(|error| format!("--iface-regex {pattern}: {error}"))?;
+    let matches = |ip: IpAddr| regex.is_match(&ip.to_string());
+    for interface in &observed.interfaces {
+        let ipv4 =
+            usable(interface).filter_map(|address| ipv4_of(address.ip)).find(|ip| matches((*ip).into()));
+        let ipv6 =
+            usable(interface).filter_map(|address| ipv6_of(address.ip)).find(|ip| matches((*ip).into()));
+        let (ipv4, ipv6) = (ipv4.filter(|_| wish.ipv4), ipv6.filter(|_| wish.ipv6));
+        if ipv4.is_some() == wish.ipv4 && ipv6.is_some() == wish.ipv6 {
+            return Ok(Candidate { interface, ipv4, ipv6 });
+        }
+    }
+    let named = observed.interfaces.iter().find(|interface| regex.is_match(&interface.name));
+    let interface =
+        named.ok_or_else(|| format!("--iface-regex {pattern}: matches no address and no name"))?;
+    Ok(Candidate { interface, ipv4: None, ipv6: None })
+}
+
+/// The interface and, for the target's family, the source address of the route.
+fn by_reach<'a>(observed: &'a Observed, wish: &Wish, target: IpAddr) -> Result<Candidate<'a>, String> {
+    let refused = |why: &str| format!("--iface-can-reach {target}: {why}");
+    let reached = match &observed.reached {
+        Some(Ok(reached)) => reached,
+        Some(Err(why)) => return Err(refused(why)),
+        None => return Err(refused("nobody has asked the kernel")),
+    };
+    let interface = observed.interfaces.iter().find(|interface| interface.index == reached.interface);
+    let interface = interface.ok_or_else(|| refused("its route leaves by an interface that is gone"))?;
+    let (ipv4, ipv6) = match reached.source {
+        Some(IpAddr::V4(ip)) => (Some(ip).filter(|_| wish.ipv4), None),
+        Some(IpAddr::V6(ip)) => (None, Some(ip).filter(|_| wish.ipv6)),
+        None => (None, None),
+    };
+    Ok(Candidate { interface, ipv4, ipv6 })
 }
 
 fn by_default_route<'a>(observed: &'a Observed, wish: &Wish) -> Result<&'a Interface, SelectError> {
@@ -179,11 +229,14 @@ fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Optio
 /// The address flannel would take: global before link-local, permanent before dynamic, stable before
 /// temporary, and otherwise the kernel's order.
 fn best<A>(interface: &Interface, of_family: fn(IpAddr) -> Option<A>) -> Option<A> {
-    let usable = interface.addresses.iter().filter(|address| !address.deprecated && is_unicast(address.ip));
-    usable
+    usable(interface)
         .filter_map(|address| of_family(address.ip).map(|ip| (rank(address), ip)))
         .min_by_key(|(rank, _)| *rank)
         .map(|(_, ip)| ip)
+}
+
+fn usable(interface: &Interface) -> impl Iterator<Item = &Address> {
+    interface.addresses.iter().filter(|address| !address.deprecated && is_unicast(address.ip))
 }
 
 fn rank(address: &Address) -> impl Ord + Copy + use<> {
@@ -232,7 +285,7 @@ fn holds(interface: &Interface, ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::underlay::DefaultRoute;
+    use crate::underlay::{DefaultRoute, Reached};
 
     #[test]
     fn without_flags_the_default_route_chooses() {
@@ -326,6 +379,72 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_matches_addresses_first_then_names() {
+        let by =
+            |pattern: &str, wish: Wish| select(&host(), &Wish { patterns: vec![pattern.into()], ..wish });
+        let chosen = by(r"^198\.51\.100\.8$", v4()).expect("an address of eth1");
+        assert_eq!((chosen.interface.as_str(), chosen.ipv4), ("eth1", Some(same("198.51.100.8"))));
+        // Unanchored; a name gets the interface's best address.
+        assert_eq!(by("th1", v4()).expect("a name").ipv4, Some(same("198.51.100.7")));
+        // A loopback address is no candidate, and neither is an address of a family that is off.
+        assert!(by("^127", v4()).is_err() && by("^2001", v4()).is_err());
+        let nat = Wish { public_ip: Some([203, 0, 113, 9].into()), ..v4() };
+        let chosen = by("51.100.8", nat).expect("an address of eth1").ipv4.expect("IPv4");
+        assert_eq!((chosen.source.octets()[3], chosen.public.octets()[3]), (8, 9));
+    }
+
+    #[test]
+    fn a_pattern_in_dual_stack_takes_one_address_of_each_family_or_a_name() {
+        let by = |pattern: &str| select(&host(), &Wish { patterns: vec![pattern.into()], ..dual() });
+        let chosen = by(r"^192\.0\.2\.|^2001:db8:").expect("both on eth0");
+        assert_eq!(chosen.ipv6.map(|ends| ends.local.to_string()).as_deref(), Some("2001:db8::7"));
+        assert!(by(r"^192\.0\.2\.").is_err(), "no IPv6 address matches, and no name");
+        assert_eq!(by("eth0").expect("a name").interface, "eth0");
+    }
+
+    #[test]
+    fn bad_patterns_and_empty_ones_do_no_harm() {
+        let wish = Wish { patterns: vec!["(".into(), "eth1".into()], ..v4() };
+        assert_eq!(select(&host(), &wish).expect("the second").interface, "eth1");
+        let only = Wish { patterns: vec!["(".into()], ..v4() };
+        let error = select(&host(), &only).expect_err("no pattern").to_string();
+        assert!(error.contains("--iface-regex ("), "{error}");
+        assert_eq!(
+            select(&host(), &Wish { patterns: vec![String::new()], ..v4() }).expect("any").interface,
+            "eth0"
+        );
+    }
+
+    #[test]
+    fn names_then_patterns_then_reach() {
+        let wish = Wish {
+            ifaces: vec!["nosuch0".into()],
+            patterns: vec!["nosuch".into()],
+            can_reach: Some([198, 51, 100, 1].into()),
+            ..v4()
+        };
+        let host = reaching(3, Some("198.51.100.8"));
+        assert_eq!(select(&host, &wish).expect("eth1").ipv4, Some(same("198.51.100.8")));
+        let earlier = Wish { patterns: vec!["eth0".into()], ..wish };
+        assert_eq!(select(&host, &earlier).expect("eth0").interface, "eth0");
+    }
+
+    #[test]
+    fn the_way_to_an_address_in_every_mix_of_families() {
+        let to = |ip: &str, wish: Wish| Wish { can_reach: ip.parse().ok(), ..wish };
+        let v6 = reaching(2, Some("2001:db8::7"));
+        let chosen = select(&v6, &to("2001:db8::1", dual())).expect("eth0");
+        assert_eq!(chosen.ipv4, Some(same("192.0.2.7")), "the other family is looked up");
+        // The way of a family that is off still names an interface.
+        assert_eq!(select(&v6, &to("2001:db8::1", v4())).expect("eth0").ipv4, Some(same("192.0.2.7")));
+        assert!(select(&reaching(9, None), &to("192.0.2.1", v4())).is_err(), "an interface that is gone");
+        let unreachable = Observed { reached: Some(Err("Network is unreachable".into())), ..host() };
+        let error = select(&unreachable, &to("192.0.2.1", v4())).expect_err("no way").to_string();
+        assert!(error.contains("--iface-can-reach 192.0.2.1: Network is unreachable"), "{error}");
+        assert!(select(&host(), &to("192.0.2.1", v4())).is_err());
+    }
+
+    #[test]
     fn addresses_rank_global_then_permanent_then_stable() {
         let ranked = [
             at("fe80::1", |a| a.link_scope = true),
@@ -380,7 +499,13 @@ mod tests {
                 DefaultRoute { ipv6: false, interface: 2 },
                 DefaultRoute { ipv6: true, interface: 2 },
             ],
+            reached: None,
         }
+    }
+
+    fn reaching(interface: u32, source: Option<&str>) -> Observed {
+        let source = source.map(|ip| ip.parse().expect("address"));
+        Observed { reached: Some(Ok(Reached { interface, source })), ..host() }
     }
 
     fn at(ip: &str, change: impl FnOnce(&mut Address)) -> Address {
