@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use super::etcd::EtcdError;
 use crate::lease::allocator::OutOfSubnets;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The option names no store that we have.
-    #[error("store {spec:?}: unknown kind; write sqlite:PATH or memory:")]
+    #[error("store {spec:?}: unknown kind; write etcd, sqlite:PATH or memory:")]
     UnknownKind {
         /// As given.
         spec: String,
@@ -21,6 +22,9 @@ pub enum StoreError {
         /// What is stored instead.
         why: &'static str,
     },
+    /// What only etcd answers.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// Nothing to hand out.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
@@ -136,4 +140,12 @@ pub enum StoreError {
         /// What the system said.
         answer: String,
     },
+}
+
+impl StoreError {
+    /// Whether it may be gone at the next try although nobody changed this daemon's options: a cluster
+    /// that cannot be reached, or does not let us in for now.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, StoreError::Etcd(error) if error.is_passing())
+    }
 }

@@ -13,6 +13,7 @@
 //! ```text
 //! rows     the meaning of stored rows, shared by all stores
 //! watch    from looks at the rows to events
+//! etcd     flannel's, for a cluster
 //! sqlite   one file, several daemons of one machine
 //! memory   the fake
 //! ```
@@ -30,6 +31,7 @@ use model::lease::{Lease, SubnetKey};
 
 pub use crate::lease::{Event, Wish};
 pub use error::StoreError;
+pub use etcd::Etcd;
 pub use memory::Memory;
 pub use sqlite::Sqlite;
 pub use watch::Watch;
@@ -40,6 +42,8 @@ pub const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// A store of any kind. Clones share the store and its connection.
 #[derive(Debug, Clone)]
 pub enum Store {
+    /// What a flannel cluster uses.
+    Etcd(Etcd),
     /// A file shared by the daemons of one machine.
     Sqlite(Sqlite),
     /// Nothing outlives the process.
@@ -47,18 +51,26 @@ pub enum Store {
 }
 
 impl Store {
-    /// Opens the store that `spec` names: `sqlite:PATH` or `memory:`.
+    /// Opens the store that `spec` names: `sqlite:PATH`, `memory:`, or `etcd` with flannel's default
+    /// options; [`Store::etcd`] takes others.
     pub async fn open(spec: &str) -> Result<Store, StoreError> {
         match spec.split_once(':') {
+            None if spec == "etcd" => Store::etcd(etcd::Config::default()),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Store::Sqlite(Sqlite::open(path).await?)),
             Some(("memory", "")) => Ok(Store::Memory(Memory::new())),
             _ => Err(StoreError::UnknownKind { spec: spec.to_owned() }),
         }
     }
 
+    /// Opens a cluster's store. The cluster need not be there yet.
+    pub fn etcd(config: etcd::Config) -> Result<Store, StoreError> {
+        Etcd::open(config).map(Store::Etcd)
+    }
+
     /// The network configuration's text, if one was set.
     pub async fn net_config(&self) -> Result<Option<String>, StoreError> {
         match self {
+            Store::Etcd(store) => store.net_config().await,
             Store::Sqlite(store) => store.net_config().await,
             Store::Memory(store) => Ok(store.net_config()),
         }
@@ -67,6 +79,7 @@ impl Store {
     /// Sets the network configuration's text, unchecked. Leases stay as they are.
     pub async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
         match self {
+            Store::Etcd(store) => store.set_net_config(text).await,
             Store::Sqlite(store) => store.set_net_config(text).await,
             Store::Memory(store) => {
                 store.set_net_config(text);
@@ -79,6 +92,7 @@ impl Store {
     /// the first hundred free ones. The attributes are stored with it.
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
         match self {
+            Store::Etcd(store) => store.acquire(wish).await,
             Store::Sqlite(store) => store.acquire(wish).await,
             Store::Memory(store) => store.acquire(wish),
         }
@@ -87,6 +101,7 @@ impl Store {
     /// Renews `lease`, attributes unchanged; [`StoreError::Lost`] if it is no longer stored as ours.
     pub async fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
         match self {
+            Store::Etcd(store) => store.renew(lease).await,
             Store::Sqlite(store) => store.renew(lease).await,
             Store::Memory(store) => store.renew(lease),
         }
@@ -95,6 +110,7 @@ impl Store {
     /// All leases that can be read and are not void.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         match self {
+            Store::Etcd(store) => store.leases().await,
             Store::Sqlite(store) => store.leases().await,
             Store::Memory(store) => Ok(store.leases()),
         }
@@ -103,6 +119,7 @@ impl Store {
     /// Removes a lease, whoever holds it; whether there was one.
     pub async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
         match self {
+            Store::Etcd(store) => store.remove(key).await,
             Store::Sqlite(store) => store.remove(key).await,
             Store::Memory(store) => store.remove(key),
         }
@@ -111,6 +128,7 @@ impl Store {
     /// Follows all leases, our own among them. The first event is a snapshot.
     pub async fn watch(&self) -> Result<Watch, StoreError> {
         match self {
+            Store::Etcd(store) => Ok(Watch::of_events(store.watch())),
             Store::Sqlite(store) => store.watch().await,
             Store::Memory(store) => Ok(store.watch()),
         }

@@ -1,4 +1,5 @@
-//! From looks at the stored rows to events: what differs between two looks.
+//! The watch of any store. etcd tells events itself; for the others it goes from looks at the stored rows
+//! to events: what differs between two looks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use model::lease::{Lease, SubnetKey};
 use tokio::time::Instant;
 
 use super::rows::{Contents, Row, understand};
-use super::{Event, StoreError, memory, sqlite};
+use super::{Event, StoreError, etcd, memory, sqlite};
 
 /// Longest sleep without a look. The end of a lease is a point of the wall clock, which may jump while
 /// the sleep runs on, as after a suspend.
@@ -17,7 +18,17 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 
 /// Follows the leases of a store. Dropping it ends the watch.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watch(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Events(etcd::Changes),
+    Looks(Box<Looks>),
+}
+
+/// Looks at a store whenever it may have changed.
+#[derive(Debug)]
+struct Looks {
     source: Source,
     differ: Differ,
     events: VecDeque<Event>,
@@ -49,12 +60,33 @@ struct Failure {
 
 impl Watch {
     pub(super) fn new(source: Source) -> Watch {
-        Watch { source, differ: Differ::default(), events: VecDeque::new(), stale: true, failure: None }
+        let differ = Differ::default();
+        Watch(Kind::Looks(Box::new(Looks {
+            source,
+            differ,
+            events: VecDeque::new(),
+            stale: true,
+            failure: None,
+        })))
+    }
+
+    pub(super) fn of_events(events: etcd::Changes) -> Watch {
+        Watch(Kind::Events(events))
     }
 
     /// The next event, the first of all a snapshot. While the store cannot be read it warns and tries
-    /// again, and then goes on where it was. Nothing is lost if the future is dropped half-way.
+    /// again, and then goes on where it was, with a snapshot if it cannot know what was in between.
+    /// Nothing is lost if the future is dropped half-way.
     pub async fn next(&mut self) -> Event {
+        match &mut self.0 {
+            Kind::Events(events) => events.next().await,
+            Kind::Looks(looks) => looks.next().await,
+        }
+    }
+}
+
+impl Looks {
+    async fn next(&mut self) -> Event {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return event;

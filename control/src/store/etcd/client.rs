@@ -1,0 +1,401 @@
+//! Calls to etcd: one connection at a time, to whichever endpoint answers.
+//!
+//! A call that an endpoint leaves without an answer goes to the next one. It may have been carried out
+//! all the same, so whoever changes something by a call must be able to bear it twice.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use super::config::{Config, Targets};
+use super::error::EtcdError;
+use super::keys::Keys;
+use super::messages::{
+    AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+};
+
+/// Patience with a call, divided among the endpoints, and what each gets at least.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+/// A peer that vanished without a word is found out by a ping. etcd closes connections that ping more
+/// often than every 5 s.
+const PING: Duration = Duration::from_secs(10);
+/// More than a page of the largest values that etcd takes by default (1.5 MiB each).
+const LARGEST_ANSWER: usize = 256 << 20;
+
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+
+/// A handle to a cluster. Clones share the connection.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    targets: Targets,
+    keys: Keys,
+    link: Mutex<Link>,
+}
+
+/// The connection in use.
+#[derive(Debug, Default)]
+struct Link {
+    /// Which of the endpoints.
+    endpoint: usize,
+    channel: Option<Channel>,
+    token: Token,
+    /// Counts connections and tokens, so that of several calls that fail together one replaces them.
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Token {
+    #[default]
+    Unknown,
+    /// None given, or none wanted: etcd's authentication is off, or knows us by our certificate.
+    None,
+    Some(MetadataValue<Ascii>),
+}
+
+/// What a call goes out with.
+#[derive(Clone)]
+struct Line {
+    channel: Channel,
+    token: Token,
+    generation: u64,
+    endpoint: usize,
+}
+
+/// What to do about a call that failed.
+enum Failure {
+    /// The endpoint is of no use now.
+    Unreachable(String),
+    /// The token is not valid, or one is wanted.
+    Token(Status),
+    /// An answer.
+    Refused(Status),
+}
+
+impl Client {
+    /// Checks the options; connects with the first call.
+    pub(super) fn new(config: Config) -> Result<Client, EtcdError> {
+        let targets = config.targets()?;
+        targets.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+        let keys = Keys::new(&config.prefix);
+        let shared = Shared { config, targets, keys, link: Mutex::default() };
+        // Files that cannot be read are better known at once; they are read anew for each connection.
+        shared.endpoint(0)?;
+        Ok(Client { shared: Arc::new(shared) })
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    /// One request, one answer.
+    pub(super) async fn call<Q, A>(
+        &self,
+        tried: &'static str,
+        method: &'static str,
+        request: &Q,
+    ) -> Result<A, EtcdError>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
+        self.attempt(tried, |line| send(line, method, request.clone())).await
+    }
+
+    /// Opens a watch that ends when its server loses the cluster's leader. Its first response has come.
+    pub(super) async fn watch(
+        &self,
+        tried: &'static str,
+        request: WatchCreateRequest,
+    ) -> Result<Streaming<WatchResponse>, EtcdError> {
+        self.attempt(tried, |line| open(line, request.clone())).await
+    }
+
+    /// The next connection asks for a new token: a watch is refused without saying why.
+    pub(super) async fn forget_token(&self) {
+        self.shared.link.lock().await.token = Token::Unknown;
+    }
+
+    /// The endpoint in use, as given.
+    pub(super) async fn endpoint(&self) -> String {
+        let endpoint = self.shared.link.lock().await.endpoint;
+        self.shared.address(endpoint)
+    }
+
+    /// Every endpoint gets a try, and one more is for a connection that has died unnoticed.
+    async fn attempt<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        tried: &'static str,
+        step: impl Fn(Line) -> F,
+    ) -> Result<T, EtcdError> {
+        let shared = &*self.shared;
+        let count = shared.targets.addresses.len();
+        let patience = (PATIENCE / count as u32).max(LEAST_PATIENCE);
+        let mut failure = None;
+        let mut token_renewed = false;
+        for _ in 0..=count {
+            let mut endpoint = shared.link.lock().await.endpoint;
+            let mut generation = None;
+            let outcome = timeout(patience, async {
+                let line = shared.line().await?;
+                (endpoint, generation) = (line.endpoint, Some(line.generation));
+                step(line).await
+            });
+            match outcome.await.unwrap_or_else(|_| Err(Failure::Unreachable("no answer in time".into()))) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Token(_)) if !token_renewed && shared.config.user().is_some() => {
+                    token_renewed = true;
+                    shared.renew_token(generation).await;
+                }
+                Err(Failure::Token(status) | Failure::Refused(status)) => {
+                    return Err(shared.refusal(tried, endpoint, &status));
+                }
+                Err(Failure::Unreachable(answer)) => {
+                    shared.next_endpoint(endpoint, generation).await;
+                    failure = Some((endpoint, answer));
+                }
+            }
+        }
+        let (endpoint, answer) = failure.unwrap_or((0, "it wants a new token again and again".into()));
+        Err(EtcdError::Unreachable { tried, endpoint: shared.address(endpoint), answer })
+    }
+}
+
+impl Shared {
+    /// A connection with a token, as far as there is none yet.
+    async fn line(&self) -> Result<Line, Failure> {
+        let mut link = self.link.lock().await;
+        let channel = match &link.channel {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = self.endpoint(link.endpoint);
+                let endpoint = endpoint.map_err(|error| Failure::Unreachable(error.to_string()))?;
+                let channel =
+                    endpoint.connect().await.map_err(|error| Failure::Unreachable(reason(&error)))?;
+                link.channel.insert(channel).clone()
+            }
+        };
+        let mut line =
+            Line { channel, token: Token::None, generation: link.generation, endpoint: link.endpoint };
+        if let Token::Unknown = link.token {
+            link.token = match self.config.user() {
+                None => Token::None,
+                Some((name, password)) => {
+                    authenticate(line.clone(), name.to_owned(), password.reveal().to_owned()).await?
+                }
+            };
+        }
+        line.token = link.token.clone();
+        Ok(line)
+    }
+
+    async fn renew_token(&self, generation: Option<u64>) {
+        let mut link = self.link.lock().await;
+        if Some(link.generation) == generation {
+            link.token = Token::Unknown;
+            link.generation += 1;
+        }
+    }
+
+    /// Away from an endpoint, unless another call has left it already.
+    async fn next_endpoint(&self, endpoint: usize, generation: Option<u64>) {
+        let mut link = self.link.lock().await;
+        if link.endpoint == endpoint && generation.is_none_or(|generation| generation == link.generation) {
+            *link = Link {
+                endpoint: (endpoint + 1) % self.targets.addresses.len(),
+                generation: link.generation + 1,
+                ..Link::default()
+            };
+        }
+    }
+
+    fn address(&self, endpoint: usize) -> String {
+        self.targets.addresses.get(endpoint).cloned().unwrap_or_default()
+    }
+
+    fn endpoint(&self, endpoint: usize) -> Result<Endpoint, EtcdError> {
+        let address = self.address(endpoint);
+        let unusable = |error: tonic::transport::Error| EtcdError::Option {
+            option: "--etcd-endpoints",
+            value: address.clone(),
+            problem: reason(&error),
+        };
+        let endpoint = Endpoint::from_shared(address.clone()).map_err(unusable)?;
+        let endpoint = endpoint
+            .connect_timeout(LEAST_PATIENCE)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PATIENCE)
+            .keep_alive_while_idle(true);
+        if !self.targets.tls {
+            return Ok(endpoint);
+        }
+        let tls = match self.config.authority_file() {
+            Some(path) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--etcd-cafile", path)?))
+            }
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        let Some((certificate, key)) = self.config.identity_files() else {
+            return endpoint.tls_config(tls).map_err(|error| self.broken_files(&error));
+        };
+        let identity =
+            Identity::from_pem(read("--etcd-certfile", certificate)?, read("--etcd-keyfile", key)?);
+        endpoint.tls_config(tls.identity(identity)).map_err(|error| self.broken_files(&error))
+    }
+
+    fn broken_files(&self, error: &tonic::transport::Error) -> EtcdError {
+        let files = [&self.config.ca_file, &self.config.cert_file, &self.config.key_file];
+        let names: Vec<String> = files.into_iter().flatten().map(|path| path.display().to_string()).collect();
+        EtcdError::Option {
+            option: "--etcd-cafile, --etcd-certfile, --etcd-keyfile",
+            value: names.join(", "),
+            problem: format!("{}; each must be PEM, and the key the certificate's", reason(error)),
+        }
+    }
+
+    fn refusal(&self, tried: &'static str, endpoint: usize, status: &Status) -> EtcdError {
+        let (endpoint, answer) = (self.address(endpoint), one_line(status.message()));
+        let lossy = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        match status.code() {
+            Code::OutOfRange if answer.contains("compacted") => EtcdError::Compacted { tried },
+            Code::PermissionDenied | Code::Unauthenticated => {
+                let (config, leases) = (lossy(self.keys.config()), lossy(self.keys.leases()));
+                EtcdError::Denied { tried, endpoint, answer, config, leases }
+            }
+            // etcd answers so to a wrong password, and to none.
+            Code::InvalidArgument
+                if answer.contains("authentication failed") || answer.contains("user name") =>
+            {
+                let (config, leases) = (lossy(self.keys.config()), lossy(self.keys.leases()));
+                EtcdError::Denied { tried, endpoint, answer, config, leases }
+            }
+            _ => EtcdError::Refused { tried, endpoint, answer },
+        }
+    }
+}
+
+async fn authenticate(line: Line, name: String, password: String) -> Result<Token, Failure> {
+    match send(line, AUTHENTICATE, AuthenticateRequest { name, password }).await {
+        Ok(AuthenticateResponse { token }) => match token.parse::<MetadataValue<Ascii>>() {
+            Ok(mut token) => {
+                token.set_sensitive(true);
+                Ok(Token::Some(token))
+            }
+            Err(_) => Err(Failure::Refused(Status::internal("its token is no text"))),
+        },
+        Err(Failure::Refused(status)) if status.message().contains("authentication is not enabled") => {
+            Ok(Token::None)
+        }
+        // Nothing a new token could mend.
+        Err(Failure::Token(status)) => Err(Failure::Refused(status)),
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn send<Q, A>(line: Line, method: &'static str, request: Q) -> Result<A, Failure>
+where
+    Q: Message + 'static,
+    A: Message + Default + 'static,
+{
+    let mut grpc = ready(&line).await?;
+    let codec = ProstCodec::<Q, A>::default();
+    let request = signed(&line, Request::new(request));
+    let answer = grpc.unary(request, PathAndQuery::from_static(method), codec).await;
+    answer.map(tonic::Response::into_inner).map_err(classify)
+}
+
+async fn open(line: Line, create: WatchCreateRequest) -> Result<Streaming<WatchResponse>, Failure> {
+    let mut grpc = ready(&line).await?;
+    // The stream of requests stays open: its end would end the watch.
+    let requests = stream::iter([WatchRequest { create_request: Some(create) }]).chain(stream::pending());
+    let mut request = signed(&line, Request::new(requests));
+    request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+    let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
+    let answer = grpc.streaming(request, PathAndQuery::from_static(WATCH), codec).await;
+    answer.map(tonic::Response::into_inner).map_err(classify)
+}
+
+async fn ready(line: &Line) -> Result<Grpc<Channel>, Failure> {
+    let mut grpc = Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+    grpc.ready().await.map_err(|error| Failure::Unreachable(reason(&error)))?;
+    Ok(grpc)
+}
+
+fn signed<T>(line: &Line, mut request: Request<T>) -> Request<T> {
+    if let Token::Some(token) = &line.token {
+        request.metadata_mut().insert("token", token.clone());
+    }
+    request
+}
+
+fn classify(status: Status) -> Failure {
+    let message = status.message();
+    // The second: users or roles were changed. The third: authentication was turned on under us.
+    let token = ["invalid auth token", "revision of auth store is old", "user name is empty"];
+    if token.iter().any(|text| message.contains(text)) {
+        return Failure::Token(status);
+    }
+    let passing = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
+    if passing || status.source().is_some() {
+        return Failure::Unreachable(explain(&status));
+    }
+    Failure::Refused(status)
+}
+
+/// What a status says, and what lies beneath it.
+pub(super) fn explain(status: &Status) -> String {
+    match status.source() {
+        Some(source) => reason(source),
+        None => one_line(status.message()),
+    }
+}
+
+/// The chain of an error's causes without the repetitions that transports put on top.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        let text = one_line(&error.to_string());
+        if let Some(last) = texts.last_mut()
+            && (last.contains(&text) || text.contains(last.as_str()))
+        {
+            if text.len() > last.len() {
+                *last = text;
+            }
+        } else if text != "transport error" {
+            texts.push(text);
+        }
+    }
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn read(option: &'static str, path: &std::path::Path) -> Result<Vec<u8>, EtcdError> {
+    std::fs::read(path).map_err(|error| EtcdError::Option {
+        option,
+        value: path.display().to_string(),
+        problem: format!("cannot read it: {error}"),
+    })
+}
