@@ -9,6 +9,7 @@ mod datapath;
 mod error;
 mod startup;
 mod told;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::lease::same_node;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Plan};
 use crate::store::{Event, Store, StoreError, Watch, Wish};
+use crate::underlay::reach::Reach;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 use crate::{counters, host};
@@ -122,7 +124,8 @@ impl Node {
         board.set_underlay(&underlay);
         let extension_data = startup::before(&config).await?;
         let identity = Identity::from_random(rand::random());
-        let context = Context { config, underlay, identity, ip_masq: false, extension_data };
+        let mut context =
+            Context { config, underlay, identity, ip_masq: false, extension_data, reach: Reach::new() };
         let outline = plan::outline(&context)?;
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let engine = Arc::new(datapath::start(options, &outline)?);
@@ -134,6 +137,7 @@ impl Node {
         let renewal = Renewal::new(&own, margin, unix_now());
         let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);
+        ways::refresh(&netlink, &mut context, ledger.peers()).await;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
         let applied = applier.apply(&plan, &*engine).await?;
@@ -164,12 +168,15 @@ impl Node {
                 }
                 () = until(changed) => {
                     changed = None;
-                    self.plan = Arc::new(plan::plan(&self.context, &self.own, self.ledger.peers())?);
-                    self.board.set_plan(&self.plan);
+                    self.look_around().await;
+                    self.replan()?;
                     self.apply().await?;
                 }
                 () = until(renewal) => self.renew().await?,
                 () = sleep_until(compare) => {
+                    if self.look_around().await {
+                        self.replan()?;
+                    }
                     let began = Instant::now();
                     self.apply().await?;
                     compare = Instant::now() + COMPARE.max(began.elapsed() * IDLE_SHARE);
@@ -178,6 +185,17 @@ impl Node {
                 _ = report.recv() => counters::log(&self.engine),
             }
         }
+    }
+
+    /// Looks at the host again; `true` if the plan depends on something that has changed.
+    async fn look_around(&mut self) -> bool {
+        ways::refresh(self.applier.netlink(), &mut self.context, self.ledger.peers()).await
+    }
+
+    fn replan(&mut self) -> Result<(), DaemonError> {
+        self.plan = Arc::new(plan::plan(&self.context, &self.own, self.ledger.peers())?);
+        self.board.set_plan(&self.plan);
+        Ok(())
     }
 
     /// Takes in one event of the watch; `true` if the peers have changed.

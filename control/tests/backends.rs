@@ -54,6 +54,31 @@ fn host_gw_refuses_a_nat() {
 }
 
 #[test]
+fn vxlan_routes_to_neighbours_directly_and_back_into_the_tunnel() {
+    let config = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+    let Some((cluster, daemons)) = cluster("be-dir", 2, config) else { return };
+    let lease = cluster.lease(2);
+    let (v4, v6) = (lease.subnet().expect("IPv4"), lease.ipv6_subnet().expect("IPv6"));
+    let shown = || cluster.shell(1, &format!("ip route show {v4}; ip -6 route show {v6}"));
+    let far = cluster.host(2).underlay();
+    assert!(shown().starts_with(&format!("{v4} via {far} dev eth0\n")), "{}", shown());
+    await_until("the IPv6 route", || shown().matches("dev eth0").count() == 2);
+    for ipv6 in [false, true] {
+        common::ping(&cluster, 1, 2, ipv6);
+    }
+    assert!(daemons[0].said("reached without the tunnel"), "{}", daemons[0].words());
+
+    // A router between the two, as far as host 1 knows: only its direction changes.
+    cluster.shell(1, &format!("ip route add {far}/32 via 198.18.0.77"));
+    await_until("the tunnel's route", || shown().contains("dev flannel.1"));
+    await_until("the log", || daemons[0].said("leads through the gateway 198.18.0.77"));
+    assert!(shown().contains("dev eth0"), "IPv6 stays: {}", shown());
+    cluster.shell(1, &format!("ip route del {far}/32"));
+    await_until("the direct route", || !shown().contains("flannel.1"));
+    common::ping(&cluster, 1, 2, false);
+}
+
+#[test]
 fn alloc_takes_a_subnet_and_makes_nothing() {
     if !common::ready(&[]) {
         return;

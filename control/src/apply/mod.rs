@@ -80,6 +80,11 @@ impl Applier {
         }
     }
 
+    /// The connection to the kernel.
+    pub fn netlink(&self) -> &Handle {
+        &self.netlink
+    }
+
     /// Compares the host with the plan and changes what differs.
     pub async fn apply(&mut self, plan: &Plan, tables: &impl Tables) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
@@ -113,7 +118,7 @@ impl Applier {
         });
         let mut shares: Vec<Share<'_>> = tunnels.collect();
         let mut missing = None;
-        if let Some(Direct { interface, places, routes }) = &plan.direct {
+        if let Some(Direct { interface, places, routes, .. }) = &plan.direct {
             match links::index(&self.netlink, interface).await? {
                 Some(index) => {
                     let scope = Scope::Underlay { places, put: &self.direct };

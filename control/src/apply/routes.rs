@@ -7,17 +7,18 @@
 //! ever removed; a route is put with replace, as flannel does.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::netlink::NetlinkError;
 use crate::plan::{Place, Route};
+use crate::underlay::address_of;
 
 /// Requests put to the kernel before the first answer is read. One at a time, ten thousand routes take
 /// seconds; all at once, the answers overrun the socket's buffer.
@@ -206,22 +207,14 @@ fn candidate(message: &RouteMessage) -> Option<(u32, Route)> {
     let (mut to, mut via, mut out) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => to = ip(address),
-            RouteAttribute::Gateway(address) => via = ip(address),
+            RouteAttribute::Destination(address) => to = address_of(address),
+            RouteAttribute::Gateway(address) => via = address_of(address),
             RouteAttribute::Oif(index) => out = Some(*index),
             _ => {}
         }
     }
     let to = IpNetwork::new(to?, header.destination_prefix_length).ok()?;
     Some((out?, Route { to, via }))
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    }
 }
 
 fn message(index: u32, route: Route, onlink: bool) -> RouteMessage {

@@ -340,6 +340,7 @@ fn direct(nodes: &[u8]) -> Plan {
         interface: "up0".into(),
         places: vec![place("10.244.0.0/16", "10.244.1.0/24"), place("fd00:244::/32", "fd00:244:1::/64")],
         routes: v4.chain(v6).collect(),
+        detours: Vec::new(),
     };
     Plan { tunnels: Vec::new(), direct: Some(direct), ..plan(&[]) }
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use crate::apply::Applied;
-use crate::plan::{Ignored, Plan};
+use crate::plan::{Ignored, Plan, Route};
 
 /// The last state that was reported.
 #[derive(Default)]
 pub(super) struct Told {
     ignored: BTreeSet<Ignored>,
+    direct: BTreeSet<Route>,
+    detours: BTreeSet<Ignored>,
     failures: BTreeSet<String>,
     peers: Option<Vec<usize>>,
     /// The counters file could not be written.
@@ -23,6 +25,7 @@ impl Told {
             tracing::warn!(lease = %lease.subnet, "not a peer: {}", lease.reason);
         }
         self.ignored = ignored;
+        self.tell_ways(plan);
         let tunnelled = plan.tunnels.iter().map(|tunnel| tunnel.peers.len());
         let direct = plan.direct.iter().map(|direct| direct.routes.len());
         let peers: Vec<usize> = tunnelled.chain(direct).collect();
@@ -37,6 +40,20 @@ impl Told {
             self.peers = Some(peers);
         }
         self.tell_failures(applied.failures.iter().map(ToString::to_string).collect());
+    }
+
+    /// Reports which peers are reached without a tunnel, and why others are not.
+    fn tell_ways(&mut self, plan: &Plan) {
+        let Some(direct) = plan.direct.as_ref().filter(|_| !plan.tunnels.is_empty()) else { return };
+        let routes: BTreeSet<Route> = direct.routes.iter().copied().collect();
+        for route in routes.difference(&self.direct) {
+            tracing::info!(subnet = %route.to, via = ?route.via, "on our link: reached without the tunnel");
+        }
+        let detours: BTreeSet<Ignored> = direct.detours.iter().cloned().collect();
+        for detour in detours.difference(&self.detours) {
+            tracing::info!(subnet = %detour.subnet, "takes the tunnel: {}", detour.reason);
+        }
+        (self.direct, self.detours) = (routes, detours);
     }
 
     /// Reports the failures that were not there the last time.

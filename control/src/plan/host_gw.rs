@@ -53,7 +53,8 @@ pub(super) fn paths(context: &Context, own: &Lease, leases: &LeaseSet) -> Result
     let mut routes: Vec<Route> =
         peers.map(|peer| Route { to: peer.subnet, via: Some(peer.remote.ip()) }).collect();
     routes.sort_unstable();
-    let direct = Direct { interface: context.underlay.interface.clone(), places, routes };
+    let direct =
+        Direct { interface: context.underlay.interface.clone(), places, routes, detours: Vec::new() };
     Ok(Paths { direct: Some(direct), ignored: sifted.ignored, ..Paths::default() })
 }
 

@@ -6,6 +6,7 @@
 //! `encap/*`: there the bytes, here the intent.
 
 mod alloc;
+mod direct;
 mod extension;
 mod host_gw;
 mod peers;
@@ -25,6 +26,7 @@ use wire::addr::{Mac, Mtu};
 
 use crate::lease::ledger::LeaseSet;
 use crate::underlay::Underlay;
+use crate::underlay::reach::Reach;
 
 /// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
 const LEAST_MTU_V6: u32 = 1280;
@@ -48,6 +50,19 @@ pub struct Context {
     pub ip_masq: bool,
     /// What PreStartupCommand printed, for `extension`.
     pub extension_data: Option<RawJson>,
+    /// The ways to the peers, for `DirectRouting`.
+    pub reach: Reach,
+}
+
+impl Context {
+    /// Whether the plan depends on the ways to the peers.
+    pub fn routes_directly(&self) -> bool {
+        match &self.config.backend {
+            Backend::Vxlan(vxlan) => vxlan.direct_routing,
+            Backend::Ipip { direct_routing } => *direct_routing,
+            _ => false,
+        }
+    }
 }
 
 /// The link addresses this node made up for itself, one for each overlay.
@@ -149,6 +164,8 @@ pub struct Direct {
     pub places: Vec<Place>,
     /// The routes, sorted; each has a gateway.
     pub routes: Vec<Route>,
+    /// Peers that take a tunnel although `DirectRouting` is on, and why.
+    pub detours: Vec<Ignored>,
 }
 
 /// A family's pod networks.
@@ -291,7 +308,7 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
     let outline = outline(context)?;
     let paths = match &context.config.backend {
         Backend::Udp { port } => udp::paths(context, &outline, *port, own, leases)?,
-        Backend::Vxlan(vxlan) => vxlan::paths(context, &outline, vxlan.port, own, leases)?,
+        Backend::Vxlan(vxlan) => vxlan::paths(context, &outline, vxlan, own, leases)?,
         Backend::HostGw => host_gw::paths(context, own, leases)?,
         Backend::Extension(extension) => extension::paths(extension, own, leases),
         // `alloc` has no paths, and `outline` has refused every other type.

@@ -8,6 +8,7 @@ use model::{lease::SubnetKey, net_config};
 
 use super::*;
 use crate::underlay::Endpoint;
+use crate::underlay::reach::Way;
 
 #[test]
 fn vxlan_ipv4() {
@@ -359,12 +360,45 @@ fn extension_tells_commands_of_its_own_kind() {
 }
 
 #[test]
-fn direct_routing_is_said_to_be_missing_and_nothing_else_changes() {
-    let plain = outline(&context(VXLAN, 1500)).expect("fine");
-    let config = VXLAN.replace(r#""vxlan""#, r#""vxlan","DirectRouting":true,"Learning":true"#);
-    let asked = outline(&context(&config, 1500)).expect("fine");
-    assert_eq!((plain.notes.len(), asked.notes.len()), (0, 1));
-    assert_eq!(Outline { notes: Vec::new(), ..asked }, plain);
+fn direct_routing_parts_the_peers_by_the_way_to_them() {
+    let config = VXLAN_DUAL.replace(r#""VNI""#, r#""directrouting":true,"VNI""#);
+    let mut context = context(&config, 1500);
+    let ways = [
+        ("192.0.2.2", Way::OnLink),
+        ("2001:db8::2", Way::Gateway("2001:db8::fe".parse().expect("address"))),
+        ("192.0.2.3", Way::Elsewhere),
+    ];
+    context.reach = ways.into_iter().map(|(ip, way)| (ip.parse().expect("address"), way)).collect();
+    assert!(context.routes_directly());
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24&fd00:244:1::-64"),
+        &[vxlan("10.244.2.0-24&fd00:244:2::-64", 2), vxlan("10.244.3.0-24", 3), vxlan("10.244.4.0-24", 4)],
+        "
+        flannel.7 mtu 1450 address 10.244.1.0/32
+          route 10.244.3.0/24 via 10.244.3.0
+          route 10.244.4.0/24 via 10.244.4.0
+          peer 10.244.2.0/24 at 192.0.2.2:4789 mac 0e:2a:00:00:02:04
+          peer 10.244.3.0/24 at 192.0.2.3:4789 mac 0e:2a:00:00:03:04
+          peer 10.244.4.0/24 at 192.0.2.4:4789 mac 0e:2a:00:00:04:04
+        flannel-v6.7 mtu 1430 address fd00:244:1::/128
+          route fd00:244:2::/64 via fd00:244:2::
+          peer fd00:244:2::/64 at [2001:db8::2]:4789 mac 0e:2a:00:00:02:06
+        direct by eth0
+          in 10.244.0.0/16 of length 24
+          in fd00:244::/40 of length 64
+          route 10.244.2.0/24 via 192.0.2.2
+        tunnelled 10.244.3.0/24: 192.0.2.3: the route to it leaves by another interface
+        tunnelled 10.244.4.0/24: 192.0.2.4: its address was not looked up
+        tunnelled fd00:244:2::/64: 2001:db8::2: the route to it leads through the gateway 2001:db8::fe
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_IPV6_NETWORK=fd00:244::/40
+        FLANNEL_IPV6_SUBNET=fd00:244:1::1/64
+        FLANNEL_MTU=1450
+        FLANNEL_IPMASQ=false
+        ",
+    );
 }
 
 #[test]
@@ -414,6 +448,7 @@ fn context(config: &str, nic: u32) -> Context {
         },
         ip_masq: false,
         extension_data: None,
+        reach: Reach::new(),
     }
 }
 
@@ -480,6 +515,9 @@ fn render(plan: &Plan) -> String {
         for route in &direct.routes {
             let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
             writeln!(text, "  route {}{via}", route.to).expect("write");
+        }
+        for detour in &direct.detours {
+            writeln!(text, "tunnelled {}: {}", detour.subnet, detour.reason).expect("write");
         }
     }
     if let Some(Commands { add, remove, peers }) = &plan.commands {

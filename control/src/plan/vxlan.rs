@@ -13,7 +13,7 @@ use wire::addr::Mac;
 
 use super::peers::sift;
 use super::{
-    Context, Link, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    Context, Link, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base, direct, inner_mtu,
     missing, places,
 };
 use crate::lease::ledger::LeaseSet;
@@ -49,11 +49,6 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
         pod_mtu: inner_mtu(context, outer, OVERHEAD, false)?,
         notes: Vec::new(),
     };
-    if vxlan.direct_routing {
-        outline
-            .notes
-            .push("Backend.DirectRouting is not supported yet: peers on the same link are tunnelled too");
-    }
     if context.config.ipv4.is_some() {
         let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
         outline.attrs.public_ip = ends.public;
@@ -86,7 +81,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
 pub(super) fn paths(
     context: &Context,
     outline: &Outline,
-    port: u16,
+    vxlan: &Vxlan,
     own: &Lease,
     leases: &LeaseSet,
 ) -> Result<Paths, PlanError> {
@@ -97,22 +92,23 @@ pub(super) fn paths(
         }
         let mut found = Vec::new();
         for (tunnel, place) in places.iter().enumerate() {
-            let peer = if place.cluster.is_ipv4() { peer_v4(lease, port) } else { peer_v6(lease, port) };
+            let peer =
+                if place.cluster.is_ipv4() { peer_v4(lease, vxlan.port) } else { peer_v6(lease, vxlan.port) };
             found.extend(peer?.map(|peer| (tunnel, peer)));
         }
         Ok(found)
     });
-    let tunnels = outline.tunnels.iter().zip(places).zip(sifted.peers);
-    let tunnels = tunnels.map(|((outline, Place { cluster, subnet }), peers)| Tunnel {
+    let base_of = |peer: &Peer| peer.subnet.network();
+    let (routes, direct) = direct::part(context, vxlan.direct_routing, &places, &sifted.peers, base_of);
+    let parts = places.into_iter().zip(sifted.peers).zip(routes);
+    let tunnels = outline.tunnels.iter().zip(parts);
+    let tunnels = tunnels.map(|(outline, ((Place { cluster, subnet }, peers), routes))| Tunnel {
         link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
-        routes: peers
-            .iter()
-            .map(|peer| Route { to: peer.subnet, via: Some(peer.subnet.network()) })
-            .collect(),
+        routes,
         format: outline.format,
         peers,
     });
-    Ok(Paths { tunnels: tunnels.collect(), ignored: sifted.ignored, ..Paths::default() })
+    Ok(Paths { tunnels: tunnels.collect(), direct, ignored: sifted.ignored, ..Paths::default() })
 }
 
 /// A node without this family is no peer on its overlay, and no reason for a warning.

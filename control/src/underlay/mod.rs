@@ -3,6 +3,7 @@
 //! [`observe`] takes one snapshot over netlink; [`select`] decides on it without looking again, so the
 //! choice can be tested as a table of cases.
 
+pub mod reach;
 pub mod select;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -220,4 +221,12 @@ fn outgoing(route: &RouteMessage) -> Option<u32> {
         RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
         _ => None,
     })
+}
+
+pub(crate) fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
 }

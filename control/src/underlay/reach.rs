@@ -1,0 +1,134 @@
+//! By which way the kernel would send to each peer: on the underlay's link, or not.
+//!
+//! flannel's test for `DirectRouting`: the route to a peer has no gateway. Asked of the kernel for each peer,
+//! so that every rule and table of the host counts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::{Underlay, outgoing};
+use crate::netlink::NetlinkError;
+
+/// Questions put to the kernel before the first answer is read.
+const IN_FLIGHT: usize = 64;
+
+/// The ways to all peers that were asked about.
+pub type Reach = BTreeMap<IpAddr, Way>;
+
+/// The way to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is a neighbour on the underlay's link.
+    OnLink,
+    /// A router stands between.
+    Gateway(IpAddr),
+    /// It is reached by another interface.
+    Elsewhere,
+    /// The kernel knows no way, or a way that is no unicast route.
+    None(String),
+}
+
+/// As a clause about the peer.
+impl fmt::Display for Way {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::OnLink => write!(out, "it is on our link"),
+            Way::Gateway(gateway) => write!(out, "the route to it leads through the gateway {gateway}"),
+            Way::Elsewhere => write!(out, "the route to it leaves by another interface"),
+            Way::None(why) => write!(out, "there is no route to it: {why}"),
+        }
+    }
+}
+
+/// Asks the kernel for the way to each of `peers`.
+pub async fn observe(netlink: &Handle, underlay: &Underlay, peers: impl Iterator<Item = IpAddr>) -> Reach {
+    let questions = peers.map(async |peer| (peer, way(netlink, underlay.index, peer).await));
+    stream::iter(questions).buffer_unordered(IN_FLIGHT).collect().await
+}
+
+async fn way(netlink: &Handle, interface: u32, peer: IpAddr) -> Way {
+    let query = match peer {
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+    };
+    match Box::pin(netlink.route().get(query).execute()).try_next().await {
+        Ok(Some(route)) => read(&route, interface),
+        Ok(None) => Way::None("the kernel gave no answer".to_owned()),
+        Err(error) => Way::None(match NetlinkError::from_rtnetlink("", error) {
+            NetlinkError::Refused { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }),
+    }
+}
+
+fn read(route: &RouteMessage, interface: u32) -> Way {
+    if route.header.kind != RouteType::Unicast {
+        return Way::None(format!("its type is {:?}", route.header.kind));
+    }
+    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => super::address_of(address),
+        // IPv4 through an IPv6 router has this in the gateway's place.
+        RouteAttribute::Via(_) => Some(Ipv6Addr::UNSPECIFIED.into()),
+        _ => None,
+    });
+    match gateway {
+        Some(gateway) => Way::Gateway(gateway),
+        None if outgoing(route) == Some(interface) => Way::OnLink,
+        None => Way::Elsewhere,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_ways_are_told_apart() {
+        let work = || {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+                assert!(std::env::var_os("CI").is_none(), "this test needs root rights: {error}");
+                eprintln!("skipped: this test needs root rights: {error}");
+                return;
+            }
+            let shell = |line: &str| {
+                let status = std::process::Command::new("sh").args(["-ec", line]).status().expect("sh");
+                assert!(status.success(), "{line}");
+            };
+            shell(
+                "ip link set lo up; ip link add up0 type veth peer name far0; ip link set up0 up; ip link set far0 up
+                 ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad
+                 ip addr add 198.51.100.1/24 dev far0
+                 ip route add 203.0.113.0/24 via 192.0.2.254; ip route add blackhole 203.0.113.99
+                 ip -6 route add 2001:db8:1::/64 via 2001:db8::fe",
+            );
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            let reach = runtime.block_on(async {
+                let netlink = crate::netlink::connect().expect("netlink");
+                let index = crate::apply::links::index(&netlink, "up0").await.expect("answer").expect("up0");
+                let underlay = Underlay { interface: "up0".into(), index, mtu: 1500, ipv4: None, ipv6: None };
+                let peers =
+                    ["192.0.2.7", "203.0.113.7", "203.0.113.99", "198.51.100.7", "192.0.2.1", "10.9.9.9"];
+                let peers = peers.into_iter().chain(["2001:db8::7", "2001:db8:1::7"]);
+                observe(&netlink, &underlay, peers.map(|peer| peer.parse().expect("address"))).await
+            });
+            let way = |ip: &str| reach[&ip.parse::<IpAddr>().expect("address")].clone();
+            assert_eq!(way("192.0.2.7"), Way::OnLink);
+            assert_eq!(way("2001:db8::7"), Way::OnLink);
+            assert_eq!(way("203.0.113.7"), Way::Gateway([192, 0, 2, 254].into()));
+            assert_eq!(way("2001:db8:1::7"), Way::Gateway("2001:db8::fe".parse().expect("address")));
+            assert_eq!(way("198.51.100.7"), Way::Elsewhere);
+            for none in ["203.0.113.99", "192.0.2.1", "10.9.9.9"] {
+                assert!(matches!(way(none), Way::None(_)), "{none}: {}", way(none));
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(work).join().expect("the test"));
+    }
+}
