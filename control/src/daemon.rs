@@ -9,6 +9,7 @@ mod datapath;
 mod error;
 mod startup;
 mod told;
+mod waiting;
 mod ways;
 
 use std::collections::BTreeSet;
@@ -17,11 +18,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
-use model::net_config::{self, NetConfig};
+use model::net_config::NetConfig;
 use rtnetlink::Handle;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::apply::subnet_file;
 use crate::apply::{Applier, ApplyError};
@@ -47,8 +48,6 @@ const COMPARE: Duration = Duration::from_secs(5);
 const IDLE_SHARE: u32 = 1000;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
-/// How often to look for a network configuration that is not there yet, as in flannel.
-const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Longest sleep before the wall clock is asked again whether a lease is due.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long to collect further changes of leases before acting on the first.
@@ -118,8 +117,11 @@ impl Node {
     async fn start(options: &RunOptions, board: &Arc<Board>) -> Result<Node, DaemonError> {
         let margin = options.renew_margin()?;
         let netlink = netlink::connect()?;
-        let store = Store::open(options.store_spec()).await?;
-        let config = network_config(&store, options).await?;
+        let store = match options.store_spec() {
+            "etcd" => Store::etcd(options.etcd.config())?,
+            spec => Store::open(spec).await?,
+        };
+        let config = waiting::network_config(&store, options).await?;
         let underlay = choose_underlay(&netlink, options, &config).await?;
         board.set_underlay(&underlay);
         let extension_data = startup::before(&config).await?;
@@ -130,8 +132,8 @@ impl Node {
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let engine = Arc::new(datapath::start(options, &outline)?);
         board.set_engine(&engine);
-        let wish = acquire(&store, &context.config, outline.attrs, previous(options));
-        let own = board.timed("acquire", wish).await?;
+        let first = waiting::first_lease(&store, &context.config, outline.attrs, previous(options));
+        let own = board.timed("acquire", first).await?;
         board.set_own(&own);
         startup::after(&context.config, &own).await?;
         let renewal = Renewal::new(&own, margin, unix_now());
@@ -364,42 +366,6 @@ fn refuse_unsupported(options: &RunOptions) -> Result<(), DaemonError> {
         return refuse("--ip-blackhole-route", "leave it out");
     }
     Ok(())
-}
-
-/// The configuration from the store, after putting the one from the command line there.
-async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig, DaemonError> {
-    if let Some(text) = given_config(options)? {
-        // A broken one must not reach the other nodes.
-        net_config::parse(&text)?;
-        if store.net_config().await?.as_deref() != Some(text.as_str()) {
-            store.set_net_config(&text).await?;
-        }
-    }
-    let mut waiting = false;
-    let text = loop {
-        if let Some(text) = store.net_config().await? {
-            break text;
-        }
-        if !std::mem::replace(&mut waiting, true) {
-            let store = options.store_spec();
-            tracing::warn!(
-                store,
-                "no network configuration in the store; waiting for one (--net-config sets it)"
-            );
-        }
-        sleep(CONFIG_RETRY).await;
-    };
-    let (config, warnings) = net_config::parse(&text)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(config)
-}
-
-fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
-    let Some(path) = &options.net_config else { return Ok(options.net_config_json.clone()) };
-    let read = std::fs::read_to_string(path);
-    read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })
 }
 
 async fn choose_underlay(

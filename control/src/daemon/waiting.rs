@@ -1,0 +1,91 @@
+//! What a start waits for: a store that answers, with a configuration and a lease. Giving up would only
+//! make the service manager start us again.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use model::net_config::{self, NetConfig};
+use tokio::time::sleep;
+
+use super::{DaemonError, acquire};
+use crate::options::RunOptions;
+use crate::store::{Store, StoreError};
+
+/// How often to try again, as in flannel.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The configuration from the store, after putting the one from the command line there.
+pub(super) async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig, DaemonError> {
+    let given = given_config(options)?;
+    // A broken one must not reach the other nodes.
+    given.as_deref().map(net_config::parse).transpose()?;
+    let mut patience = Patience::default();
+    let (config, warnings) = loop {
+        match stored_config(store, given.as_deref()).await {
+            Ok(Some(text)) => match net_config::parse(&text) {
+                Ok(parsed) => break parsed,
+                // In a cluster somebody else wrote it and can mend it.
+                Err(error) if matches!(store, Store::Etcd(_)) => patience.wait(&error).await,
+                Err(error) => return Err(error.into()),
+            },
+            Ok(None) => patience.wait(&"no network configuration in the store (--net-config sets it)").await,
+            Err(error) if error.is_passing() => patience.wait(&error).await,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// Our lease.
+pub(super) async fn first_lease(
+    store: &Store,
+    config: &NetConfig,
+    attrs: LeaseAttrs,
+    previous: Option<SubnetKey>,
+) -> Result<Lease, StoreError> {
+    let mut patience = Patience::default();
+    loop {
+        match acquire(store, config, attrs.clone(), previous).await {
+            Err(error) if error.is_passing() => patience.wait(&error).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// What is stored after `given`, if anything, was put there.
+async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<String>, StoreError> {
+    let stored = store.net_config().await?;
+    match given {
+        Some(text) if stored.as_deref() != Some(text) => {
+            store.set_net_config(text).await?;
+            Ok(Some(text.to_owned()))
+        }
+        _ => Ok(stored),
+    }
+}
+
+fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
+    let Some(path) = &options.net_config else { return Ok(options.net_config_json.clone()) };
+    let read = std::fs::read_to_string(path);
+    read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })
+}
+
+/// Waits between tries and says why: at once, then ever more seldom.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    async fn wait(&mut self, why: &dyn Display) {
+        self.tries = self.tries.saturating_add(1);
+        if self.tries.is_power_of_two() {
+            tracing::error!(tries = self.tries, "waiting for the lease store: {why}");
+        }
+        sleep(RETRY).await;
+    }
+}
