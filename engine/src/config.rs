@@ -112,7 +112,7 @@ pub struct TunnelConfig {
     pub format: Format,
     /// MTU of the TUN device.
     pub mtu: Mtu,
-    /// Source ports per worker.
+    /// Source ports, which all workers share.
     pub fan: u16,
 }
 

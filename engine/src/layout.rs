@@ -60,7 +60,8 @@ impl Opened {
             notes.extend(port.notes().iter().cloned());
         }
         features.multiqueue = tun.queues.len() > 1;
-        let source_ports = ports.iter().flat_map(|port| port.lane_addrs()).map(|addr| addr.port()).collect();
+        let lanes = ports.first().map(|port| port.lane_addrs()).unwrap_or_default();
+        let source_ports = lanes.iter().map(|lane| lane.port()).collect();
         let chosen = Chosen { device: tun.name, workers: tun.queues.len(), source_ports, features, notes };
         Ok(Opened { queues: tun.queues, ports, chosen })
     }

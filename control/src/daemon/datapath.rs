@@ -8,7 +8,7 @@ use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
 use crate::options::RunOptions;
 use crate::plan::{Outline, TunnelOutline};
 
-/// Source ports of each worker: enough for a peer's receive queues to share the load.
+/// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
 
 /// Opens devices and sockets and starts the workers, with empty tables. The devices are down.

@@ -137,8 +137,7 @@ impl Cluster {
         daemon
     }
 
-    /// Starts `command` as the daemon of a host. Its subnet file of an earlier run is moved out of the way,
-    /// so that its reappearance says "ready"; its content comes back first, as the daemon's memory.
+    /// Starts `command` as the daemon of a host, with a log of its own, and waits for nothing.
     pub fn spawn(&self, number: usize, command: &mut Command) -> Daemon {
         let log = self.file(&format!("host{number}.log"));
         let _ = fs::remove_file(&log);
