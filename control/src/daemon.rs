@@ -7,6 +7,7 @@
 
 mod datapath;
 mod error;
+mod rules;
 mod startup;
 mod told;
 mod waiting;
@@ -19,6 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use engine::Engine;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
+use model::subnet_env::Recorded;
 use rtnetlink::Handle;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,6 +35,7 @@ use crate::lease::same_node;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Plan};
 use crate::store::{Event, Store, StoreError, Watch, Wish};
+use crate::traffic::Keeper;
 use crate::underlay::reach::Reach;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
@@ -109,6 +112,7 @@ struct Node {
     ledger: Ledger,
     plan: Arc<Plan>,
     applier: Applier,
+    rules: Keeper,
     told: Told,
 }
 
@@ -116,23 +120,27 @@ impl Node {
     /// The way of a lease, from the store to the kernel.
     async fn start(options: &RunOptions, board: &Arc<Board>) -> Result<Node, DaemonError> {
         let margin = options.renew_margin()?;
+        // Before it is overwritten: it says what the run before has left.
+        let recorded = subnet_file::previous(&options.subnet_file);
         let netlink = netlink::connect()?;
         let store = match options.store_spec() {
             "etcd" => Store::etcd(options.etcd.config())?,
             spec => Store::open(spec).await?,
         };
         let config = waiting::network_config(&store, options).await?;
+        rules::check(options, &config)?;
         let underlay = choose_underlay(&netlink, options, &config).await?;
         board.set_underlay(&underlay);
         let extension_data = startup::before(&config).await?;
         let identity = Identity::from_random(rand::random());
-        let mut context =
-            Context { config, underlay, identity, ip_masq: false, extension_data, reach: Reach::new() };
+        let ip_masq = options.traffic.ip_masq;
+        let reach = Reach::new();
+        let mut context = Context { config, underlay, identity, ip_masq, extension_data, reach };
         let outline = plan::outline(&context)?;
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let engine = Arc::new(datapath::start(options, &outline)?);
         board.set_engine(&engine);
-        let first = waiting::first_lease(&store, &context.config, outline.attrs, previous(options));
+        let first = waiting::first_lease(&store, &context.config, outline.attrs, previous(recorded.as_ref()));
         let own = board.timed("acquire", first).await?;
         board.set_own(&own);
         startup::after(&context.config, &own).await?;
@@ -141,6 +149,7 @@ impl Node {
         ledger.handle(watch.next().await);
         ways::refresh(&netlink, &mut context, ledger.peers()).await;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
+        let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
@@ -151,7 +160,7 @@ impl Node {
         tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
         board.set_phase(Phase::Ready);
         let board = Arc::clone(board);
-        Ok(Node { board, context, store, engine, own, renewal, watch, ledger, plan, applier, told })
+        Ok(Node { board, context, store, engine, own, renewal, watch, ledger, plan, applier, rules, told })
     }
 
     /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended.
@@ -323,6 +332,8 @@ impl Node {
 
     async fn stop(mut self, options: &RunOptions) {
         self.write_counters(options);
+        // The rules themselves stay, as in flannel.
+        drop(self.rules);
         // Joining threads blocks; a second signal must still get through.
         let engine = self.engine;
         let _ = tokio::task::spawn_blocking(move || drop(engine)).await;
@@ -358,12 +369,6 @@ fn refuse_unsupported(options: &RunOptions) -> Result<(), DaemonError> {
     let refuse = |flag, advice| Err(DaemonError::NotYet { flag, advice });
     if options.kube.subnet_mgr {
         return refuse("--kube-subnet-mgr", "the Kubernetes store is still to come; use --store");
-    }
-    if options.traffic.ip_masq {
-        return refuse("--ip-masq", "leave it out, and masquerade by a rule of your own");
-    }
-    if options.traffic.ip_blackhole_route {
-        return refuse("--ip-blackhole-route", "leave it out");
     }
     Ok(())
 }
@@ -405,8 +410,8 @@ async fn acquire(
 }
 
 /// The subnets of an earlier run, as `subnet.env` has them.
-fn previous(options: &RunOptions) -> Option<SubnetKey> {
-    let recorded = subnet_file::previous(&options.subnet_file)?;
+fn previous(recorded: Option<&Recorded>) -> Option<SubnetKey> {
+    let recorded = recorded?;
     SubnetKey::new(recorded.subnet(), recorded.ipv6_subnet())
 }
 

@@ -110,6 +110,8 @@ fn arguments(backend: Backend, host: &Host, place: &Path) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         ["run", "--iface", host.uplink(), "--net-config-json"].map(Into::into).into();
     arguments.push(net_config(backend).into());
+    // The other subjects have no firewall either.
+    arguments.extend(["--iptables-forward-rules=false", "--require-br-netfilter=false"].map(OsString::from));
     let files = [
         ("--store", store),
         ("--subnet-file", subnet_file(host, place).into()),

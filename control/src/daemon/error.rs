@@ -13,6 +13,7 @@ use crate::netlink::NetlinkError;
 use crate::options::BadMargin;
 use crate::plan::PlanError;
 use crate::store::StoreError;
+use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
 
 /// Why the daemon could not start or go on.
@@ -61,6 +62,9 @@ pub enum DaemonError {
     /// The host cannot be brought to the plan.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// Masquerade rules cannot be had.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
     /// A command of the `extension` backend failed at start.
     #[error(transparent)]
     Command(#[from] CommandError),

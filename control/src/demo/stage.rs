@@ -79,6 +79,8 @@ impl Stage {
                 .args(["run", "--iface", host.uplink(), "--net-config-json", &config, "--store"])
                 .arg(format!("sqlite:{}", self.place.path().join("leases.db").display()))
                 .args(["--public-ip", &host.underlay().to_string()])
+                // Hosts without a firewall need no rules, and no iptables to make them.
+                .args(["--iptables-forward-rules=false", "--require-br-netfilter=false"])
                 .arg("--subnet-file")
                 .arg(self.subnet_file(host))
                 .stdout(Stdio::null());

@@ -138,6 +138,8 @@ pub(super) const OWN: &[Flag] = &[
         |to, text| { to.options.instance = Some(text.to_owned()).filter(|name| !name.is_empty()); Ok(()) }),
     flag("pin", Kind::Bool, "false", "pin each worker to a CPU",
         |to, text| { to.options.pin = boolean(text)?; Ok(()) }),
+    flag("require-br-netfilter", Kind::Bool, "true", "refuse to start with iptables on a kernel without br_netfilter",
+        |to, text| { to.options.traffic.require_br_netfilter = boolean(text)?; Ok(()) }),
     flag("run-dir", Kind::Text, "/run/loden", "directory for the status socket and for what a restart should know",
         |to, text| { to.options.run_dir = text.into(); Ok(()) }),
     flag("spin-us", Kind::Int, "", "microseconds a worker looks for work before it sleeps, at most 10000",

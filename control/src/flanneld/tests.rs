@@ -35,6 +35,7 @@ const VALUES: &[(&str, &str, Check)] = &[
     ("healthz-port", "10256", |o| o.health.port == 10256),
     ("iptables-resync", "7", |o| o.traffic.iptables_resync == 7),
     ("iptables-forward-rules", "false", |o| !o.traffic.iptables_forward_rules),
+    ("require-br-netfilter", "0", |o| !o.traffic.require_br_netfilter),
     ("ip-blackhole-route", "TRUE", |o| o.traffic.ip_blackhole_route),
     ("net-config-path", "/n.json", |o| o.kube.net_config_path.as_os_str() == "/n.json"),
     ("set-node-network-unavailable", "f", |o| !o.kube.set_node_network_unavailable),

@@ -150,6 +150,10 @@ pub struct TrafficOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
           default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
     pub ip_blackhole_route: bool,
+    /// Refuse to start with iptables on a kernel that does not show it bridged packets.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
+          default_value_t = true, default_missing_value = "true", hide_possible_values = true)]
+    pub require_br_netfilter: bool,
 }
 
 impl Default for TrafficOptions {
@@ -160,6 +164,7 @@ impl Default for TrafficOptions {
             iptables_resync: 5,
             iptables_forward_rules: true,
             ip_blackhole_route: false,
+            require_br_netfilter: true,
         }
     }
 }

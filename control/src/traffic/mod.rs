@@ -56,7 +56,7 @@ pub enum TrafficError {
     /// The kernel does not show bridged packets to iptables.
     #[error(
         "br_netfilter is not there ({0} is missing), so service rules would not see packets between pods of \
-         one bridge; `modprobe br_netfilter`, or set EnableNFTables, or --br-netfilter=warn to go on without"
+         one bridge; `modprobe br_netfilter`, or set EnableNFTables, or --require-br-netfilter=false to go on without"
     )]
     BrNetfilter(&'static str),
 }
