@@ -152,9 +152,6 @@ fn the_udp_backend_has_one_device_and_one_route() {
     common::verified(&cluster, 1, 2, false, 64 << 20);
     common::verified(&cluster, 2, 1, false, 64 << 20);
     common::every_size(&cluster, 1, 2, false, 0..=3000);
-    // The answer comes from an address of the host itself, which the kernel believes only where told to.
-    let believe = "net.ipv4.conf.flannel0.accept_local";
-    cluster.host(1).namespace().set_sysctl(believe, "1").expect("a sysctl");
     // An address that no node has, as flannel answers it: net unreachable.
     let nobody: IpAddr = "10.244.255.254".parse().expect("an address");
     let told = cluster.host(1).pod().ping(nobody, 8, Duration::from_secs(5)).expect_err("nobody is there");

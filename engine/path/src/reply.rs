@@ -33,7 +33,12 @@ pub fn build(out: &mut [u8], complaint: Complaint, fib: &Fib, offender: &[u8]) -
                 Complaint::TooBig(mtu) => V4Error::TooBig { mtu },
                 Complaint::TimeExceeded => V4Error::TimeExceeded,
             };
-            fib.reply_v4().map_or(0, |from| icmp::v4_error(out, from, kind, TTL, offender, QUOTE))
+            // flannel answers from the device's own address, and the kernel drops that as martian: the
+            // source is local, yet arrives from outside (net/ipv4/fib_frontend.c, fib_validate_source).
+            // The address that was asked for is believed, because the route to it leads to this device.
+            let asked = wire::ipv4::Header::parse(offender).map(|header| header.dst);
+            let from = asked.ok().filter(|_| fib.reply_v4().is_some());
+            from.map_or(0, |from| icmp::v4_error(out, from, kind, TTL, offender, QUOTE))
         }
         Some(6) => {
             let kind = match complaint {

@@ -106,7 +106,7 @@ fn read_error(reply: &[u8], offender: &[u8]) -> (u8, u8, u32, Vec<u8>) {
     assert_eq!(len, p.len());
     if header == 20 {
         assert_eq!((protocol, p[0]), (1, 0x45));
-        assert_eq!(p[12..16], [10, 1, 0, 0], "from this node");
+        assert_eq!(p[12..16], offender[16..20], "from the address that was asked for");
         assert_eq!(p[16..20], offender[12..16], "to the sender");
         assert_eq!(fold(0, &p[20..]), 0xffff);
         assert!(p.len() <= 576, "RFC 1812 section 4.3.2.3");
