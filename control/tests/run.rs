@@ -153,9 +153,9 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
         ("", text(r#"{"Type":"vxlan","VNI":-1}"#), None, "Backend.VNI = -1: must be between 0 and 16777215"),
         (
             "",
-            text(r#"{"Type":"host-gw"}"#),
+            text(r#"{"Type":"wireguard"}"#),
             None,
-            "Backend.Type = host-gw: not supported yet; use vxlan or udp",
+            "Backend.Type = wireguard: not supported yet; use vxlan, udp or host-gw",
         ),
         ("", text(r#"{"Type":"quic"}"#), None, r#"Backend.Type = "quic": must be vxlan, udp"#),
         ("", VXLAN.into(), Some(("--iface", "eth9")), "--iface eth9: no interface has this name"),
