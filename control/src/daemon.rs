@@ -7,8 +7,10 @@
 
 mod datapath;
 mod error;
+mod memory;
 mod rules;
 mod startup;
+mod surface;
 mod told;
 mod waiting;
 mod ways;
@@ -32,6 +34,7 @@ use crate::board::{Board, Phase};
 use crate::lease::ledger::{Ledger, Own};
 use crate::lease::renewal::{Renewal, Step};
 use crate::lease::same_node;
+use crate::netlink;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Plan};
 use crate::store::{Event, Store, StoreError, Watch, Wish};
@@ -40,9 +43,10 @@ use crate::underlay::reach::Reach;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 use crate::{counters, host};
-use crate::{health, netlink};
 
 pub use self::error::DaemonError;
+use self::memory::Memory;
+use self::surface::Surface;
 use self::told::Told;
 
 /// How often the host is compared with the plan although nothing happened.
@@ -60,23 +64,20 @@ const GATHER: Duration = Duration::from_millis(20);
 pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     refuse_unsupported(options)?;
-    let board = Arc::new(Board::new(options.store_spec(), options.store_spec()));
     // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
-    let health = health::start(&options.health, &board).await?;
-    let result = live(options, &board, &mut signals).await;
-    if let Some(health) = health {
-        tokio::select! {
-            () = health.stop() => {}
-            () = signals.received() => {}
-        }
+    let surface = Surface::open(options).await?;
+    let result = live(options, &surface, &mut signals).await;
+    tokio::select! {
+        () = surface.close() => {}
+        () = signals.received() => {}
     }
     result
 }
 
-async fn live(options: &RunOptions, board: &Arc<Board>, signals: &mut Signals) -> Result<(), DaemonError> {
+async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) -> Result<(), DaemonError> {
     let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
     let mut node = tokio::select! {
-        node = Node::start(options, board) => node?,
+        node = Node::start(options, surface) => node?,
         () = signals.received() => return Ok(()),
     };
     notify(&[NotifyState::Ready]);
@@ -85,7 +86,7 @@ async fn live(options: &RunOptions, board: &Arc<Board>, signals: &mut Signals) -
         () = signals.received() => Ok(()),
     };
     notify(&[NotifyState::Stopping]);
-    board.set_phase(Phase::Stopping);
+    surface.board.set_phase(Phase::Stopping);
     tokio::select! {
         () = node.stop(options) => {}
         () = signals.received() => tracing::warn!("second signal: ending at once"),
@@ -103,6 +104,7 @@ fn notify(states: &[NotifyState<'_>]) {
 /// A node that forwards.
 struct Node {
     board: Arc<Board>,
+    memory: Memory,
     context: Context,
     store: Store,
     engine: Arc<Engine>,
@@ -118,7 +120,8 @@ struct Node {
 
 impl Node {
     /// The way of a lease, from the store to the kernel.
-    async fn start(options: &RunOptions, board: &Arc<Board>) -> Result<Node, DaemonError> {
+    async fn start(options: &RunOptions, surface: &Surface) -> Result<Node, DaemonError> {
+        let board = &surface.board;
         let margin = options.renew_margin()?;
         // Before it is overwritten: it says what the run before has left.
         let recorded = subnet_file::previous(&options.subnet_file);
@@ -132,7 +135,8 @@ impl Node {
         let underlay = choose_underlay(&netlink, options, &config).await?;
         board.set_underlay(&underlay);
         let extension_data = startup::before(&config).await?;
-        let identity = Identity::from_random(rand::random());
+        let mut memory = Memory::open(surface.state_file(), options);
+        let identity = memory.identity(|| Identity::from_random(rand::random()));
         let ip_masq = options.traffic.ip_masq;
         let reach = Reach::new();
         let mut context = Context { config, underlay, identity, ip_masq, extension_data, reach };
@@ -149,6 +153,7 @@ impl Node {
         ledger.handle(watch.next().await);
         ways::refresh(&netlink, &mut context, ledger.peers()).await;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
+        memory.promise(rules::wanted(options));
         let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
         let applied = applier.apply(&plan, &*engine).await?;
@@ -158,9 +163,25 @@ impl Node {
         told.tell(&plan, &applied);
         warn_of_gaps(&context.config);
         tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+        board.set_files(surface.files(options));
         board.set_phase(Phase::Ready);
+        memory.keep(&plan, &own, ledger.peers());
         let board = Arc::clone(board);
-        Ok(Node { board, context, store, engine, own, renewal, watch, ledger, plan, applier, rules, told })
+        Ok(Node {
+            board,
+            memory,
+            context,
+            store,
+            engine,
+            own,
+            renewal,
+            watch,
+            ledger,
+            plan,
+            applier,
+            rules,
+            told,
+        })
     }
 
     /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended.
@@ -318,6 +339,7 @@ impl Node {
             }
         }
         self.write_counters(options);
+        self.memory.keep_sometimes(&self.plan, &self.own, self.ledger.peers());
         Ok(())
     }
 
@@ -332,6 +354,7 @@ impl Node {
 
     async fn stop(mut self, options: &RunOptions) {
         self.write_counters(options);
+        self.memory.keep(&self.plan, &self.own, self.ledger.peers());
         // The rules themselves stay, as in flannel.
         drop(self.rules);
         // Joining threads blocks; a second signal must still get through.

@@ -16,6 +16,7 @@
 
 pub mod apply;
 pub mod board;
+pub mod cleanup;
 pub mod counters;
 pub mod daemon;
 pub mod demo;
@@ -23,11 +24,14 @@ pub mod doctor;
 pub mod flanneld;
 pub mod health;
 pub mod host;
+pub mod instance;
 pub mod lease;
 pub mod load_command;
 pub mod netlink;
 pub mod options;
 pub mod plan;
+pub mod state;
+pub mod status;
 pub mod store;
 pub mod traffic;
 pub mod underlay;

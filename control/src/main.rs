@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use control::flanneld::Request;
 use control::options::{Command, Options, RunOptions};
-use control::{daemon, demo, doctor, flanneld, load_command};
+use control::{cleanup, daemon, demo, doctor, flanneld, load_command, status};
 use tracing::level_filters::LevelFilter;
 
 /// The command line makes no sense: what clap uses as well.
@@ -26,6 +26,12 @@ fn main() -> ExitCode {
     match &options.command {
         Command::Run(run) => run_daemon(run),
         Command::Flanneld(line) => as_flanneld(line.arguments.iter().cloned()),
+        Command::Status(options) => {
+            status::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
+        Command::Cleanup(options) => {
+            in_runtime(cleanup::run(options)).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
         Command::Doctor(doctor) => {
             in_runtime(doctor::run(doctor)).unwrap_or_else(|error| failed(&format!("{error:#}")))
         }

@@ -40,6 +40,10 @@ pub enum Command {
     Flanneld(FlanneldOptions),
     /// Build two hosts on this machine, connect them, measure, and remove everything again.
     Demo(crate::demo::Options),
+    /// Show what the daemons of this host do: lease, peers, offloads, drops, what they have made here.
+    Status(crate::status::Options),
+    /// Remove from this host what a daemon has made and left.
+    Cleanup(crate::cleanup::Options),
     /// Say what this kernel and container grant, what would be used, and how to close each gap.
     Doctor(DoctorOptions),
     /// Generate load and print the measurements as JSON.

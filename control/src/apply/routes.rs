@@ -87,7 +87,10 @@ impl Share<'_> {
     fn has_family(&self, ipv6: bool) -> bool {
         match self.scope {
             Scope::Tunnel(cluster) => cluster.is_ipv6() == ipv6,
-            Scope::Underlay { places, .. } => places.iter().any(|place| place.cluster.is_ipv6() == ipv6),
+            Scope::Underlay { places, put } => {
+                let lie = places.iter().any(|place| place.cluster.is_ipv6() == ipv6);
+                lie || put.iter().any(|route| route.to.is_ipv6() == ipv6)
+            }
         }
     }
 }

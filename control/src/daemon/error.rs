@@ -9,6 +9,7 @@ use model::net_config::ConfigError;
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
 use crate::health::HealthError;
+use crate::instance::InstanceError;
 use crate::netlink::NetlinkError;
 use crate::options::BadMargin;
 use crate::plan::PlanError;
@@ -30,6 +31,9 @@ pub enum DaemonError {
         /// What to do instead.
         advice: &'static str,
     },
+    /// The instance's name is bad or taken.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// Probes cannot be answered.
     #[error(transparent)]
     Health(#[from] HealthError),

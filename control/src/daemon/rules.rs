@@ -20,6 +20,12 @@ pub(super) fn check(options: &RunOptions, config: &NetConfig) -> Result<(), Traf
     }
 }
 
+/// Whether the command line asks for anything that stays on the host.
+pub(super) fn wanted(options: &RunOptions) -> bool {
+    let TrafficOptions { ip_masq, iptables_forward_rules, ip_blackhole_route, .. } = options.traffic;
+    ip_masq || iptables_forward_rules || ip_blackhole_route
+}
+
 /// Puts the rules, and keeps them until the value is dropped.
 pub(super) async fn start(
     options: &RunOptions,

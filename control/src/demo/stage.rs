@@ -83,6 +83,8 @@ impl Stage {
                 .args(["--iptables-forward-rules=false", "--require-br-netfilter=false"])
                 .arg("--subnet-file")
                 .arg(self.subnet_file(host))
+                .arg("--run-dir")
+                .arg(self.place.path())
                 .stdout(Stdio::null());
             if options.ipv6 {
                 command.args(["--public-ipv6", &host.underlay6().to_string()]);

@@ -114,6 +114,8 @@ impl Cluster {
             .arg(self.file(&format!("host{number}.env")))
             .arg("--counters-file")
             .arg(self.file(&format!("host{number}.json")))
+            .arg("--run-dir")
+            .arg(self.place.path())
             .stdout(Stdio::null());
         command
     }

@@ -1,0 +1,300 @@
+//! What a daemon has made on this host and what its next run should know: one file, replaced whole.
+//!
+//! With it a restart keeps its link addresses, so that peers need not learn new ones, and `loden cleanup` knows
+//! what is ours. It lives on a memory filesystem and means nothing after a reboot; a file that cannot be read is
+//! as good as none.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use model::lease::{Lease, LeaseAttrs};
+use serde::{Deserialize, Serialize};
+use wire::addr::Mac;
+
+use crate::plan::{Identity, Plan};
+
+/// More than 10,000 leases take.
+const LARGEST: u64 = 64 << 20;
+/// The form of the file. Another one is not read.
+const VERSION: u32 = 1;
+
+/// The file's content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// The form of the file.
+    pub version: u32,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Link address on the IPv4 overlay.
+    pub mac: Option<String>,
+    /// Link address on the IPv6 overlay.
+    pub mac_v6: Option<String>,
+    /// TUN devices that the daemon has made.
+    pub devices: Vec<String>,
+    /// Kernel routes by devices of the host's. Those by our own devices go with them.
+    pub routes: Vec<RouteRecord>,
+    /// The subnet file as it was written.
+    pub subnet_file: Option<FileRecord>,
+    /// Whether firewall rules were made.
+    pub firewall: bool,
+    /// Our own lease.
+    pub own: Option<LeaseRecord>,
+    /// The other nodes' leases.
+    pub leases: Vec<LeaseRecord>,
+}
+
+/// A kernel route in the main table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteRecord {
+    /// Destination.
+    pub to: String,
+    /// Gateway.
+    pub via: Option<String>,
+    /// Interface.
+    pub interface: String,
+}
+
+/// A file and its content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileRecord {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What we wrote.
+    pub text: String,
+}
+
+/// A lease, its key and value as etcd has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseRecord {
+    /// The key's last part.
+    pub key: String,
+    /// The value.
+    pub value: String,
+    /// Unix seconds of its end.
+    pub expires: Option<u64>,
+}
+
+/// The file of one daemon.
+#[derive(Debug)]
+pub struct StateFile {
+    /// `None` where there is no place for one.
+    path: Option<PathBuf>,
+    written: String,
+    complained: bool,
+}
+
+impl State {
+    /// The link addresses of the run before, if both make sense.
+    pub fn identity(&self) -> Option<Identity> {
+        let mac = |text: &Option<String>| -> Option<Mac> {
+            let mac: Mac = text.as_deref()?.parse().ok()?;
+            (!mac.is_multicast() && mac.octets() != [0; 6]).then_some(mac)
+        };
+        Some(Identity { mac: mac(&self.mac)?, mac_v6: mac(&self.mac_v6)? })
+    }
+
+    /// Takes over the link addresses.
+    pub fn set_identity(&mut self, identity: &Identity) {
+        self.mac = Some(identity.mac.to_string());
+        self.mac_v6 = Some(identity.mac_v6.to_string());
+    }
+
+    /// Takes over what the plan puts on the host.
+    pub fn set_plan(&mut self, plan: &Plan, subnet_file: &Path) {
+        self.devices = plan.tunnels.iter().map(|tunnel| tunnel.link.device.clone()).collect();
+        let direct = plan.direct.iter().flat_map(|direct| {
+            direct.routes.iter().map(|route| RouteRecord {
+                to: route.to.to_string(),
+                via: route.via.map(|via| via.to_string()),
+                interface: direct.interface.clone(),
+            })
+        });
+        self.routes = direct.collect();
+        let text = model::subnet_env::render(&plan.subnet_env);
+        let path = std::path::absolute(subnet_file).unwrap_or_else(|_| subnet_file.to_owned());
+        self.subnet_file = Some(FileRecord { path, text });
+    }
+
+    /// Takes over the leases.
+    pub fn set_leases<'a>(&mut self, own: &Lease, peers: impl Iterator<Item = &'a Lease>) {
+        self.own = Some(LeaseRecord::of(own));
+        self.leases = peers.map(LeaseRecord::of).collect();
+    }
+
+    /// The other nodes' leases that can be read.
+    pub fn peers(&self) -> Vec<Lease> {
+        self.leases.iter().filter_map(LeaseRecord::lease).collect()
+    }
+}
+
+impl LeaseRecord {
+    fn of(lease: &Lease) -> LeaseRecord {
+        LeaseRecord { key: lease.key.to_string(), value: lease.attrs.to_json(), expires: lease.expires }
+    }
+
+    /// The lease, if it makes sense.
+    pub fn lease(&self) -> Option<Lease> {
+        let (key, attrs) = (self.key.parse().ok()?, LeaseAttrs::parse(&self.value).ok()?);
+        Some(Lease { key, attrs, expires: self.expires })
+    }
+}
+
+impl StateFile {
+    /// The file at `path`; without a path nothing is kept.
+    pub fn new(path: Option<PathBuf>) -> StateFile {
+        StateFile { path, written: String::new(), complained: false }
+    }
+
+    /// What the run before has left; nothing, and one warning, if that cannot be read.
+    pub fn read(&self) -> State {
+        let Some(path) = &self.path else { return State::default() };
+        match read(path) {
+            Ok(state) => state.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot use the state of the run before; starting without");
+                State::default()
+            }
+        }
+    }
+
+    /// Brings the file to this content. A failure is told once: the daemon works without.
+    pub fn write(&mut self, state: &State) {
+        let Some(path) = &self.path else { return };
+        let state = State { version: VERSION, pid: std::process::id(), ..state.clone() };
+        let result = serde_json::to_string(&state).map_err(io::Error::from).and_then(|text| {
+            if text != self.written {
+                replace(path, &text)?;
+                self.written = text;
+            }
+            Ok(())
+        });
+        if let Err(error) = result
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot keep what a restart should know");
+        }
+    }
+}
+
+/// The state at `path`; `None` if there is no file.
+pub fn read(path: &Path) -> io::Result<Option<State>> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut text = String::new();
+    file.take(LARGEST).read_to_string(&mut text)?;
+    let state: State = serde_json::from_str(&text)?;
+    if state.version != VERSION {
+        return Err(io::Error::other(format!(
+            "it has form {}, this version writes {VERSION}",
+            state.version
+        )));
+    }
+    Ok(Some(state))
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".state.").tempfile_in(directory)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn written_whole_private_and_read_back() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.json");
+        let mut file = StateFile::new(Some(path.clone()));
+        assert_eq!(file.read(), State::default());
+        let state = sample();
+        file.write(&state);
+        let back = StateFile::new(Some(path.clone())).read();
+        assert_eq!(back, State { version: VERSION, pid: std::process::id(), ..state.clone() });
+        assert_eq!(back.identity(), Some(identity()));
+        assert_eq!(back.peers().len(), 1);
+        assert_eq!(fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_as_good_as_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.json");
+        let file = StateFile::new(Some(path.clone()));
+        for text in
+            ["", "{", "null", "[]", "{}", r#"{"version":2}"#, r#"{"version":1,"devices":7}"#, "\u{0}\u{1}"]
+        {
+            fs::write(&path, text).expect("write");
+            assert_eq!(file.read(), State::default(), "{text:?}");
+        }
+        fs::write(&path, [0xff, 0xfe]).expect("write");
+        assert_eq!(file.read(), State::default());
+        fs::remove_file(&path).expect("remove");
+        fs::create_dir(&path).expect("a directory in its place");
+        assert_eq!(file.read(), State::default());
+        // Nor does writing there end anything.
+        StateFile::new(Some(path)).write(&sample());
+        StateFile::new(None).write(&sample());
+    }
+
+    #[test]
+    fn link_addresses_that_are_none_are_not_reused() {
+        for bad in ["", "no", "01:00:5e:00:00:01", "00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"] {
+            let state = State { mac: Some(bad.into()), ..sample() };
+            assert_eq!(state.identity(), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            try_bytes(&bytes);
+        }
+
+        #[test]
+        fn no_damage_panics(at in 0usize..400, byte: u8, cut in 0usize..400) {
+            let state = State { version: VERSION, ..sample() };
+            let mut text = serde_json::to_vec(&state).expect("JSON");
+            let at = at % text.len();
+            text[at] = byte;
+            text.truncate(text.len() - cut % text.len());
+            try_bytes(&text);
+        }
+    }
+
+    fn try_bytes(bytes: &[u8]) {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.json");
+        fs::write(&path, bytes).expect("write");
+        let state = StateFile::new(Some(path)).read();
+        let _ = (state.identity(), state.peers());
+    }
+
+    fn identity() -> Identity {
+        Identity::from_random([2; 12])
+    }
+
+    fn sample() -> State {
+        let mut state = State { devices: vec!["flannel.1".into()], ..State::default() };
+        state.set_identity(&identity());
+        let value = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#.to_owned();
+        let good = LeaseRecord { key: "10.244.3.0-24".into(), value, expires: Some(9) };
+        state.leases = vec![good, LeaseRecord { key: "nonsense".into(), ..LeaseRecord::default() }];
+        state
+    }
+}

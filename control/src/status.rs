@@ -1,0 +1,170 @@
+//! `loden status`: the daemon's board, over a socket of its own.
+//!
+//! The protocol is one JSON document and the end of the stream; what a client sends is not read.
+
+mod render;
+
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::board::{Board, Document};
+use crate::instance::Places;
+use crate::options::RUN_DIRECTORY;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer: 10,000 peers take two megabytes.
+const LARGEST: u64 = 64 << 20;
+/// Pause after the system refused a connection.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// `loden status`.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Only the daemon of this name.
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
+    /// Where the daemons' sockets are.
+    #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
+    pub run_dir: PathBuf,
+    /// Print JSON instead of text: {"daemons": [...]}.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A socket that answers. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+/// Serves the board at `path` on the running tokio runtime. Whoever has the path's lock may call this: a socket
+/// that an earlier run left is replaced.
+pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let task = tokio::spawn(answer(listener, Arc::clone(board)));
+    Ok(Socket { path: path.to_owned(), task })
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+        // What is left is replaced by the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Asks the daemons and prints what they say.
+pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let places = match &options.instance {
+        Some(name) => vec![Places::new(name, &options.run_dir)?],
+        None => Places::all(&options.run_dir),
+    };
+    let mut documents = Vec::new();
+    for places in &places {
+        match ask(&places.socket()) {
+            Ok(document) => documents.push(document),
+            Err(error) if is_absent(&error) => eprintln!("{}: not running", places.name()),
+            Err(error) => return Err(error).with_context(|| cannot_ask(&places.socket())),
+        }
+    }
+    if documents.is_empty() {
+        bail!("no daemon runs with --run-dir {}; loden run starts one", options.run_dir.display());
+    }
+    if options.json {
+        println!("{:#}", serde_json::json!({ "daemons": documents }));
+    } else {
+        let texts: Vec<String> = documents.iter().map(render::text).collect();
+        print!("{}", texts.join("\n"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn answer(listener: UnixListener, board: Arc<Board>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            sleep(REFUSED).await;
+            continue;
+        };
+        // A document is always JSON; there is nothing to say to a client that leaves early.
+        let text = serde_json::to_string(&board.document()).unwrap_or_default();
+        tokio::spawn(async move {
+            let _ = timeout(PATIENCE, async {
+                stream.write_all(text.as_bytes()).await?;
+                stream.shutdown().await
+            })
+            .await;
+        });
+    }
+}
+
+fn ask(path: &Path) -> io::Result<Document> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.take(LARGEST).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+fn cannot_ask(path: &Path) -> String {
+    format!("cannot ask the daemon at {}; the socket is for root alone", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_board_crosses_the_socket_and_the_file_goes() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.sock");
+        std::fs::write(&path, "left by a crash").expect("write");
+        let board = Arc::new(Board::new("one", "memory:"));
+        board.reconciled(2, vec!["refused".into()]);
+        let socket = serve(&path, &board).expect("a socket");
+        assert_eq!(std::fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
+        let asked = path.clone();
+        let document =
+            tokio::task::spawn_blocking(move || ask(&asked)).await.expect("no panic").expect("an answer");
+        assert_eq!(document, board.document());
+        drop(socket);
+        assert!(!path.exists() && is_absent(&ask(&path).expect_err("gone")));
+    }
+
+    #[tokio::test]
+    async fn clients_that_leave_or_talk_do_no_harm() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.sock");
+        let board = Arc::new(Board::new("one", "memory:"));
+        let _socket = serve(&path, &board).expect("a socket");
+        for _ in 0..50 {
+            let mut stream = tokio::net::UnixStream::connect(&path).await.expect("connect");
+            let _ = stream.write_all(&[0xff; 100]).await;
+        }
+        let document =
+            tokio::task::spawn_blocking(move || ask(&path)).await.expect("no panic").expect("an answer");
+        assert_eq!(document.instance, "one");
+    }
+}
