@@ -79,6 +79,27 @@ fn vxlan_routes_to_neighbours_directly_and_back_into_the_tunnel() {
 }
 
 #[test]
+fn ipip_carries_everything_between_two_lodens() {
+    let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
+    let Some((cluster, daemons)) = cluster("be-ipip", 2, config) else { return };
+    let far = cluster.host(2).underlay();
+    let subnet = cluster.lease(2).subnet().expect("IPv4");
+    let shown = cluster.shell(1, &format!("ip route show {subnet}"));
+    assert_eq!(shown, format!("{subnet} via {far} dev flannel.ipip onlink"));
+    common::ping(&cluster, 1, 2, false);
+    assert!(common::unfragmented(&cluster, 1, 2, false, 1480));
+    common::every_size(&cluster, 1, 2, false, 0..=3000);
+    for (from, to) in [(1, 2), (2, 1)] {
+        common::verified(&cluster, from, to, false, 64 << 20);
+    }
+    for daemon in daemons {
+        for tunnel in daemon.finish() {
+            assert!(tunnel.unexplained_drops().is_empty(), "{:#?}", tunnel.nonzero());
+        }
+    }
+}
+
+#[test]
 fn alloc_takes_a_subnet_and_makes_nothing() {
     if !common::ready(&[]) {
         return;

@@ -42,6 +42,18 @@ fn every_pair_is_reached_over_vxlan_in_both_families() {
 }
 
 #[test]
+fn every_pair_is_reached_over_ipip() {
+    if !privileged() {
+        return;
+    }
+    let demo = Demo::start(&["--backend", "ipip", "--hosts", "3", "--seconds", "1", "--json"]);
+    let report = demo.succeeds();
+    assert_eq!(report["backend"], "ipip");
+    assert_eq!(report["hosts"][0]["mtu"], 1480);
+    assert_eq!(figures(&report), ["IPv4"]);
+}
+
+#[test]
 fn every_pair_is_reached_over_plain_routes() {
     if !privileged() {
         return;

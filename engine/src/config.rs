@@ -103,7 +103,7 @@ pub struct TunnelConfig {
     pub device: String,
     /// Whether the device stays when the process ends.
     pub persist: bool,
-    /// Where datagrams arrive.
+    /// Where datagrams arrive; without meaning for formats that do not travel in UDP.
     pub listen: SocketAddr,
     /// The source address of what is sent, from a fan of ports; `None` sends from the listening socket, with
     /// its port as source.

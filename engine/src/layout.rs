@@ -1,9 +1,12 @@
 //! Which worker owns what: worker *i* has queue *i* of every device and socket *i* of every port.
 
-use io::{Error, tun, udp};
+use io::{Error, raw, tun, udp};
+use path::Format;
+use path::encap::ipip;
 
 use crate::Chosen;
 use crate::config::{Config, Switches, TunnelConfig};
+use crate::port::Port;
 
 /// Room for what arrives while a worker is busy: some hundred super-packets.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -23,7 +26,7 @@ pub(crate) fn workers(config: &Config) -> usize {
 /// The open device and sockets of one tunnel.
 pub(crate) struct Opened {
     pub(crate) queues: Vec<tun::Queue>,
-    pub(crate) ports: Vec<udp::Port>,
+    pub(crate) ports: Vec<Port>,
     pub(crate) chosen: Chosen,
 }
 
@@ -31,19 +34,10 @@ impl Opened {
     /// Sockets first: a port that is taken is the likelier failure, and leaves no trace on the host.
     pub(crate) fn open(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Opened, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
-        let mut ports = udp::open(
-            &udp::Config {
-                listen: tunnel.listen,
-                send_from: tunnel.send_from,
-                fan: usize::from(tunnel.fan),
-                segment: gso,
-                gro,
-                mmsg,
-                receive_buffer: RECEIVE_BUFFER,
-                send_buffer: SEND_BUFFER,
-            },
-            workers,
-        )?;
+        let mut ports = match tunnel.format {
+            Format::Vxlan(_) | Format::Udp => udp_ports(config, tunnel, workers)?,
+            Format::Ipip(_) => Vec::new(),
+        };
         let tun = tun::open(&tun::Config {
             name: tunnel.device.clone(),
             queues: workers,
@@ -52,6 +46,10 @@ impl Opened {
         })?;
         let mut notes = tun.notes.clone();
         ports.truncate(tun.queues.len());
+        if let Format::Ipip(ipip) = tunnel.format {
+            // Each of these has a share that nobody else takes, so there must be just as many as queues.
+            ports = raw_ports(config, ipip, tun.queues.len())?;
+        }
         let mut features =
             Switches { tso: tun.granted.tso, uso: tun.granted.uso, gso, gro, mmsg, multiqueue };
         if let Some(port) = ports.first() {
@@ -60,9 +58,40 @@ impl Opened {
             notes.extend(port.notes().iter().cloned());
         }
         features.multiqueue = tun.queues.len() > 1;
-        let lanes = ports.first().map(|port| port.lane_addrs()).unwrap_or_default();
-        let source_ports = lanes.iter().map(|lane| lane.port()).collect();
+        let source_ports = ports.first().map(Port::source_ports).unwrap_or_default();
         let chosen = Chosen { device: tun.name, workers: tun.queues.len(), source_ports, features, notes };
         Ok(Opened { queues: tun.queues, ports, chosen })
     }
+}
+
+fn udp_ports(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Vec<Port>, Error> {
+    let Switches { gso, gro, mmsg, .. } = config.switches;
+    let ports = udp::open(
+        &udp::Config {
+            listen: tunnel.listen,
+            send_from: tunnel.send_from,
+            fan: usize::from(tunnel.fan),
+            segment: gso,
+            gro,
+            mmsg,
+            receive_buffer: RECEIVE_BUFFER,
+            send_buffer: SEND_BUFFER,
+        },
+        workers,
+    )?;
+    Ok(ports.into_iter().map(Port::Udp).collect())
+}
+
+fn raw_ports(config: &Config, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {
+    let ports = raw::open(
+        &raw::Config {
+            protocol: ipip::PROTOCOL,
+            local: ipip.local,
+            mmsg: config.switches.mmsg,
+            receive_buffer: RECEIVE_BUFFER,
+            send_buffer: SEND_BUFFER,
+        },
+        workers,
+    )?;
+    Ok(ports.into_iter().map(Port::Raw).collect())
 }

@@ -15,6 +15,7 @@
 pub mod config;
 mod event;
 mod layout;
+mod port;
 pub mod selftest;
 pub mod snapshot;
 pub mod status;

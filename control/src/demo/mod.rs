@@ -70,6 +70,8 @@ pub enum Backend {
     Vxlan,
     /// Plain IP packets in UDP.
     Udp,
+    /// IP in IP.
+    Ipip,
     /// No tunnel: kernel routes from host to host.
     HostGw,
 }
@@ -80,6 +82,7 @@ impl Backend {
         match self {
             Backend::Vxlan => "vxlan",
             Backend::Udp => "udp",
+            Backend::Ipip => "ipip",
             Backend::HostGw => "host-gw",
         }
     }

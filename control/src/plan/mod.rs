@@ -9,6 +9,7 @@ mod alloc;
 mod direct;
 mod extension;
 mod host_gw;
+mod ipip;
 mod peers;
 mod udp;
 mod vxlan;
@@ -283,12 +284,11 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
         Backend::HostGw => host_gw::outline(context),
         Backend::Alloc => alloc::outline(context),
         Backend::Extension(_) => extension::outline(context),
-        Backend::Ipip { .. } | Backend::Wireguard(_) => {
-            refused("not supported yet; use vxlan, udp or host-gw")
-        }
+        Backend::Ipip { .. } => ipip::outline(context),
+        Backend::Wireguard(_) => refused("not supported yet; use vxlan, ipip, udp or host-gw"),
         Backend::Ipsec(_) => refused(
-            "not supported: it needs strongSwan and the kernel's IPsec; use vxlan, udp or host-gw, none of \
-             which encrypts",
+            "not supported: it needs strongSwan and the kernel's IPsec; use vxlan, ipip, udp or host-gw, \
+             none of which encrypts",
         ),
         Backend::TencentVpc { .. } => refused(
             "not supported: loden talks to no cloud; use vxlan, host-gw within one subnet, or alloc where \
@@ -310,6 +310,7 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
         Backend::Udp { port } => udp::paths(context, &outline, *port, own, leases)?,
         Backend::Vxlan(vxlan) => vxlan::paths(context, &outline, vxlan, own, leases)?,
         Backend::HostGw => host_gw::paths(context, own, leases)?,
+        Backend::Ipip { direct_routing } => ipip::paths(context, &outline, *direct_routing, own, leases)?,
         Backend::Extension(extension) => extension::paths(extension, own, leases),
         // `alloc` has no paths, and `outline` has refused every other type.
         _ => Paths::default(),

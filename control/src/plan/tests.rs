@@ -102,6 +102,52 @@ fn udp_takes_every_backend_type_and_one_route() {
 }
 
 #[test]
+fn ipip_leads_through_public_addresses() {
+    let mut context =
+        context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","DirectRouting":true}}"#, 1500);
+    // Published is the address before the NAT; packets leave from the interface's.
+    context.underlay.ipv4 =
+        context.underlay.ipv4.map(|ends| Endpoint { public: [203, 0, 113, 9].into(), ..ends });
+    expect_outline(
+        &context,
+        r#"
+        flannel.ipip mtu 1480 listens 192.0.2.1:0
+        publishes {"PublicIP":"203.0.113.9","PublicIPv6":null,"BackendType":"ipip"}
+        "#,
+    );
+    assert_eq!(
+        outline(&context).expect("fine").tunnels[0].format,
+        Format::Ipip(path::Ipip { local: [192, 0, 2, 1].into() })
+    );
+    let ipip = |key: &str, node| {
+        let mut lease = vxlan(key, node);
+        (lease.attrs.backend_type, lease.attrs.backend_data) = ("ipip".into(), None);
+        lease
+    };
+    context.reach = [([192, 0, 2, 3].into(), Way::OnLink)].into_iter().collect();
+    expect_plan(
+        &context,
+        &own("10.244.1.0-24"),
+        &[ipip("10.244.2.0-24", 2), ipip("10.244.3.0-24", 3), vxlan("10.244.4.0-24", 4)],
+        r#"
+        flannel.ipip mtu 1480 address 10.244.1.0/32
+          route 10.244.2.0/24 via 192.0.2.2
+          peer 10.244.2.0/24 at 192.0.2.2:0
+          peer 10.244.3.0/24 at 192.0.2.3:0
+        direct by eth0
+          in 10.244.0.0/16 of length 24
+          route 10.244.3.0/24 via 192.0.2.3
+        tunnelled 10.244.2.0/24: 192.0.2.2: its address was not looked up
+        ignored 10.244.4.0-24: its backend type is "vxlan", ours is "ipip"
+        FLANNEL_NETWORK=10.244.0.0/16
+        FLANNEL_SUBNET=10.244.1.1/24
+        FLANNEL_MTU=1480
+        FLANNEL_IPMASQ=false
+        "#,
+    );
+}
+
+#[test]
 fn host_gw_is_one_route_per_peer_and_family() {
     let context = context(HOST_GW_DUAL, 1500);
     expect_outline(
@@ -232,7 +278,10 @@ fn an_mtu_without_room_is_refused_by_name() {
 #[test]
 fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
-        (r#"{"Type":"wireguard"}"#, "Backend.Type = wireguard: not supported yet; use vxlan, udp or host-gw"),
+        (
+            r#"{"Type":"wireguard"}"#,
+            "Backend.Type = wireguard: not supported yet; use vxlan, ipip, udp or host-gw",
+        ),
         (
             r#"{"Type":"tencent-vpc"}"#,
             "Backend.Type = tencent-vpc: not supported: loden talks to no cloud; use vxlan, host-gw within one \

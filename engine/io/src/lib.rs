@@ -5,6 +5,7 @@
 //! | module | holds | may be called per packet |
 //! |---|---|---|
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
+//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::Port`] is an [`Underlay`] too | receive and transmit |
 //! | [`udp`] | a worker's sockets; a [`udp::Port`] is an [`Underlay`] | receive and transmit |
 //! | [`memory`] | both traits without a kernel, for tests | yes |
 //! | [`wait`] | sleeping until a port has something, or another thread calls | once a turn |
@@ -13,7 +14,7 @@
 //! | [`mask`] | an older kernel, for tests | no |
 //! | `sys` | one wrapper per system call | through the above |
 //!
-//! `sys` knows no other module; `tun`, `udp` and `wait` use `sys`; nothing here knows packet formats.
+//! `sys` knows no other module; `tun`, `udp`, `raw` and `wait` use `sys`; nothing here knows packet formats.
 //! Nothing on the packet path allocates, locks or logs, and nothing panics on what the kernel or a
 //! caller hands in: a span outside the arena is an error outcome.
 //!
@@ -42,6 +43,7 @@ pub mod memory;
 pub mod netns;
 mod port;
 pub mod probe;
+pub mod raw;
 mod sys;
 pub mod thread;
 pub mod tun;

@@ -160,21 +160,25 @@ pub(crate) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
 }
 
-/// SO_ATTACH_FILTER (asm-generic/socket.h) with the classic-BPF program `ret 0` (linux/filter.h): the
-/// socket never takes a packet.
+/// SO_ATTACH_FILTER with the classic-BPF program `ret 0` (linux/filter.h): the socket never takes a packet.
 pub(crate) fn attach_drop_all(fd: BorrowedFd<'_>) -> io::Result<()> {
     // BPF_RET | BPF_K of linux/bpf_common.h: keep k = 0 bytes of the packet.
-    let mut drop_all = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
-    let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
-    let len = mem::size_of_val(&program) as libc::socklen_t;
-    // SAFETY: the kernel copies one instruction from `drop_all`, which outlives the call.
+    attach_filter(fd, &mut [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }])
+}
+
+/// SO_ATTACH_FILTER (asm-generic/socket.h): which packets the socket takes, by classic BPF (linux/filter.h).
+pub(crate) fn attach_filter(fd: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let size = mem::size_of_val(&program) as libc::socklen_t;
+    // SAFETY: the kernel copies `len` instructions from `program`, which is borrowed for the call.
     check(unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_ATTACH_FILTER,
             (&raw const program).cast(),
-            len,
+            size,
         )
     })
     .map(drop)

@@ -7,8 +7,8 @@
 
 mod address;
 mod control;
-mod receive;
-mod transmit;
+pub(crate) mod receive;
+pub(crate) mod transmit;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -293,7 +293,7 @@ fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
 }
 
 /// Sets buffer sizes beyond the system's limits where allowed, within them otherwise.
-fn size_buffers(socket: &Socket, receive: usize, send: usize, notes: &mut Vec<String>) {
+pub(crate) fn size_buffers(socket: &Socket, receive: usize, send: usize, notes: &mut Vec<String>) {
     let wanted = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
     let fd = socket.as_fd();
     if receive > 0 && sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, wanted(receive)).is_err() {

@@ -108,7 +108,7 @@ pub fn queue(
         to: peer.remote,
         lane: flow::lane(inner.flow_hash(), lanes),
         // RFC 6040 section 4.1, normal mode: the outer header starts with the inner codepoint.
-        ecn: inner.ecn(),
+        ecn: if peer.template.has_outer_header() { 0 } else { inner.ecn() },
     };
     let prefix = peer.template.len();
     let Some(cut) = &bound.cut else {
@@ -120,7 +120,7 @@ pub fn queue(
             }
         }
         let start = bound.at - prefix as u32;
-        peer.template.write(bytes_mut(arena, &(start..bound.at)), inner.v6);
+        peer.template.write(bytes_mut(arena, &(start..bound.at)), inner);
         end = end.max(start);
         outbox.push(&datagram, start..end, end..end);
         counters.segments += 1;
@@ -131,7 +131,7 @@ pub fn queue(
     let mut datagrams = 0;
     let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
         let template = header.start..header.start + prefix as u32;
-        peer.template.write(bytes_mut(arena, &template), inner.v6);
+        peer.template.write(bytes_mut(arena, &template), inner);
         outbox.push(&datagram, header, payload);
         datagrams += 1;
     });

@@ -32,7 +32,7 @@ pub struct Peer {
 pub struct PeerSpec {
     /// Public address and tunnel port.
     pub remote: SocketAddr,
-    /// Its inner MAC; needed by vxlan, ignored by udp.
+    /// Its inner MAC; needed by vxlan, ignored by the others.
     pub mac: Option<Mac>,
     /// The largest inner IP packet that fits, in bytes.
     pub mtu: u16,
@@ -45,12 +45,15 @@ pub enum FibError {
     Duplicate(IpNetwork),
     /// A vxlan peer without a MAC.
     NoMac(IpNetwork),
+    /// An ipip peer at an IPv6 address.
+    NotIpv4(IpNetwork),
 }
 
 impl std::fmt::Display for FibError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             FibError::Duplicate(prefix) => write!(f, "two peers claim {prefix}"),
+            FibError::NotIpv4(prefix) => write!(f, "the ipip peer of {prefix} has no IPv4 address"),
             FibError::NoMac(prefix) => write!(f, "the vxlan peer of {prefix} has no MAC"),
         }
     }
@@ -142,7 +145,11 @@ impl FibBuilder {
 
     /// Adds a peer with its prefix. Nested prefixes are fine, the longest wins.
     pub fn add(&mut self, prefix: IpNetwork, peer: PeerSpec) -> Result<(), FibError> {
-        let template = self.fib.format.template(peer.mac).ok_or(FibError::NoMac(prefix))?;
+        let fault = match self.fib.format {
+            Format::Ipip(_) => FibError::NotIpv4(prefix),
+            Format::Vxlan(_) | Format::Udp => FibError::NoMac(prefix),
+        };
+        let template = self.fib.format.template(peer.remote, peer.mac).ok_or(fault)?;
         let index = self.fib.peers.len() as u32;
         self.fib.peers.push(Peer { remote: peer.remote, template, mtu: peer.mtu });
         match prefix.network() {

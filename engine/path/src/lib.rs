@@ -29,6 +29,7 @@ pub mod verdict;
 
 pub use counters::{Counters, Direction};
 pub use encap::Format;
+pub use encap::ipip::Ipip;
 pub use encap::vxlan::Vxlan;
 pub use fib::{Fib, FibBuilder, FibError, PeerSpec};
 pub use verdict::{DropReason, Verdict};

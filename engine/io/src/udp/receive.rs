@@ -15,7 +15,7 @@ pub(super) const MAX_MESSAGES: usize = 64;
 const MAX_ERRORS: usize = 8;
 
 /// Scratch for receiving, made once.
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     messages: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     addresses: Box<[Address]>,
@@ -28,7 +28,7 @@ pub(super) struct Receiver {
 unsafe impl Send for Receiver {}
 
 impl Receiver {
-    pub(super) fn new(mmsg: bool) -> Receiver {
+    pub(crate) fn new(mmsg: bool) -> Receiver {
         // SAFETY: an mmsghdr is integers and pointers; zero is a value of each.
         let message: libc::mmsghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -41,7 +41,7 @@ impl Receiver {
         }
     }
 
-    pub(super) fn mmsg(&self) -> bool {
+    pub(crate) fn mmsg(&self) -> bool {
         self.mmsg
     }
 
@@ -50,7 +50,7 @@ impl Receiver {
     }
 
     /// [`crate::Underlay::receive`].
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
         arena: &mut [u8],

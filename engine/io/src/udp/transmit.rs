@@ -24,7 +24,7 @@ const MAX_VECTORS: usize = 1024;
 const REFUSALS_MAX: u32 = 8;
 
 /// Scratch for sending, made once.
-pub(super) struct Sender {
+pub(crate) struct Sender {
     messages: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     addresses: Box<[Address]>,
@@ -90,7 +90,7 @@ impl Work<'_> {
 }
 
 impl Sender {
-    pub(super) fn new(segment: bool, mmsg: bool, ipv6: bool) -> Sender {
+    pub(crate) fn new(segment: bool, mmsg: bool, ipv6: bool) -> Sender {
         // SAFETY: an mmsghdr is integers and pointers; zero is a value of each.
         let message: libc::mmsghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -111,7 +111,7 @@ impl Sender {
         self.segment
     }
 
-    pub(super) fn mmsg(&self) -> bool {
+    pub(crate) fn mmsg(&self) -> bool {
         self.mmsg
     }
 
@@ -120,7 +120,7 @@ impl Sender {
     }
 
     /// [`crate::Underlay::transmit`]. `sockets` is the fan, never empty.
-    pub(super) fn transmit(
+    pub(crate) fn transmit(
         &mut self,
         sockets: &[Socket],
         arena: &[u8],

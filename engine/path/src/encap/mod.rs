@@ -1,7 +1,10 @@
 //! The framings a tunnel may use. Both directions of one format sit in one file.
 
+pub mod ipip;
 pub mod udp;
 pub mod vxlan;
+
+use std::net::SocketAddr;
 
 use wire::addr::Mac;
 
@@ -15,14 +18,17 @@ pub enum Format {
     Vxlan(vxlan::Vxlan),
     /// flannel's `udp` backend: the bare IP packet is the payload.
     Udp,
+    /// flannel's `ipip` backend: an outer IPv4 header, and only that.
+    Ipip(ipip::Ipip),
 }
 
 impl Format {
-    /// The prefix for a peer; `None` when the format needs a MAC and there is none.
-    pub fn template(&self, mac: Option<Mac>) -> Option<Template> {
+    /// The prefix for a peer; `None` when the format needs a MAC and there is none, or IPv4 and it is not.
+    pub fn template(&self, remote: SocketAddr, mac: Option<Mac>) -> Option<Template> {
         match self {
             Format::Vxlan(vxlan) => mac.map(|mac| vxlan.template(mac)),
             Format::Udp => Some(Template::EMPTY),
+            Format::Ipip(ipip) => ipip.template(remote),
         }
     }
 
@@ -32,10 +38,11 @@ impl Format {
         match self {
             Format::Vxlan(vxlan) => vxlan.strip(datagram),
             Format::Udp => udp::strip(datagram),
+            Format::Ipip(_) => ipip::strip(datagram),
         }
     }
 
-    /// Whether the tunnel counts as a hop (flannel's udp proxy does, a vxlan device does not).
+    /// Whether the tunnel counts as a hop (flannel's udp proxy does, the kernel's vxlan and ipip devices do not).
     #[inline]
     pub fn is_a_hop(&self) -> bool {
         matches!(self, Format::Udp)

@@ -59,6 +59,10 @@ impl Vxlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inner::Inner;
+
+    /// An IPv4 header alone.
+    const INNER: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 1, 0, 5, 10, 2, 0, 7];
 
     fn mac(last: u8) -> Mac {
         Mac::new([0x0e, 0x2a, 0, 0, 0, last])
@@ -70,7 +74,8 @@ mod tests {
 
     fn datagram(from: Vxlan, to: u8) -> Vec<u8> {
         let mut bytes = vec![0; TEMPLATE_MAX];
-        from.template(mac(to)).write(&mut bytes, false);
+        let inner = Inner::parse(&INNER).unwrap();
+        from.template(mac(to)).write(&mut bytes, &inner);
         bytes.push(0x45);
         bytes
     }

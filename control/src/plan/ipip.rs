@@ -1,0 +1,83 @@
+//! flannel's `ipip` backend: IPv4 in IPv4 on `flannel.ipip`, and a route through each peer's public address.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use model::lease::{Lease, LeaseAttrs};
+use path::encap::{self, Format};
+
+use super::peers::sift;
+use super::{
+    Context, IPV4_ONLY, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base,
+    direct, inner_mtu, missing,
+};
+use crate::lease::ledger::LeaseSet;
+
+const DEVICE: &str = "flannel.ipip";
+/// Outer IPv4 header.
+const OVERHEAD: u32 = 20;
+/// What leases of this backend say.
+const TYPE: &str = "ipip";
+
+pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
+    if context.config.ipv4.is_none() {
+        return Err(PlanError::Backend { backend: TYPE, problem: NO_IPV4 });
+    }
+    let ends = context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))?;
+    let mtu = inner_mtu(context, context.underlay.mtu, OVERHEAD, false)?;
+    let tunnel = TunnelOutline {
+        device: DEVICE.to_owned(),
+        mtu,
+        listen: SocketAddr::new(IpAddr::V4(ends.local), 0),
+        send_from: None,
+        // The interface's address, whatever is published: only there do packets for us arrive.
+        format: Format::Ipip(encap::ipip::Ipip { local: ends.local }),
+    };
+    let attrs = LeaseAttrs {
+        public_ip: ends.public,
+        public_ipv6: None,
+        backend_type: TYPE.to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+    };
+    let notes = context.config.ipv6.is_some().then_some(IPV4_ONLY).into_iter().collect();
+    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes })
+}
+
+pub(super) fn paths(
+    context: &Context,
+    outline: &Outline,
+    direct_routing: bool,
+    own: &Lease,
+    leases: &LeaseSet,
+) -> Result<Paths, PlanError> {
+    let pool = context.config.ipv4.as_ref().ok_or(missing("IPv4", "the network configuration"))?;
+    let subnet = IpNetwork::V4(own.subnet().ok_or(missing("IPv4", "our lease"))?);
+    let cluster = IpNetwork::V4(pool.network);
+    let sifted = sift(own, leases, 1, peer);
+    let places = [Place { cluster, subnet }];
+    let gateway = |peer: &Peer| peer.remote.ip();
+    let (routes, direct) = direct::part(context, direct_routing, &places, &sifted.peers, gateway);
+    let parts = sifted.peers.into_iter().zip(routes);
+    let tunnels = outline.tunnels.iter().zip(parts).map(|(outline, (peers, routes))| Tunnel {
+        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
+        routes,
+        format: outline.format,
+        peers,
+    });
+    Ok(Paths { tunnels: tunnels.collect(), direct, ignored: sifted.ignored, ..Paths::default() })
+}
+
+fn peer(lease: &Lease) -> Result<Vec<(usize, Peer)>, String> {
+    if lease.attrs.backend_type != TYPE {
+        return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
+    }
+    let Some(subnet) = lease.subnet() else {
+        return Err("it has no IPv4 subnet, and ipip carries no other".into());
+    };
+    if lease.attrs.public_ip.is_unspecified() {
+        return Err("it publishes no IPv4 address".into());
+    }
+    let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), 0);
+    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None })])
+}

@@ -1,0 +1,211 @@
+//! A loden host and a host with the kernel's ipip, which user-mode-linux brings along where this kernel has
+//! none: what one sends the other understands, and the outer headers follow the same rules.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Cluster, await_until};
+use control::store::Wish;
+use lab::{Process, Wiring};
+use load::{Stop, VerifyLoad};
+use model::lease::{Lease, LeaseAttrs};
+use model::net_config;
+use socket2::{Domain, Protocol, Socket, Type};
+
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
+/// The kernel host on the lab's underlay, beside host 1.
+const KERNEL: &str = "198.18.0.200";
+const PORT: u16 = 5299;
+
+#[test]
+fn a_kernel_ipip_peer_and_loden_understand_each_other() {
+    if !common::ready(&["linux.uml", "insmod", "ping"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("iop-ipip", 1, Wiring::Switch, CONFIG);
+    let kernel = lease(&cluster);
+    let daemon = cluster.start(1, &[]);
+    cluster.connect_pod(1);
+    let own = cluster.lease(1);
+    let pod = cluster.pod(1, false);
+    let wire = Capture::start(&cluster);
+    let guest = Guest::boot(&cluster, &kernel, &own, &pod.to_string());
+    let far = kernel.subnet().expect("IPv4").nth(2).expect("an address").into();
+
+    // In order: the guest's own pings say when its tunnel is there.
+    await_until("the kernel host", || guest.said("ready"));
+    let answer = |payload| cluster.host(1).pod().ping(far, payload, Duration::from_secs(5));
+    for payload in [0, 56, 1400, 1452] {
+        answer(payload).unwrap_or_else(|error| panic!("{payload} bytes: {error}\n{}", guest.words()));
+    }
+    for options in ["-M do -s 1452", "-M dont -s 600", "-t 9 -M do", "-Q 0xba -M dont", "-Q 0xb9 -t 200"] {
+        let line = format!("ping -q -c 2 -W 5 {options} -I {pod} {far}");
+        let mut command = Command::new("sh");
+        let output = cluster.host(1).pod().output(command.args(["-c", &line])).expect("ping");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    let load = VerifyLoad { streams: 1, bytes: 16 << 20 };
+    let server = std::net::SocketAddr::new(far, PORT);
+    let report = cluster.host(1).pod().run(|| load::verify(server, &load, &Stop::default()));
+    let report = report.expect("the pod").expect("a transfer");
+    assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));
+    await_until("the kernel host's own pings", || guest.said("done"));
+    assert!(!guest.said("FAILED"), "{}", guest.words());
+
+    let seen = wire.finish();
+    for (who, source) in [("loden", cluster.host(1).underlay()), ("the kernel", KERNEL.parse().expect("IP"))]
+    {
+        let from: Vec<&Outer> = seen.iter().filter(|packet| packet.source == source.octets()).collect();
+        assert!(from.iter().any(|packet| packet.df) && from.iter().any(|packet| !packet.df), "{who}: DF");
+        for ttl in [9, 200] {
+            assert!(
+                from.iter().any(|packet| packet.ttl.abs_diff(ttl) <= 2) || who == "the kernel",
+                "{who}: {ttl}"
+            );
+        }
+        for ecn in [0, 1, 2] {
+            assert!(from.iter().any(|packet| packet.tos == ecn), "{who}: no TOS {ecn}");
+        }
+    }
+    let drops = daemon.finish().remove(0);
+    assert!(drops.unexplained_drops().is_empty(), "{:#?}", drops.nonzero());
+}
+
+/// The kernel host's lease, as flannel writes it.
+fn lease(cluster: &Cluster) -> Lease {
+    let (config, _) = net_config::parse(CONFIG).expect("a network configuration");
+    let attrs = LeaseAttrs {
+        public_ip: KERNEL.parse().expect("IP"),
+        public_ipv6: None,
+        backend_type: "ipip".to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+    };
+    cluster.in_store(async |store| {
+        store.set_net_config(CONFIG).await.expect("the configuration");
+        store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease")
+    })
+}
+
+/// A user-mode Linux on the switch, whose root is this machine's, read-only. It ends when its file appears.
+struct Guest {
+    process: Process,
+    log: PathBuf,
+    stop: PathBuf,
+}
+
+impl Guest {
+    fn boot(cluster: &Cluster, own: &Lease, peer: &Lease, pod: &str) -> Guest {
+        let switch = cluster.lab.switch().expect("a switch");
+        let tap = "ip tuntap add uml0 mode tap && ip link set uml0 master br0 up";
+        assert!(switch.status(Command::new("sh").args(["-c", tap])).expect("sh").success());
+        let (init, stop, log) = (cluster.file("init"), cluster.file("stop"), cluster.file("guest.log"));
+        let subnet = own.subnet().expect("IPv4");
+        let (base, address) = (subnet.network(), subnet.nth(2).expect("an address"));
+        let (peer_subnet, peer_ip) = (peer.subnet().expect("IPv4"), peer.attrs.public_ip);
+        let loden = env!("CARGO_BIN_EXE_loden");
+        let stop_file = stop.display();
+        let script = format!(
+            "#!/bin/sh
+export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc p /proc; mount -t tmpfs t /run
+M=/usr/lib/uml/modules/$(uname -r)/kernel/net/ipv4
+for m in tunnel4 ip_tunnel ipip; do insmod $M/$m.ko; done
+ip link set lo up; ip addr add {KERNEL}/24 dev vec0; ip link set vec0 up
+ip link add flannel.ipip type ipip local {KERNEL} ttl inherit nopmtudisc
+ip addr add {base}/32 dev flannel.ipip; ip link set flannel.ipip mtu 1480 up
+ip addr add {address}/32 dev lo
+ip route add {peer_subnet} via {peer_ip} dev flannel.ipip onlink src {address}
+{loden} load server --listen {address}:{PORT} &
+n=0; until ping -q -c 1 -W 1 {pod} || [ $n = 20 ]; do n=$((n+1)); done
+echo ready
+for options in '-M do -s 1452' '-M dont -s 600' '-M do -t 9' '-M dont -Q 0xba' '-Q 0xb9 -t 200'; do
+    ping -q -c 2 -W 5 $options {pod} || echo FAILED $options
+done
+echo done
+n=0; until [ -e {stop_file} ] || [ $n = 600 ]; do sleep 0.2; n=$((n+1)); done
+halt -f
+"
+        );
+        fs::write(&init, script).expect("a script");
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).expect("its mode");
+        let mut command = Command::new("linux.uml");
+        command
+            .args(["mem=128M", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:2"])
+            .args(["con1=null", "ssl=null", "quiet", "vec0:transport=tap,ifname=uml0,depth=128,gro=1"])
+            .arg(format!("init={}", init.display()))
+            .env("TMPDIR", "/dev/shm")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let process = Process::spawn_logged(switch, &mut command, &log).expect("user-mode-linux");
+        Guest { process, log, stop }
+    }
+
+    fn words(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn said(&self, word: &str) -> bool {
+        self.words().lines().any(|line| line.trim_end().starts_with(word))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Its helpers end with it only when it halts by itself.
+        if fs::write(&self.stop, "").is_ok() {
+            let _ = self.process.wait(Duration::from_secs(10));
+        }
+    }
+}
+
+/// An ipip packet on the wire, checked against the packet inside.
+struct Outer {
+    source: [u8; 4],
+    tos: u8,
+    ttl: u8,
+    df: bool,
+}
+
+/// Everything that crosses the switch.
+struct Capture(Socket);
+
+impl Capture {
+    fn start(cluster: &Cluster) -> Capture {
+        let open = || {
+            let every = i32::from(0x0003u16.to_be());
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(every)))?;
+            socket.set_recv_buffer_size(64 << 20)?;
+            socket.set_nonblocking(true)?;
+            std::io::Result::Ok(socket)
+        };
+        let switch = cluster.lab.switch().expect("a switch");
+        Capture(switch.run(open).expect("the switch").expect("a packet socket"))
+    }
+
+    /// Every ipip packet once for each device it crossed. Each outer header must follow its inner one.
+    fn finish(mut self) -> Vec<Outer> {
+        let (mut frame, mut seen) = (vec![0; 1 << 16], Vec::new());
+        while let Ok(length) = self.0.read(&mut frame) {
+            let Some(ip) = frame[..length].get(14..).filter(|ip| ip.len() >= 40 && ip[0] == 0x45) else {
+                continue;
+            };
+            assert!(!(ip[9] == 1 && ip[20] == 3), "an ICMP \"unreachable\": {:?}", &ip[..40]);
+            if ip[9] != 4 {
+                continue;
+            }
+            let inner = &ip[20..];
+            assert_eq!((ip[1], ip[8]), (inner[1] & 3, inner[8]), "TOS and TTL of {:?}", &ip[..40]);
+            assert_eq!(ip[6] & 0x40, inner[6] & 0x40, "DF of {:?}", &ip[..40]);
+            let source = [ip[12], ip[13], ip[14], ip[15]];
+            seen.push(Outer { source, tos: ip[1], ttl: ip[8], df: ip[6] & 0x40 != 0 });
+        }
+        seen
+    }
+}

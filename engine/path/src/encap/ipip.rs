@@ -1,0 +1,143 @@
+//! IP in IP (RFC 2003, protocol 4), as the kernel's `ipip` speaks it: an IPv4 packet behind an IPv4 header.
+//!
+//! The outer header is ours to the byte, since it says things of each packet: time to live and "don't
+//! fragment" are the inner packet's, the class of service is 0 with the inner ECN bits
+//! (net/ipv4/ip_tunnel.c, ip_tunnel_xmit, for a tunnel that inherits its TTL and does no path MTU discovery).
+//! Id, length and checksum are the kernel's to fill in, as it does for a raw socket with IP_HDRINCL
+//! (net/ipv4/raw.c, raw_send_hdrinc).
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use wire::{Malformed, ipv4};
+
+use crate::encap::Stripped;
+use crate::inner::Inner;
+use crate::template::Template;
+use crate::verdict::DropReason;
+
+/// Protocol number of IPv4 in IP.
+pub const PROTOCOL: u8 = 4;
+/// Bytes in front of the inner packet.
+pub const HEADER_LEN: usize = ipv4::MIN_HEADER_LEN;
+
+/// One ipip tunnel as this node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipip {
+    /// The interface's address, from which packets leave and at which they arrive.
+    pub local: Ipv4Addr,
+}
+
+impl Ipip {
+    /// The header towards a peer; `None` towards an IPv6 one.
+    pub fn template(&self, remote: SocketAddr) -> Option<Template> {
+        let SocketAddr::V4(remote) = remote else { return None };
+        let header = ipv4::Header {
+            header_len: HEADER_LEN,
+            tos: 0,
+            total_len: 0,
+            id: 0,
+            dont_fragment: false,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl: 0,
+            protocol: PROTOCOL,
+            checksum: 0,
+            src: self.local,
+            dst: *remote.ip(),
+        };
+        Some(Template::ipip(&header))
+    }
+}
+
+/// Writes into the outer header what it takes from the inner packet.
+#[inline]
+pub(crate) fn stamp(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
+    // Copying the codepoint is RFC 6040 section 4.1, normal mode.
+    outer[1] = inner.ecn();
+    outer[6] = if inner.dont_fragment { 0x40 } else { 0 };
+    outer[8] = inner.ttl;
+}
+
+/// The outer header is in front, as a raw socket hands it over. The kernel has checked it, put fragments
+/// together and looked at the addresses.
+#[inline]
+pub fn strip(datagram: &[u8]) -> Result<Stripped, DropReason> {
+    let outer = ipv4::Header::parse(datagram).map_err(|malformed| match malformed {
+        Malformed::Truncated => DropReason::Truncated,
+        Malformed::BadVersion => DropReason::NotIp,
+        _ => DropReason::BadIpHeader,
+    })?;
+    if outer.protocol != PROTOCOL || outer.is_fragment() {
+        return Err(DropReason::BadIpHeader);
+    }
+    Ok(Stripped { offset: outer.header_len, v6: Some(false) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inner(tos: u8, ttl: u8, dont_fragment: bool) -> Vec<u8> {
+        let mut packet = vec![0; 28];
+        let header = ipv4::Header {
+            header_len: 20,
+            tos,
+            total_len: 28,
+            id: 7,
+            dont_fragment,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl,
+            protocol: 253,
+            checksum: 0,
+            src: [10, 1, 0, 5].into(),
+            dst: [10, 2, 0, 7].into(),
+        };
+        header.emit(&mut packet).unwrap();
+        packet
+    }
+
+    fn outer(packet: &[u8]) -> [u8; HEADER_LEN] {
+        let template =
+            Ipip { local: [192, 0, 2, 1].into() }.template("192.0.2.9:0".parse().unwrap()).unwrap();
+        let mut bytes = [0xff; HEADER_LEN];
+        template.write(&mut bytes, &Inner::parse(packet).unwrap());
+        bytes
+    }
+
+    #[test]
+    fn the_outer_header_follows_the_inner_one() {
+        let bytes = outer(&inner(0b1011_1010, 61, true));
+        let expected = [0x45, 0x02, 0, 0, 0, 0, 0x40, 0, 61, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 9];
+        assert_eq!(bytes[..10], expected[..10]);
+        assert_eq!(bytes[12..], expected[12..], "the checksum is the kernel's");
+        let bytes = outer(&inner(0, 1, false));
+        assert_eq!((bytes[1], bytes[6], bytes[8]), (0, 0, 1));
+        assert!(Ipip { local: [192, 0, 2, 1].into() }.template("[::1]:0".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn options_are_skipped_and_faults_named() {
+        let packet = inner(0, 64, false);
+        let mut datagram = outer(&packet).to_vec();
+        datagram[2..4].copy_from_slice(&48u16.to_be_bytes());
+        datagram.extend(&packet);
+        assert_eq!(strip(&datagram), Ok(Stripped { offset: 20, v6: Some(false) }));
+        for len in 0..datagram.len() {
+            assert!(strip(&datagram[..len]).is_err(), "{len}");
+        }
+        let faulty = |at: usize, value: u8| {
+            let mut bytes = datagram.clone();
+            bytes[at] = value;
+            strip(&bytes).unwrap_err()
+        };
+        assert_eq!(faulty(0, 0x65), DropReason::NotIp);
+        assert_eq!(faulty(9, 41), DropReason::BadIpHeader);
+        assert_eq!(faulty(6, 0x20), DropReason::BadIpHeader);
+        assert_eq!(faulty(7, 1), DropReason::BadIpHeader);
+        datagram.splice(20..20, [1, 1, 1, 0]);
+        datagram[0] = 0x46;
+        datagram[3] = 52;
+        assert_eq!(strip(&datagram), Ok(Stripped { offset: 24, v6: Some(false) }));
+    }
+}

@@ -1,0 +1,73 @@
+//! The wire side of a tunnel: UDP sockets, or a raw one. One worker loop serves both, without a call through
+//! a table of functions.
+
+use std::io::Result;
+use std::ops::Range;
+
+use io::udp::Features;
+use io::{PortCounters, Received, Transmit, TransmitOutcome, Underlay, Waiter, raw, udp};
+
+/// One worker's sockets of one tunnel.
+#[derive(Debug)]
+pub(crate) enum Port {
+    /// For formats that travel in UDP.
+    Udp(udp::Port),
+    /// For formats that are an IP protocol of their own.
+    Raw(raw::Port),
+}
+
+impl Port {
+    pub(crate) fn features(&self) -> Features {
+        match self {
+            Port::Udp(port) => port.features(),
+            Port::Raw(port) => port.features(),
+        }
+    }
+
+    pub(crate) fn notes(&self) -> &[String] {
+        match self {
+            Port::Udp(port) => port.notes(),
+            Port::Raw(port) => port.notes(),
+        }
+    }
+
+    /// UDP source ports, which all workers share; a raw socket has none.
+    pub(crate) fn source_ports(&self) -> Vec<u16> {
+        match self {
+            Port::Udp(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),
+            Port::Raw(_) => Vec::new(),
+        }
+    }
+}
+
+impl Underlay for Port {
+    #[inline]
+    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> Result<()> {
+        match self {
+            Port::Udp(port) => port.receive(arena, slot_len, out),
+            Port::Raw(port) => port.receive(arena, slot_len, out),
+        }
+    }
+
+    #[inline]
+    fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
+        match self {
+            Port::Udp(port) => port.transmit(arena, spans, batch),
+            Port::Raw(port) => port.transmit(arena, spans, batch),
+        }
+    }
+
+    fn counters(&self) -> &PortCounters {
+        match self {
+            Port::Udp(port) => port.counters(),
+            Port::Raw(port) => port.counters(),
+        }
+    }
+
+    fn register(&self, waiter: &mut Waiter, token: usize) -> Result<()> {
+        match self {
+            Port::Udp(port) => port.register(waiter, token),
+            Port::Raw(port) => port.register(waiter, token),
+        }
+    }
+}
