@@ -335,7 +335,9 @@ impl Node {
                     udp,
                     "the TUN refused a super-packet; what it still takes is true"
                 ),
-                engine::Event::WorkerFailed => return Err(DaemonError::WorkerFailed(notice.worker)),
+                engine::Event::WorkerFailed(why) => {
+                    return Err(DaemonError::WorkerFailed { worker: notice.worker, why });
+                }
             }
         }
         self.write_counters(options);

@@ -58,7 +58,7 @@ pub fn gaps(ipv4: bool, ipv6: bool, nftables: bool) -> Vec<Gap> {
         gaps.push(Gap {
             what: "br_netfilter is not there",
             cost: "firewall and service rules do not see packets between pods of one bridge",
-            fix: "modprobe br_netfilter",
+            fix: "modprobe br_netfilter, or --require-br-netfilter=false, or EnableNFTables",
         });
     }
     gaps

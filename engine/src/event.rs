@@ -3,7 +3,7 @@
 use crossbeam_channel::{Receiver, Sender};
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// `UDP_SEGMENT` or a batch call was refused in use; datagrams leave one by one from now on.
     UnderlayDowngraded,
@@ -14,12 +14,12 @@ pub enum Event {
         /// UDP packets are still joined.
         udp: bool,
     },
-    /// A worker stopped by itself; its tunnel share is dead.
-    WorkerFailed,
+    /// A worker stopped by itself, for this reason; its share of every tunnel is dead.
+    WorkerFailed(String),
 }
 
 /// An event, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Index of the tunnel.
     pub tunnel: usize,

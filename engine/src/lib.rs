@@ -24,6 +24,7 @@ pub mod testing;
 mod tunnel;
 mod worker;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -132,9 +133,14 @@ impl Engine {
                         // A core that was taken away since is no reason not to run.
                         let _ = io::thread::pin_to_core(core);
                     }
-                    if worker.run().is_err() {
-                        failure.send(Event::WorkerFailed);
-                    }
+                    // Nothing in a worker panics by intent. If one does, control must hear of it, since the
+                    // queue and the socket are gone and the rest goes on as if nothing were.
+                    let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                        Ok(Ok(())) => return,
+                        Ok(Err(error)) => format!("waiting for packets: {error}"),
+                        Err(_) => "it panicked; the message is above".to_owned(),
+                    };
+                    failure.send(Event::WorkerFailed(why));
                 })
                 .map_err(failed)?;
             engine.threads.push(Running { thread: Some(thread), waker });

@@ -87,6 +87,11 @@ pub enum DaemonError {
     #[error("cannot set up the event loop: {0}; check the limits on open files and threads")]
     Runtime(#[from] io::Error),
     /// A worker ended on its own.
-    #[error("worker {0} of the datapath failed; restart to go on")]
-    WorkerFailed(usize),
+    #[error("worker {worker} of the datapath failed: {why}; restart to go on")]
+    WorkerFailed {
+        /// Its index.
+        worker: usize,
+        /// What it died of.
+        why: String,
+    },
 }

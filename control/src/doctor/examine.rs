@@ -141,8 +141,9 @@ async fn of_host() -> Vec<Finding> {
     }
     let bridge = gaps.iter().find(|gap| gap.what.starts_with("br_netfilter"));
     findings.push(match bridge {
+        // flannel refuses to start without it, and so does `loden run` unless told otherwise.
         Some(gap) => {
-            Finding { cost: gap.cost, fix: gap.fix, ..plain(HOST, "br_netfilter", No, String::new()) }
+            Finding { cost: gap.cost, fix: gap.fix, ..plain(HOST, "br_netfilter", Needed, String::new()) }
         }
         None => plain(HOST, "br_netfilter", Yes, String::new()),
     });
@@ -185,8 +186,8 @@ fn of_firewall() -> Vec<Finding> {
     let finding = |tool| match in_path(tool) {
         Some(path) => plain(FIREWALL, tool, Yes, path),
         None => Finding {
-            cost: "nothing today",
-            fix: "install the package of this name",
+            cost: "no masquerading and no forward rules by this tool; --ip-masq is refused without it",
+            fix: "install iptables or nftables, whichever mode the configuration asks for",
             ..plain(FIREWALL, tool, No, String::new())
         },
     };

@@ -175,6 +175,10 @@ impl Step<'_> {
                 sql.pragma_update(None, "user_version", SCHEMA_VERSION)
             });
         }
+        // Version 1 is the first; whoever adds a second one migrates here, step by step, before the check.
+        if version < SCHEMA_VERSION {
+            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+        }
         let verdict: String = self.run(|sql| sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
         if verdict != "ok" {
             let path = self.path.to_owned();
