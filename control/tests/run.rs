@@ -232,7 +232,7 @@ fn without_rights_it_says_which() {
         loden,
     ]);
     command.args(["run", "--store", &store, "--net-config-json", VXLAN, "--iface", "eth0", "--subnet-file"]);
-    command.arg(world.subnet_file(0));
+    command.arg(world.subnet_file(0)).arg("--run-dir").arg(world.directory.path());
     let mut daemon = world.spawn(0, &mut command);
     let status = daemon.wait(LIMIT).expect("wait").expect("an end");
     let words = daemon.stderr_tail();
