@@ -1,7 +1,7 @@
 //! The store that flannel clusters use: etcd v3, every key and value as flannel writes it.
 //!
 //! etcd ends leases by itself and says so in the watch. When one ends costs a call to find out, so only
-//! [`Etcd::leases`] asks for all of them. Elsewhere the lease that this handle holds has its true end, and
+//! the list of all leases asks for all ends. Elsewhere the lease that this handle holds has its true end, and
 //! another node's the latest there can be: a full life from now.
 //!
 //! ```text
