@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn prefixes_are_cleaned_as_go_does() {
-        // Each right side is what path.Join of Go 1.19 gives.
+        // By the four rules of Go's path.Clean.
         for (prefix, config) in [
             ("/coreos.com/network", "/coreos.com/network/config"),
             ("/coreos.com/network/", "/coreos.com/network/config"),
