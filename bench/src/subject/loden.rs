@@ -115,6 +115,7 @@ fn arguments(backend: Backend, host: &Host, place: &Path) -> Vec<OsString> {
     let files = [
         ("--store", store),
         ("--subnet-file", subnet_file(host, place).into()),
+        ("--run-dir", place.join("run").into()),
         ("--counters-file", place.join(format!("{}.counters.json", name(host))).into()),
     ];
     arguments.extend(files.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
