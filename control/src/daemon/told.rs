@@ -56,10 +56,13 @@ impl Told {
         (self.direct, self.detours) = (routes, detours);
     }
 
-    /// Reports the failures that were not there the last time.
+    /// Reports the failures that were not there the last time, and those that are gone.
     pub(super) fn tell_failures(&mut self, failures: BTreeSet<String>) {
         for failure in failures.difference(&self.failures) {
             tracing::warn!("{failure}; it is tried again and again");
+        }
+        for mended in self.failures.difference(&failures) {
+            tracing::info!("no longer: {mended}");
         }
         self.failures = failures;
     }

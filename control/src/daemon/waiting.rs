@@ -61,6 +61,10 @@ async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<Stri
     let stored = store.net_config().await?;
     match given {
         Some(text) if stored.as_deref() != Some(text) => {
+            if let Some(old) = &stored {
+                // Nodes that run keep the old one until they restart.
+                tracing::warn!(%old, new = text, "replacing the network configuration in the store");
+            }
             store.set_net_config(text).await?;
             Ok(Some(text.to_owned()))
         }
@@ -74,18 +78,34 @@ fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
     read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })
 }
 
-/// Waits between tries and says why: at once, then ever more seldom.
+/// Once a minute is often enough to be found in a log, and seldom enough not to fill it.
+const SPEAK_EVERY: u32 = 60;
+
+/// Waits between tries and says why: at once for each new reason, then ever more seldom.
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
+    why: String,
 }
 
 impl Patience {
     async fn wait(&mut self, why: &dyn Display) {
+        let why = why.to_string();
+        if why != self.why {
+            (self.tries, self.why) = (0, why);
+        }
         self.tries = self.tries.saturating_add(1);
-        if self.tries.is_power_of_two() {
-            tracing::error!(tries = self.tries, "waiting for the lease store: {why}");
+        if self.tries.is_power_of_two() || self.tries.is_multiple_of(SPEAK_EVERY) {
+            tracing::error!(tries = self.tries, "waiting for the lease store: {}", self.why);
         }
         sleep(RETRY).await;
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        if self.tries > 0 {
+            tracing::info!("done waiting: {}", self.why);
+        }
     }
 }
