@@ -10,7 +10,8 @@ use crate::port::Port;
 
 /// Room for what arrives while a worker is busy: some hundred super-packets.
 const RECEIVE_BUFFER: usize = 16 << 20;
-const SEND_BUFFER: usize = 8 << 20;
+/// A dozen super-packets a port. More would only queue up in the uplink, in front of everyone else's packets.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// The cores this process may use; at least one.
 pub(crate) fn cores() -> Vec<usize> {

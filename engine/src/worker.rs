@@ -67,11 +67,13 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             self.idle_since = None;
             self.publish();
         }
-        if !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
+        // While something waits to be read there is nothing to gather.
+        let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready);
+        if !pending && !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
             self.moderate();
             return Ok(());
         }
-        self.wait()
+        self.wait(pending)
     }
 
     /// Lets more of a bulk stream gather before the next turn, as a network card moderates its interrupts:
@@ -91,8 +93,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     }
 
     /// Looks without sleeping while there is something left to read or the policy says so; else sleeps.
-    fn wait(&mut self) -> std::io::Result<()> {
-        let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready);
+    fn wait(&mut self, pending: bool) -> std::io::Result<()> {
         let timeout = if pending || self.spins() { Some(Duration::ZERO) } else { None };
         if pending && !self.looped.turns.is_multiple_of(8) {
             // Mid-burst the ports themselves say when they are empty; asking the kernel each time is a

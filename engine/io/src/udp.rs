@@ -279,7 +279,10 @@ fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
     let fd = socket.as_fd();
     match address {
         SocketAddr::V4(_) => {
-            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+            // OMIT (Linux 3.15) also turns a deaf ear to "fragmentation needed", which anyone can forge: a
+            // believed one would have every train to that peer refused and sent in fragments.
+            let set = |value| sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
+            set(libc::IP_PMTUDISC_OMIT).or_else(|_| set(libc::IP_PMTUDISC_DONT))
         }
         SocketAddr::V6(_) => {
             sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;

@@ -126,7 +126,6 @@ fn check(
     if fib.format().is_a_hop() {
         hop(packet, &mut inner)?;
     }
-    counters.bytes += inner.len as u64;
     // A segment size from the kernel proves a non-zero outer checksum that it has verified: a datagram
     // without one is never joined (net/ipv4/udp_offload.c, udp_gro_receive).
     let vouched = piece.split != 0 && !piece.unsplit;
@@ -134,6 +133,7 @@ fn check(
     if piece.dubious {
         return Err(DropReason::Truncated);
     }
+    counters.bytes += inner.len as u64;
     let at = piece.at + stripped.offset as u32;
     let split = if piece.unsplit {
         SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
