@@ -157,7 +157,7 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
             "",
             text(r#"{"Type":"wireguard"}"#),
             None,
-            "Backend.Type = wireguard: not supported yet; use vxlan, udp or host-gw",
+            "Backend.Type = wireguard: not supported yet; use vxlan, ipip, udp or host-gw",
         ),
         ("", text(r#"{"Type":"quic"}"#), None, r#"Backend.Type = "quic": must be vxlan, udp"#),
         ("", VXLAN.into(), Some(("--iface", "eth9")), "--iface eth9: no interface has this name"),
