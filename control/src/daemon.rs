@@ -12,6 +12,7 @@ mod rules;
 mod startup;
 mod surface;
 mod told;
+mod uplink;
 mod waiting;
 mod ways;
 
@@ -48,6 +49,7 @@ pub use self::error::DaemonError;
 use self::memory::Memory;
 use self::surface::Surface;
 use self::told::Told;
+use self::uplink::Uplink;
 
 /// How often the host is compared with the plan although nothing happened.
 const COMPARE: Duration = Duration::from_secs(5);
@@ -116,6 +118,9 @@ struct Node {
     applier: Applier,
     rules: Keeper,
     told: Told,
+    uplink: Uplink,
+    /// What our lease said before its last change: an event of that time is no stranger's.
+    former: Option<LeaseAttrs>,
 }
 
 impl Node {
@@ -181,6 +186,8 @@ impl Node {
             applier,
             rules,
             told,
+            uplink: Uplink::default(),
+            former: None,
         })
     }
 
@@ -206,7 +213,8 @@ impl Node {
                 }
                 () = until(renewal) => self.renew().await?,
                 () = sleep_until(compare) => {
-                    if self.look_around().await {
+                    let uplink = self.follow_uplink(options).await?;
+                    if self.look_around().await || uplink {
                         self.replan()?;
                     }
                     let began = Instant::now();
@@ -241,6 +249,9 @@ impl Node {
             }
             Own::Written => {
                 if let Some(stored) = self.ledger.own() {
+                    if self.former.as_ref() == Some(&stored.attrs) {
+                        return Ok(change.peers);
+                    }
                     check_still_ours(&self.own, stored)?;
                     self.own.expires = stored.expires;
                     self.renewal.handle_renewed(stored, unix_now());
@@ -361,7 +372,7 @@ impl Node {
         drop(self.rules);
         // Joining threads blocks; a second signal must still get through.
         let engine = self.engine;
-        let _ = tokio::task::spawn_blocking(move || drop(engine)).await;
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
         tracing::info!(lease = %self.own.key, "stopped; the lease is kept for the next start");
     }
 }
@@ -403,7 +414,17 @@ async fn choose_underlay(
     options: &RunOptions,
     config: &NetConfig,
 ) -> Result<Underlay, DaemonError> {
-    let wish = select::Wish {
+    let wish = underlay_wish(options, config);
+    let observed = underlay::observe(netlink, options.iface_can_reach).await?;
+    let underlay = select::select(&observed, &wish)?;
+    let (ipv4, ipv6) = (underlay.ipv4.map(|ends| ends.public), underlay.ipv6.map(|ends| ends.public));
+    tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ?ipv4, ?ipv6, "underlay");
+    Ok(underlay)
+}
+
+/// What the operator and the network configuration ask of the uplink.
+fn underlay_wish(options: &RunOptions, config: &NetConfig) -> select::Wish {
+    select::Wish {
         ifaces: options.iface.clone(),
         patterns: options.iface_regex.clone(),
         can_reach: options.iface_can_reach,
@@ -411,11 +432,7 @@ async fn choose_underlay(
         public_ipv6: options.public_ipv6,
         ipv4: config.ipv4.is_some(),
         ipv6: config.ipv6.is_some(),
-    };
-    let underlay = select::select(&underlay::observe(netlink, options.iface_can_reach).await?, &wish)?;
-    let (ipv4, ipv6) = (underlay.ipv4.map(|ends| ends.public), underlay.ipv6.map(|ends| ends.public));
-    tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ?ipv4, ?ipv6, "underlay");
-    Ok(underlay)
+    }
 }
 
 /// What somebody else has to set for pods to be reachable.

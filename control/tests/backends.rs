@@ -100,6 +100,26 @@ fn ipip_carries_everything_between_two_lodens() {
 }
 
 #[test]
+fn a_changed_uplink_is_followed_by_vxlan() {
+    changed_uplink("be-upv", "vxlan", 1350);
+}
+
+#[test]
+fn a_changed_uplink_is_followed_by_udp() {
+    changed_uplink("be-upu", "udp", 1372);
+}
+
+#[test]
+fn a_changed_uplink_is_followed_by_ipip() {
+    changed_uplink("be-upi", "ipip", 1380);
+}
+
+#[test]
+fn a_changed_uplink_is_followed_by_host_gw() {
+    changed_uplink("be-uph", "host-gw", 1400);
+}
+
+#[test]
 fn alloc_takes_a_subnet_and_makes_nothing() {
     if !common::ready(&[]) {
         return;
@@ -179,6 +199,32 @@ fn an_extension_that_cannot_start_says_which_command() {
     }
 }
 
+/// Host 1 gets another address, then an MTU of 1400, then a flap of its link.
+fn changed_uplink(name: &str, backend: &str, mtu: u16) {
+    let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+    let Some((cluster, mut daemons)) = cluster(name, 2, &config) else { return };
+    let before = cluster.lease(1);
+    let old = before.attrs.public_ip;
+    let reached = |from: usize, to| {
+        let pod = cluster.host(from).pod();
+        pod.ping(cluster.pod(to, false), 56, std::time::Duration::from_secs(1)).is_ok()
+    };
+    cluster.shell(1, &format!("ip addr del {old}/24 dev eth0; ip addr add 198.18.0.101/24 dev eth0"));
+    let own = || cluster.leases().into_iter().find(|lease| lease.key == before.key).expect("our lease");
+    await_until("the new address", || own().attrs.public_ip.octets() == [198, 18, 0, 101]);
+    assert_eq!(own().attrs.backend_data, before.attrs.backend_data, "{backend}: only the address is new");
+    await_until("the path", || reached(1, 2) && reached(2, 1));
+
+    cluster.shell(1, "ip link set eth0 mtu 1400");
+    let env = || std::fs::read_to_string(&daemons[0].subnet_file).unwrap_or_default();
+    await_until("the new MTU", || env().contains(&format!("FLANNEL_MTU={mtu}")));
+    await_until("the path", || reached(1, 2) && reached(2, 1));
+
+    cluster.shell(1, "ip link set eth0 down; ip link set eth0 up");
+    await_until("the path after a flap", || reached(1, 2) && reached(2, 1));
+    assert!(daemons.iter_mut().all(Daemon::is_running), "{backend}");
+}
+
 /// Hosts on a switch, a daemon and a pod on each.
 fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemon>)> {
     if !common::ready(&[]) {
@@ -189,7 +235,10 @@ fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemo
     (1..=hosts).for_each(|number| cluster.connect_pod(number));
     let peers = || {
         (1..=hosts).all(|number| {
-            cluster.shell(number, "ip route | grep -c 'via 198.18.0'") == (hosts - 1).to_string()
+            let routes = cluster.shell(number, "ip route");
+            // The udp backend has one route for all.
+            let single = routes.contains("10.244.0.0/16 dev flannel0");
+            single || routes.matches("/24 via ").count() == hosts - 1
         })
     };
     await_until("all peers", peers);

@@ -25,8 +25,8 @@ mod tunnel;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
@@ -54,7 +54,7 @@ pub struct Engine {
 }
 
 struct Running {
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     waker: Waker,
 }
 
@@ -143,7 +143,7 @@ impl Engine {
                     failure.send(Event::WorkerFailed(why));
                 })
                 .map_err(failed)?;
-            engine.threads.push(Running { thread: Some(thread), waker });
+            engine.threads.push(Running { thread: Mutex::new(Some(thread)), waker });
         }
         Ok(engine)
     }
@@ -175,18 +175,15 @@ impl Engine {
         self.notices.try_iter()
     }
 
-    /// Stops the workers and closes devices and sockets.
-    pub fn stop(mut self) {
-        self.halt();
-    }
-
-    fn halt(&mut self) {
+    /// Stops the workers and closes devices and sockets. Counters stay readable.
+    pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        for running in &mut self.threads {
+        for running in &self.threads {
             let _ = running.waker.wake();
         }
-        for running in &mut self.threads {
-            if let Some(thread) = running.thread.take() {
+        for running in &self.threads {
+            let thread = running.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(thread) = thread {
                 // A worker that panicked has nothing left to close.
                 let _ = thread.join();
             }
@@ -196,6 +193,6 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.halt();
+        self.stop();
     }
 }

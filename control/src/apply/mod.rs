@@ -80,6 +80,11 @@ impl Applier {
         }
     }
 
+    /// The workers are new and have no tables.
+    pub fn forget_tables(&mut self) {
+        self.published.clear();
+    }
+
     /// The connection to the kernel.
     pub fn netlink(&self) -> &Handle {
         &self.netlink

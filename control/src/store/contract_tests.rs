@@ -236,6 +236,23 @@ async fn renewal_sets_the_full_life_and_changes_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_update_changes_what_the_lease_says_and_keeps_a_reservation_one() {
+    for bench in Bench::all() {
+        let store = bench.handle().await;
+        for expires in [Some(unix_now() + 100), None] {
+            bench.put_row("10.3.5.0-24", ONE, expires).await;
+            let lease = only_lease(&store).await;
+            let updated = store.update(&lease, &attrs(TWO)).await.unwrap();
+            assert_eq!((updated.key, &updated.attrs), (lease.key, &attrs(TWO)));
+            assert_eq!(updated.expires.is_none(), expires.is_none());
+            assert_eq!(only_lease(&store).await, updated);
+            // Who knows only what it said before has lost it.
+            assert!(matches!(store.update(&lease, &attrs(ONE)).await, Err(StoreError::Lost { .. })));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_lease_that_is_not_ours_any_more_is_not_renewed() {
     for bench in Bench::all() {
         let store = bench.handle().await;

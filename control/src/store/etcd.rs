@@ -127,7 +127,8 @@ impl Etcd {
         Err(EtcdError::Contended { rounds: ROUNDS }.into())
     }
 
-    pub(super) async fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
+    pub(super) async fn update(&self, lease: &Lease, new: &LeaseAttrs) -> Result<Lease, StoreError> {
+        let updated = Lease { attrs: new.clone(), ..lease.clone() };
         let lost = |why| StoreError::Lost { key: lease.key.to_string(), why };
         for _ in 0..ROUNDS {
             let key = self.client.keys().lease(&lease.key);
@@ -139,10 +140,10 @@ impl Etcd {
                 return Err(lost("another node wrote to it"));
             }
             let stored = Stored::of(kv);
-            if stored.lease == 0 {
-                return Ok(Lease { expires: None, ..lease.clone() });
+            if stored.lease == 0 && *new == lease.attrs {
+                return Ok(Lease { expires: None, ..updated });
             }
-            if let Some((renewed, _)) = self.write(RENEW, lease, Some(stored)).await? {
+            if let Some((renewed, _)) = self.write(RENEW, &updated, Some(stored)).await? {
                 return Ok(renewed);
             }
         }

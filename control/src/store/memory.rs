@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::lease::{Lease, SubnetKey};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use tokio::sync::watch;
 
 use super::rows::{self, Row, Table};
@@ -70,10 +70,10 @@ impl Memory {
         self.shared.step(|contents| rows::acquire(contents, wish, now, expires, &mut rand::rng()))
     }
 
-    pub(super) fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
+    pub(super) fn update(&self, lease: &Lease, attrs: &LeaseAttrs) -> Result<Lease, StoreError> {
         let now = unix_now();
         let expires = now.saturating_add(self.ttl.as_secs());
-        self.shared.step(|contents| rows::renew(contents, lease, now, expires))
+        self.shared.step(|contents| rows::update(contents, lease, attrs, now, expires))
     }
 
     pub(super) fn leases(&self) -> Vec<Lease> {

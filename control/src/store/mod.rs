@@ -27,7 +27,7 @@ mod watch;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use model::lease::{Lease, SubnetKey};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
 
 pub use crate::lease::{Event, Wish};
 pub use error::StoreError;
@@ -100,10 +100,15 @@ impl Store {
 
     /// Renews `lease`, attributes unchanged; [`StoreError::Lost`] if it is no longer stored as ours.
     pub async fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
+        self.update(lease, &lease.attrs).await
+    }
+
+    /// Renews `lease` and gives it new attributes; [`StoreError::Lost`] if it is no longer stored as ours.
+    pub async fn update(&self, lease: &Lease, attrs: &LeaseAttrs) -> Result<Lease, StoreError> {
         match self {
-            Store::Etcd(store) => store.renew(lease).await,
-            Store::Sqlite(store) => store.renew(lease).await,
-            Store::Memory(store) => store.renew(lease),
+            Store::Etcd(store) => store.update(lease, attrs).await,
+            Store::Sqlite(store) => store.update(lease, attrs).await,
+            Store::Memory(store) => store.update(lease, attrs),
         }
     }
 

@@ -90,10 +90,11 @@ pub(super) fn acquire(
     Ok(lease)
 }
 
-/// Moves the end of `lease` to `expires` if it is stored as the caller knows it.
-pub(super) fn renew(
+/// Gives `lease` these attributes and moves its end to `expires` if it is stored as the caller knows it.
+pub(super) fn update(
     table: &mut impl Table,
     lease: &Lease,
+    attrs: &LeaseAttrs,
     now: u64,
     expires: u64,
 ) -> Result<Lease, StoreError> {
@@ -105,8 +106,8 @@ pub(super) fn renew(
     if LeaseAttrs::parse(&row.value).ok().as_ref() != Some(&lease.attrs) {
         return Err(lost("another node wrote to it"));
     }
-    let renewed = Lease { expires: row.expires.map(|_| expires), ..lease.clone() };
-    if renewed.expires != row.expires {
+    let renewed = Lease { key: lease.key, attrs: attrs.clone(), expires: row.expires.map(|_| expires) };
+    if renewed.expires != row.expires || renewed.attrs != lease.attrs {
         table.put(row_of(&renewed))?;
     }
     Ok(renewed)

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use inotify::{EventStream, Inotify, WatchMask};
-use model::lease::{Lease, SubnetKey};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rusqlite::OptionalExtension;
 use tokio::sync::oneshot;
 
@@ -121,12 +121,12 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn renew(&self, lease: &Lease) -> Result<Lease, StoreError> {
-        let lease = lease.clone();
+    pub(super) async fn update(&self, lease: &Lease, attrs: &LeaseAttrs) -> Result<Lease, StoreError> {
+        let (lease, attrs) = (lease.clone(), attrs.clone());
         let ttl = self.options.ttl.as_secs();
         self.step("renew the lease", move |step| {
             let now = unix_now();
-            rows::renew(step, &lease, now, now.saturating_add(ttl))
+            rows::update(step, &lease, &attrs, now, now.saturating_add(ttl))
         })
         .await
     }

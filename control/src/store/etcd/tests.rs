@@ -165,7 +165,7 @@ async fn a_renewal_gives_the_old_etcd_lease_back() {
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
     let first = grants(&server);
-    let renewed = store.renew(&lease).await.unwrap();
+    let renewed = store.update(&lease, &lease.attrs).await.unwrap();
     let second = grants(&server);
     assert_eq!((first.len(), second.len()), (1, 1));
     assert_ne!(first, second);
@@ -190,7 +190,7 @@ async fn an_etcd_lease_that_holds_other_keys_is_left_alone() {
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
     assert_eq!(lease.key.to_string(), "10.3.7.0-24");
-    store.renew(&lease).await.unwrap();
+    store.update(&lease, &lease.attrs).await.unwrap();
     assert!(grants(&server).contains(&id));
     assert_eq!(server.etcdctl(&["get", "/other/key", "--print-value-only"]), "dear\n");
 }
@@ -206,7 +206,7 @@ async fn a_reservation_has_no_etcd_lease_whoever_uses_it() {
     let with_type = ONE.replace('}', r#","BackendType":"host-gw"}"#);
     let lease = store.acquire(&wish(&plain(), &with_type)).await.unwrap();
     assert_eq!((lease.key.to_string().as_str(), lease.expires), ("10.3.7.0-24", None));
-    assert_eq!(store.renew(&lease).await.unwrap(), lease);
+    assert_eq!(store.update(&lease, &lease.attrs).await.unwrap(), lease);
     assert_eq!(stored(&server, ""), [(format!("{PREFIX}/subnets/10.3.7.0-24"), with_type)]);
     assert_eq!(grants(&server).len(), 0);
 }
@@ -223,7 +223,7 @@ async fn a_lost_etcd_lease_is_seen_and_the_subnet_taken_again() {
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     server.etcdctl(&["lease", "revoke", grants(&server).first().unwrap()]);
     assert_eq!(next(&mut watch).await, Event::Removed(lease.key));
-    assert!(matches!(store.renew(&lease).await, Err(StoreError::Lost { .. })));
+    assert!(matches!(store.update(&lease, &lease.attrs).await, Err(StoreError::Lost { .. })));
     let again = store.acquire(&Wish { previous: Some(lease.key), ..wish(&plain(), ONE) }).await.unwrap();
     assert_eq!(again.key, lease.key);
     assert_eq!(next(&mut watch).await, Event::Put(again));
@@ -303,7 +303,7 @@ async fn a_watch_goes_on_over_a_crash() {
     let mut watch = watch(&server).await;
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 1));
     server.kill();
-    assert_clear(&store.renew(&lease).await.unwrap_err());
+    assert_clear(&store.update(&lease, &lease.attrs).await.unwrap_err());
     server.aside(|server| {
         let subnets = format!("{PREFIX}/subnets");
         server.etcdctl(&["put", &format!("{subnets}/10.3.200.0-24"), TWO]);
@@ -314,7 +314,7 @@ async fn a_watch_goes_on_over_a_crash() {
     assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.attrs.to_json() == TWO));
     assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.attrs.to_json() == VXLAN));
     assert_eq!(next(&mut watch).await, Event::Removed("10.3.201.0-24".parse().unwrap()));
-    let renewed = store.renew(&lease).await.unwrap();
+    let renewed = store.update(&lease, &lease.attrs).await.unwrap();
     assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.key == renewed.key));
 }
 
@@ -475,7 +475,10 @@ async fn users_and_passwords() {
         assert!(matches!(&error, StoreError::Etcd(EtcdError::Denied { .. })), "{error}");
         assert_clear(&error);
         assert!(error.is_passing() && error.to_string().contains("/coreos.com/network/config"), "{error}");
-        assert!(matches!(denied.renew(&lease).await, Err(StoreError::Etcd(EtcdError::Denied { .. }))));
+        assert!(matches!(
+            denied.update(&lease, &lease.attrs).await,
+            Err(StoreError::Etcd(EtcdError::Denied { .. }))
+        ));
     }
     let other = Config { prefix: "/other".into(), username: "flannel".into(), ..config(&server) };
     let other = Etcd::open(Config { password: Some(Secret::new("flannel")), ..other }).unwrap();
@@ -486,7 +489,7 @@ async fn users_and_passwords() {
     // etcd forgets its tokens when it ends; calls and watch get themselves new ones.
     server.kill();
     server.restart();
-    let renewed = store.renew(&lease).await.unwrap();
+    let renewed = store.update(&lease, &lease.attrs).await.unwrap();
     assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.key == renewed.key));
     // A user where authentication is off is no error.
     let open_to_all = Server::start(Security::None);
@@ -505,9 +508,9 @@ async fn authentication_turned_on_under_us() {
     let store = Etcd::open(Config { username, password, ..config(&server) }).unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
     server.enable_users(PREFIX);
-    store.renew(&lease).await.unwrap();
+    store.update(&lease, &lease.attrs).await.unwrap();
     server.etcdctl(&["--user", "root:root", "auth", "disable"]);
-    store.renew(&lease).await.unwrap();
+    store.update(&lease, &lease.attrs).await.unwrap();
 }
 
 #[tokio::test]

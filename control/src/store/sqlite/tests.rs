@@ -202,7 +202,7 @@ async fn no_space_left() {
     assert_clear(&error, &bench.path());
     // Nothing half-made stays behind.
     assert_eq!(store.net_config().await.unwrap(), None);
-    assert_eq!(store.renew(&lease).await.unwrap().key, lease.key);
+    assert_eq!(store.update(&lease, &lease.attrs).await.unwrap().key, lease.key);
 }
 
 #[tokio::test]

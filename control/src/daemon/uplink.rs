@@ -1,0 +1,117 @@
+//! Follows the uplink: an interface, address or MTU that has changed is taken up without a restart.
+//!
+//! Tunnels are bound to an address and made for an MTU, so they are opened anew when those change; the
+//! lease's attributes follow in the store. While the uplink is unusable the node stays as it is: what was
+//! right may be right again in a moment.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rtnetlink::Handle;
+
+use super::{DaemonError, Node, datapath, underlay_wish, unix_now};
+use crate::options::RunOptions;
+use crate::plan::{self, Context, Outline};
+use crate::store::StoreError;
+use crate::underlay::select::{self, SelectError};
+use crate::underlay::{self, Underlay};
+
+/// What the follower remembers between two looks.
+#[derive(Debug, Default)]
+pub(super) struct Uplink {
+    /// The tunnels that could not be opened the last time.
+    closed: bool,
+    /// What could not be done, as said already.
+    said: BTreeSet<String>,
+}
+
+impl Node {
+    /// Looks at the uplink; `true` if the plan has to be made anew.
+    pub(super) async fn follow_uplink(&mut self, options: &RunOptions) -> Result<bool, DaemonError> {
+        let mut problems = BTreeSet::new();
+        let mut changed = false;
+        match look(self.applier.netlink(), options, &self.context).await {
+            Ok(underlay) if underlay != self.context.underlay => {
+                match self.take_up(underlay, options).await {
+                    Ok(()) => changed = true,
+                    Err(problem) => _ = problems.insert(problem),
+                }
+            }
+            Ok(_) if self.uplink.closed => {
+                let outline = plan::outline(&self.context)?;
+                match self.reopen(&outline, options).await {
+                    Ok(()) => changed = true,
+                    Err(problem) => _ = problems.insert(problem),
+                }
+            }
+            Ok(_) => {}
+            Err(problem) => _ = problems.insert(problem),
+        }
+        if let Err(problem) = self.republish().await {
+            problems.insert(problem);
+        }
+        for problem in problems.difference(&self.uplink.said) {
+            tracing::warn!("{problem}; it is tried again and again");
+        }
+        self.uplink.said = problems;
+        Ok(changed)
+    }
+
+    async fn take_up(&mut self, underlay: Underlay, options: &RunOptions) -> Result<(), String> {
+        let before = plan::outline(&self.context).map_err(|error| error.to_string())?;
+        let context = Context { underlay, ..self.context.clone() };
+        let outline = plan::outline(&context).map_err(|error| format!("the uplink has changed: {error}"))?;
+        let Underlay { interface, mtu, .. } = &context.underlay;
+        let attrs = outline.attrs.to_json();
+        tracing::info!(%interface, mtu, attrs, "the uplink has changed");
+        self.board.set_underlay(&context.underlay);
+        self.context = context;
+        if outline.tunnels != before.tunnels || self.uplink.closed {
+            self.reopen(&outline, options).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the tunnels and opens them as outlined.
+    async fn reopen(&mut self, outline: &Outline, options: &RunOptions) -> Result<(), String> {
+        let engine = Arc::clone(&self.engine);
+        // Joining threads blocks.
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        self.uplink.closed = true;
+        let engine = datapath::start(options, outline)
+            .map_err(|error| format!("cannot open the tunnels for the changed uplink: {error}"))?;
+        self.uplink.closed = false;
+        self.engine = Arc::new(engine);
+        self.board.set_engine(&self.engine);
+        self.applier.forget_tables();
+        Ok(())
+    }
+
+    /// Brings the stored attributes of our lease up to date.
+    async fn republish(&mut self) -> Result<(), String> {
+        let attrs = plan::outline(&self.context).map_err(|error| error.to_string())?.attrs;
+        if attrs == self.own.attrs {
+            return Ok(());
+        }
+        match self.store.update(&self.own, &attrs).await {
+            Ok(lease) => {
+                tracing::info!(lease = %lease.key, attrs = lease.attrs.to_json(), "published what has changed");
+                self.former = Some(std::mem::replace(&mut self.own, lease).attrs);
+                self.renewal.handle_renewed(&self.own, unix_now());
+                self.board.set_own(&self.own);
+                Ok(())
+            }
+            Err(StoreError::Lost { why, .. }) => {
+                self.renewal.handle_lost();
+                Err(format!("our lease {} is no longer ours: {why}", self.own.key))
+            }
+            Err(error) => Err(format!("cannot publish the changed uplink: {error}")),
+        }
+    }
+}
+
+async fn look(netlink: &Handle, options: &RunOptions, context: &Context) -> Result<Underlay, String> {
+    let observed = underlay::observe(netlink, options.iface_can_reach).await.map_err(|e| e.to_string())?;
+    select::select(&observed, &underlay_wish(options, &context.config))
+        .map_err(|error: SelectError| format!("the uplink is not usable, going on as before: {error}"))
+}
