@@ -55,6 +55,7 @@ fn start(cluster: &Cluster, number: usize) -> Daemon {
     let iface = cluster.host(number).uplink();
     command.args(["run", "--iface", iface, "--etcd-endpoints", &endpoint(cluster), "--subnet-file"]);
     command.arg(cluster.file(&format!("host{number}.env"))).stdout(Stdio::null());
+    command.arg("--run-dir").arg(cluster.file("run"));
     cluster.spawn(number, &mut command)
 }
 

@@ -61,7 +61,8 @@ impl Context {
         match &self.config.backend {
             Backend::Vxlan(vxlan) => vxlan.direct_routing,
             Backend::Ipip { direct_routing } => *direct_routing,
-            _ => false,
+            Backend::Udp { .. } | Backend::HostGw | Backend::Alloc | Backend::Extension(_) => false,
+            Backend::Wireguard(_) | Backend::Ipsec(_) | Backend::TencentVpc { .. } => false,
         }
     }
 }
@@ -312,8 +313,9 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
         Backend::HostGw => host_gw::paths(context, own, leases)?,
         Backend::Ipip { direct_routing } => ipip::paths(context, &outline, *direct_routing, own, leases)?,
         Backend::Extension(extension) => extension::paths(extension, own, leases),
-        // `alloc` has no paths, and `outline` has refused every other type.
-        _ => Paths::default(),
+        Backend::Alloc => Paths::default(),
+        // `outline` has refused these. Named, so that a new one cannot come up ready and without paths.
+        Backend::Wireguard(_) | Backend::Ipsec(_) | Backend::TencentVpc { .. } => Paths::default(),
     };
     let Paths { tunnels, direct, commands, ignored } = paths;
     let subnet_env = SubnetEnv {
