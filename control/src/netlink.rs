@@ -4,8 +4,10 @@
 //! works on plain values; only this module, `underlay` and `apply` know netlink's message types.
 
 use std::io;
+use std::net::IpAddr;
 
 use rtnetlink::Handle;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 /// A request the kernel refused, or that could not be put to it.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,20 @@ pub fn connect() -> Result<Handle, NetlinkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
     tokio::spawn(connection);
     Ok(handle)
+}
+
+/// The address that this host has by `message`. On a point-to-point link IFA_ADDRESS is the far end and
+/// IFA_LOCAL our own (if_addr.h).
+pub fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let any = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or(any)
 }
 
 fn hint(error: &io::Error) -> &'static str {

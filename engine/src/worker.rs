@@ -82,10 +82,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         self.looped.waits += 1;
         self.looped.moderated += 1;
         std::thread::sleep(self.policy.moderate);
-        for tunnel in &mut self.tunnels {
-            tunnel.overlay_ready = true;
-            tunnel.underlay_ready = true;
-        }
+        self.rouse();
     }
 
     fn moved(&self) -> u64 {

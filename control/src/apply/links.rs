@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
-use crate::netlink::NetlinkError;
+use crate::netlink::{NetlinkError, own_address};
 use crate::plan::Link;
 
 /// Packets the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and drops when it
@@ -172,15 +172,7 @@ fn makes_link_local(families: &[AfSpecUnspec]) -> bool {
 }
 
 fn network(message: &AddressMessage) -> Option<IpNetwork> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    });
-    let any = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
-    });
-    IpNetwork::new(local.or(any)?, message.header.prefix_len).ok()
+    IpNetwork::new(own_address(message)?, message.header.prefix_len).ok()
 }
 
 /// flannel removes from the IPv4 device what lies in the cluster network, and from the IPv6 device all but

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::netlink::NetlinkError;
+use crate::netlink::{NetlinkError, own_address};
 
 /// One snapshot of the host's network, in the kernel's order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -175,15 +175,6 @@ fn interface(message: &LinkMessage) -> Interface {
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
-    // On a point-to-point link IFA_ADDRESS is the far end and IFA_LOCAL our own (if_addr.h).
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    });
-    let any = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
-    });
     let flags = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
@@ -193,7 +184,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
         AddressFlags::from_bits_retain(u32::from(narrow.bits()))
     });
     Some(Address {
-        ip: local.or(any)?,
+        ip: own_address(message)?,
         link_scope: message.header.scope == AddressScope::Link,
         permanent: flags.contains(AddressFlags::Permanent),
         temporary: flags.contains(AddressFlags::Secondary),

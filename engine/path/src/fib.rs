@@ -96,12 +96,13 @@ impl Fib {
         self.peer(self.v6.find(u128::from(dst)))
     }
 
-    /// The source of ICMP errors towards IPv4 pods: the tunnel device's own address.
+    /// The tunnel device's own address. IPv4 pods are sent ICMP errors only where there is one; their source
+    /// is the address that was asked for, see [`reply`](crate::reply).
     pub fn reply_v4(&self) -> Option<Ipv4Addr> {
         self.reply_v4
     }
 
-    /// As [`Fib::reply_v4`].
+    /// The source of ICMP errors towards IPv6 pods: the tunnel device's own address.
     pub fn reply_v6(&self) -> Option<Ipv6Addr> {
         self.reply_v6
     }
@@ -136,7 +137,7 @@ impl FibBuilder {
         FibBuilder { fib: Fib::empty(format), v4: Vec::new(), v6: Vec::new() }
     }
 
-    /// Sets the addresses that ICMP errors come from.
+    /// Sets the tunnel device's own addresses; without one, pods of that family are sent no ICMP errors.
     pub fn reply_from(mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FibBuilder {
         self.fib.reply_v4 = v4;
         self.fib.reply_v6 = v6;
