@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use model::lease::{Lease, LeaseAttrs};
+use model::lease::Lease;
 use path::encap::{self, Format};
 
 use super::peers::sift;
 use super::{
-    Context, IPV4_ONLY, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base,
-    direct, inner_mtu, missing,
+    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base, direct,
+    inner_mtu, missing,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -33,15 +33,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
         // The interface's address, whatever is published: only there do packets for us arrive.
         format: Format::Ipip(encap::ipip::Ipip { local: ends.local }),
     };
-    let attrs = LeaseAttrs {
-        public_ip: ends.public,
-        public_ipv6: None,
-        backend_type: TYPE.to_owned(),
-        backend_data: None,
-        backend_v6_data: None,
-    };
-    let notes = context.config.ipv6.is_some().then_some(IPV4_ONLY).into_iter().collect();
-    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes })
+    Ok(Outline::ipv4_only(context, tunnel, ends.public))
 }
 
 pub(super) fn paths(

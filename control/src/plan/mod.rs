@@ -15,7 +15,7 @@ mod udp;
 mod vxlan;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use model::backend::Backend;
@@ -99,6 +99,22 @@ pub struct Outline {
     pub pod_mtu: Mtu,
     /// What the configuration asks for and will not get, one sentence each.
     pub notes: Vec<&'static str>,
+}
+
+impl Outline {
+    /// One tunnel that carries IPv4 and publishes nothing but its type and the public address. In a
+    /// dual-stack cluster IPv6 stays out, and a note says so.
+    fn ipv4_only(context: &Context, tunnel: TunnelOutline, public: Ipv4Addr) -> Outline {
+        let attrs = LeaseAttrs {
+            public_ip: public,
+            public_ipv6: None,
+            backend_type: context.config.backend.published_type().to_owned(),
+            backend_data: None,
+            backend_v6_data: None,
+        };
+        let notes = context.config.ipv6.is_some().then_some(IPV4_ONLY).into_iter().collect();
+        Outline { pod_mtu: tunnel.mtu, tunnels: vec![tunnel], attrs, notes }
+    }
 }
 
 /// One tunnel before its addresses are known.

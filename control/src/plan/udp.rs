@@ -6,13 +6,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use model::lease::{Lease, LeaseAttrs};
+use model::lease::Lease;
 use path::encap::Format;
 
 use super::peers::sift;
 use super::{
-    Context, IPV4_ONLY, Link, NO_IPV4, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base,
-    inner_mtu, missing,
+    Context, Link, NO_IPV4, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    missing,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -35,15 +35,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         send_from: None,
         format: Format::Udp,
     };
-    let attrs = LeaseAttrs {
-        public_ip: ends.public,
-        public_ipv6: None,
-        backend_type: context.config.backend.published_type().to_owned(),
-        backend_data: None,
-        backend_v6_data: None,
-    };
-    let notes = context.config.ipv6.is_some().then_some(IPV4_ONLY).into_iter().collect();
-    Ok(Outline { tunnels: vec![tunnel], attrs, pod_mtu: mtu, notes })
+    Ok(Outline::ipv4_only(context, tunnel, ends.public))
 }
 
 pub(super) fn paths(
