@@ -12,13 +12,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use futures::TryStreamExt;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::InfoKind;
 
 use crate::apply::routes::{self, Scope, Share};
 use crate::instance::{InstanceError, Places};
-use crate::netlink::{self, NetlinkError};
+use crate::netlink;
 use crate::options::RUN_DIRECTORY;
 use crate::plan::Route;
 use crate::state::{self, FileRecord, RouteRecord, State};
@@ -123,7 +122,7 @@ impl Work<'_> {
 
     /// Removes the recorded routes by one interface, and names those that were there.
     async fn routes(&self, interface: &str, records: &[RouteRecord]) -> anyhow::Result<Vec<String>> {
-        let Some(link) = self.link(interface).await? else { return Ok(Vec::new()) };
+        let Some(link) = netlink::find_link(self.netlink, interface).await? else { return Ok(Vec::new()) };
         let ours = records.iter().filter(|record| record.interface == interface).filter_map(route);
         let put: BTreeSet<Route> = ours.collect();
         let scope = Scope::Underlay { places: &[], put: &put };
@@ -142,23 +141,12 @@ impl Work<'_> {
     }
 
     async fn device(&self, name: &str) -> anyhow::Result<bool> {
-        let Some(link) = self.link(name).await?.filter(is_tun) else { return Ok(false) };
+        let found = netlink::find_link(self.netlink, name).await?;
+        let Some(link) = found.filter(|link| netlink::is_kind(link, InfoKind::Tun)) else { return Ok(false) };
         if !self.dry_run {
-            let request = self.netlink.link().del(link.header.index).execute().await;
-            request
-                .map_err(|error| NetlinkError::from_rtnetlink(format!("remove the device {name}"), error))?;
+            netlink::remove_link(self.netlink, name, &link).await?;
         }
         Ok(true)
-    }
-
-    async fn link(&self, name: &str) -> anyhow::Result<Option<LinkMessage>> {
-        match self.netlink.link().get().match_name(name.to_owned()).execute().try_next().await {
-            Ok(link) => Ok(link),
-            Err(error) => {
-                let error = NetlinkError::from_rtnetlink(format!("look at {name}"), error);
-                if error.errno() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error.into()) }
-            }
-        }
     }
 
     fn subnet_file(&self, record: &FileRecord) -> anyhow::Result<bool> {
@@ -212,11 +200,4 @@ fn has_any(places: &Places) -> bool {
 
 fn route(record: &RouteRecord) -> Option<Route> {
     Some(Route { to: record.to.parse().ok()?, via: record.via.as_deref().and_then(|via| via.parse().ok()) })
-}
-
-fn is_tun(link: &LinkMessage) -> bool {
-    link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
-        _ => false,
-    })
 }

@@ -1,14 +1,16 @@
 //! `loden run`: puts the parts together, in order, and takes them apart again.
 //!
-//! Start: store and configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An
-//! error on the way ends the process with nothing left behind, because devices vanish with it; only a lease
-//! stays, and the next start takes it back by its public address. Stop is the reverse: workers, devices and
-//! with them the routes go; lease and `subnet.env` stay for the next start, as in flannel.
+//! `start` brings a node up, [`Node::serve`] keeps it, `own` looks after its lease. A stop ends the workers and
+//! leaves the rest for the next start, as flannel does: devices with their routes, rules, lease, `subnet.env`.
 
+mod asking;
 mod datapath;
 mod error;
 mod memory;
+mod own;
+mod room;
 mod rules;
+mod start;
 mod startup;
 mod surface;
 mod told;
@@ -21,32 +23,29 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
-use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
-use model::subnet_env::Recorded;
 use rtnetlink::Handle;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::apply::subnet_file;
 use crate::apply::{Applier, ApplyError};
 use crate::board::{Board, Phase};
-use crate::lease::ledger::{Ledger, Own};
-use crate::lease::renewal::{Renewal, Step};
-use crate::lease::same_node;
-use crate::netlink;
+use crate::counters;
+use crate::lease::ledger::Ledger;
+use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
-use crate::plan::{self, Context, Identity, Plan};
-use crate::store::{Event, Store, StoreError, Watch, Wish};
+use crate::plan::{self, Context, Plan};
+use crate::store::{Event, Store, Watch};
 use crate::traffic::Keeper;
-use crate::underlay::reach::Reach;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
-use crate::{counters, host};
 
+use self::asking::Asking;
 pub use self::error::DaemonError;
 use self::memory::Memory;
+use self::start::Origin;
 use self::surface::Surface;
 use self::told::Told;
 use self::uplink::Uplink;
@@ -57,8 +56,6 @@ const COMPARE: Duration = Duration::from_secs(5);
 const IDLE_SHARE: u32 = 1000;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
-/// Longest sleep before the wall clock is asked again whether a lease is due.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long to collect further changes of leases before acting on the first.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -78,14 +75,21 @@ pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
 
 async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) -> Result<(), DaemonError> {
     let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
-    let mut node = tokio::select! {
-        node = Node::start(options, surface) => node?,
-        () = signals.received() => return Ok(()),
-    };
-    notify(&[NotifyState::Ready]);
-    let result = tokio::select! {
-        result = node.serve(options, &mut report) => result,
-        () = signals.received() => Ok(()),
+    let mut from = Origin::Memory;
+    let (node, result) = loop {
+        let mut node = tokio::select! {
+            node = Node::start(options, surface, from) => node?,
+            () = signals.received() => return Ok(()),
+        };
+        notify(&[NotifyState::Ready]);
+        tokio::select! {
+            ended = node.serve(options, &mut report) => match ended {
+                Ok(()) => node.stop(options).await,
+                Err(error) => break (node, Err(error)),
+            },
+            () = signals.received() => break (node, Ok(())),
+        }
+        from = Origin::Store;
     };
     notify(&[NotifyState::Stopping]);
     surface.board.set_phase(Phase::Stopping);
@@ -103,6 +107,13 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
+/// Whether to go on after an answer of the store.
+enum Next {
+    GoOn,
+    /// What the node was started from does not hold any more.
+    Anew,
+}
+
 /// A node that forwards.
 struct Node {
     board: Arc<Board>,
@@ -111,7 +122,12 @@ struct Node {
     store: Store,
     engine: Arc<Engine>,
     own: Lease,
+    /// The store has given us this lease, in this run.
+    confirmed: bool,
     renewal: Renewal,
+    asking: Asking,
+    /// Our lease was removed while a request that writes it was under way.
+    removed_meanwhile: bool,
     watch: Watch,
     ledger: Ledger,
     plan: Arc<Plan>,
@@ -124,81 +140,15 @@ struct Node {
 }
 
 impl Node {
-    /// The way of a lease, from the store to the kernel.
-    async fn start(options: &RunOptions, surface: &Surface) -> Result<Node, DaemonError> {
-        let board = &surface.board;
-        let margin = options.renew_margin()?;
-        // Before it is overwritten: it says what the run before has left.
-        let recorded = subnet_file::previous(&options.subnet_file);
-        let netlink = netlink::connect()?;
-        let store = match options.store_spec() {
-            "etcd" => Store::etcd(options.etcd.config())?,
-            spec => Store::open(spec).await?,
-        };
-        let config = waiting::network_config(&store, options).await?;
-        rules::check(options, &config)?;
-        let underlay = choose_underlay(&netlink, options, &config).await?;
-        board.set_underlay(&underlay);
-        let extension_data = startup::before(&config).await?;
-        let mut memory = Memory::open(surface.state_file(), options);
-        let identity = memory.identity(|| Identity::from_random(rand::random()));
-        let ip_masq = options.traffic.ip_masq;
-        let reach = Reach::new();
-        let mut context = Context { config, underlay, identity, ip_masq, extension_data, reach };
-        let outline = plan::outline(&context)?;
-        outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
-        let engine = Arc::new(datapath::start(options, &outline)?);
-        board.set_engine(&engine);
-        let first = waiting::first_lease(&store, &context.config, outline.attrs, previous(recorded.as_ref()));
-        let own = board.timed("acquire", first).await?;
-        board.set_own(&own);
-        startup::after(&context.config, &own).await?;
-        let renewal = Renewal::new(&own, margin, unix_now());
-        let (mut watch, mut ledger) = (store.watch().await?, Ledger::new(Some(own.key)));
-        ledger.handle(watch.next().await);
-        ways::refresh(&netlink, &mut context, ledger.peers()).await;
-        let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
-        memory.promise(rules::wanted(options));
-        let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
-        let mut applier = Applier::new(netlink, options.subnet_file.clone());
-        let applied = applier.apply(&plan, &*engine).await?;
-        board.set_plan(&plan);
-        board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
-        let mut told = Told::default();
-        told.tell(&plan, &applied);
-        warn_of_gaps(&context.config);
-        tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
-        board.set_files(surface.files(options));
-        board.set_phase(Phase::Ready);
-        memory.keep(&plan, &own, ledger.peers());
-        let board = Arc::clone(board);
-        Ok(Node {
-            board,
-            memory,
-            context,
-            store,
-            engine,
-            own,
-            renewal,
-            watch,
-            ledger,
-            plan,
-            applier,
-            rules,
-            told,
-            uplink: Uplink::default(),
-            former: None,
-        })
-    }
-
-    /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended.
+    /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended. `Ok`: the
+    /// node has to be started anew from the store.
     async fn serve(&mut self, options: &RunOptions, report: &mut Signal) -> Result<(), DaemonError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed: Option<Instant> = None;
         let mut compare = Instant::now() + COMPARE;
         loop {
-            let renewal = self.next_renewal();
+            let request = self.next_request();
             tokio::select! {
                 event = self.watch.next() => {
                     if self.handle(event)? {
@@ -209,16 +159,20 @@ impl Node {
                     changed = None;
                     self.look_around().await;
                     self.replan()?;
-                    self.apply().await?;
+                    self.apply(options).await?;
                 }
-                () = until(renewal) => self.renew().await?,
+                () = until(request) => self.ask(),
+                answer = self.asking.answer() => match self.take(answer).await? {
+                    Next::GoOn => {}
+                    Next::Anew => return Ok(()),
+                },
                 () = sleep_until(compare) => {
                     let uplink = self.follow_uplink(options).await?;
                     if self.look_around().await || uplink {
                         self.replan()?;
                     }
                     let began = Instant::now();
-                    self.apply().await?;
+                    self.apply(options).await?;
                     compare = Instant::now() + COMPARE.max(began.elapsed() * IDLE_SHARE);
                 }
                 _ = tick.tick() => self.tick(options)?,
@@ -241,86 +195,28 @@ impl Node {
     /// Takes in one event of the watch; `true` if the peers have changed.
     fn handle(&mut self, event: Event) -> Result<bool, DaemonError> {
         let change = self.ledger.handle(event);
-        match change.own {
-            Own::Unchanged => {}
-            Own::Removed => {
-                tracing::warn!(lease = %self.own.key, "our lease was removed from the store; taking it again");
-                self.renewal.handle_lost();
-            }
-            Own::Written => {
-                if let Some(stored) = self.ledger.own() {
-                    if self.former.as_ref() == Some(&stored.attrs) {
-                        return Ok(change.peers);
-                    }
-                    check_still_ours(&self.own, stored)?;
-                    self.own.expires = stored.expires;
-                    self.renewal.handle_renewed(stored, unix_now());
-                }
-            }
-        }
+        self.handle_own(change.own)?;
         Ok(change.peers)
     }
 
-    fn next_renewal(&self) -> Option<Instant> {
-        let now = unix_now();
-        match self.renewal.poll(now) {
-            // Expiries are points of the wall clock, which may jump while a sleep runs on.
-            Step::Sleep(due) => due
-                .map(|due| Instant::now() + Duration::from_secs(due.saturating_sub(now)).min(LONGEST_SLEEP)),
-            Step::Renew | Step::Acquire => Some(Instant::now()),
+    /// Compares the host with the plan. What cannot be done is told and tried again; a device that somebody has
+    /// removed is made anew.
+    async fn apply(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+        let mut result = self.applier.apply(&self.plan, &*self.engine).await;
+        if let Err(ApplyError::DeviceGone(device)) = &result {
+            tracing::warn!(%device, "somebody has removed the device; making it anew");
+            let outline = plan::outline(&self.context)?;
+            result = match self.reopen(&outline, options).await {
+                Ok(()) => self.applier.apply(&self.plan, &*self.engine).await,
+                Err(problem) => Err(ApplyError::Closed(problem)),
+            };
         }
-    }
-
-    async fn renew(&mut self) -> Result<(), DaemonError> {
-        match self.renewal.poll(unix_now()) {
-            Step::Sleep(_) => {}
-            Step::Renew => match self.board.timed("renew", self.store.renew(&self.own)).await {
-                Ok(lease) => self.keep(lease),
-                Err(StoreError::Lost { why, .. }) => {
-                    tracing::warn!(lease = %self.own.key, why, "our lease is no longer ours; trying to take it again");
-                    self.renewal.handle_lost();
-                }
-                Err(error) => self.try_later(&error),
-            },
-            Step::Acquire => {
-                let (attrs, key) = (self.own.attrs.clone(), self.own.key);
-                let wish = acquire(&self.store, &self.context.config, attrs, Some(key));
-                match self.board.timed("acquire", wish).await {
-                    Ok(lease) if lease.key == key => self.keep(lease),
-                    Ok(other) => {
-                        // Pods already have addresses of the old subnet: only a restart can change it.
-                        let _ = self.store.remove(&other.key).await;
-                        return Err(lost(key, "another node took the subnet; restart to get a new one"));
-                    }
-                    Err(StoreError::OutOfSubnets(error)) => return Err(lost(key, &error.to_string())),
-                    Err(error) => self.try_later(&error),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, lease: Lease) {
-        tracing::info!(lease = %lease.key, "lease renewed");
-        self.renewal.handle_renewed(&lease, unix_now());
-        self.board.set_own(&lease);
-        self.own = lease;
-    }
-
-    fn try_later(&mut self, error: &StoreError) {
-        tracing::warn!("cannot renew our lease, trying again in a minute: {error}");
-        self.renewal.handle_failure(unix_now());
-    }
-
-    /// Compares the host with the plan. Only a lost device ends the daemon; the rest is tried again.
-    async fn apply(&mut self) -> Result<(), DaemonError> {
-        match self.applier.apply(&self.plan, &*self.engine).await {
+        match result {
             Ok(applied) => {
                 let failures = applied.failures.iter().map(ToString::to_string).collect();
                 self.board.reconciled(applied.changes, failures);
                 self.told.tell(&self.plan, &applied);
             }
-            Err(error @ ApplyError::DeviceGone(_)) => return Err(error.into()),
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);
                 self.told.tell_failures(BTreeSet::from([error.to_string()]));
@@ -373,7 +269,7 @@ impl Node {
         // Joining threads blocks; a second signal must still get through.
         let engine = self.engine;
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
-        tracing::info!(lease = %self.own.key, "stopped; the lease is kept for the next start");
+        tracing::info!(lease = %self.own.key, "stopped; what was made here stays for the next start, loden cleanup removes it");
     }
 }
 
@@ -433,44 +329,6 @@ fn underlay_wish(options: &RunOptions, config: &NetConfig) -> select::Wish {
         ipv4: config.ipv4.is_some(),
         ipv6: config.ipv6.is_some(),
     }
-}
-
-/// What somebody else has to set for pods to be reachable.
-fn warn_of_gaps(config: &NetConfig) {
-    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
-        tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
-    }
-}
-
-async fn acquire(
-    store: &Store,
-    config: &NetConfig,
-    attrs: LeaseAttrs,
-    previous: Option<SubnetKey>,
-) -> Result<Lease, StoreError> {
-    store.acquire(&Wish { config, attrs, previous }).await
-}
-
-/// The subnets of an earlier run, as `subnet.env` has them.
-fn previous(recorded: Option<&Recorded>) -> Option<SubnetKey> {
-    let recorded = recorded?;
-    SubnetKey::new(recorded.subnet(), recorded.ipv6_subnet())
-}
-
-/// Two daemons that publish one address would take the lease from each other for ever, so the one that
-/// finds itself replaced gives up.
-fn check_still_ours(own: &Lease, stored: &Lease) -> Result<(), DaemonError> {
-    if stored.attrs == own.attrs {
-        return Ok(());
-    }
-    Err(match same_node(&own.attrs, &stored.attrs) {
-        true => lost(own.key, "another daemon publishes the same address; give each its own --public-ip"),
-        false => lost(own.key, "another node took the subnet; restart to get a new one"),
-    })
-}
-
-fn lost(lease: SubnetKey, why: &str) -> DaemonError {
-    DaemonError::LeaseLost { lease, why: why.to_owned() }
 }
 
 async fn until(deadline: Option<Instant>) {

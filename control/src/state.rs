@@ -1,7 +1,7 @@
 //! What a daemon has made on this host and what its next run should know: one file, replaced whole.
 //!
-//! With it a restart keeps its link addresses, so that peers need not learn new ones, and `loden cleanup` knows
-//! what is ours. It lives on a memory filesystem and means nothing after a reboot; a file that cannot be read is
+//! With it a restart keeps its link addresses and forwards to the peers it knew before the store has answered,
+//! and `loden cleanup` knows what is ours. It lives on a memory filesystem and means nothing after a reboot; a file that cannot be read is
 //! as good as none.
 
 use std::fs::{self, Permissions};
@@ -40,6 +40,8 @@ pub struct State {
     pub subnet_file: Option<FileRecord>,
     /// Whether firewall rules were made.
     pub firewall: bool,
+    /// The network configuration that the rest was made for, as it stood in the store.
+    pub config: Option<String>,
     /// Our own lease.
     pub own: Option<LeaseRecord>,
     /// The other nodes' leases.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use common::{Cluster, Daemon, VXLAN, await_until, ping};
 use lab::{Process, Wiring};
+use nix::sys::signal::Signal;
 
 #[test]
 fn nodes_join_and_outlive_their_etcd() {
@@ -48,6 +49,88 @@ fn nodes_join_and_outlive_their_etcd() {
     }
     ping(&cluster, 1, 2, false);
     assert!(first.is_running() && second.is_running());
+}
+
+/// A restart while etcd is away, by a crash and in good order, and what happens when etcd comes back with something
+/// else.
+#[test]
+fn a_restart_forwards_from_memory_before_etcd_answers() {
+    if !common::ready(&["etcd", "etcdctl"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("etcd-mem", 2, Wiring::Switch, VXLAN);
+    let etcd = start_etcd(&cluster);
+    etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
+    let mut first = start(&cluster, 1);
+    first.await_ready();
+    let mut second = start(&cluster, 2);
+    second.await_ready();
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+        cluster.await_routes(number, 1);
+    }
+    ping(&cluster, 1, 2, false);
+    // The first has written down that there is a second, which it does every ten seconds.
+    await_until("the record", || state(&cluster, 1).contains("198.18.0.2"));
+    let values = etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/");
+    let keys = subnets(&cluster);
+    drop(etcd);
+
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        first.end(signal);
+        first = start(&cluster, 1);
+        await_until("forwarding", || first.said("forwarding from memory"));
+        first.await_ready();
+        ping(&cluster, 1, 2, false);
+        ping(&cluster, 2, 1, false);
+        assert!(!first.said("the store has confirmed"), "{}", first.words());
+    }
+    let status = cluster.shell(1, &format!("{LODEN} status --run-dir {}", cluster.file("run").display()));
+    assert!(status.contains("from memory, the store has not answered yet"), "{status}");
+
+    let etcd = start_etcd(&cluster);
+    await_until("the store's word", || first.said("the store has confirmed what we remembered"));
+    assert_eq!(etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/"), values);
+    ping(&cluster, 1, 2, false);
+
+    // While it is away its subnet is given to another: it starts anew, with another one.
+    first.end(Signal::SIGTERM);
+    let own = keys.iter().find(|key| values.contains(&format!("{key}\n{{\"PublicIP\":\"198.18.0.1\"")));
+    let own = own.expect("its key").clone();
+    etcdctl(
+        &cluster,
+        &format!(
+            r#"put {own} '{{"PublicIP":"198.18.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}}}'"#
+        ),
+    );
+    first = start(&cluster, 1);
+    await_until("another subnet", || first.said("the store gave us another subnet: starting anew"));
+    await_until("a lease", || subnets(&cluster).len() == 3);
+    await_until("its peers", || first.words().matches("ready lease=").count() == 2);
+    cluster.await_routes(1, 2);
+
+    // And another configuration: the device of the first goes.
+    first.end(Signal::SIGKILL);
+    etcdctl(
+        &cluster,
+        &format!("put /coreos.com/network/config '{}'", VXLAN.replace("vxlan\"", "vxlan\",\"VNI\":7")),
+    );
+    first = start(&cluster, 1);
+    await_until("the other device", || cluster.shell(1, "ip -o link").contains("flannel.7"));
+    await_until("the end of the first", || !cluster.shell(1, "ip -o link").contains("flannel.1:"));
+    assert!(first.said("the network configuration is not what it was"), "{}", first.words());
+    drop(etcd);
+}
+
+const LODEN: &str = env!("CARGO_BIN_EXE_loden");
+
+/// The file by which a host's daemon remembers.
+fn state(cluster: &Cluster, number: usize) -> String {
+    let files = std::fs::read_dir(cluster.file("run")).into_iter().flatten().flatten();
+    let texts = files.filter(|file| file.path().extension().is_some_and(|end| end == "json"));
+    let mut texts = texts.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let own = format!("host{number}.env");
+    texts.find(|text| text.contains(&own)).unwrap_or_default()
 }
 
 fn start(cluster: &Cluster, number: usize) -> Daemon {

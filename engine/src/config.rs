@@ -1,9 +1,10 @@
 //! What an engine is started with.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use path::Format;
+use path::{Fib, Format};
 use wire::addr::Mtu;
 
 /// How the engine as a whole runs.
@@ -108,12 +109,19 @@ pub struct TunnelConfig {
     /// The source address of what is sent, from a fan of ports; `None` sends from the listening socket, with
     /// its port as source.
     pub send_from: Option<IpAddr>,
-    /// How packets are framed.
-    pub format: Format,
+    /// The first table, used from the first packet on. It also says how packets are framed.
+    pub table: Arc<Fib>,
     /// MTU of the TUN device.
     pub mtu: Mtu,
     /// Source ports, which all workers share.
     pub fan: u16,
+}
+
+impl TunnelConfig {
+    /// How packets are framed.
+    pub fn format(&self) -> Format {
+        *self.table.format()
+    }
 }
 
 #[cfg(test)]

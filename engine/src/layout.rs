@@ -28,6 +28,7 @@ pub(crate) fn workers(config: &Config) -> usize {
 pub(crate) struct Opened {
     pub(crate) queues: Vec<tun::Queue>,
     pub(crate) ports: Vec<Port>,
+    pub(crate) keeper: tun::Keeper,
     pub(crate) chosen: Chosen,
 }
 
@@ -35,7 +36,7 @@ impl Opened {
     /// Sockets first: a port that is taken is the likelier failure, and leaves no trace on the host.
     pub(crate) fn open(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Opened, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
-        let mut ports = match tunnel.format {
+        let mut ports = match tunnel.format() {
             Format::Vxlan(_) | Format::Udp => udp_ports(config, tunnel, workers)?,
             Format::Ipip(_) => Vec::new(),
         };
@@ -47,7 +48,7 @@ impl Opened {
         })?;
         let mut notes = tun.notes.clone();
         ports.truncate(tun.queues.len());
-        if let Format::Ipip(ipip) = tunnel.format {
+        if let Format::Ipip(ipip) = tunnel.format() {
             // Each of these has a share that nobody else takes, so there must be just as many as queues.
             ports = raw_ports(config, ipip, tun.queues.len())?;
         }
@@ -61,7 +62,7 @@ impl Opened {
         features.multiqueue = tun.queues.len() > 1;
         let source_ports = ports.first().map(Port::source_ports).unwrap_or_default();
         let chosen = Chosen { device: tun.name, workers: tun.queues.len(), source_ports, features, notes };
-        Ok(Opened { queues: tun.queues, ports, chosen })
+        Ok(Opened { queues: tun.queues, ports, keeper: tun.keeper, chosen })
     }
 }
 

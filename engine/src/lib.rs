@@ -63,6 +63,9 @@ struct Handle {
     device: String,
     publisher: Publisher<Fib>,
     pages: Vec<Arc<Page>>,
+    persist: bool,
+    /// `None` once the engine has stopped.
+    keeper: Mutex<Option<io::tun::Keeper>>,
     chosen: Chosen,
 }
 
@@ -82,8 +85,8 @@ pub struct Chosen {
 }
 
 impl Engine {
-    /// Opens the devices and sockets of all tunnels and starts the workers, with empty tables. The devices
-    /// are down and have no address. On an error nothing stays open.
+    /// Opens the devices and sockets of all tunnels and starts the workers. A new device is down and has no
+    /// address; one that an earlier run has left forwards at once. On an error nothing stays open.
     pub fn start(config: &Config, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
         let mut opened = Vec::new();
         // A host that needs no tunnel needs no worker.
@@ -99,7 +102,7 @@ impl Engine {
         let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         let mut handles = Vec::new();
         for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
-            let (publisher, readers) = snapshot::channel(Arc::new(Fib::empty(tunnel.format)), workers);
+            let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
             let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
             one.chosen.workers = workers;
             let ports = one.queues.into_iter().zip(one.ports).zip(readers).enumerate();
@@ -113,7 +116,14 @@ impl Engine {
                 };
                 share.push((Tunnel::new(queue, port, parts), Arc::clone(&pages[worker])));
             }
-            handles.push(Handle { device: one.chosen.device.clone(), publisher, pages, chosen: one.chosen });
+            handles.push(Handle {
+                device: one.chosen.device.clone(),
+                publisher,
+                pages,
+                persist: tunnel.persist,
+                keeper: Mutex::new(Some(one.keeper)),
+                chosen: one.chosen,
+            });
         }
         let mut engine = Engine { threads: Vec::new(), stop, tunnels: handles, notices };
         let cores = layout::cores();
@@ -164,6 +174,16 @@ impl Engine {
         self.tunnels.iter().map(|tunnel| &tunnel.chosen)
     }
 
+    /// Makes those devices outlive this engine that were opened to do so. Until then an engine that ends takes new
+    /// devices with it.
+    pub fn keep_devices(&self) -> Result<(), Error> {
+        for tunnel in &self.tunnels {
+            let keeper = tunnel.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            keeper.as_ref().filter(|_| tunnel.persist).map_or(Ok(()), io::tun::Keeper::keep)?;
+        }
+        Ok(())
+    }
+
     /// All counters as they are now. Never stops a worker.
     pub fn status(&self) -> Status {
         let tunnels = self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages)).collect();
@@ -187,6 +207,9 @@ impl Engine {
                 // A worker that panicked has nothing left to close.
                 let _ = thread.join();
             }
+        }
+        for tunnel in &self.tunnels {
+            tunnel.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
 }

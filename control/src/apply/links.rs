@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
-use crate::netlink::{NetlinkError, own_address};
+use crate::netlink::{NetlinkError, find_link, own_address};
 use crate::plan::Link;
 
 /// Packets the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and drops when it
@@ -65,7 +65,7 @@ pub enum Change {
 /// The device of this name, or `None` if there is none.
 pub async fn observe(netlink: &Handle, device: &str) -> Result<Option<Observed>, NetlinkError> {
     let what = || format!("look at {device}");
-    let Some(message) = find(netlink, device).await? else { return Ok(None) };
+    let Some(message) = find_link(netlink, device).await? else { return Ok(None) };
     let index = message.header.index;
     let addresses: Vec<AddressMessage> = netlink
         .address()
@@ -123,22 +123,12 @@ pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), Net
 
 /// The kernel's number for the device of this name, if there is one.
 pub async fn index(netlink: &Handle, device: &str) -> Result<Option<u32>, NetlinkError> {
-    Ok(find(netlink, device).await?.map(|message| message.header.index))
+    Ok(find_link(netlink, device).await?.map(|message| message.header.index))
 }
 
 /// What the kernel would say to `what` about a device that is not there.
 pub fn gone(what: String) -> NetlinkError {
     NetlinkError::Refused { what, source: io::Error::from_raw_os_error(nix::libc::ENODEV) }
-}
-
-async fn find(netlink: &Handle, device: &str) -> Result<Option<LinkMessage>, NetlinkError> {
-    match netlink.link().get().match_name(device.to_owned()).execute().try_next().await {
-        Ok(found) => Ok(found),
-        Err(error) => {
-            let error = NetlinkError::from_rtnetlink(format!("look at {device}"), error);
-            if error.errno() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error) }
-        }
-    }
 }
 
 fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage]) -> Observed {

@@ -28,9 +28,12 @@ use crate::plan::{Direct, Plan, Route, Tunnel};
 /// Why the host could not be brought to the plan.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The tunnel device is gone. Only a restart makes a new one.
-    #[error("the device {0} has disappeared; somebody removed it, and only a restart brings it back")]
+    /// The tunnel device is gone. Only the engine makes a new one.
+    #[error("the device {0} has disappeared; somebody has removed it")]
     DeviceGone(String),
+    /// A removed device could not be made anew.
+    #[error("{0}")]
+    Closed(String),
     /// The kernel refused something without which nothing works.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -122,6 +122,13 @@ impl Board {
         state.renewed = Some(unix_now());
     }
 
+    /// Our own lease as the run before has left it; the store has not confirmed it yet.
+    pub fn set_remembered(&self, own: &Lease) {
+        let mut state = self.state();
+        state.own = Some(own.clone());
+        state.renewed = None;
+    }
+
     /// How the host should look.
     pub fn set_plan(&self, plan: &Arc<Plan>) {
         self.state().plan = Some(Arc::clone(plan));

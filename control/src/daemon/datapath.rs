@@ -1,18 +1,26 @@
 //! Starts the engine with what the command line allows and the self-test has seen working.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::selftest::{self, Outcome};
 use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
+use path::Fib;
 
+use crate::apply::engine as tables;
 use crate::options::RunOptions;
-use crate::plan::{Outline, TunnelOutline};
+use crate::plan::{Outline, Tunnel, TunnelOutline};
 
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
 
-/// Opens devices and sockets and starts the workers, with empty tables. The devices are down.
-pub(super) fn start(options: &RunOptions, outline: &Outline) -> Result<Engine, engine::Error> {
+/// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
+/// planned yet. New devices are down.
+pub(super) fn start(
+    options: &RunOptions,
+    outline: &Outline,
+    planned: &[Tunnel],
+) -> Result<Engine, engine::Error> {
     let wanted = wanted(&options.without);
     let switches = if outline.tunnels.is_empty() { wanted } else { tested(wanted) };
     let config = engine::Config {
@@ -24,10 +32,22 @@ pub(super) fn start(options: &RunOptions, outline: &Outline) -> Result<Engine, e
         }),
         switches,
     };
-    let tunnels: Vec<TunnelConfig> = outline.tunnels.iter().map(tunnel).collect();
+    let tunnels: Vec<TunnelConfig> = outline
+        .tunnels
+        .iter()
+        .enumerate()
+        .map(|(index, outline)| tunnel(outline, planned.get(index)))
+        .collect();
     let engine = Engine::start(&config, &tunnels)?;
     engine.chosen().for_each(tell);
     Ok(engine)
+}
+
+/// Lets the devices stay when this process ends.
+pub(super) fn keep(engine: &Engine) {
+    if let Err(error) = engine.keep_devices() {
+        tracing::warn!(%error, "the devices will go with this process, and routes with them");
+    }
 }
 
 fn wanted(without: &[String]) -> Switches {
@@ -63,13 +83,16 @@ fn tested(wanted: Switches) -> Switches {
     report.choose(wanted)
 }
 
-fn tunnel(outline: &TunnelOutline) -> TunnelConfig {
+fn tunnel(outline: &TunnelOutline, planned: Option<&Tunnel>) -> TunnelConfig {
+    // Peers that make no table are reported when the plan is applied.
+    let table = planned.and_then(|tunnel| tables::build(tunnel).ok());
     TunnelConfig {
         device: outline.device.clone(),
-        persist: false,
+        // A restart finds it with its routes, and packets wait in it instead of being refused.
+        persist: true,
         listen: outline.listen,
         send_from: outline.send_from,
-        format: outline.format,
+        table: Arc::new(table.unwrap_or_else(|| Fib::empty(outline.format))),
         mtu: outline.mtu,
         fan: FAN,
     }

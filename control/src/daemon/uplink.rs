@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use model::lease::Lease;
 use rtnetlink::Handle;
 
-use super::{DaemonError, Node, datapath, underlay_wish, unix_now};
+use super::asking::Answer;
+use super::{DaemonError, Node, datapath, underlay_wish};
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Outline};
 use crate::store::StoreError;
@@ -21,6 +23,8 @@ use crate::underlay::{self, Underlay};
 pub(super) struct Uplink {
     /// The tunnels that could not be opened the last time.
     closed: bool,
+    /// Why the store does not have our attributes as they are now.
+    unpublished: Option<String>,
     /// What could not be done, as said already.
     said: BTreeSet<String>,
 }
@@ -47,9 +51,7 @@ impl Node {
             Ok(_) => {}
             Err(problem) => _ = problems.insert(problem),
         }
-        if let Err(problem) = self.republish().await {
-            problems.insert(problem);
-        }
+        problems.extend(self.republish());
         for problem in problems.difference(&self.uplink.said) {
             tracing::warn!("{problem}; it is tried again and again");
         }
@@ -73,13 +75,16 @@ impl Node {
     }
 
     /// Closes the tunnels and opens them as outlined.
-    async fn reopen(&mut self, outline: &Outline, options: &RunOptions) -> Result<(), String> {
+    pub(super) async fn reopen(&mut self, outline: &Outline, options: &RunOptions) -> Result<(), String> {
         let engine = Arc::clone(&self.engine);
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
         self.uplink.closed = true;
-        let engine = datapath::start(options, outline)
-            .map_err(|error| format!("cannot open the tunnels for the changed uplink: {error}"))?;
+        let planned = plan::plan(&self.context, &self.own, self.ledger.peers());
+        let tunnels = planned.map(|plan| plan.tunnels).unwrap_or_default();
+        let engine = datapath::start(options, outline, &tunnels)
+            .map_err(|error| format!("cannot open the tunnels anew: {error}"))?;
+        datapath::keep(&engine);
         self.uplink.closed = false;
         self.engine = Arc::new(engine);
         self.board.set_engine(&self.engine);
@@ -87,26 +92,36 @@ impl Node {
         Ok(())
     }
 
-    /// Brings the stored attributes of our lease up to date.
-    async fn republish(&mut self) -> Result<(), String> {
-        let attrs = plan::outline(&self.context).map_err(|error| error.to_string())?.attrs;
+    /// Brings the stored attributes of our lease up to date, unless a request is under way; says what has kept it
+    /// from that.
+    fn republish(&mut self) -> Option<String> {
+        let attrs = match plan::outline(&self.context) {
+            Ok(outline) => outline.attrs,
+            Err(error) => return Some(error.to_string()),
+        };
         if attrs == self.own.attrs {
-            return Ok(());
+            self.uplink.unpublished = None;
+        } else if self.asking.is_idle() {
+            let (store, own, wanted) = (self.store.clone(), self.own.clone(), attrs.clone());
+            self.asking.ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
         }
-        match self.store.update(&self.own, &attrs).await {
+        self.uplink.unpublished.clone()
+    }
+
+    /// Takes in what publishing came to.
+    pub(super) fn take_published(&mut self, result: Result<Lease, StoreError>) {
+        self.uplink.unpublished = match result {
             Ok(lease) => {
                 tracing::info!(lease = %lease.key, attrs = lease.attrs.to_json(), "published what has changed");
-                self.former = Some(std::mem::replace(&mut self.own, lease).attrs);
-                self.renewal.handle_renewed(&self.own, unix_now());
-                self.board.set_own(&self.own);
-                Ok(())
+                self.keep(lease);
+                None
             }
             Err(StoreError::Lost { why, .. }) => {
                 self.renewal.handle_lost();
-                Err(format!("our lease {} is no longer ours: {why}", self.own.key))
+                Some(format!("our lease {} is no longer ours: {why}", self.own.key))
             }
-            Err(error) => Err(format!("cannot publish the changed uplink: {error}")),
-        }
+            Err(error) => Some(format!("cannot publish the changed uplink: {error}")),
+        };
     }
 }
 

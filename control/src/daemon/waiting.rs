@@ -8,23 +8,26 @@ use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::{self, NetConfig};
 use tokio::time::sleep;
 
-use super::{DaemonError, acquire};
+use super::DaemonError;
 use crate::options::RunOptions;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Wish};
 
 /// How often to try again, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The configuration from the store, after putting the one from the command line there.
-pub(super) async fn network_config(store: &Store, options: &RunOptions) -> Result<NetConfig, DaemonError> {
+/// The configuration from the store with its text, after putting the one from the command line there.
+pub(super) async fn network_config(
+    store: &Store,
+    options: &RunOptions,
+) -> Result<(String, NetConfig), DaemonError> {
     let given = given_config(options)?;
     // A broken one must not reach the other nodes.
     given.as_deref().map(net_config::parse).transpose()?;
     let mut patience = Patience::default();
-    let (config, warnings) = loop {
+    let (text, config, warnings) = loop {
         match stored_config(store, given.as_deref()).await {
             Ok(Some(text)) => match net_config::parse(&text) {
-                Ok(parsed) => break parsed,
+                Ok((config, warnings)) => break (text, config, warnings),
                 // In a cluster somebody else wrote it and can mend it.
                 Err(error) if matches!(store, Store::Etcd(_)) => patience.wait(&error).await,
                 Err(error) => return Err(error.into()),
@@ -37,7 +40,7 @@ pub(super) async fn network_config(store: &Store, options: &RunOptions) -> Resul
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    Ok(config)
+    Ok((text, config))
 }
 
 /// Our lease.
@@ -49,7 +52,7 @@ pub(super) async fn first_lease(
 ) -> Result<Lease, StoreError> {
     let mut patience = Patience::default();
     loop {
-        match acquire(store, config, attrs.clone(), previous).await {
+        match store.acquire(&Wish { config, attrs: attrs.clone(), previous }).await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
             outcome => return outcome,
         }
@@ -72,7 +75,8 @@ async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<Stri
     }
 }
 
-fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
+/// The one from the command line.
+pub(super) fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
     let Some(path) = &options.net_config else { return Ok(options.net_config_json.clone()) };
     let read = std::fs::read_to_string(path);
     read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })

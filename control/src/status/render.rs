@@ -21,12 +21,15 @@ fn at(document: &Document, now: u64) -> String {
     let up = span(now.saturating_sub(document.started));
     row(&mut out, "instance", &format!("{instance}: {phase} for {up}, process {pid}, loden {version}"));
     if let Some(lease) = &document.lease {
-        let renewed = lease.renewed.map_or(0, |renewed| now.saturating_sub(renewed));
+        let written = match lease.renewed {
+            Some(renewed) => format!("written {} ago", span(now.saturating_sub(renewed))),
+            None => "from memory, the store has not answered yet".to_owned(),
+        };
         let end = match lease.expires {
             Some(expires) => format!("ends in {}", span(expires.saturating_sub(now))),
             None => "a reservation".to_owned(),
         };
-        row(&mut out, "lease", &format!("{}, written {} ago, {end}", lease.key, span(renewed)));
+        row(&mut out, "lease", &format!("{}, {written}, {end}", lease.key));
     }
     if let Some(underlay) = &document.underlay {
         let public = underlay.public.join(", ");

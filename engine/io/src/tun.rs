@@ -56,7 +56,9 @@ pub struct Config {
     pub queues: usize,
     /// What to ask for.
     pub offloads: Offloads,
-    /// Whether the device outlives us. A persistent device left by an earlier run is taken over.
+    /// Whether the device is to outlive us, once [`Keeper::keep`] was called. A persistent device left by an
+    /// earlier run is taken over, with its addresses and routes, or made anew where it has one queue and is to have
+    /// several, or the other way round.
     pub persist: bool,
 }
 
@@ -71,6 +73,14 @@ pub struct Tun {
     pub granted: Offloads,
     /// What was asked for and not granted, one sentence each.
     pub notes: Vec<String>,
+    /// Makes it outlive us.
+    pub keeper: Keeper,
+}
+
+/// A hold on a device beside its queues: the device stays in use while it lives.
+#[derive(Debug)]
+pub struct Keeper {
+    fd: OwnedFd,
 }
 
 /// One queue of a TUN device: one worker's [`Overlay`].
@@ -113,8 +123,18 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
     // packets, so a name in use must be noticed here: the kernel would not say EBUSY.
     let existed = sys::interface_flags(&config.name).is_ok();
     let attached = existed && sys::has_carrier(&config.name).unwrap_or(false);
-    let name = sys::tun_attach(first.as_fd(), &config.name, flags)
-        .map_err(|cause| explain(Error::new(doing(), cause), &config.name, existed))?;
+    let attach = || sys::tun_attach(first.as_fd(), &config.name, flags);
+    let (name, existed) = match attach() {
+        Ok(name) => (name, existed),
+        Err(cause) => {
+            // A device keeps for life whether it may have several queues.
+            let other = cause.raw_os_error() == Some(libc::EINVAL) && config.persist && existed && !attached;
+            let removed = other && remove_left(&config.name, flags ^ IFF_MULTI_QUEUE).is_ok();
+            let again = if removed { attach() } else { Err(cause) };
+            let failed = |cause| explain(Error::new(doing(), cause), &config.name, existed && !removed);
+            (again.map_err(failed)?, false)
+        }
+    };
     if existed {
         let persistent =
             sys::tun_flags(first.as_fd()).map_err(|e| Error::new(doing(), e))? & IFF_PERSIST != 0;
@@ -127,8 +147,11 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
             .advise("loden needs a TUN driver with vnet_hdr, Linux 2.6.32 or later")
     })?;
     let granted = offer(first.as_fd(), config.offloads, &name, &mut notes)?;
-    sys::tun_set_persist(first.as_fd(), config.persist)
-        .map_err(|cause| Error::new(format!("setting whether {name} outlives this process"), cause))?;
+    if !config.persist {
+        sys::tun_set_persist(first.as_fd(), false).map_err(|cause| persistence(&name, cause))?;
+    }
+    let fd = first.try_clone().map_err(|cause| Error::new(format!("holding {name}"), cause))?;
+    let keeper = Keeper { fd };
 
     let mut queues = vec![Queue::new(first)];
     while multi_queue && queues.len() < wanted {
@@ -141,7 +164,25 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
             }
         }
     }
-    Ok(Tun { name, queues, granted, notes })
+    Ok(Tun { name, queues, granted, notes, keeper })
+}
+
+/// Removes a persistent device with these flags that an earlier run has left and nobody has open.
+fn remove_left(name: &str, flags: c_int) -> io::Result<()> {
+    let node = sys::open_device(sys::TUN_PATH)?;
+    sys::tun_attach(node.as_fd(), name, flags)?;
+    if sys::tun_flags(node.as_fd())? & IFF_PERSIST == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // It goes when `node` is closed.
+    sys::tun_set_persist(node.as_fd(), false)
+}
+
+impl Keeper {
+    /// From now on the device stays when all its queues are closed.
+    pub fn keep(&self) -> Result<(), Error> {
+        sys::tun_set_persist(self.fd.as_fd(), true).map_err(|cause| persistence("the TUN device", cause))
+    }
 }
 
 impl Queue {
@@ -320,6 +361,10 @@ fn explain(error: Error, name: &str, existed: bool) -> Error {
         }
         _ => error,
     }
+}
+
+fn persistence(name: &str, cause: io::Error) -> Error {
+    Error::new(format!("setting whether {name} outlives this process"), cause)
 }
 
 fn taken(error: Error) -> Error {

@@ -206,7 +206,11 @@ fn a_name_in_use_is_refused_whatever_uses_it() {
 fn a_persistent_device_is_taken_over_when_nobody_has_it() {
     scratch::run(|| {
         let persistent = Config { persist: true, ..config("io-stay", 2) };
+        // Not before it is asked to: a start that fails half-way leaves nothing.
+        drop(open(&persistent).unwrap());
+        assert!(sys::interface_flags("io-stay").is_err());
         let first = up(&persistent);
+        first.keeper.keep().unwrap();
         assert_eq!(open(&persistent).unwrap_err().cause.raw_os_error(), Some(libc::EBUSY));
         drop(first);
         assert!(sys::interface_flags("io-stay").is_ok());
@@ -214,6 +218,27 @@ fn a_persistent_device_is_taken_over_when_nobody_has_it() {
         drop(open(&config("io-stay", 2)).unwrap());
         let gone = sys::interface_flags("io-stay").unwrap_err();
         assert_eq!(gone.raw_os_error(), Some(libc::ENODEV));
+    });
+}
+
+#[test]
+fn a_persistent_device_with_the_wrong_number_of_queues_is_made_anew() {
+    scratch::run(|| {
+        for (before, after) in [(1, 2), (2, 1)] {
+            let queues = |queues| Config { persist: true, ..config("io-count", queues) };
+            up(&queues(before)).keeper.keep().unwrap();
+            assert_eq!(open(&queues(after)).unwrap().queues.len(), after);
+            // One that is in use, or that is no TUN, stays.
+            let held = open(&queues(after)).unwrap();
+            held.keeper.keep().unwrap();
+            assert!(open(&queues(before)).is_err());
+            drop(held);
+            drop(open(&config("io-count", after)).unwrap());
+        }
+        if scratch::tool("ip link add io-count type bridge") {
+            assert!(open(&Config { persist: true, ..config("io-count", 2) }).is_err());
+            assert!(sys::interface_flags("io-count").is_ok());
+        }
     });
 }
 

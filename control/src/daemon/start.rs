@@ -1,0 +1,224 @@
+//! How a node comes up.
+//!
+//! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An error on
+//! the way ends the process; what it leaves is the devices, and the next start takes them and the lease back.
+//!
+//! From memory, where a run before has left what is needed: the same with its configuration and leases, and the
+//! tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if it says
+//! something else, the node starts anew from the store.
+
+use std::sync::Arc;
+
+use engine::Engine;
+use model::lease::{Lease, SubnetKey};
+use model::net_config::NetConfig;
+use model::subnet_env::Recorded;
+use rtnetlink::Handle;
+
+use super::asking::Asking;
+use super::memory::{Memory, Past};
+use super::surface::Surface;
+use super::told::Told;
+use super::uplink::Uplink;
+use super::{DaemonError, Node, choose_underlay, datapath, room, rules, startup, unix_now, waiting, ways};
+use crate::apply::{Applier, subnet_file};
+use crate::board::{Board, Phase};
+use crate::host;
+use crate::lease::Event;
+use crate::lease::ledger::Ledger;
+use crate::lease::renewal::Renewal;
+use crate::netlink;
+use crate::options::RunOptions;
+use crate::plan::{self, Context, Identity, Outline};
+use crate::store::{Store, Watch};
+use crate::underlay::reach::Reach;
+
+/// Where a node may start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// What the run before has written down, or the store.
+    Memory,
+    /// The store alone.
+    Store,
+}
+
+/// What both ways begin with.
+struct Beginning<'a> {
+    options: &'a RunOptions,
+    surface: &'a Surface,
+    /// What `subnet.env` said before it was written anew: what the run before has left.
+    recorded: Option<Recorded>,
+    netlink: Handle,
+    store: Store,
+    memory: Memory,
+}
+
+/// A datapath with the lease and the peers it is for.
+struct Standing {
+    context: Context,
+    engine: Arc<Engine>,
+    own: Lease,
+    ledger: Ledger,
+    watch: Watch,
+    /// The store has given us this lease, in this run.
+    confirmed: bool,
+}
+
+impl Node {
+    /// Brings a node up.
+    pub(super) async fn start(
+        options: &RunOptions,
+        surface: &Surface,
+        from: Origin,
+    ) -> Result<Node, DaemonError> {
+        options.renew_margin()?;
+        let store = match options.store_spec() {
+            "etcd" => Store::etcd(options.etcd.config())?,
+            spec => Store::open(spec).await?,
+        };
+        let mut beginning = Beginning {
+            options,
+            surface,
+            recorded: subnet_file::previous(&options.subnet_file),
+            netlink: netlink::connect()?,
+            store,
+            memory: Memory::open(surface.state_file(), options),
+        };
+        let past = match from {
+            Origin::Memory => beginning.memory.past(options, unix_now()),
+            Origin::Store => None,
+        };
+        if let Some(past) = past {
+            match beginning.resume(past).await {
+                Ok(Some(standing)) => return beginning.finish(standing).await,
+                Ok(None) => {}
+                Err(error) => tracing::warn!("cannot start from memory, asking the store: {error}"),
+            }
+        }
+        let standing = beginning.join().await?;
+        beginning.finish(standing).await
+    }
+}
+
+impl Beginning<'_> {
+    /// `None` where the host is not what it was, or where the kernel forwards without us.
+    async fn resume(&mut self, past: Past) -> Result<Option<Standing>, DaemonError> {
+        let Past { config, own, peers } = past;
+        let mut context = self.context(config).await?;
+        let outline = self.outline(&context).await?;
+        let (then, now) = (&own.attrs, &outline.attrs);
+        let same_node = then.public_ip == now.public_ip && then.public_ipv6 == now.public_ipv6;
+        if outline.tunnels.is_empty() || !same_node {
+            return Ok(None);
+        }
+        let mut ledger = Ledger::new(Some(own.key));
+        ledger.handle(Event::Snapshot(peers));
+        ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
+        let planned = plan::plan(&context, &own, ledger.peers())?;
+        let engine = Arc::new(datapath::start(self.options, &outline, &planned.tunnels)?);
+        tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
+        let board = &self.surface.board;
+        board.set_engine(&engine);
+        board.set_remembered(&own);
+        let watch = self.store.watch().await?;
+        Ok(Some(Standing { context, engine, own, ledger, watch, confirmed: false }))
+    }
+
+    async fn join(&mut self) -> Result<Standing, DaemonError> {
+        let (text, config) = waiting::network_config(&self.store, self.options).await?;
+        self.memory.set_config(text);
+        let mut context = self.context(config).await?;
+        let outline = self.outline(&context).await?;
+        let engine = Arc::new(datapath::start(self.options, &outline, &[])?);
+        let board = &self.surface.board;
+        board.set_engine(&engine);
+        let previous = previous(self.recorded.as_ref());
+        let first = waiting::first_lease(&self.store, &context.config, outline.attrs, previous);
+        let own = board.timed("acquire", first).await?;
+        board.set_own(&own);
+        startup::after(&context.config, &own).await?;
+        let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key)));
+        ledger.handle(watch.next().await);
+        ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
+        Ok(Standing { context, engine, own, ledger, watch, confirmed: true })
+    }
+
+    /// What the plan depends on, besides leases.
+    async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
+        rules::check(self.options, &config)?;
+        let underlay = choose_underlay(&self.netlink, self.options, &config).await?;
+        self.surface.board.set_underlay(&underlay);
+        let extension_data = startup::before(&config).await?;
+        let found = room::look(&self.netlink, &config).await?;
+        let identity = self.memory.identity(&found, || Identity::from_random(rand::random()));
+        let ip_masq = self.options.traffic.ip_masq;
+        Ok(Context { config, underlay, identity, ip_masq, extension_data, reach: Reach::new() })
+    }
+
+    /// The tunnels to open, with the place for them made free.
+    async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
+        let outline = plan::outline(context)?;
+        outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        room::make(&self.netlink, &outline, self.memory.devices()).await?;
+        Ok(outline)
+    }
+
+    /// From a datapath to a node that is ready.
+    async fn finish(self, standing: Standing) -> Result<Node, DaemonError> {
+        let Beginning { options, surface, recorded, netlink, store, mut memory } = self;
+        let Standing { context, engine, own, ledger, watch, confirmed } = standing;
+        let board: &Arc<Board> = &surface.board;
+        let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
+        memory.promise(rules::wanted(options));
+        let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
+        let mut applier = Applier::new(netlink, options.subnet_file.clone());
+        let applied = applier.apply(&plan, &*engine).await?;
+        board.set_plan(&plan);
+        board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
+        let mut told = Told::default();
+        told.tell(&plan, &applied);
+        warn_of_gaps(&context.config);
+        tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+        datapath::keep(&engine);
+        board.set_files(surface.files(options));
+        board.set_phase(Phase::Ready);
+        memory.keep(&plan, &own, ledger.peers());
+        let mut node = Node {
+            board: Arc::clone(board),
+            memory,
+            context,
+            store,
+            engine,
+            renewal: Renewal::new(&own, options.renew_margin()?, unix_now()),
+            own,
+            confirmed,
+            asking: Asking::default(),
+            removed_meanwhile: false,
+            watch,
+            ledger,
+            plan,
+            applier,
+            rules,
+            told,
+            uplink: Uplink::default(),
+            former: None,
+        };
+        if !confirmed {
+            node.ask_to_confirm(options)?;
+        }
+        Ok(node)
+    }
+}
+
+/// What somebody else has to set for pods to be reachable.
+fn warn_of_gaps(config: &NetConfig) {
+    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
+        tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
+    }
+}
+
+/// The subnets of an earlier run, as `subnet.env` has them.
+fn previous(recorded: Option<&Recorded>) -> Option<SubnetKey> {
+    let recorded = recorded?;
+    SubnetKey::new(recorded.subnet(), recorded.ipv6_subnet())
+}
