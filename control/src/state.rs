@@ -40,12 +40,26 @@ pub struct State {
     pub subnet_file: Option<FileRecord>,
     /// Whether firewall rules were made.
     pub firewall: bool,
+    /// What the self-test has found.
+    pub tested: Option<TestRecord>,
     /// The network configuration that the rest was made for, as it stood in the store.
     pub config: Option<String>,
     /// Our own lease.
     pub own: Option<LeaseRecord>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
+}
+
+/// What a self-test has found. It holds for one boot of the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TestRecord {
+    /// The kernel's name for its boot.
+    pub boot: String,
+    /// Features that were not to be tried.
+    pub without: Vec<String>,
+    /// Features to do without, these among them.
+    pub off: Vec<String>,
 }
 
 /// A kernel route in the main table.

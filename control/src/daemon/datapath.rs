@@ -7,6 +7,7 @@ use engine::selftest::{self, Outcome};
 use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
 use path::Fib;
 
+use super::memory::Memory;
 use crate::apply::engine as tables;
 use crate::options::RunOptions;
 use crate::plan::{Outline, Tunnel, TunnelOutline};
@@ -20,9 +21,8 @@ pub(super) fn start(
     options: &RunOptions,
     outline: &Outline,
     planned: &[Tunnel],
+    switches: Switches,
 ) -> Result<Engine, engine::Error> {
-    let wanted = wanted(&options.without);
-    let switches = if outline.tunnels.is_empty() { wanted } else { tested(wanted) };
     let config = engine::Config {
         workers: options.workers.map_or(0, usize::from),
         pin: options.pin,
@@ -50,10 +50,27 @@ pub(super) fn keep(engine: &Engine) {
     }
 }
 
-fn wanted(without: &[String]) -> Switches {
+/// What may be used of the kernel's help: what the command line allows and the self-test has seen working. The test
+/// takes a good part of a start and means the same until the next boot, so a restart remembers it.
+pub(super) fn switches(options: &RunOptions, outline: &Outline, memory: &mut Memory) -> Switches {
+    let wanted = without(&options.without);
+    if outline.tunnels.is_empty() {
+        return wanted;
+    }
+    if let Some(off) = memory.tested(&options.without) {
+        return without(off);
+    }
+    let switches = tested(wanted);
+    let off = switches.named().into_iter().filter(|(_, on)| !on).map(|(name, _)| name.to_owned());
+    memory.set_tested(&options.without, off.collect());
+    switches
+}
+
+/// All features but these.
+fn without(names: &[String]) -> Switches {
     let mut switches = Switches::default();
-    for name in without {
-        // The command line has let only known names through.
+    for name in names {
+        // The command line has let only known names through, and an unknown one in the memory means nothing.
         let _ = switches.switch_off(name);
     }
     switches

@@ -12,7 +12,7 @@ use super::waiting;
 use crate::lease::ledger::LeaseSet;
 use crate::options::RunOptions;
 use crate::plan::{Identity, Plan};
-use crate::state::{State, StateFile};
+use crate::state::{State, StateFile, TestRecord};
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -64,6 +64,17 @@ impl Memory {
         good.then(|| Past { config, own, peers: self.state.peers() })
     }
 
+    /// The features to do without beside those in `without`, where the self-test was made in this boot already.
+    pub(super) fn tested(&self, without: &[String]) -> Option<&[String]> {
+        let tested = self.state.tested.as_ref()?;
+        (tested.without == without && Some(&tested.boot) == boot().as_ref()).then_some(&tested.off)
+    }
+
+    /// Takes over what the self-test has found.
+    pub(super) fn set_tested(&mut self, without: &[String], off: Vec<String>) {
+        self.state.tested = boot().map(|boot| TestRecord { boot, without: without.to_vec(), off });
+    }
+
     /// TUN devices that the run before has made.
     pub(super) fn devices(&self) -> &[String] {
         &self.state.devices
@@ -96,6 +107,89 @@ impl Memory {
             .is_none_or(|(before, when)| when.elapsed() >= PAUSE && !Arc::ptr_eq(before, plan));
         if due {
             self.keep(plan, own, peers);
+        }
+    }
+}
+
+/// The kernel's name for the boot that is running (proc_sys_kernel(5)).
+fn boot() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::options::{Command, Options};
+    use crate::state::LeaseRecord;
+
+    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    const NOW: u64 = 1_000_000;
+
+    #[test]
+    fn the_past_is_gone_on_with_only_where_it_is_still_good() {
+        let own = |key: &str, expires| LeaseRecord {
+            key: key.into(),
+            value: r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#.into(),
+            expires,
+        };
+        let state = |config: Option<&str>, own| State {
+            version: 1,
+            config: config.map(str::to_owned),
+            own: Some(own),
+            ..State::default()
+        };
+        let good = own("10.244.3.0-24", Some(NOW + 1));
+        let reserved = own("10.244.3.0-24", None);
+        let cases = [
+            ("all is well", state(Some(CONFIG), good.clone()), vec![], true),
+            ("a reservation has no end", state(Some(CONFIG), reserved), vec![], true),
+            (
+                "the same given anew",
+                state(Some(CONFIG), good.clone()),
+                vec!["--net-config-json", CONFIG],
+                true,
+            ),
+            ("another given", state(Some(CONFIG), good.clone()), vec!["--net-config-json", "{}"], false),
+            (
+                "one that is not there",
+                state(Some(CONFIG), good.clone()),
+                vec!["--net-config", "/nowhere"],
+                false,
+            ),
+            ("no configuration", state(None, good.clone()), vec![], false),
+            ("a broken configuration", state(Some("{"), good), vec![], false),
+            ("run out", state(Some(CONFIG), own("10.244.3.0-24", Some(NOW))), vec![], false),
+            ("no lease", state(Some(CONFIG), own("nonsense", None)), vec![], false),
+            ("nothing", State::default(), vec![], false),
+        ];
+        for (what, state, more, expected) in cases {
+            let options = options(&more);
+            let memory =
+                Memory { state, subnet_file: PathBuf::new(), written: None, file: StateFile::new(None) };
+            assert_eq!(memory.past(&options, NOW).is_some(), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_self_test_holds_for_its_boot_and_its_question() {
+        let mut memory = Memory::open(StateFile::new(None), &options(&[]));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(memory.tested(&[]), None);
+        memory.set_tested(&names(&["tso"]), names(&["tso", "uso"]));
+        assert_eq!(memory.tested(&names(&["tso"])), Some(&names(&["tso", "uso"])[..]));
+        assert_eq!(memory.tested(&[]), None);
+        memory.state.tested.as_mut().expect("a test").boot = "another".into();
+        assert_eq!(memory.tested(&names(&["tso"])), None);
+    }
+
+    fn options(more: &[&str]) -> RunOptions {
+        let line = ["loden", "run"].iter().chain(more);
+        match Options::try_parse_from(line).expect("options").command {
+            Command::Run(options) => *options,
+            other => panic!("{other:?}"),
         }
     }
 }

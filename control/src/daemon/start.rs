@@ -115,7 +115,8 @@ impl Beginning<'_> {
         ledger.handle(Event::Snapshot(peers));
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         let planned = plan::plan(&context, &own, ledger.peers())?;
-        let engine = Arc::new(datapath::start(self.options, &outline, &planned.tunnels)?);
+        let switches = datapath::switches(self.options, &outline, &mut self.memory);
+        let engine = Arc::new(datapath::start(self.options, &outline, &planned.tunnels, switches)?);
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.surface.board;
         board.set_engine(&engine);
@@ -129,7 +130,8 @@ impl Beginning<'_> {
         self.memory.set_config(text);
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
-        let engine = Arc::new(datapath::start(self.options, &outline, &[])?);
+        let switches = datapath::switches(self.options, &outline, &mut self.memory);
+        let engine = Arc::new(datapath::start(self.options, &outline, &[], switches)?);
         let board = &self.surface.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());

@@ -82,7 +82,8 @@ impl Node {
         self.uplink.closed = true;
         let planned = plan::plan(&self.context, &self.own, self.ledger.peers());
         let tunnels = planned.map(|plan| plan.tunnels).unwrap_or_default();
-        let engine = datapath::start(options, outline, &tunnels)
+        let switches = datapath::switches(options, outline, &mut self.memory);
+        let engine = datapath::start(options, outline, &tunnels, switches)
             .map_err(|error| format!("cannot open the tunnels anew: {error}"))?;
         datapath::keep(&engine);
         self.uplink.closed = false;
