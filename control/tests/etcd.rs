@@ -87,6 +87,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     }
     let status = cluster.shell(1, &format!("{LODEN} status --run-dir {}", cluster.file("run").display()));
     assert!(status.contains("from memory, the store has not answered yet"), "{status}");
+    assert!(status.contains("leases cannot be read since"), "{status}");
 
     let etcd = start_etcd(&cluster);
     await_until("the store's word", || first.said("the store has confirmed what we remembered"));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Board, State};
+use crate::store::Sight;
 
 /// A daemon's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -154,6 +155,8 @@ pub struct StoreDocument {
     pub name: String,
     /// Requests by kind: count, errors, milliseconds in all.
     pub calls: BTreeMap<String, [u64; 3]>,
+    /// Unix seconds since when the leases cannot be read; `None` while they can.
+    pub blind_since: Option<u64>,
 }
 
 pub(super) fn of(board: &Board, state: &State) -> Document {
@@ -211,6 +214,7 @@ pub(super) fn of(board: &Board, state: &State) -> Document {
                     ((*name).to_owned(), [calls.count, calls.errors, calls.time.as_millis() as u64])
                 })
                 .collect(),
+            blind_since: state.sight.as_ref().and_then(Sight::lost_since),
         },
     }
 }

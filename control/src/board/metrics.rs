@@ -28,7 +28,7 @@ pub(super) fn render(board: &Board, state: &State, now: u64) -> String {
     page.single("loden_ready", "gauge", "Whether all was in place once.", u64::from(state.was_ready));
     page.single("loden_start_time_seconds", "gauge", "Unix time of the start.", board.started);
     lease(&mut page, state, now);
-    store(&mut page, state);
+    store(&mut page, state, now);
     let reconcile = &state.reconcile;
     page.single(
         "loden_reconcile_runs_total",
@@ -60,7 +60,16 @@ fn lease(page: &mut Page, state: &State, now: u64) {
     }
 }
 
-fn store(page: &mut Page, state: &State) {
+fn store(page: &mut Page, state: &State, now: u64) {
+    if let Some(sight) = &state.sight {
+        let blind = sight.lost_since().map_or(0, |since| now.saturating_sub(since));
+        page.single(
+            "loden_watch_blind_seconds",
+            "gauge",
+            "Time since when the leases cannot be read; 0 while they can.",
+            blind,
+        );
+    }
     page.head("loden_store_request_duration_seconds", "summary", "Requests to the store.");
     for (operation, calls) in &state.calls {
         let labels: [(&str, &dyn Display); 1] = [("operation", operation)];

@@ -14,6 +14,7 @@ use engine::Engine;
 use model::lease::Lease;
 
 use crate::plan::Plan;
+use crate::store::Sight;
 use crate::underlay::Underlay;
 
 pub use document::{
@@ -54,6 +55,7 @@ struct State {
     files: Vec<String>,
     reconcile: Reconcile,
     calls: BTreeMap<&'static str, Calls>,
+    sight: Option<Sight>,
 }
 
 impl std::fmt::Debug for State {
@@ -127,6 +129,11 @@ impl Board {
         let mut state = self.state();
         state.own = Some(own.clone());
         state.renewed = None;
+    }
+
+    /// Whether the watch of the leases sees the store.
+    pub fn set_sight(&self, sight: &Sight) {
+        self.state().sight = Some(sight.clone());
     }
 
     /// How the host should look.

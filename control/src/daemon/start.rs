@@ -176,6 +176,7 @@ impl Beginning<'_> {
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
+        board.set_sight(watch.sight());
         board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
         let mut told = Told::default();
         told.tell(&plan, &applied);

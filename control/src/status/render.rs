@@ -48,6 +48,10 @@ fn at(document: &Document, now: u64) -> String {
         })
         .collect();
     row(&mut out, "store", &format!("{} {}", document.store.name, calls.join(", ")));
+    if let Some(since) = document.store.blind_since {
+        let blind = span(now.saturating_sub(since));
+        row(&mut out, "", &format!("leases cannot be read since {blind}: peers may have changed"));
+    }
     let reconcile = &document.reconcile;
     row(&mut out, "compared", &format!("{} times, {} changes", reconcile.runs, reconcile.changes));
     reconcile.failures.iter().for_each(|failure| row(&mut out, "failing", failure));

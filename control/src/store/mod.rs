@@ -22,6 +22,7 @@ mod error;
 pub mod etcd;
 pub mod memory;
 mod rows;
+mod sight;
 pub mod sqlite;
 mod watch;
 
@@ -33,6 +34,7 @@ pub use crate::lease::{Event, Wish};
 pub use error::StoreError;
 pub use etcd::Etcd;
 pub use memory::Memory;
+pub use sight::Sight;
 pub use sqlite::Sqlite;
 pub use watch::Watch;
 

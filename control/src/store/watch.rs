@@ -8,7 +8,7 @@ use model::lease::{Lease, SubnetKey};
 use tokio::time::Instant;
 
 use super::rows::{Contents, Row, understand};
-use super::{Event, StoreError, etcd, memory, sqlite};
+use super::{Event, Sight, StoreError, etcd, memory, sqlite};
 
 /// Longest sleep without a look. The end of a lease is a point of the wall clock, which may jump while
 /// the sleep runs on, as after a suspend.
@@ -35,6 +35,7 @@ struct Looks {
     /// The store may differ from what `differ` has seen.
     stale: bool,
     failure: Option<Failure>,
+    sight: Sight,
 }
 
 /// What a store offers to a watch: a hint that something changed, and a look at the rows.
@@ -67,11 +68,20 @@ impl Watch {
             events: VecDeque::new(),
             stale: true,
             failure: None,
+            sight: Sight::default(),
         })))
     }
 
     pub(super) fn of_events(events: etcd::Changes) -> Watch {
         Watch(Kind::Events(events))
+    }
+
+    /// Whether the store can be read.
+    pub fn sight(&self) -> &Sight {
+        match &self.0 {
+            Kind::Events(events) => events.sight(),
+            Kind::Looks(looks) => &looks.sight,
+        }
     }
 
     /// The next event, the first of all a snapshot. While the store cannot be read it warns and tries
@@ -103,6 +113,7 @@ impl Looks {
             match self.source.look(self.differ.revision).await {
                 Ok(look) => {
                     self.stale = false;
+                    self.sight.regain();
                     if self.failure.take().is_some() {
                         tracing::info!("lease store: readable again");
                     }
@@ -121,6 +132,7 @@ impl Looks {
         if self.failure.as_ref().is_none_or(|before| before.error != error) {
             tracing::warn!("watching leases: {error}");
         }
+        self.sight.lose();
         self.failure = Some(Failure { error, wait, until: Instant::now() + wait });
     }
 }

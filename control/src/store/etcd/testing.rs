@@ -1,4 +1,5 @@
-//! A real etcd for tests, on a loopback address of its own, which ends with its value.
+//! A real etcd for tests, on a loopback address of its own or in a namespace of the test's, which ends with its
+//! value.
 //!
 //! Uses the standard library and `tempfile` alone, so that tests of the binary can include it by path.
 
@@ -21,6 +22,10 @@ pub(crate) struct Server {
     address: Ipv4Addr,
     port: u16,
     security: Security,
+    /// What to put before each command, so that it runs where the server is.
+    inside: Vec<String>,
+    /// User and password for `etcdctl`.
+    user: Option<String>,
 }
 
 /// Who may talk to it.
@@ -57,12 +62,24 @@ impl Server {
         let [_, high, middle, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 64 | (high & 0x3f), middle, low);
         let port = 2379 + 10 * COUNT.fetch_add(1, Ordering::Relaxed);
+        Server::start_at_place(security, address, port, Vec::new())
+    }
+
+    /// An empty one in the network namespace of this path, where `address` is an address.
+    // Only tests of the binary use it.
+    #[allow(dead_code)]
+    pub(crate) fn start_in(security: Security, namespace: &Path, address: Ipv4Addr) -> Server {
+        let inside = vec!["nsenter".to_owned(), format!("--net={}", namespace.display())];
+        Server::start_at_place(security, address, 2379, inside)
+    }
+
+    fn start_at_place(security: Security, address: Ipv4Addr, port: u16, inside: Vec<String>) -> Server {
         // Memory where there is some: etcd syncs each write.
         let directory = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
         if security != Security::None {
             make_certificates(directory.path(), address);
         }
-        let mut server = Server { child: None, directory, address, port, security };
+        let mut server = Server { child: None, directory, address, port, security, inside, user: None };
         server.restart();
         server
     }
@@ -110,7 +127,7 @@ impl Server {
 
     /// Creates users `root` and `flannel`, each with its own name as password, and turns on authentication.
     /// `flannel` may use only the network below `prefix`.
-    pub(crate) fn enable_users(&self, prefix: &str) {
+    pub(crate) fn enable_users(&mut self, prefix: &str) {
         let config = format!("{prefix}/config");
         let subnets = format!("{prefix}/subnets");
         self.etcdctl(&["user", "add", "root:root"]);
@@ -121,6 +138,7 @@ impl Server {
         self.etcdctl(&["user", "add", "flannel:flannel"]);
         self.etcdctl(&["user", "grant-role", "flannel", "node"]);
         self.etcdctl(&["auth", "enable"]);
+        self.user = Some("root:root".to_owned());
     }
 
     fn url(&self, port: u16) -> String {
@@ -129,8 +147,9 @@ impl Server {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("etcdctl");
+        let mut command = self.program("etcdctl");
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.endpoint());
+        command.args(self.user.iter().flat_map(|user| ["--user", user.as_str()]));
         if self.security != Security::None {
             command.arg("--cacert").arg(self.file("ca.pem"));
             command.arg("--cert").arg(self.file("client.pem")).arg("--key").arg(self.file("client.key"));
@@ -138,10 +157,28 @@ impl Server {
         command
     }
 
+    /// `program` where the server is.
+    fn program(&self, program: &str) -> Command {
+        let mut words = self.inside.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().unwrap_or(program));
+        command.args(words);
+        command
+    }
+
+    fn listens(&self) -> bool {
+        if self.inside.is_empty() {
+            return TcpStream::connect(SocketAddrV4::new(self.address, self.port)).is_ok();
+        }
+        let knock = format!("</dev/tcp/{}/{}", self.address, self.port);
+        let mut command = self.program("bash");
+        command.args(["-c", &knock]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
     fn start_at(&mut self, port: u16) {
         self.kill();
         let (client, peer) = (self.url(port), format!("http://{}:{}", self.address, self.port_of_peers()));
-        let mut command = Command::new("setpriv");
+        let mut command = self.program("setpriv");
         // Also gone when the test is.
         command.args(["--pdeathsig", "KILL", "etcd", "--name", "test", "--log-level", "error"]);
         command.args(["--initial-cluster", &format!("test={peer}"), "--initial-advertise-peer-urls", &peer]);
@@ -159,7 +196,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let deadline = Instant::now() + LIMIT;
-        while TcpStream::connect(SocketAddrV4::new(self.address, port)).is_err() {
+        while !self.listens() {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             let log = || std::fs::read_to_string(self.file("log")).unwrap_or_default();
             assert!(ended.is_none() && Instant::now() < deadline, "etcd does not come up: {}", log());
@@ -189,7 +226,7 @@ fn make_certificates(directory: &Path, address: Ipv4Addr) {
     const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     for authority in ["ca", "stranger"] {
         openssl(&format!(
-            "req -x509 {KEY} -keyout {authority}.key -out {authority}.pem -subj /CN={authority} -days 2"
+            "req -x509 {KEY} -keyout {authority}.key -out {authority}.pem -subj /CN={authority} -days 30"
         ));
     }
     for (name, extension) in
@@ -198,7 +235,7 @@ fn make_certificates(directory: &Path, address: Ipv4Addr) {
         std::fs::write(directory.join("extension"), extension).unwrap();
         openssl(&format!("req {KEY} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
         openssl(&format!(
-            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile extension"
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 30 -extfile extension"
         ));
     }
 }
