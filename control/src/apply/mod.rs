@@ -6,6 +6,7 @@
 //! the very end, because it promises all the rest.
 
 pub mod commands;
+mod cover;
 pub mod engine;
 pub mod links;
 pub mod routes;

@@ -16,6 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
+use super::cover;
 use crate::netlink::NetlinkError;
 use crate::plan::{Place, Route};
 use crate::underlay::address_of;
@@ -141,6 +142,7 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
     let (put, remove): (Vec<_>, Vec<_>) =
         diff(&observed, shares).into_iter().partition(|change| matches!(change, Change::Put(..)));
     let mut outcome = Outcome::default();
+    let covered = cover::put(netlink, shares, &put).await;
     let refused = make_all(netlink, shares, put, &mut outcome).await;
     // IPv6 takes no gateway on the link of one device while a route leads to it by another (net/ipv6/route.c,
     // ip6_route_check_nh_onlink), so there the old route goes first.
@@ -148,7 +150,7 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
         refused.into_iter().partition(|(change, _)| blockers(&observed, change).next().is_some());
     let blockers = blocked.iter().flat_map(|(change, _)| blockers(&observed, change)).collect();
     let again = blocked.iter().map(|(change, _)| *change).collect();
-    for changes in [blockers, again, remove] {
+    for changes in [blockers, again, remove, cover::removals(shares, &covered)] {
         let refused = make_all(netlink, shares, changes, &mut outcome).await;
         outcome.failures.extend(refused.into_iter().map(|(_, error)| error));
     }
@@ -220,7 +222,8 @@ fn candidate(message: &RouteMessage) -> Option<(u32, Route)> {
     Some((out?, Route { to, via }))
 }
 
-fn message(index: u32, route: Route, onlink: bool) -> RouteMessage {
+/// A route by a device of this number; `onlink` takes its gateway to be on the link.
+pub(super) fn message(index: u32, route: Route, onlink: bool) -> RouteMessage {
     let mut message = match route.to {
         IpNetwork::V4(to) => {
             RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to.network(), to.prefix()).build()

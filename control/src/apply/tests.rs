@@ -131,6 +131,42 @@ fn leftovers_in_the_cluster_network_go() {
 }
 
 #[test]
+fn many_routes_come_under_a_cover_that_goes() {
+    in_namespace(async |world| {
+        let many: Vec<u8> = (2..=200).collect();
+        // Of the same network, by somebody else: the cover must neither replace it nor stay.
+        world.shell("ip link set lo up; ip route add 10.244.0.0/16 dev lo metric 50");
+        let mut monitor = std::process::Command::new("ip");
+        let monitor = monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped());
+        let mut seen = monitor.spawn().expect("ip monitor");
+        // It has to listen before there is something to hear.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let applied = world.apply(&plan(&many)).await;
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        for (device, count) in [(DEVICE, many.len()), (DEVICE_V6, many.len())] {
+            assert_eq!(world.routes(device).len(), count, "{:?}", world.routes(device));
+        }
+        assert_eq!(world.shell("ip route show 10.244.0.0/16"), "10.244.0.0/16 dev lo scope link metric 50");
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let _ = seen.kill();
+        let heard = seen.wait_with_output().expect("its words");
+        let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
+        let covers: Vec<&str> = heard.lines().filter(|line| line.contains("metric 4294967295")).collect();
+        let of = |start: &str| covers.iter().filter(|line| line.starts_with(start)).count();
+        assert_eq!((of("10.244.0.0/16"), of("Deleted 10.244.0.0/16")), (1, 1), "{covers:?}");
+        assert_eq!((of("fd00:244::/32"), of("Deleted fd00:244::/32")), (1, 1), "{covers:?}");
+        let first = |words: &str| heard.lines().position(|line| line.starts_with(words)).expect("heard");
+        assert!(first("10.244.0.0/16") < first("10.244.2.0/24"));
+        assert!(first("Deleted 10.244.0.0/16") > first("10.244.200.0/24"));
+        // A cover that a crash has left goes.
+        world.shell(&format!("ip route add 10.244.0.0/16 dev {DEVICE} scope global metric 4294967295"));
+        let applied = world.apply(&plan(&many)).await;
+        assert_eq!(applied.changes, 1, "{applied:?} {}", world.shell("ip route show 10.244.0.0/16"));
+        assert_eq!(world.routes(DEVICE).len(), many.len());
+    });
+}
+
+#[test]
 fn a_missing_device_is_said_to_be_gone() {
     in_namespace(async |world| {
         let plan = plan(&[2]);
