@@ -26,6 +26,7 @@ pub mod reply;
 pub mod space;
 pub mod template;
 pub mod verdict;
+pub mod wireguard;
 
 pub use counters::{Counters, Direction};
 pub use encap::Format;

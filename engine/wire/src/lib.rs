@@ -25,5 +25,6 @@ pub mod tcp;
 pub mod udp;
 pub mod virtio;
 pub mod vxlan;
+pub mod wireguard;
 
 pub use malformed::Malformed;

@@ -1,0 +1,215 @@
+use super::*;
+use wire::wireguard::INITIATION_LEN;
+
+const LEFT: SecretKey = SecretKey([1; 32]);
+const RIGHT: SecretKey = SecretKey([2; 32]);
+
+/// Two nodes, each with the other as its peer, and a clock.
+struct Pair {
+    left: Peer,
+    right: Peer,
+    now: Millis,
+    name: u32,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let mut left = Peer::new(0, RIGHT.public());
+        left.endpoint = Some(at(2));
+        Pair { left, right: Peer::new(0, LEFT.public()), now: 1_000, name: 100 }
+    }
+
+    fn moment(&mut self) -> Moment {
+        self.name += 1;
+        let mut stamp = [0; 12];
+        stamp[4..].copy_from_slice(&self.now.to_be_bytes());
+        Moment { now: self.now, stamp, name: self.name, jitter: 0 }
+    }
+
+    fn begin(&mut self) -> Vec<Action> {
+        let (moment, mut actions) = (self.moment(), Vec::new());
+        self.left.begin(&LEFT, &moment, &mut actions);
+        actions
+    }
+
+    fn time_out(&mut self) -> Vec<Action> {
+        let (moment, mut actions) = (self.moment(), Vec::new());
+        self.left.handle_timeout(&LEFT, &moment, &mut actions);
+        actions
+    }
+
+    /// The right side's answer to an initiation.
+    fn respond(&mut self, message: &[u8; INITIATION_LEN]) -> Option<Vec<Action>> {
+        let (moment, mut actions) = (self.moment(), Vec::new());
+        let initiation = noise::receive(&RIGHT, message).expect("authentic");
+        self.right.handle_initiation(initiation, at(1), &moment, &mut actions).then_some(actions)
+    }
+
+    /// A whole handshake that the left side begins; the names of its session.
+    fn shake(&mut self) -> (u32, u32) {
+        let first = message(&self.begin());
+        let actions = self.respond(&first).expect("taken");
+        let (Action::Send(_, second), Action::Await(awaited)) = (&actions[0], &actions[1]) else {
+            panic!("{actions:?}")
+        };
+        let mut actions = Vec::new();
+        let second = second.as_slice().try_into().unwrap();
+        assert!(self.left.handle_response(&second, at(2), self.now, &mut actions));
+        let used = actions
+            .iter()
+            .find_map(|action| if let Action::Use(session) = action { Some(session) } else { None });
+        let used = used.expect("a session");
+        assert_eq!((used.local, used.remote), (awaited.remote, awaited.local));
+        (used.local, awaited.local)
+    }
+}
+
+fn at(host: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, host], 51820))
+}
+
+fn message<const LEN: usize>(actions: &[Action]) -> [u8; LEN] {
+    let sent = actions
+        .iter()
+        .find_map(|action| if let Action::Send(_, bytes) = action { Some(bytes) } else { None });
+    sent.expect("a message").as_slice().try_into().expect("its length")
+}
+
+#[test]
+fn a_handshake_gives_both_a_session_and_the_first_record_confirms_it() {
+    let mut pair = Pair::new();
+    let (_, right) = pair.shake();
+    assert!(
+        pair.left.current().is_some() && pair.right.current().is_none(),
+        "the responder waits for a proof"
+    );
+    let mut actions = Vec::new();
+    pair.right.confirm(right + 1, &mut actions);
+    assert!(actions.is_empty());
+    pair.right.confirm(right, &mut actions);
+    assert!(matches!(&actions[..], [Action::Use(session)] if session.local == right));
+    assert_eq!(pair.right.endpoint, Some(at(1)), "where the initiation came from");
+}
+
+#[test]
+fn older_sessions_are_forgotten_one_behind() {
+    let mut pair = Pair::new();
+    let mut names = Vec::new();
+    for _ in 0..4 {
+        names.push(pair.shake());
+        pair.right.confirm(names[names.len() - 1].1, &mut Vec::new());
+        pair.now += 6_000;
+    }
+    let kept: Vec<u32> = pair.left.names().collect();
+    assert_eq!(kept, [names[3].0, names[2].0]);
+    assert_eq!(pair.right.names().collect::<Vec<_>>(), [names[3].1, names[2].1]);
+}
+
+#[test]
+fn replays_and_floods_are_ignored() {
+    let mut pair = Pair::new();
+    let first = message(&pair.begin());
+    assert!(pair.respond(&first).is_some());
+    pair.now += 1_000;
+    assert!(pair.respond(&first).is_none(), "the same timestamp");
+    pair.now += REKEY_TIMEOUT;
+    let second = message(&pair.begin());
+    assert!(pair.respond(&second).is_some());
+    pair.left.attempt = None;
+    pair.now += 1;
+    let third = message(&pair.begin());
+    assert!(pair.respond(&third).is_none(), "too soon after the one before");
+    let mut actions = Vec::new();
+    assert!(
+        !pair.right.handle_response(&[2; RESPONSE_LEN], at(9), pair.now, &mut actions),
+        "nothing was begun"
+    );
+    assert!(actions.is_empty());
+}
+
+#[test]
+fn an_unanswered_handshake_is_tried_again_and_given_up() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.begin().len(), 1);
+    assert!(pair.begin().is_empty(), "one is under way");
+    let mut sent = 1;
+    loop {
+        pair.now = pair.left.poll_timeout().expect("a timer");
+        match &pair.time_out()[..] {
+            [Action::Send(to, _)] => {
+                assert_eq!(*to, at(2));
+                sent += 1;
+            }
+            [Action::GiveUp] => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((sent, pair.now), (18, 1_000 + ATTEMPT));
+    assert_eq!((pair.left.poll_timeout(), pair.left.attempting()), (None, None));
+    // Nobody knows where the other one is.
+    pair.left.endpoint = None;
+    assert!(pair.begin().is_empty());
+}
+
+#[test]
+fn silence_after_sending_begins_a_handshake_and_an_answer_does_not() {
+    let mut pair = Pair::new();
+    pair.shake();
+    let start = pair.now;
+    assert!(pair.left.pulse.note_sent(start, true, 100));
+    pair.left.watch_answer(start);
+    pair.now = start + ANSWER_WITHIN - 1;
+    assert!(pair.time_out().is_empty());
+    pair.now += 1;
+    assert!(matches!(pair.time_out()[..], [Action::Send(..)]));
+    let mut pair = Pair::new();
+    pair.shake();
+    assert!(pair.left.pulse.note_sent(start, true, 100));
+    pair.left.watch_answer(start);
+    pair.left.pulse.note_received(start + 1, false, 32);
+    pair.now = start + ANSWER_WITHIN;
+    assert!(pair.time_out().is_empty());
+}
+
+#[test]
+fn what_was_received_is_answered_by_a_keepalive_unless_something_is_sent() {
+    let mut pair = Pair::new();
+    pair.shake();
+    let start = pair.now;
+    assert!(pair.left.pulse.note_received(start, true, 100));
+    pair.left.watch_silence(start);
+    pair.now = start + KEEPALIVE;
+    assert!(matches!(pair.time_out()[..], [Action::Keepalive]));
+    assert!(pair.left.pulse.note_received(pair.now, true, 100), "the timer rests");
+    pair.left.watch_silence(pair.now);
+    pair.left.pulse.note_sent(pair.now + 1, true, 100);
+    pair.now += KEEPALIVE;
+    assert!(pair.time_out().is_empty());
+}
+
+#[test]
+fn persistent_keepalives_come_after_quiet_only() {
+    let mut pair = Pair::new();
+    pair.left.configure(SecretKey([0; 32]), 25_000, pair.now);
+    assert!(matches!(pair.time_out()[..], [Action::Keepalive]), "the first at once");
+    pair.left.pulse.note_sent(pair.now, false, 32);
+    pair.now += 20_000;
+    pair.left.pulse.note_received(pair.now, false, 32);
+    let heard = pair.now;
+    pair.now = pair.left.poll_timeout().expect("a timer");
+    assert!(pair.time_out().is_empty());
+    pair.now = pair.left.poll_timeout().expect("a timer");
+    assert_eq!(pair.now, heard + 25_000);
+    assert!(matches!(pair.time_out()[..], [Action::Keepalive]));
+    pair.left.configure(SecretKey([0; 32]), 0, pair.now);
+    assert_eq!(pair.left.poll_timeout(), None);
+}
+
+#[test]
+fn keys_are_forgotten_when_nobody_needs_them() {
+    let mut pair = Pair::new();
+    let (left, _) = pair.shake();
+    pair.now += FORGET_AFTER;
+    assert!(matches!(pair.time_out()[..], [Action::Forget(name)] if name == left));
+    assert!(pair.left.current().is_none() && pair.left.poll_timeout().is_none());
+}

@@ -1,0 +1,72 @@
+//! mac1 and mac2 of our own handshake messages (section 5.4.4), and the cookie that mac2 needs (5.4.7).
+
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use chacha20poly1305::aead::{Aead, Payload};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+
+use super::PublicKey;
+use super::session::Millis;
+
+const MAC_LEN: usize = 16;
+/// Both of them, at the end of a message.
+pub(super) const MACS_LEN: usize = 2 * MAC_LEN;
+/// A cookie is good for so long (COOKIE_REFRESH_TIME).
+const COOKIE_GOOD_FOR: Millis = 120_000;
+
+/// What our messages to one peer are stamped with.
+#[derive(Clone)]
+pub(super) struct Stamp {
+    mac1: [u8; 32],
+    cookie_key: [u8; 32],
+    cookie: Option<([u8; MAC_LEN], Millis)>,
+    /// mac1 of the last message: a cookie reply is bound to it.
+    last: Option<[u8; MAC_LEN]>,
+}
+
+impl Stamp {
+    /// For messages to this peer.
+    pub(super) fn new(peer: &PublicKey) -> Stamp {
+        let (mac1, cookie_key) = (labelled(b"mac1----", peer), labelled(b"cookie--", peer));
+        Stamp { mac1, cookie_key, cookie: None, last: None }
+    }
+
+    /// Fills the last [`MACS_LEN`] bytes of a message.
+    pub(super) fn put(&mut self, message: &mut [u8], now: Millis) {
+        let Some(at) = message.len().checked_sub(MACS_LEN) else { return };
+        let mac1 = mac(&self.mac1, &message[..at]);
+        message[at..at + MAC_LEN].copy_from_slice(&mac1);
+        self.last = Some(mac1);
+        self.cookie = self.cookie.filter(|(_, since)| now.saturating_sub(*since) < COOKIE_GOOD_FOR);
+        let mac2 = self.cookie.map_or([0; MAC_LEN], |(cookie, _)| mac(&cookie, &message[..at + MAC_LEN]));
+        message[at + MAC_LEN..].copy_from_slice(&mac2);
+    }
+
+    /// Takes in the nonce and the sealed cookie of a reply; whether it answers our last message.
+    pub(super) fn take_cookie(&mut self, nonce: &[u8; 24], sealed: &[u8], now: Millis) -> bool {
+        let Some(last) = self.last else { return false };
+        let cipher = XChaCha20Poly1305::new(Key::from_slice(&self.cookie_key));
+        let opened = cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: sealed, aad: &last });
+        let Some(cookie) = opened.ok().and_then(|cookie| cookie.try_into().ok()) else { return false };
+        self.cookie = Some((cookie, now));
+        self.last = None;
+        true
+    }
+}
+
+fn labelled(label: &[u8; 8], peer: &PublicKey) -> [u8; 32] {
+    let mut hash = Blake2s256::new();
+    Digest::update(&mut hash, label);
+    Digest::update(&mut hash, peer.0);
+    hash.finalize().into()
+}
+
+/// Keyed BLAKE2s with 16 bytes of output.
+fn mac(key: &[u8], message: &[u8]) -> [u8; MAC_LEN] {
+    // Keys of up to 32 bytes are what it takes, and ours are 16 or 32 long.
+    #[allow(clippy::expect_used)]
+    let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(key).expect("at most 32 bytes");
+    Update::update(&mut mac, message);
+    mac.finalize_fixed().into()
+}
