@@ -115,6 +115,8 @@ pub struct TunnelConfig {
     pub mtu: Mtu,
     /// Source ports, which all workers share.
     pub fan: u16,
+    /// What a WireGuard tunnel needs besides.
+    pub wireguard: Option<crate::wireguard::Settings>,
 }
 
 impl TunnelConfig {

@@ -37,7 +37,7 @@ impl Opened {
     pub(crate) fn open(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Opened, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
         let mut ports = match tunnel.format() {
-            Format::Vxlan(_) | Format::Udp => udp_ports(config, tunnel, workers)?,
+            Format::Vxlan(_) | Format::Udp | Format::Wireguard => udp_ports(config, tunnel, workers)?,
             Format::Ipip(_) => Vec::new(),
         };
         let tun = tun::open(&tun::Config {

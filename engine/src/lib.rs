@@ -22,6 +22,7 @@ pub mod status;
 #[doc(hidden)]
 pub mod testing;
 mod tunnel;
+pub mod wireguard;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,9 +41,11 @@ pub use status::{Status, TunnelStatus};
 
 use crate::event::Events;
 use crate::layout::Opened;
+use crate::port::Port;
 use crate::snapshot::Publisher;
 use crate::status::Page;
 use crate::tunnel::{Parts, Tunnel};
+use crate::wireguard::crypt::Crypt;
 use crate::worker::Worker;
 
 /// A running engine. Dropping it stops it.
@@ -64,6 +67,8 @@ struct Handle {
     publisher: Publisher<Fib>,
     pages: Vec<Arc<Page>>,
     persist: bool,
+    /// The handshakes of a tunnel that has some.
+    wireguard: Option<wireguard::Handle>,
     /// `None` once the engine has stopped.
     keeper: Mutex<Option<io::tun::Keeper>>,
     chosen: Chosen,
@@ -100,11 +105,18 @@ impl Engine {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, notices) = event::channel();
         let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut handles = Vec::new();
+        let (mut handles, mut keepers) = (Vec::new(), Vec::new());
         for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
             let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
             let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
             one.chosen.workers = workers;
+            let wireguard =
+                tunnel.wireguard.as_ref().map(|settings| (settings, wireguard::Parts::new(workers)));
+            let crypt = |worker| {
+                let (_, parts) = wireguard.as_ref()?;
+                Some(Box::new(Crypt::new(parts, worker, tunnel.mtu.get())))
+            };
+            let aside = one.ports.first().map(Port::aside).transpose()?.flatten();
             let ports = one.queues.into_iter().zip(one.ports).zip(readers).enumerate();
             for ((worker, ((queue, port), fib)), share) in ports.zip(&mut shares) {
                 let parts = Parts {
@@ -113,6 +125,7 @@ impl Engine {
                     lanes: tunnel.fan.max(1),
                     switches: one.chosen.features,
                     events: Events { tunnel: index, worker, sender: sender.clone() },
+                    crypt: crypt(worker),
                 };
                 share.push((Tunnel::new(queue, port, parts), Arc::clone(&pages[worker])));
             }
@@ -122,8 +135,12 @@ impl Engine {
                 pages,
                 persist: tunnel.persist,
                 keeper: Mutex::new(Some(one.keeper)),
+                wireguard: None,
                 chosen: one.chosen,
             });
+            keepers.extend(
+                wireguard.zip(aside).map(|((settings, parts), aside)| (index, settings, parts, aside)),
+            );
         }
         let mut engine = Engine { threads: Vec::new(), stop, tunnels: handles, notices };
         let cores = layout::cores();
@@ -155,6 +172,14 @@ impl Engine {
                 .map_err(failed)?;
             engine.threads.push(Running { thread: Mutex::new(Some(thread)), waker });
         }
+        for (index, settings, parts, aside) in keepers {
+            let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
+            let started = wireguard::keeper::start(index, settings, parts, aside, wakers);
+            let handle = started.map_err(|cause| Error::new("starting the handshakes' thread", cause))?;
+            if let Some(tunnel) = engine.tunnels.get_mut(index) {
+                tunnel.wireguard = Some(handle);
+            }
+        }
         Ok(engine)
     }
 
@@ -167,6 +192,19 @@ impl Engine {
                 let _ = running.waker.wake();
             }
         }
+    }
+
+    /// Makes these the peers of a WireGuard tunnel. Sessions of those that stay go on.
+    pub fn set_peers(&self, index: usize, peers: Vec<wireguard::PeerConfig>) {
+        if let Some(handle) = self.tunnels.get(index).and_then(|tunnel| tunnel.wireguard.as_ref()) {
+            handle.set_peers(peers);
+        }
+    }
+
+    /// How the peers of a WireGuard tunnel are, by key.
+    pub fn peers(&self, index: usize) -> Vec<wireguard::PeerStatus> {
+        let handle = self.tunnels.get(index).and_then(|tunnel| tunnel.wireguard.as_ref());
+        handle.map(wireguard::Handle::status).unwrap_or_default()
     }
 
     /// What each tunnel got of what it asked for.
@@ -209,6 +247,9 @@ impl Engine {
             }
         }
         for tunnel in &self.tunnels {
+            if let Some(handle) = &tunnel.wireguard {
+                handle.stop();
+            }
             tunnel.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }

@@ -31,6 +31,14 @@ impl Port {
         }
     }
 
+    /// Another way to send from its address; a raw socket has none.
+    pub(crate) fn aside(&self) -> std::result::Result<Option<udp::Aside>, io::Error> {
+        match self {
+            Port::Udp(port) => port.aside().map(Some),
+            Port::Raw(_) => Ok(None),
+        }
+    }
+
     /// UDP source ports, which all workers share; a raw socket has none.
     pub(crate) fn source_ports(&self) -> Vec<u16> {
         match self {

@@ -34,7 +34,8 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
-        let parts = Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender } };
+        let parts =
+            Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender }, crypt: None };
         let tunnels = vec![Tunnel::new(overlay, underlay, parts)];
         let page = Page::new();
         let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };

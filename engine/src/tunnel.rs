@@ -1,18 +1,20 @@
 //! One worker's share of one tunnel: its queue, its sockets, its buffers, and the two batches.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::ops::Range;
 
-use io::{Overlay, Received, Transmit, Underlay};
+use io::{Overlay, Received, Transmit, TransmitOutcome, Underlay};
 use path::egress::{self, HEADROOM};
 use path::ingress::{self, Datagrams};
-use path::offload::coalesce::{Coalescer, Joins};
+use path::offload::coalesce::{Coalescer, Joins, SEGMENTS_MAX};
 use path::outbox::{Message, Outbox};
 use path::{Counters, DropReason, Fib, Verdict};
 
 use crate::config::Switches;
 use crate::event::{Event, Events};
 use crate::snapshot::Reader;
+use crate::wireguard::crypt::{Crypt, Opened};
 
 /// Packets read from the overlay in one turn at most.
 const EGRESS_BUDGET: usize = 128;
@@ -53,6 +55,8 @@ pub(crate) struct Tunnel<O, U> {
     pub(crate) counters: Counters,
     events: Events,
     downgrades: u64,
+    /// For a format that seals.
+    crypt: Option<Box<Crypt>>,
 }
 
 struct EgressBuffers {
@@ -75,12 +79,14 @@ pub(crate) struct Parts {
     pub(crate) lanes: u16,
     pub(crate) switches: Switches,
     pub(crate) events: Events,
+    pub(crate) crypt: Option<Box<Crypt>>,
 }
 
 impl<O: Overlay, U: Underlay> Tunnel<O, U> {
     pub(crate) fn new(overlay: O, underlay: U, parts: Parts) -> Self {
         let joins = Joins { tcp: parts.switches.tso, udp: parts.switches.uso };
         let packets = SLOTS * SLOT_LEN;
+        let overhead = parts.crypt.as_ref().map_or(0, |_| Crypt::overhead());
         Tunnel {
             overlay,
             underlay,
@@ -91,7 +97,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
             underlay_ready: true,
             egress: EgressBuffers {
                 arena: vec![0; EGRESS_HEADERS + EGRESS_PACKETS].into_boxed_slice(),
-                outbox: Outbox::new(0..EGRESS_HEADERS as u32),
+                outbox: Outbox::with_overhead(0..EGRESS_HEADERS as u32, overhead),
                 spans: Vec::with_capacity(BATCH * 2 * usize::from(path::outbox::SEGMENTS_MAX)),
                 batch: Vec::with_capacity(BATCH),
             },
@@ -104,6 +110,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
             counters: Counters::default(),
             events: parts.events,
             downgrades: 0,
+            crypt: parts.crypt,
         }
     }
 
@@ -115,10 +122,16 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
         &self.underlay
     }
 
-    /// Picks up the newest table.
+    /// Picks up the newest table, and what is new of sessions.
     #[inline]
     pub(crate) fn refresh(&mut self) {
         self.fib.refresh();
+        if let Some(crypt) = &mut self.crypt {
+            if crypt.refresh(&mut self.counters) {
+                self.send_staged();
+            }
+            self.take_strays();
+        }
     }
 
     /// Underlay to pods: receives, strips, joins, writes. Returns whether it did anything.
@@ -144,6 +157,10 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
             for i in 0..self.ingress.received.len() {
                 if !self.ingress.coalescer.has_room() {
                     self.write_runs();
+                }
+                if self.crypt.is_some() {
+                    self.open(self.ingress.received[i]);
+                    continue;
                 }
                 let Received { at, len, segment_size, ecn, .. } = self.ingress.received[i];
                 let IngressBuffers { arena, coalescer, .. } = &mut self.ingress;
@@ -196,9 +213,10 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
             let verdict = match egress::check(arena, read.clone(), fib) {
                 Ok(bound) => {
                     if !outbox.has_room(bound.datagrams(), bound.header_len()) {
-                        send(&mut self.underlay, &mut self.egress, Send::All, &mut self.counters);
-                        write_replies(&mut self.overlay, &mut self.egress, &mut self.counters);
-                        self.egress.outbox.clear();
+                        let Tunnel { underlay, overlay, egress, counters, crypt, .. } = self;
+                        send(underlay, egress, crypt, Send::All, counters);
+                        write_replies(overlay, egress, counters);
+                        egress.outbox.clear();
                     }
                     let EgressBuffers { arena, outbox, .. } = &mut self.egress;
                     if outbox.has_room(bound.datagrams(), bound.header_len()) {
@@ -218,7 +236,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
                 Verdict::Drop(reason) => self.counters.egress.drop(reason, 1),
             }
             if self.egress.outbox.full().len() >= FULL_BATCH {
-                send(&mut self.underlay, &mut self.egress, Send::Full, &mut self.counters);
+                self.send(Send::Full);
             }
         }
         self.send_all();
@@ -234,8 +252,76 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
         }
     }
 
+    fn send(&mut self, which: Send) {
+        let Tunnel { underlay, egress, counters, crypt, .. } = self;
+        send(underlay, egress, crypt, which, counters);
+    }
+
+    /// Opens what one receive call brought, record by record, each where it stands.
+    #[inline]
+    fn open(&mut self, received: Received) {
+        let Received { mut at, len, segment_size, ecn, source } = received;
+        let end = at + len;
+        let size = if segment_size == 0 { len } else { u32::from(segment_size) };
+        for _ in 0..2 * SEGMENTS_MAX {
+            let record = at..at + size.min(end - at);
+            self.open_one(record.clone(), source, ecn);
+            at = record.end;
+            if at >= end {
+                return;
+            }
+        }
+        self.counters.ingress.drop(DropReason::TooManySegments, 1);
+    }
+
+    #[inline]
+    fn open_one(&mut self, record: Range<u32>, source: SocketAddr, ecn: u8) {
+        let Tunnel { crypt, ingress, counters, fib, mtu, .. } = self;
+        let Some(crypt) = crypt else { return };
+        counters.ingress.packets += 1;
+        let IngressBuffers { arena, coalescer, .. } = ingress;
+        match crypt.open(arena, record, source, ecn) {
+            Ok(Some(Opened { peer, packet: (at, len) })) if len > 0 => {
+                let packet = Datagrams { at, len, segment_size: 0, ecn };
+                ingress::opened(arena, packet, peer, fib.current(), *mtu, coalescer, &mut counters.ingress);
+            }
+            // A keepalive, or a message that went elsewhere.
+            Ok(_) => {}
+            Err(reason) => counters.ingress.drop(reason, 1),
+        }
+    }
+
+    /// Sends what has waited for a session.
+    #[cold]
+    fn send_staged(&mut self) {
+        let Tunnel { underlay, egress, counters, crypt, .. } = self;
+        let Some(crypt) = crypt else { return };
+        let EgressBuffers { spans, batch, .. } = egress;
+        loop {
+            spans.clear();
+            batch.clear();
+            if !crypt.seal_staged(spans, batch) {
+                return;
+            }
+            count(underlay.transmit(crypt.records(), spans, batch), counters);
+        }
+    }
+
+    /// Opens records that arrived at another worker, as if they had arrived here.
+    #[inline]
+    fn take_strays(&mut self) {
+        while self.crypt.as_ref().is_some_and(|crypt| crypt.has_stray()) {
+            let Some(stray) = self.crypt.as_mut().and_then(|crypt| crypt.stray()) else { return };
+            let len = stray.bytes.len();
+            let Some(place) = self.ingress.arena.get_mut(..len) else { return };
+            place.copy_from_slice(&stray.bytes);
+            self.open_one(0..len as u32, stray.source, stray.ecn);
+            self.write_runs();
+        }
+    }
+
     fn send_all(&mut self) {
-        send(&mut self.underlay, &mut self.egress, Send::All, &mut self.counters);
+        self.send(Send::All);
         write_replies(&mut self.overlay, &mut self.egress, &mut self.counters);
         self.egress.outbox.clear();
     }
@@ -299,8 +385,27 @@ enum Send {
     All,
 }
 
-/// Hands pending messages to the underlay, a bounded batch at a time.
-fn send<U: Underlay>(underlay: &mut U, buffers: &mut EgressBuffers, which: Send, counters: &mut Counters) {
+/// Hands pending messages to the underlay, sealed where the format seals.
+fn send<U: Underlay>(
+    underlay: &mut U,
+    buffers: &mut EgressBuffers,
+    crypt: &mut Option<Box<Crypt>>,
+    which: Send,
+    counters: &mut Counters,
+) {
+    match crypt {
+        Some(crypt) => send_sealed(underlay, buffers, crypt, which, counters),
+        None => send_plain(underlay, buffers, which, counters),
+    }
+}
+
+/// A bounded batch at a time.
+fn send_plain<U: Underlay>(
+    underlay: &mut U,
+    buffers: &mut EgressBuffers,
+    which: Send,
+    counters: &mut Counters,
+) {
     let EgressBuffers { arena, outbox, spans, batch } = buffers;
     loop {
         let messages: &[Message] = if which == Send::Full { outbox.full() } else { outbox.pending() };
@@ -324,13 +429,41 @@ fn send<U: Underlay>(underlay: &mut U, buffers: &mut EgressBuffers, which: Send,
         }
         // Sends of one source port share a call. A flow has one port, so its order stands.
         batch.sort_unstable_by_key(|transmit| (transmit.lane, transmit.first_span));
-        let outcome = underlay.transmit(arena, spans, batch);
-        counters.egress.delivered += u64::from(outcome.sent);
-        counters.egress.drop(DropReason::UnderlayFull, u64::from(outcome.dropped_full));
-        counters.egress.drop(DropReason::UnderlayError, u64::from(outcome.dropped_error));
+        count(underlay.transmit(arena, spans, batch), counters);
         let sent = batch.len();
         outbox.mark_sent(sent);
     }
+}
+
+/// As many at a time as there is room for records.
+fn send_sealed<U: Underlay>(
+    underlay: &mut U,
+    buffers: &mut EgressBuffers,
+    crypt: &mut Crypt,
+    which: Send,
+    counters: &mut Counters,
+) {
+    let EgressBuffers { arena, outbox, spans, batch } = buffers;
+    loop {
+        let messages: &[Message] = if which == Send::Full { outbox.full() } else { outbox.pending() };
+        if messages.is_empty() {
+            return;
+        }
+        spans.clear();
+        batch.clear();
+        let done = crypt.seal(arena, messages, spans, batch, counters);
+        if !batch.is_empty() {
+            count(underlay.transmit(crypt.records(), spans, batch), counters);
+        }
+        // There is always room for one, so this ends.
+        outbox.mark_sent(done.max(1));
+    }
+}
+
+fn count(outcome: TransmitOutcome, counters: &mut Counters) {
+    counters.egress.delivered += u64::from(outcome.sent);
+    counters.egress.drop(DropReason::UnderlayFull, u64::from(outcome.dropped_full));
+    counters.egress.drop(DropReason::UnderlayError, u64::from(outcome.dropped_error));
 }
 
 fn write_replies<O: Overlay>(overlay: &mut O, buffers: &mut EgressBuffers, counters: &mut Counters) {

@@ -66,6 +66,19 @@ pub struct Port {
     counters: PortCounters,
 }
 
+/// Sends single datagrams from a port's address, beside the worker that has the port.
+#[derive(Debug)]
+pub struct Aside {
+    socket: Socket,
+}
+
+impl Aside {
+    /// Sends one datagram. What cannot be sent at once is lost, as on any network.
+    pub fn send(&self, bytes: &[u8], to: SocketAddr) {
+        let _ = self.socket.send_to(bytes, &to.into());
+    }
+}
+
 /// Which features a port uses at the moment; use can have switched some off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
@@ -148,6 +161,13 @@ impl Port {
     /// The address and port it listens on.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.listen.local_addr().ok()?.as_socket()
+    }
+
+    /// Another way to send from the listening socket's address, for a thread that is no worker.
+    pub fn aside(&self) -> Result<Aside, Error> {
+        let socket =
+            self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
+        Ok(Aside { socket })
     }
 
     /// The source address and port of each lane, in order.

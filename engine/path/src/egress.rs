@@ -28,7 +28,6 @@ const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 #[derive(Debug)]
 pub struct Bound<'f> {
     peer: &'f Peer,
-    index: u32,
     inner: Inner,
     /// Where its IP header stands in the arena.
     at: u32,
@@ -63,7 +62,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let at = read.start + virtio::HEADER_LEN as u32;
     let found =
         if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
-    let Some((index, peer)) = found else {
+    let Some((_, peer)) = found else {
         return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
     };
     if fib.format().is_a_hop() {
@@ -90,7 +89,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
-    Ok(Bound { peer, index, inner, at, cut, open_checksum })
+    Ok(Bound { peer, inner, at, cut, open_checksum })
 }
 
 /// Cuts and prepends, then queues. The caller has asked [`Outbox::has_room`].
@@ -104,7 +103,7 @@ pub fn queue(
 ) -> Verdict {
     let Bound { peer, inner, .. } = bound;
     let datagram = Datagram {
-        peer: bound.index,
+        peer: peer.id,
         to: peer.remote,
         lane: flow::lane(inner.flow_hash(), lanes),
         // RFC 6040 section 4.1, normal mode: the outer header starts with the inner codepoint.

@@ -19,6 +19,8 @@ const NONE: u32 = u32::MAX;
 /// One remote node.
 #[derive(Clone, Debug)]
 pub struct Peer {
+    /// Tells peers apart: its place in the table, or the number it was given.
+    pub id: u32,
     /// Where its datagrams go.
     pub remote: SocketAddr,
     /// Everything that precedes the inner IP header in each of them.
@@ -146,13 +148,19 @@ impl FibBuilder {
 
     /// Adds a peer with its prefix. Nested prefixes are fine, the longest wins.
     pub fn add(&mut self, prefix: IpNetwork, peer: PeerSpec) -> Result<(), FibError> {
+        let place = self.fib.peers.len() as u32;
+        self.add_numbered(prefix, peer, place)
+    }
+
+    /// The same for a peer that has a number of its own, which may have several prefixes.
+    pub fn add_numbered(&mut self, prefix: IpNetwork, peer: PeerSpec, id: u32) -> Result<(), FibError> {
         let fault = match self.fib.format {
             Format::Ipip(_) => FibError::NotIpv4(prefix),
-            Format::Vxlan(_) | Format::Udp => FibError::NoMac(prefix),
+            Format::Vxlan(_) | Format::Udp | Format::Wireguard => FibError::NoMac(prefix),
         };
         let template = self.fib.format.template(peer.remote, peer.mac).ok_or(fault)?;
         let index = self.fib.peers.len() as u32;
-        self.fib.peers.push(Peer { remote: peer.remote, template, mtu: peer.mtu });
+        self.fib.peers.push(Peer { id, remote: peer.remote, template, mtu: peer.mtu });
         match prefix.network() {
             IpAddr::V4(net) => self.v4.push(Entry::new(u128::from(u32::from(net)), 32, prefix, index)),
             IpAddr::V6(net) => self.v6.push(Entry::new(u128::from(net), 128, prefix, index)),

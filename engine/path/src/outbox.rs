@@ -43,14 +43,26 @@ impl Message {
         &self.spans
     }
 
+    /// The peer's number.
     #[inline]
-    fn takes(&self, datagram: &Datagram, size: u32) -> bool {
+    pub fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    /// Bytes of all datagrams.
+    #[inline]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    #[inline]
+    fn takes(&self, datagram: &Datagram, size: u32, overhead: u32) -> bool {
         !self.full
             && self.peer == datagram.peer
             && self.lane == datagram.lane
             && self.ecn == datagram.ecn
             && size <= u32::from(self.segment_size)
-            && self.bytes + size <= BYTES_MAX
+            && self.bytes + size + (u32::from(self.segments) + 1) * overhead <= BYTES_MAX
     }
 }
 
@@ -74,6 +86,8 @@ pub struct Outbox {
     sent: usize,
     live: usize,
     slots: Vec<u16>,
+    /// Bytes that each datagram grows by before it is sent.
+    overhead: u32,
     /// Headers and ICMP replies are written here.
     pub space: Space,
     replies: Vec<Range<u32>>,
@@ -103,9 +117,15 @@ impl Outbox {
             sent: 0,
             live: 0,
             slots: vec![FREE; SLOTS],
+            overhead: 0,
             space: Space::new(space),
             replies: Vec::with_capacity(REPLIES_MAX),
         }
+    }
+
+    /// The same, for datagrams that grow by up to so many bytes before they are sent.
+    pub fn with_overhead(space: Range<u32>, overhead: u32) -> Outbox {
+        Outbox { overhead, ..Outbox::new(space) }
     }
 
     /// Whether `datagrams` more of them, with `header` bytes of headers each, can be queued before the next
@@ -123,7 +143,7 @@ impl Outbox {
         let slot = (datagram.peer as usize).wrapping_mul(31).wrapping_add(usize::from(datagram.lane)) % SLOTS;
         let open = usize::from(self.slots[slot]);
         let index = match self.messages[..self.live].get(open) {
-            Some(message) if message.takes(datagram, size) => open,
+            Some(message) if message.takes(datagram, size, self.overhead) => open,
             _ => {
                 let Some(message) = self.messages.get_mut(self.live) else { return };
                 message.spans.clear();
@@ -151,7 +171,10 @@ impl Outbox {
         message.bytes += size;
         message.full = size < u32::from(message.segment_size)
             || message.segments == SEGMENTS_MAX
-            || message.bytes + u32::from(message.segment_size) > BYTES_MAX;
+            || message.bytes
+                + u32::from(message.segment_size)
+                + (u32::from(message.segments) + 1) * self.overhead
+                > BYTES_MAX;
     }
 
     /// The messages that can take nothing more, from the oldest on; sending them now keeps their bytes warm.
@@ -243,6 +266,16 @@ mod tests {
             outbox.push(&to(1, 3), 0..22, 100..170);
         }
         assert_eq!(sizes(&outbox), [(92, 64), (92, 6)]);
+    }
+
+    #[test]
+    fn what_grows_later_takes_its_room_now() {
+        let mut outbox = Outbox::with_overhead(0..1 << 20, 32);
+        for _ in 0..50 {
+            outbox.push(&to(1, 3), 0..20, 100..1500);
+        }
+        // 45 would be 63,900 bytes and, grown, 65,340; 46 would be too much.
+        assert_eq!(sizes(&outbox), [(1420, 45), (1420, 5)]);
     }
 
     #[test]

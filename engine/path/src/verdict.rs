@@ -67,6 +67,22 @@ drop_reasons! {
     OwnMac => "own_mac",
     /// Inner Ethernet type is neither IPv4 nor IPv6.
     WrongEthertype => "wrong_ethertype",
+    /// Neither a WireGuard message nor long enough for one.
+    WgMalformed => "wg_malformed",
+    /// A WireGuard record for a session that nobody has here.
+    WgUnknownSession => "wg_unknown_session",
+    /// A WireGuard record of a session that is too old.
+    WgExpired => "wg_expired",
+    /// A WireGuard record that was not sealed with the session's key.
+    WgForged => "wg_forged",
+    /// A WireGuard record that was received before, or is too old to tell.
+    WgReplay => "wg_replay",
+    /// A packet from an address that is not the WireGuard peer's.
+    WgSource => "wg_source",
+    /// The WireGuard peer does not answer, and no more packets are kept for it.
+    WgNoSession => "wg_no_session",
+    /// More WireGuard handshakes than can be looked at.
+    WgBusy => "wg_busy",
     /// More segments in one datagram than any kernel sends.
     TooManySegments => "too_many_segments",
     /// The underlay's send queue is full.

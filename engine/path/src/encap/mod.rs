@@ -20,6 +20,8 @@ pub enum Format {
     Udp,
     /// flannel's `ipip` backend: an outer IPv4 header, and only that.
     Ipip(ipip::Ipip),
+    /// flannel's `wireguard` backend. What is framed and stripped here is the packet inside of a record.
+    Wireguard,
 }
 
 impl Format {
@@ -27,7 +29,7 @@ impl Format {
     pub fn template(&self, remote: SocketAddr, mac: Option<Mac>) -> Option<Template> {
         match self {
             Format::Vxlan(vxlan) => mac.map(|mac| vxlan.template(mac)),
-            Format::Udp => Some(Template::EMPTY),
+            Format::Udp | Format::Wireguard => Some(Template::EMPTY),
             Format::Ipip(ipip) => ipip.template(remote),
         }
     }
@@ -37,7 +39,7 @@ impl Format {
     pub fn strip(&self, datagram: &[u8]) -> Result<Stripped, DropReason> {
         match self {
             Format::Vxlan(vxlan) => vxlan.strip(datagram),
-            Format::Udp => udp::strip(datagram),
+            Format::Udp | Format::Wireguard => udp::strip(datagram),
             Format::Ipip(_) => ipip::strip(datagram),
         }
     }

@@ -203,7 +203,10 @@ impl Peer {
         self.timers.again = None;
         self.endpoint = Some(from);
         let session = self.session(names, &keys, true, now);
-        forget(self.next.take(), actions);
+        // Where both began at once, the peer may send with the session that it began until it has seen this one.
+        if let Some(awaited) = self.next.take() {
+            forget(self.current.replace(awaited), actions);
+        }
         self.take_up(session, actions);
         // It proves to the peer that we have the session too.
         actions.push(Action::Keepalive);

@@ -91,6 +91,28 @@ fn a_handshake_gives_both_a_session_and_the_first_record_confirms_it() {
     assert_eq!(pair.right.endpoint, Some(at(1)), "where the initiation came from");
 }
 
+/// Both begin at once: whichever session the other one sends with, it is known.
+#[test]
+fn crossing_handshakes_leave_no_side_without_the_others_session() {
+    let mut pair = Pair::new();
+    pair.right.endpoint = Some(at(1));
+    let ours = message(&pair.begin());
+    let (moment, mut actions) = (pair.moment(), Vec::new());
+    pair.right.begin(&RIGHT, &moment, &mut actions);
+    let theirs = message(&actions);
+    let right_answers = pair.respond(&ours).expect("taken");
+    let (moment, mut left_answers) = (pair.moment(), Vec::new());
+    let initiation = noise::receive(&LEFT, &theirs).expect("authentic");
+    assert!(pair.left.handle_initiation(initiation, at(2), &moment, &mut left_answers));
+    let mut done = Vec::new();
+    assert!(pair.left.handle_response(&message(&right_answers), at(2), pair.now, &mut done));
+    assert!(pair.right.handle_response(&message(&left_answers), at(1), pair.now, &mut done));
+    let known = |peer: &Peer, name| peer.names().any(|own| own == name);
+    let (left, right) = (pair.left.current().expect("one"), pair.right.current().expect("one"));
+    assert!(known(&pair.right, left.remote) && known(&pair.left, right.remote));
+    assert!(!done.iter().any(|action| matches!(action, Action::Forget(_))));
+}
+
 #[test]
 fn older_sessions_are_forgotten_one_behind() {
     let mut pair = Pair::new();

@@ -1,6 +1,6 @@
 //! One session: two keys, a counter, an age. Records are sealed and opened where they stand.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wire::wireguard::{HEADER_LEN, Header, PADDING, TAG_LEN};
@@ -23,6 +23,9 @@ const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// REJECT_AFTER_MESSAGES.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
+/// No worker.
+const NOBODY: u32 = u32::MAX;
+
 /// Bytes around a packet besides its padding.
 pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
@@ -42,6 +45,8 @@ pub struct Session {
     open: LessSafeKey,
     counter: AtomicU64,
     rekeying: AtomicBool,
+    /// The worker that has the window, see [`Session::owner`].
+    owner: AtomicU32,
 }
 
 /// Whether a session may be used, and whether it is time to ask for the next one.
@@ -82,7 +87,21 @@ impl Session {
             open: key(&keys.receive),
             counter: AtomicU64::new(0),
             rekeying: AtomicBool::new(false),
+            owner: AtomicU32::new(NOBODY),
         }
+    }
+
+    /// The worker that receives with this session, once there is one. There is one window, so records that arrive
+    /// elsewhere have to be brought to it.
+    #[inline]
+    pub fn owner(&self) -> Option<u32> {
+        Some(self.owner.load(Ordering::Relaxed)).filter(|owner| *owner != NOBODY)
+    }
+
+    /// Makes the worker that has opened the first record the owner; `false` if another one was faster. Not before it was
+    /// opened: a stranger must not decide where records have to go.
+    pub fn own(&self, worker: u32) -> bool {
+        self.owner.compare_exchange(NOBODY, worker, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether it may be sent with at `now`.
@@ -136,7 +155,7 @@ impl Session {
     /// the answer. `None` for a record that was not sealed with our key.
     #[inline]
     pub fn open(&self, record: &mut [u8], counter: u64) -> Option<usize> {
-        let sealed = record.get_mut(HEADER_LEN..)?;
+        let sealed = record.get_mut(HEADER_LEN..).filter(|_| counter < REJECT_AFTER_MESSAGES)?;
         self.open.open_in_place(nonce(counter), Aad::empty(), sealed).ok().map(|packet| packet.len())
     }
 }

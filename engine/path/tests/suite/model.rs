@@ -575,7 +575,9 @@ fn the_generator_reaches_every_end() {
     }
     let elsewhere =
         ["no_route", "too_big", "bad_offload", "underlay_full", "underlay_error", "overlay_error"];
-    for reason in DropReason::ALL.iter().filter(|r| !elsewhere.contains(&r.name())) {
+    for reason in
+        DropReason::ALL.iter().filter(|r| !elsewhere.contains(&r.name()) && !r.name().starts_with("wg_"))
+    {
         assert!(reached.contains_key(reason.name()), "never {}: {reached:?}", reason.name());
     }
     assert!(joined > 300 && single > 3000, "{joined} super-packets, {single} packets");
