@@ -25,6 +25,18 @@ pub enum Subject {
     /// `loden run` on both hosts, flannel's udp backend.
     #[value(name = "loden:udp")]
     LodenUdp,
+    /// `loden run` on both hosts, flannel's wireguard backend.
+    #[value(name = "loden:wireguard")]
+    LodenWireguard,
+    /// The reference implementation of WireGuard in userspace.
+    #[value(name = "wireguard-go")]
+    WireguardGo,
+    /// Cloudflare's (`cargo install boringtun-cli`).
+    #[value(name = "boringtun-cli")]
+    Boringtun,
+    /// Mullvad's (`cargo install gotatun-cli`).
+    #[value(name = "gotatun-cli")]
+    Gotatun,
     /// The kernel's vxlan device with route, neighbour and FDB entries as flannel sets them.
     #[value(name = "kernel:vxlan")]
     KernelVxlan,

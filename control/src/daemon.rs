@@ -39,6 +39,7 @@ use crate::options::RunOptions;
 use crate::plan::{self, Context, Plan};
 use crate::store::{Event, Store, Watch};
 use crate::traffic::Keeper;
+use crate::uapi::Sockets;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 
@@ -133,6 +134,8 @@ struct Node {
     plan: Arc<Plan>,
     applier: Applier,
     rules: Keeper,
+    /// Removed with the node.
+    _sockets: Option<Sockets>,
     told: Told,
     uplink: Uplink,
     /// What our lease said before its last change: an event of that time is no stranger's.

@@ -34,4 +34,6 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod traffic;
+pub mod uapi;
 pub mod underlay;
+pub mod wireguard_key;

@@ -144,9 +144,9 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
         ("", text(r#"{"Type":"vxlan","VNI":-1}"#), None, "Backend.VNI = -1: must be between 0 and 16777215"),
         (
             "",
-            text(r#"{"Type":"wireguard"}"#),
+            text(r#"{"Type":"wireguard","Mode":"ipv6"}"#),
             None,
-            "Backend.Type = wireguard: not supported yet; use vxlan, ipip, udp or host-gw",
+            "Backend.Type = wireguard: one tunnel for both families, or for one in the other, is not supported yet",
         ),
         ("", text(r#"{"Type":"quic"}"#), None, r#"Backend.Type = "quic": must be vxlan, udp"#),
         ("", VXLAN.into(), Some(("--iface", "eth9")), "--iface eth9: no interface has this name"),

@@ -280,7 +280,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
         let Some(crypt) = crypt else { return };
         counters.ingress.packets += 1;
         let IngressBuffers { arena, coalescer, .. } = ingress;
-        match crypt.open(arena, record, source, ecn) {
+        match crypt.open(arena, record, source, ecn, counters) {
             Ok(Some(Opened { peer, packet: (at, len) })) if len > 0 => {
                 let packet = Datagrams { at, len, segment_size: 0, ecn };
                 ingress::opened(arena, packet, peer, fib.current(), *mtu, coalescer, &mut counters.ingress);

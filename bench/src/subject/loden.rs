@@ -26,6 +26,8 @@ pub(super) enum Backend {
     Vxlan,
     /// Plain IP in UDP, port 8285.
     Udp,
+    /// Sealed, port 51820.
+    Wireguard,
 }
 
 /// The daemons of one subject with their files. Dropping it stops them, then removes the files.
@@ -38,7 +40,8 @@ pub(super) struct Daemons {
 struct Daemon {
     host: String,
     process: Process,
-    counters: PathBuf,
+    /// `None` for a program that writes none.
+    counters: Option<PathBuf>,
 }
 
 /// Starts a daemon on each host and waits until each has a subnet. Daemons started before an error are
@@ -58,9 +61,10 @@ pub(super) fn start(
         let counters = place.join(format!("{name}.counters.json"));
         let mut command = Command::new(&context.loden);
         command.args(arguments(backend, host, &place)).args(&context.loden_args).stdout(Stdio::null());
+        command.env("WIREGUARD_KEY_FILE", place.join(format!("{name}.key")));
         let process = Process::spawn(host.namespace(), &mut command)
             .with_context(|| format!("cannot start {}; give its path by --loden", context.loden.display()))?;
-        daemons.hosts.push(Daemon { host: name, process, counters });
+        daemons.hosts.push(Daemon { host: name, process, counters: Some(counters) });
     }
     lab.hosts().iter().map(|host| daemons.await_subnet(&subnet_file(host, &place), context)).collect()
 }
@@ -73,14 +77,23 @@ impl Daemons {
 
     /// Counters files by host.
     pub(super) fn counters_files(&self) -> impl Iterator<Item = (&str, &Path)> {
-        self.hosts.iter().map(|daemon| (daemon.host.as_str(), daemon.counters.as_path()))
+        self.hosts.iter().filter_map(|daemon| Some((daemon.host.as_str(), daemon.counters.as_deref()?)))
+    }
+
+    /// Takes on a program of somebody else's.
+    pub(super) fn push(&mut self, host: String, process: Process) {
+        self.hosts.push(Daemon { host, process, counters: None });
     }
 
     /// An error if a daemon has ended.
     pub(super) fn check(&mut self) -> Result<()> {
         for daemon in &mut self.hosts {
             if let Some(status) = daemon.process.try_wait()? {
-                bail!("loden run on host {} ended, {status}: {}", daemon.host, daemon.process.stderr_tail());
+                bail!(
+                    "the program on host {} ended, {status}: {}",
+                    daemon.host,
+                    daemon.process.stderr_tail()
+                );
             }
         }
         Ok(())
@@ -127,6 +140,7 @@ fn net_config(backend: Backend) -> String {
     let backend = match backend {
         Backend::Vxlan => "vxlan",
         Backend::Udp => "udp",
+        Backend::Wireguard => "wireguard",
     };
     format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
 }

@@ -4,6 +4,7 @@
 mod kernel;
 mod loden;
 mod routes;
+mod wireguard;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use lab::{Lab, Namespace, PodNetwork, Topology, Wiring};
 
+use self::wireguard::Program;
 use crate::ethtool;
 use crate::interrupt::Interrupt;
 use crate::scenario::{Subject, Testbed};
@@ -53,6 +55,10 @@ impl Standing {
             Subject::KernelVxlan => kernel::start(&lab)?,
             Subject::NoneRoutes => routes::start(&lab)?,
             Subject::LodenVxlan => loden::start(loden::Backend::Vxlan, &lab, &mut daemons, context)?,
+            Subject::LodenWireguard => loden::start(loden::Backend::Wireguard, &lab, &mut daemons, context)?,
+            Subject::WireguardGo => wireguard::start(Program::WireguardGo, &lab, &mut daemons, context)?,
+            Subject::Boringtun => wireguard::start(Program::Boringtun, &lab, &mut daemons, context)?,
+            Subject::Gotatun => wireguard::start(Program::Gotatun, &lab, &mut daemons, context)?,
             Subject::LodenUdp => loden::start(loden::Backend::Udp, &lab, &mut daemons, context)?,
         };
         for (host, network) in lab.hosts_mut().iter_mut().zip(&networks) {

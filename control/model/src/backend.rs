@@ -294,7 +294,7 @@ impl Keys {
     fn wireguard(&mut self) -> Result<Backend, ConfigError> {
         let (port, port_v6) = WIREGUARD_PORTS;
         let psk = self.secret("PSK")?;
-        if psk.as_ref().is_some_and(|key| !is_32_bytes_in_base64(key.reveal())) {
+        if psk.as_ref().is_some_and(|key| crate::wireguard::parse_key(key.reveal()).is_none()) {
             return Err(error("PSK", "(hidden)".into(), "must be 32 bytes in base64"));
         }
         let mode = match self.string("Mode")?.as_str() {
@@ -392,12 +392,6 @@ fn wrong_type(key: &'static str, found: Mismatch) -> ConfigError {
 
 fn error(key: &'static str, value: String, rule: impl Into<String>) -> ConfigError {
     ConfigError::Key { key: format!("Backend.{key}"), value, rule: rule.into() }
-}
-
-/// 32 bytes are 43 letters and one sign of padding (RFC 4648 section 4).
-fn is_32_bytes_in_base64(text: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    text.len() == 44 && text.strip_suffix('=').is_some_and(|letters| letters.bytes().all(letter))
 }
 
 #[cfg(test)]

@@ -17,3 +17,4 @@ mod json;
 pub mod lease;
 pub mod net_config;
 pub mod subnet_env;
+pub mod wireguard;

@@ -1,34 +1,86 @@
 //! Forwarding tables: from the plan's list of peers to what the workers read.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use engine::wireguard::PeerConfig;
 use path::fib::{Fib, FibBuilder, FibError, PeerSpec};
+use path::wireguard::PublicKey;
 
-use crate::plan::Tunnel;
+use crate::plan::{Peer, Tunnel};
 
 /// Whoever takes finished tables: the engine, or a test.
 pub trait Tables {
     /// Makes `fib` the table of the tunnel with this index, replacing the one before.
     fn publish(&self, tunnel: usize, fib: Arc<Fib>);
+    /// Makes these the peers of a tunnel that seals.
+    fn set_peers(&self, tunnel: usize, peers: Vec<PeerConfig>);
 }
 
 impl Tables for engine::Engine {
     fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
         engine::Engine::publish(self, tunnel, &fib);
     }
+
+    fn set_peers(&self, tunnel: usize, peers: Vec<PeerConfig>) {
+        engine::Engine::set_peers(self, tunnel, peers);
+    }
+}
+
+/// The numbers that peers with a key have in tables and workers. One is never given again: what belongs to a peer that
+/// is gone must not be taken for another's.
+#[derive(Debug, Default)]
+pub struct Numbers(BTreeMap<PublicKey, u32>, u32);
+
+impl Numbers {
+    fn of(&mut self, key: PublicKey) -> u32 {
+        let Numbers(known, next) = self;
+        *known.entry(key).or_insert_with(|| {
+            *next += 1;
+            *next - 1
+        })
+    }
+
+    /// Forgets the keys that no peer has.
+    fn keep(&mut self, peers: &[Peer]) {
+        let keys: BTreeSet<PublicKey> = peers.iter().filter_map(|peer| peer.key).collect();
+        self.0.retain(|key, _| keys.contains(key));
+    }
+}
+
+/// The peers of a tunnel that seals, one for each key; none for other tunnels.
+pub fn sealed_peers(tunnel: &Tunnel, numbers: &mut Numbers) -> Vec<PeerConfig> {
+    let Some(secrets) = &tunnel.secrets else { return Vec::new() };
+    numbers.keep(&tunnel.peers);
+    let mut peers: BTreeMap<PublicKey, PeerConfig> = BTreeMap::new();
+    for peer in &tunnel.peers {
+        let Some(key) = peer.key else { continue };
+        peers.entry(key).or_insert_with(|| PeerConfig {
+            id: numbers.of(key),
+            key,
+            psk: secrets.psk.clone(),
+            endpoint: Some(peer.remote),
+            keepalive: Duration::from_secs(secrets.keepalive.into()),
+        });
+    }
+    peers.into_values().collect()
 }
 
 /// Builds the table of one tunnel.
-pub fn build(tunnel: &Tunnel) -> Result<Fib, FibError> {
+pub fn build(tunnel: &Tunnel, numbers: &mut Numbers) -> Result<Fib, FibError> {
     let (v4, v6) = match tunnel.link.address.ip() {
         IpAddr::V4(ip) => (Some(ip), None),
         IpAddr::V6(ip) => (None, Some(ip)),
     };
     let mut builder = FibBuilder::new(tunnel.format).reply_from(v4, v6);
     for peer in &tunnel.peers {
-        builder
-            .add(peer.subnet, PeerSpec { remote: peer.remote, mac: peer.mac, mtu: tunnel.link.mtu.get() })?;
+        let spec = PeerSpec { remote: peer.remote, mac: peer.mac, mtu: tunnel.link.mtu.get() };
+        match peer.key {
+            Some(key) => builder.add_numbered(peer.subnet, spec, numbers.of(key))?,
+            None => builder.add(peer.subnet, spec)?,
+        }
     }
     builder.build()
 }

@@ -20,7 +20,7 @@ use path::fib::FibError;
 use rtnetlink::Handle;
 
 use self::commands::Runner;
-use self::engine::Tables;
+use self::engine::{Numbers, Tables};
 use self::routes::{Outcome, Scope, Share};
 use self::subnet_file::SubnetFileError;
 use crate::netlink::NetlinkError;
@@ -68,6 +68,7 @@ pub struct Applier {
     netlink: Handle,
     subnet_file: PathBuf,
     published: Vec<Tunnel>,
+    numbers: Vec<Numbers>,
     direct: BTreeSet<Route>,
     commands: Runner,
 }
@@ -79,6 +80,7 @@ impl Applier {
             netlink,
             subnet_file,
             published: Vec::new(),
+            numbers: Vec::new(),
             direct: BTreeSet::new(),
             commands: Runner::default(),
         }
@@ -147,10 +149,14 @@ impl Applier {
         let mut published = 0;
         for (number, tunnel) in plan.tunnels.iter().enumerate() {
             let same = self.published.get(number).is_some_and(|before| {
-                (&before.peers, &before.format, &before.link) == (&tunnel.peers, &tunnel.format, &tunnel.link)
+                (&before.peers, &before.format, &before.link, &before.secrets)
+                    == (&tunnel.peers, &tunnel.format, &tunnel.link, &tunnel.secrets)
             });
             if !same {
-                let fib = engine::build(tunnel)
+                self.numbers.resize_with(plan.tunnels.len(), Numbers::default);
+                let numbers = &mut self.numbers[number];
+                tables.set_peers(number, engine::sealed_peers(tunnel, numbers));
+                let fib = engine::build(tunnel, numbers)
                     .map_err(|source| ApplyError::Table { device: tunnel.link.device.clone(), source })?;
                 tables.publish(number, Arc::new(fib));
                 published += 1;

@@ -334,9 +334,15 @@ fn plan(nodes: &[u8]) -> Plan {
             .map(|node| Route { to: subnet(*node), via: Some(subnet(*node).network()) })
             .collect(),
         format: Format::Udp,
+        secrets: None,
         peers: nodes
             .iter()
-            .map(|node| Peer { subnet: subnet(*node), remote: ([192, 0, 2, *node], 8472).into(), mac: None })
+            .map(|node| Peer {
+                subnet: subnet(*node),
+                remote: ([192, 0, 2, *node], 8472).into(),
+                mac: None,
+                key: None,
+            })
             .collect(),
     };
     let network = |text: &str| text.parse().expect("network");
@@ -392,6 +398,10 @@ struct World {
 impl Tables for World {
     fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
         self.published.lock().expect("lock").push((tunnel, fib.len()));
+    }
+
+    fn set_peers(&self, _tunnel: usize, peers: Vec<::engine::wireguard::PeerConfig>) {
+        assert!(peers.is_empty(), "no tunnel here seals");
     }
 }
 

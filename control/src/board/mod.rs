@@ -112,6 +112,12 @@ impl Board {
         self.state().engine = Some(Arc::clone(engine));
     }
 
+    /// The engine and the plan as they are now.
+    pub fn datapath(&self) -> (Option<Arc<Engine>>, Option<Arc<Plan>>) {
+        let state = self.state();
+        (state.engine.clone(), state.plan.clone())
+    }
+
     /// What carries the tunnels.
     pub fn set_underlay(&self, underlay: &Underlay) {
         self.state().underlay = Some(underlay.clone());

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::selftest::{self, Outcome};
+use engine::wireguard::Settings;
 use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
-use path::Fib;
+use path::{Fib, Format};
 
 use super::memory::Memory;
-use crate::apply::engine as tables;
+use crate::apply::engine::{self as tables, Numbers};
 use crate::options::RunOptions;
-use crate::plan::{Outline, Tunnel, TunnelOutline};
+use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
 
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
@@ -19,6 +20,7 @@ const FAN: u16 = 16;
 /// planned yet. New devices are down.
 pub(super) fn start(
     options: &RunOptions,
+    context: &Context,
     outline: &Outline,
     planned: &[Tunnel],
     switches: Switches,
@@ -36,7 +38,7 @@ pub(super) fn start(
         .tunnels
         .iter()
         .enumerate()
-        .map(|(index, outline)| tunnel(outline, planned.get(index)))
+        .map(|(index, outline)| tunnel(context, outline, planned.get(index)))
         .collect();
     let engine = Engine::start(&config, &tunnels)?;
     engine.chosen().for_each(tell);
@@ -100,9 +102,10 @@ fn tested(wanted: Switches) -> Switches {
     report.choose(wanted)
 }
 
-fn tunnel(outline: &TunnelOutline, planned: Option<&Tunnel>) -> TunnelConfig {
+fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) -> TunnelConfig {
     // Peers that make no table are reported when the plan is applied.
-    let table = planned.and_then(|tunnel| tables::build(tunnel).ok());
+    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut Numbers::default()).ok());
+    let sealed = outline.format == Format::Wireguard;
     TunnelConfig {
         device: outline.device.clone(),
         // A restart finds it with its routes, and packets wait in it instead of being refused.
@@ -112,6 +115,7 @@ fn tunnel(outline: &TunnelOutline, planned: Option<&Tunnel>) -> TunnelConfig {
         table: Arc::new(table.unwrap_or_else(|| Fib::empty(outline.format))),
         mtu: outline.mtu,
         fan: FAN,
+        wireguard: context.private_key.clone().filter(|_| sealed).map(|private| Settings { private }),
     }
 }
 

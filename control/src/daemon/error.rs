@@ -16,6 +16,7 @@ use crate::plan::PlanError;
 use crate::store::StoreError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
+use crate::wireguard_key::KeyError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,9 @@ pub enum DaemonError {
     /// A command of the `extension` backend failed at start.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// The `wireguard` backend has no private key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),

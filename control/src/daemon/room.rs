@@ -42,6 +42,7 @@ pub(super) async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -
         let of_flannel = |link: &LinkMessage| match tunnel.format {
             path::Format::Vxlan(vxlan) => is_vxlan(link, vxlan.vni.get()),
             path::Format::Ipip(_) => is_kind(link, InfoKind::IpTun),
+            path::Format::Wireguard => is_kind(link, InfoKind::Wireguard),
             path::Format::Udp => false,
         };
         if let Some(link) = find_link(netlink, &tunnel.device).await?.filter(of_flannel) {

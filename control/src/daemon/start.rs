@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use engine::Engine;
+use model::backend::Backend;
 use model::lease::{Lease, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
@@ -31,7 +32,9 @@ use crate::netlink;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Outline};
 use crate::store::{Store, Watch};
+use crate::uapi::{self, Sockets};
 use crate::underlay::reach::Reach;
+use crate::wireguard_key;
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +119,7 @@ impl Beginning<'_> {
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         let planned = plan::plan(&context, &own, ledger.peers())?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let engine = Arc::new(datapath::start(self.options, &outline, &planned.tunnels, switches)?);
+        let engine = Arc::new(datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?);
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.surface.board;
         board.set_engine(&engine);
@@ -131,7 +134,7 @@ impl Beginning<'_> {
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let engine = Arc::new(datapath::start(self.options, &outline, &[], switches)?);
+        let engine = Arc::new(datapath::start(self.options, &context, &outline, &[], switches)?);
         let board = &self.surface.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());
@@ -154,7 +157,15 @@ impl Beginning<'_> {
         let found = room::look(&self.netlink, &config).await?;
         let identity = self.memory.identity(&found, || Identity::from_random(rand::random()));
         let ip_masq = self.options.traffic.ip_masq;
-        Ok(Context { config, underlay, identity, ip_masq, extension_data, reach: Reach::new() })
+        let private_key = match &config.backend {
+            Backend::Wireguard(_) => {
+                let path = wireguard_key::path(|name| std::env::var_os(name));
+                Some(wireguard_key::load(&path, rand::random)?)
+            }
+            _ => None,
+        };
+        let reach = Reach::new();
+        Ok(Context { config, underlay, identity, ip_masq, extension_data, reach, private_key })
     }
 
     /// The tunnels to open, with the place for them made free.
@@ -183,7 +194,10 @@ impl Beginning<'_> {
         warn_of_gaps(&context.config);
         tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
         datapath::keep(&engine);
-        board.set_files(surface.files(options));
+        let sockets = control_sockets(&context, board)?;
+        let mut files = surface.files(options);
+        files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
+        board.set_files(files);
         board.set_phase(Phase::Ready);
         memory.keep(&plan, &own, ledger.peers());
         let mut node = Node {
@@ -203,6 +217,7 @@ impl Beginning<'_> {
             applier,
             rules,
             told,
+            _sockets: sockets,
             uplink: Uplink::default(),
             former: None,
         };
@@ -211,6 +226,15 @@ impl Beginning<'_> {
         }
         Ok(node)
     }
+}
+
+/// What `wg show` asks, where there is something to show.
+fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Sockets>, DaemonError> {
+    let Some(private) = &context.private_key else { return Ok(None) };
+    let tunnels = plan::outline(context)?.tunnels.into_iter().enumerate();
+    let devices: Vec<_> =
+        tunnels.map(|(index, tunnel)| (index, tunnel.device, tunnel.listen.port())).collect();
+    Ok(Some(uapi::serve(&devices, private, board)))
 }
 
 /// What somebody else has to set for pods to be reachable.

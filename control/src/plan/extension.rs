@@ -35,7 +35,11 @@ pub(super) fn paths(extension: &Extension, own: &Lease, leases: &LeaseSet) -> Pa
         data(lease)?;
         let (v4, v6) = (lease.subnet().map(IpNetwork::V4), lease.ipv6_subnet().map(IpNetwork::V6));
         let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), 0);
-        Ok([v4, v6].into_iter().flatten().map(|subnet| (0, Peer { subnet, remote, mac: None })).collect())
+        Ok([v4, v6]
+            .into_iter()
+            .flatten()
+            .map(|subnet| (0, Peer { subnet, remote, mac: None, key: None }))
+            .collect())
     });
     let ignored: BTreeSet<&str> = sifted.ignored.iter().map(|ignored| ignored.subnet.as_str()).collect();
     let mut peers = BTreeMap::new();

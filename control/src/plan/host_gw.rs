@@ -77,5 +77,5 @@ fn gateway_v6(lease: &Lease) -> Option<Peer> {
 }
 
 fn gateway(subnet: IpNetwork, public: IpAddr) -> Peer {
-    Peer { subnet, remote: SocketAddr::new(public, 0), mac: None }
+    Peer { subnet, remote: SocketAddr::new(public, 0), mac: None, key: None }
 }

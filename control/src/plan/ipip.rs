@@ -55,6 +55,7 @@ pub(super) fn paths(
         link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
         routes,
         format: outline.format,
+        secrets: None,
         peers,
     });
     Ok(Paths { tunnels: tunnels.collect(), direct, ignored: sifted.ignored, ..Paths::default() })
@@ -71,5 +72,5 @@ fn peer(lease: &Lease) -> Result<Vec<(usize, Peer)>, String> {
         return Err("it publishes no IPv4 address".into());
     }
     let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), 0);
-    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None })])
+    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None, key: None })])
 }

@@ -13,6 +13,7 @@ mod ipip;
 mod peers;
 mod udp;
 mod vxlan;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,6 +24,7 @@ use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config::NetConfig;
 use model::subnet_env::SubnetEnv;
 use path::encap::Format;
+use path::wireguard::{PublicKey, SecretKey};
 use wire::addr::{Mac, Mtu};
 
 use crate::lease::ledger::LeaseSet;
@@ -53,6 +55,8 @@ pub struct Context {
     pub extension_data: Option<RawJson>,
     /// The ways to the peers, for `DirectRouting`.
     pub reach: Reach,
+    /// This node's private key, for `wireguard`.
+    pub private_key: Option<SecretKey>,
 }
 
 impl Context {
@@ -156,8 +160,19 @@ pub struct Tunnel {
     pub routes: Vec<Route>,
     /// How packets are wrapped.
     pub format: Format,
+    /// What all peers share, where packets are sealed.
+    pub secrets: Option<Secrets>,
     /// Where they go, one per peer subnet, sorted.
     pub peers: Vec<Peer>,
+}
+
+/// What a WireGuard tunnel's peers have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secrets {
+    /// The key besides their own; zeros for none.
+    pub psk: SecretKey,
+    /// Seconds between keepalives; 0 is off.
+    pub keepalive: u16,
 }
 
 /// A tunnel device as the kernel should show it.
@@ -233,6 +248,8 @@ pub struct Peer {
     pub remote: SocketAddr,
     /// The peer's link address on the overlay, where the format has one.
     pub mac: Option<Mac>,
+    /// The peer's public key, where packets are sealed.
+    pub key: Option<PublicKey>,
 }
 
 /// A lease that got no place in the plan.
@@ -302,7 +319,7 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
         Backend::Alloc => alloc::outline(context),
         Backend::Extension(_) => extension::outline(context),
         Backend::Ipip { .. } => ipip::outline(context),
-        Backend::Wireguard(_) => refused("not supported yet; use vxlan, ipip, udp or host-gw"),
+        Backend::Wireguard(wireguard) => wireguard::outline(context, wireguard),
         Backend::Ipsec(_) => refused(
             "not supported: it needs strongSwan and the kernel's IPsec; use vxlan, ipip, udp or host-gw, \
              none of which encrypts",
@@ -329,9 +346,10 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
         Backend::HostGw => host_gw::paths(context, own, leases)?,
         Backend::Ipip { direct_routing } => ipip::paths(context, &outline, *direct_routing, own, leases)?,
         Backend::Extension(extension) => extension::paths(extension, own, leases),
+        Backend::Wireguard(wireguard) => wireguard::paths(context, &outline, wireguard, own, leases)?,
         Backend::Alloc => Paths::default(),
         // `outline` has refused these. Named, so that a new one cannot come up ready and without paths.
-        Backend::Wireguard(_) | Backend::Ipsec(_) | Backend::TencentVpc { .. } => Paths::default(),
+        Backend::Ipsec(_) | Backend::TencentVpc { .. } => Paths::default(),
     };
     let Paths { tunnels, direct, commands, ignored } = paths;
     let subnet_env = SubnetEnv {

@@ -9,6 +9,7 @@ use model::{lease::SubnetKey, net_config};
 use super::*;
 use crate::underlay::Endpoint;
 use crate::underlay::reach::Way;
+use path::wireguard::SecretKey;
 
 #[test]
 fn vxlan_ipv4() {
@@ -279,8 +280,9 @@ fn an_mtu_without_room_is_refused_by_name() {
 fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
         (
-            r#"{"Type":"wireguard"}"#,
-            "Backend.Type = wireguard: not supported yet; use vxlan, ipip, udp or host-gw",
+            r#"{"Type":"wireguard","Mode":"ipv6"}"#,
+            "Backend.Type = wireguard: one tunnel for both families, or for one in the other, is not supported yet; use Mode \
+             separate, or enable one family",
         ),
         (
             r#"{"Type":"tencent-vpc"}"#,
@@ -491,6 +493,7 @@ fn context(config: &str, nic: u32) -> Context {
             ipv4: Some(Endpoint { source: ipv4, public: ipv4, local: ipv4 }),
             ipv6: Some(Endpoint { source: ipv6, public: ipv6, local: ipv6 }),
         },
+        private_key: Some(SecretKey([7; 32])),
         identity: Identity {
             mac: Mac::new([0x0e, 0x2a, 0, 0, 0, 1]),
             mac_v6: Mac::new([0x0e, 0x2a, 0, 0, 0, 2]),

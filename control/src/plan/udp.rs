@@ -53,6 +53,7 @@ pub(super) fn paths(
         link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
         routes: vec![Route { to: cluster, via: None }],
         format: outline.format,
+        secrets: None,
         peers,
     });
     Ok(Paths { tunnels: tunnels.collect(), ignored: sifted.ignored, ..Paths::default() })
@@ -66,5 +67,5 @@ fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {
         return Err("it publishes no IPv4 address".into());
     }
     let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), port);
-    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None })])
+    Ok(vec![(0, Peer { subnet: IpNetwork::V4(subnet), remote, mac: None, key: None })])
 }

@@ -106,6 +106,7 @@ pub(super) fn paths(
         link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
         routes,
         format: outline.format,
+        secrets: None,
         peers,
     });
     Ok(Paths { tunnels: tunnels.collect(), direct, ignored: sifted.ignored, ..Paths::default() })
@@ -119,7 +120,7 @@ fn peer_v4(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
     }
     let mac = mac(lease.attrs.backend_data.as_ref(), "IPv4")?;
     let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), port);
-    Ok(Some(Peer { subnet: IpNetwork::V4(subnet), remote, mac: Some(mac) }))
+    Ok(Some(Peer { subnet: IpNetwork::V4(subnet), remote, mac: Some(mac), key: None }))
 }
 
 fn peer_v6(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
@@ -128,7 +129,7 @@ fn peer_v6(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
     };
     let mac = mac(lease.attrs.backend_v6_data.as_ref(), "IPv6")?;
     let remote = SocketAddr::new(IpAddr::V6(public), port);
-    Ok(Some(Peer { subnet: IpNetwork::V6(subnet), remote, mac: Some(mac) }))
+    Ok(Some(Peer { subnet: IpNetwork::V6(subnet), remote, mac: Some(mac), key: None }))
 }
 
 fn mac(data: Option<&RawJson>, family: &str) -> Result<Mac, String> {

@@ -38,6 +38,10 @@ pub(crate) struct Crypt {
     /// Where records are made, and where strays are opened.
     records: Box<[u8]>,
     strays: Vec<Stray>,
+    /// Packets wait for a session that is there.
+    freed: bool,
+    /// When the keeper last heard of a record of no session.
+    strangers: Option<Millis>,
 }
 
 struct Slot {
@@ -45,7 +49,8 @@ struct Slot {
     pulse: Arc<Pulse>,
     session: Option<Arc<Session>>,
     staged: VecDeque<Box<[u8]>>,
-    asked: Millis,
+    /// When a session was last asked for.
+    asked: Option<Millis>,
 }
 
 struct Inbound {
@@ -79,6 +84,8 @@ impl Crypt {
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
             strays: Vec::new(),
+            freed: false,
+            strangers: None,
         }
     }
 
@@ -92,12 +99,14 @@ impl Crypt {
     #[inline]
     pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
         self.now = self.clock.now();
-        self.mailbox.is_full() && self.take_updates(counters)
+        if self.mailbox.is_full() {
+            self.take_updates(counters);
+        }
+        std::mem::take(&mut self.freed)
     }
 
     #[cold]
-    fn take_updates(&mut self, counters: &mut Counters) -> bool {
-        let mut freed = false;
+    fn take_updates(&mut self, counters: &mut Counters) {
         for update in self.mailbox.take() {
             match update {
                 Update::Peer(id, endpoint, pulse) => {
@@ -106,7 +115,7 @@ impl Crypt {
                         pulse: Arc::clone(&pulse),
                         session: None,
                         staged: VecDeque::new(),
-                        asked: 0,
+                        asked: None,
                     };
                     self.peers.entry(id).or_insert_with(new).endpoint = endpoint;
                 }
@@ -123,7 +132,7 @@ impl Crypt {
                     });
                     inbound.confirmed |= send;
                     if send && let Some(slot) = self.peers.get_mut(&session.peer) {
-                        freed |= !slot.staged.is_empty();
+                        self.freed |= !slot.staged.is_empty();
                         slot.session = Some(session);
                     }
                 }
@@ -141,7 +150,6 @@ impl Crypt {
                 Update::Stray(stray) => self.strays.push(stray),
             }
         }
-        freed
     }
 
     /// Seals messages, as many as there is room for, into `batch` and `spans`, which index [`Crypt::records`]; gives
@@ -260,6 +268,7 @@ impl Crypt {
         span: Range<u32>,
         source: SocketAddr,
         ecn: u8,
+        counters: &mut Counters,
     ) -> Result<Option<Opened>, DropReason> {
         let record = bytes_mut(arena, &span);
         let header = match Kind::parse(record).map_err(|_| DropReason::WgMalformed)? {
@@ -269,7 +278,18 @@ impl Crypt {
                 return self.events.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
             }
         };
-        let inbound = self.inbound.get_mut(&header.receiver).ok_or(DropReason::WgUnknownSession)?;
+        // The session may have been told of since the turn began.
+        if !self.inbound.contains_key(&header.receiver) && self.mailbox.is_full() {
+            self.take_updates(counters);
+        }
+        let Some(inbound) = self.inbound.get_mut(&header.receiver) else {
+            // A peer that does not know that we have begun anew.
+            if self.strangers.is_none_or(|then| self.now >= then + ASK_EVERY) {
+                self.strangers = Some(self.now);
+                let _ = self.events.try_send(Event::Unknown(source));
+            }
+            return Err(DropReason::WgUnknownSession);
+        };
         let owner = inbound.session.owner();
         if let Some(owner) = owner.filter(|owner| *owner != self.worker) {
             let stray = Event::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
@@ -290,6 +310,7 @@ impl Crypt {
         let slot = self.peers.get_mut(&peer).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
             inbound.confirmed = true;
+            self.freed |= !slot.staged.is_empty();
             slot.session = Some(Arc::clone(&inbound.session));
             let _ = self.events.try_send(Event::Confirmed(peer, header.receiver));
         }
@@ -325,8 +346,9 @@ fn usable(
     events: &Sender<Event>,
 ) -> Option<(Arc<Session>, SocketAddr)> {
     let standing = slot.session.as_ref().map_or(Standing::Void, |session| session.to_send(now));
-    if standing == Standing::Rekey || (standing == Standing::Void && now >= slot.asked + ASK_EVERY) {
-        slot.asked = now;
+    let asked = slot.asked.is_some_and(|asked| now < asked + ASK_EVERY);
+    if standing == Standing::Rekey || (standing == Standing::Void && !asked) {
+        slot.asked = Some(now);
         let _ = events.try_send(Event::Want(id));
     }
     if standing == Standing::Void {

@@ -112,6 +112,7 @@ impl Keeper {
                 self.with(id, |peer, _, _, _| peer.endpoint = Some(to));
                 self.tell_peer(id);
             }
+            Event::Unknown(from) => self.handle_unknown(from),
             Event::Sent(id) => self.with(id, |peer, _, moment, _| peer.watch_answer(moment.now)),
             Event::Received(id) => self.with(id, |peer, _, moment, _| peer.watch_silence(moment.now)),
             Event::Stray(worker, stray) => {
@@ -165,6 +166,17 @@ impl Keeper {
         }
     }
 
+    /// After a restart peers go on with sessions that are gone, and would for a quarter of a minute. A new one is begun
+    /// with who is said to be there, and with nobody else: the record itself proves nothing.
+    fn handle_unknown(&mut self, from: SocketAddr) {
+        let now = self.clock.now();
+        let is_there = |known: &&Known| known.config.endpoint == Some(from);
+        let Some(known) = self.peers.values().find(is_there) else { return };
+        if known.peer.current().is_none_or(|session| session.to_send(now) == Standing::Void) {
+            self.with(known.config.id, |peer, private, moment, actions| peer.begin(private, moment, actions));
+        }
+    }
+
     fn time_out(&mut self) {
         let now = self.clock.now();
         while let Some((at, id)) = self.wheel.first().copied()
@@ -196,7 +208,10 @@ impl Keeper {
             self.names.insert(moment.name, id);
         }
         let mut again = false;
-        for action in actions.drain(..) {
+        // Workers hear of a session before the peer does: its first record may be there in no time.
+        let (messages, others): (Vec<_>, Vec<_>) =
+            actions.drain(..).partition(|action| matches!(action, Action::Send(..) | Action::Keepalive));
+        for action in others.into_iter().chain(messages) {
             again |= self.act(id, action);
         }
         self.actions = actions;

@@ -16,6 +16,8 @@ pub(crate) enum Event {
     Confirmed(u32, u32),
     /// A peer was heard at another address.
     Roamed(u32, SocketAddr),
+    /// A record of no session came from there.
+    Unknown(SocketAddr),
     /// Something was sent: watch for an answer.
     Sent(u32),
     /// Something was received: watch that it is answered.

@@ -1,0 +1,185 @@
+//! WireGuard: two lodens, and loden beside `wireguard-go`, which speaks for every other implementation.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Cluster, Daemon, await_until, ping, verified};
+use lab::{Process, Wiring};
+use model::lease::{LeaseAttrs, SubnetKey};
+
+const PLAIN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
+const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","PersistentKeepaliveInterval":1}}"#;
+
+#[test]
+fn two_lodens_talk_in_both_families_and_nothing_is_in_clear() {
+    if !common::ready(&["ip", "tcpdump"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("wg-two", 2, Wiring::Direct, DUAL);
+    let daemons = [1, 2].map(|number| start(&cluster, number, &[]));
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+    }
+    let capture = cluster.file("capture");
+    let mut tcpdump = Command::new("tcpdump");
+    tcpdump.args(["-i", "eth0", "-s", "0", "-w"]).arg(&capture).stdout(Stdio::null());
+    let mut tcpdump = Process::spawn(cluster.host(1).namespace(), &mut tcpdump).expect("tcpdump");
+    await_until("tcpdump", || capture.exists());
+    for ipv6 in [false, true] {
+        ping(&cluster, 1, 2, ipv6);
+        ping(&cluster, 2, 1, ipv6);
+        verified(&cluster, 1, 2, ipv6, 20_000_000);
+        verified(&cluster, 2, 1, ipv6, 20_000_000);
+    }
+    tcpdump.stop().expect("an end");
+    let bytes = fs::read(&capture).expect("a capture");
+    assert!(bytes.len() > 80_000_000, "{}", bytes.len());
+    // A pod's address is in every packet that is in clear.
+    for ipv6 in [false, true] {
+        let address = match cluster.pod(2, ipv6) {
+            std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+            std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        let found = bytes.windows(address.len()).filter(|window| *window == address).count();
+        // Four bytes turn up by chance.
+        assert!(found <= 2, "{found} times {address:?}");
+    }
+    for daemon in daemons {
+        for counters in daemon.finish() {
+            assert_eq!(counters.unexplained_drops().len(), 0, "{:?}", counters.drops());
+        }
+    }
+}
+
+#[test]
+fn wireguard_go_and_loden_understand_each_other() {
+    if !common::ready(&["ip", "wg", "wireguard-go"]) {
+        return;
+    }
+    // All control sockets of a machine lie in one directory: this test has one of its own.
+    common::with_private_mounts(|| {
+        fs::create_dir_all("/run/wireguard").expect("a directory");
+        common::mount_tmpfs(std::path::Path::new("/run/wireguard"), "1m");
+        meet_wireguard_go();
+    });
+}
+
+fn meet_wireguard_go() {
+    for secret in [None, Some("cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=")] {
+        let config = match secret {
+            None => PLAIN.to_owned(),
+            Some(psk) => PLAIN.replace("\"wireguard\"", &format!("\"wireguard\",\"PSK\":\"{psk}\"")),
+        };
+        let mut cluster = Cluster::build("wg-go", 2, Wiring::Direct, &config);
+        let mut daemon = start(&cluster, 1, &[]);
+        let _other = wireguard_go(&mut cluster, 2, secret);
+        await_until("its peer", || daemon.said("applied device=flannel-wg peers=1"));
+        cluster.connect_pod(1);
+        // Either side begins.
+        ping(&cluster, 1, 2, false);
+        ping(&cluster, 2, 1, false);
+        verified(&cluster, 1, 2, false, 50_000_000);
+        verified(&cluster, 2, 1, false, 50_000_000);
+        assert!(daemon.is_running());
+        if secret.is_none() {
+            wg_shows(&cluster);
+        }
+        let counters = daemon.fresh_counters();
+        assert_eq!(counters[0].unexplained_drops().len(), 0, "{:?}", counters[0].drops());
+
+        // After a restart the other side still has a session that we have not.
+        drop(daemon);
+        // The record that shows it is lost; the next ones are not.
+        let daemon = start(&cluster, 1, &[]);
+        let from = cluster.host(2).pod();
+        let _ = from.ping(cluster.pod(1, false), 0, Duration::from_millis(200));
+        ping(&cluster, 2, 1, false);
+        ping(&cluster, 1, 2, false);
+        drop(daemon);
+    }
+}
+
+/// The tools of the WireGuard project on our device; the answer is the same whatever the namespace.
+fn wg_shows(cluster: &Cluster) {
+    let shown = cluster.shell(1, "wg show flannel-wg");
+    for line in [
+        "listening port: 51820",
+        "endpoint: 198.18.0.2:51820",
+        "allowed ips: 10.244.200.0/24",
+        "latest handshake: ",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let dump = cluster.shell(1, "wg show flannel-wg dump");
+    let peer: Vec<&str> = dump.lines().nth(1).expect("a peer").split('\t').collect();
+    assert!(
+        peer[5..7].iter().all(|bytes| bytes.parse::<u64>().is_ok_and(|bytes| bytes > 50_000_000)),
+        "{dump}"
+    );
+    let config = cluster.shell(1, "wg showconf flannel-wg");
+    assert!(config.contains("PrivateKey = ") && config.contains("AllowedIPs = 10.244.200.0/24"), "{config}");
+    assert!(
+        cluster.shell(1, "wg set flannel-wg listen-port 7 2>&1 || true").contains("Operation not permitted")
+    );
+}
+
+fn start(cluster: &Cluster, number: usize, more: &[&str]) -> Daemon {
+    let mut command = cluster.command(number);
+    command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}"))).args(more);
+    let mut daemon = cluster.spawn(number, &mut command);
+    daemon.await_ready();
+    daemon
+}
+
+/// Makes a host a stock node: a WireGuard device by the reference implementation, its lease, a route, a pod.
+fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Process {
+    let host = cluster.host(number);
+    let key = cluster.file("go.key");
+    fs::write(&key, "").expect("a file");
+    let public =
+        cluster.shell(number, &format!("umask 077; wg genkey > {0}; wg pubkey < {0}", key.display()));
+    let mut command = Command::new("wireguard-go");
+    // Two tests at once, or another one of the machine's, must not meet at one control socket.
+    let device = format!("wg{}", std::process::id());
+    command.args(["-f", &device]).env("WG_PROCESS_FOREGROUND", "1").stdout(Stdio::null());
+    let process = Process::spawn(host.namespace(), &mut command).expect("wireguard-go");
+    await_until("its device", || cluster.shell(number, "ip -o link").contains(&device));
+    let secret = psk.map_or_else(String::new, |psk| {
+        fs::write(cluster.file("psk"), psk).expect("a file");
+        format!("preshared-key {}", cluster.file("psk").display())
+    });
+    let lease = cluster.lease(1);
+    let data = lease.attrs.backend_data.as_ref().expect("data").as_str().to_owned();
+    let data = model::wireguard::WireguardData::parse(&data).expect("data");
+    let ours = model::wireguard::render_key(&data.public_key);
+    let subnet = lease.subnet().expect("a subnet");
+    cluster.shell(
+        number,
+        &format!(
+            "wg set {device} listen-port 51820 private-key {} peer {ours} {secret} allowed-ips {subnet} endpoint {}:51820",
+            key.display(),
+            cluster.host(1).underlay()
+        ),
+    );
+    cluster.shell(
+        number,
+        &format!("ip addr add 10.244.200.0/32 dev {device}; ip link set {device} mtu 1420 up; ip route add 10.244.0.0/16 dev {device}"),
+    );
+    let value = format!(
+        r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{public}","Port":51820}}}}"#,
+        host.underlay()
+    );
+    let attrs = LeaseAttrs::parse(&value).expect("attributes");
+    let key: SubnetKey = "10.244.200.0-24".parse().expect("a key");
+    cluster.in_store(async |store| {
+        let (config, _) = model::net_config::parse(&cluster.config).expect("a configuration");
+        let wish = control::store::Wish { config: &config, attrs, previous: Some(key) };
+        assert_eq!(store.acquire(&wish).await.expect("a lease").key, key);
+    });
+    let network = lab::PodNetwork { ipv4: key.ipv4(), ipv6: None, mtu: 1420 };
+    cluster.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");
+    process
+}
