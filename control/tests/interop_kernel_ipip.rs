@@ -4,19 +4,18 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::capture::Capture;
 use common::{Cluster, await_until};
 use control::store::Wish;
 use lab::{Process, Wiring};
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
-use socket2::{Domain, Protocol, Socket, Type};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 /// The kernel host on the lab's underlay, beside host 1.
@@ -34,7 +33,7 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     cluster.connect_pod(1);
     let own = cluster.lease(1);
     let pod = cluster.pod(1, false);
-    let wire = Capture::start(&cluster);
+    let mut wire = Capture::start(cluster.lab.switch().expect("a switch"));
     let guest = Guest::boot(&cluster, &kernel, &own, &pod.to_string());
     let far = kernel.subnet().expect("IPv4").nth(2).expect("an address").into();
 
@@ -58,7 +57,7 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     await_until("the kernel host's own pings", || guest.said("done"));
     assert!(!guest.said("FAILED"), "{}", guest.words());
 
-    let seen = wire.finish();
+    let seen = ipip(&wire.frames());
     for (who, source) in [("loden", cluster.host(1).underlay()), ("the kernel", KERNEL.parse().expect("IP"))]
     {
         let from: Vec<&Outer> = seen.iter().filter(|packet| packet.source == source.octets()).collect();
@@ -173,39 +172,20 @@ struct Outer {
     df: bool,
 }
 
-/// Everything that crosses the switch.
-struct Capture(Socket);
-
-impl Capture {
-    fn start(cluster: &Cluster) -> Capture {
-        let open = || {
-            let every = i32::from(0x0003u16.to_be());
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(every)))?;
-            socket.set_recv_buffer_size(64 << 20)?;
-            socket.set_nonblocking(true)?;
-            std::io::Result::Ok(socket)
-        };
-        let switch = cluster.lab.switch().expect("a switch");
-        Capture(switch.run(open).expect("the switch").expect("a packet socket"))
-    }
-
-    /// Every ipip packet once for each device it crossed. Each outer header must follow its inner one.
-    fn finish(mut self) -> Vec<Outer> {
-        let (mut frame, mut seen) = (vec![0; 1 << 16], Vec::new());
-        while let Ok(length) = self.0.read(&mut frame) {
-            let Some(ip) = frame[..length].get(14..).filter(|ip| ip.len() >= 40 && ip[0] == 0x45) else {
-                continue;
-            };
-            assert!(!(ip[9] == 1 && ip[20] == 3), "an ICMP \"unreachable\": {:?}", &ip[..40]);
-            if ip[9] != 4 {
-                continue;
-            }
-            let inner = &ip[20..];
-            assert_eq!((ip[1], ip[8]), (inner[1] & 3, inner[8]), "TOS and TTL of {:?}", &ip[..40]);
-            assert_eq!(ip[6] & 0x40, inner[6] & 0x40, "DF of {:?}", &ip[..40]);
-            let source = [ip[12], ip[13], ip[14], ip[15]];
-            seen.push(Outer { source, tos: ip[1], ttl: ip[8], df: ip[6] & 0x40 != 0 });
+/// Every ipip packet once for each device it crossed. Each outer header must follow its inner one.
+fn ipip(frames: &[Vec<u8>]) -> Vec<Outer> {
+    let mut seen = Vec::new();
+    for frame in frames {
+        let Some(ip) = frame.get(14..).filter(|ip| ip.len() >= 40 && ip[0] == 0x45) else { continue };
+        assert!(!(ip[9] == 1 && ip[20] == 3), "an ICMP \"unreachable\": {:?}", &ip[..40]);
+        if ip[9] != 4 {
+            continue;
         }
-        seen
+        let inner = &ip[20..];
+        assert_eq!((ip[1], ip[8]), (inner[1] & 3, inner[8]), "TOS and TTL of {:?}", &ip[..40]);
+        assert_eq!(ip[6] & 0x40, inner[6] & 0x40, "DF of {:?}", &ip[..40]);
+        let source = [ip[12], ip[13], ip[14], ip[15]];
+        seen.push(Outer { source, tos: ip[1], ttl: ip[8], df: ip[6] & 0x40 != 0 });
     }
+    seen
 }

@@ -6,6 +6,7 @@
 // clippy.toml allows it in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod capture;
 mod kernel;
 pub mod packet;
 mod traffic;

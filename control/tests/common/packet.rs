@@ -85,6 +85,14 @@ pub fn open_checksum(source: IpAddr, target: IpAddr, length: u16) -> u16 {
     sum(0, &pseudo_header(source, target, UDP, length.into()))
 }
 
+/// Whether the checksum in a UDP datagram is that of its bytes between these addresses.
+pub fn is_summed(source: &[u8], target: &[u8], datagram: &[u8]) -> bool {
+    let mut pseudo = [source, target].concat();
+    pseudo.extend((datagram.len() as u32).to_be_bytes());
+    pseudo.extend([0, 0, 0, UDP]);
+    sum(sum(0, &pseudo).into(), datagram) == 0xffff
+}
+
 fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
     let pseudo = pseudo_header(source, target, protocol, bytes.len() as u32);
     !sum(sum(0, &pseudo).into(), bytes)

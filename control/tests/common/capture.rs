@@ -1,0 +1,33 @@
+//! Everything that crosses a device, as frames.
+
+use std::io::Read;
+
+use lab::Namespace;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// An open packet socket (packet(7)).
+pub struct Capture(Socket);
+
+impl Capture {
+    /// Takes what crosses any device of the namespace from now on, each frame once for each device.
+    pub fn start(namespace: &Namespace) -> Capture {
+        let open = || {
+            // ETH_P_ALL (linux/if_ether.h).
+            let every = i32::from(0x0003u16.to_be());
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(every)))?;
+            socket.set_recv_buffer_size(64 << 20)?;
+            socket.set_nonblocking(true)?;
+            std::io::Result::Ok(socket)
+        };
+        Capture(namespace.run(open).expect("the namespace").expect("a packet socket"))
+    }
+
+    /// The frames so far.
+    pub fn frames(&mut self) -> Vec<Vec<u8>> {
+        let (mut frame, mut frames) = (vec![0; 1 << 16], Vec::new());
+        while let Ok(length) = self.0.read(&mut frame) {
+            frames.push(frame[..length].to_vec());
+        }
+        frames
+    }
+}
