@@ -25,3 +25,33 @@ fn every_metric_is_explained() {
         );
     }
 }
+
+/// Each test that docs/compatibility.md names is there: its last part is a function, or a module of tests.
+#[test]
+fn every_test_that_compatibility_names_exists() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut sources = String::new();
+    let mut folders = vec![root.join("control"), root.join("engine")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path())
+        {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|end| end == "rs") {
+                sources.push_str(&std::fs::read_to_string(entry).expect("a source"));
+            }
+        }
+    }
+    let document = std::fs::read_to_string(root.join("docs/compatibility.md")).expect("the document");
+    let shown_by =
+        document.lines().filter(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(3));
+    let names: Vec<&str> =
+        shown_by.flat_map(|cell| cell.split('`')).filter(|name| name.contains("::")).collect();
+    assert!(names.len() > 50, "{names:?}");
+    for name in names {
+        let last = name.rsplit("::").next().unwrap_or_default();
+        let is_there =
+            last == "tests" || last.ends_with("_tests") || sources.contains(&format!("fn {last}()"));
+        assert!(is_there, "no test is called {name}");
+    }
+}
