@@ -21,7 +21,9 @@ pub(super) struct Sifted {
 /// each tunnel, or what is wrong with them.
 ///
 /// Two leases may claim one IPv4 subnet, one with an IPv6 part and one without: a node that went dual-stack
-/// leaves the old key behind until it runs out. The one with both parts counts.
+/// leaves the old key behind until it runs out. The one with both parts counts. Of leases that overlap otherwise, which
+/// only a mistake or malice brings about, the one of our own length counts: the longer prefix must not draw its
+/// packets away.
 pub(super) fn sift(
     own: &Lease,
     leases: &LeaseSet,
@@ -31,11 +33,15 @@ pub(super) fn sift(
     let mut sifted = Sifted { peers: vec![Vec::new(); tunnels], ignored: Vec::new() };
     let mut holders: BTreeMap<IpNetwork, SubnetKey> = BTreeMap::new();
     let mut ordered: Vec<&Lease> = leases.iter().filter(|lease| lease.key != own.key).collect();
-    ordered.sort_by_key(|lease| (lease.key.ipv6().is_none(), lease.key));
+    let of_our_length = |key: &SubnetKey| lengths(key) == lengths(&own.key);
+    ordered.sort_by_key(|lease| (lease.key.ipv6().is_none(), !of_our_length(&lease.key), lease.key));
     for lease in ordered {
         let result = usable(own, lease).and_then(|()| to_peers(lease)).and_then(|peers| {
-            match peers.iter().find_map(|(_, peer)| holders.get(&peer.subnet)) {
-                Some(holder) => Err(format!("the lease {holder} claims the same subnet")),
+            match peers.iter().find_map(|(_, peer)| overlapped(&holders, peer.subnet)) {
+                Some((subnet, holder)) if peers.iter().any(|(_, peer)| peer.subnet == subnet) => {
+                    Err(format!("the lease {holder} claims the same subnet"))
+                }
+                Some((_, holder)) => Err(format!("it overlaps the lease {holder}")),
                 None => Ok(peers),
             }
         });
@@ -54,6 +60,22 @@ pub(super) fn sift(
     }
     sifted.ignored.sort_unstable();
     sifted
+}
+
+fn lengths(key: &SubnetKey) -> (Option<u8>, Option<u8>) {
+    (key.ipv4().map(|subnet| subnet.prefix()), key.ipv6().map(|subnet| subnet.prefix()))
+}
+
+/// A subnet in use that shares addresses with this one. Those in use share none with each other, so only the nearest on
+/// either side can.
+fn overlapped(holders: &BTreeMap<IpNetwork, SubnetKey>, subnet: IpNetwork) -> Option<(IpNetwork, SubnetKey)> {
+    let share = |(other, _): &(&IpNetwork, &SubnetKey)| {
+        other.is_ipv4() == subnet.is_ipv4()
+            && (other.contains(subnet.network()) || subnet.contains(other.network()))
+    };
+    let before = holders.range(..=subnet).next_back().filter(share);
+    let found = before.or_else(|| holders.range(subnet..).next().filter(share));
+    found.map(|(other, key)| (*other, *key))
 }
 
 fn usable(own: &Lease, lease: &Lease) -> Result<(), String> {

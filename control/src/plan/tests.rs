@@ -223,6 +223,9 @@ fn leases_that_cannot_be_peers_are_left_out_with_a_reason() {
         }),
         vxlan("10.244.26.0-24", 26),
         vxlan("10.244.26.0-24&fd00:244:26::-64", 27),
+        // Inside of one, and around two.
+        vxlan("10.244.26.128-25", 28),
+        vxlan("10.244.24.0-22", 29),
     ];
     expect_plan(
         &context(VXLAN, 1500),
@@ -239,8 +242,10 @@ fn leases_that_cannot_be_peers_are_left_out_with_a_reason() {
         ignored 10.244.21.0-24: its backend type is "host-gw", ours is "vxlan"
         ignored 10.244.22.0-24: it publishes no IPv4 vxlan data
         ignored 10.244.23.0-24: vxlan data: VtepMAC is empty: the node has no tunnel device yet
+        ignored 10.244.24.0-22: it overlaps the lease 10.244.25.0-24
         ignored 10.244.24.0-24: it publishes no IPv4 address for its IPv4 subnet
         ignored 10.244.26.0-24: the lease 10.244.26.0-24&fd00:244:26::-64 claims the same subnet
+        ignored 10.244.26.128-25: it overlaps the lease 10.244.26.0-24&fd00:244:26::-64
         FLANNEL_NETWORK=10.244.0.0/16
         FLANNEL_SUBNET=10.244.1.1/24
         FLANNEL_MTU=1450

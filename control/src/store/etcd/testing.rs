@@ -125,6 +125,15 @@ impl Server {
         out.into_owned()
     }
 
+    /// Puts the content of a file, which may be larger than a command line.
+    // Only tests of the binary use it.
+    #[allow(dead_code)]
+    pub(crate) fn put_file(&self, key: &str, value: &Path) {
+        let input = std::fs::File::open(value).unwrap();
+        let output = self.command().args(["put", key]).stdin(input).output().unwrap();
+        assert!(output.status.success(), "put {key}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Creates users `root` and `flannel`, each with its own name as password, and turns on authentication.
     /// `flannel` may use only the network below `prefix`.
     pub(crate) fn enable_users(&mut self, prefix: &str) {
