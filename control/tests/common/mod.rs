@@ -9,6 +9,7 @@
 pub mod capture;
 mod kernel;
 pub mod packet;
+pub mod steady;
 mod traffic;
 
 use std::collections::BTreeMap;

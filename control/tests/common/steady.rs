@@ -1,0 +1,105 @@
+//! A steady flow of small datagrams there and back, of which every one counts.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::Cluster;
+
+/// Between two datagrams.
+const GAP: Duration = Duration::from_millis(2);
+/// A datagram that is not back by then is lost.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a thread that waits looks whether it should stop.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A flow that goes on until it is asked what became of it.
+pub struct Steady {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    listener: JoinHandle<HashSet<u64>>,
+    echo: JoinHandle<()>,
+    ended: Arc<AtomicBool>,
+}
+
+/// What became of a flow.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How many were sent.
+    pub sent: u64,
+    /// The numbers of those that did not come back.
+    pub lost: Vec<u64>,
+}
+
+impl Steady {
+    /// Starts one from the pod of `from` to that of `to`.
+    pub fn start(cluster: &Cluster, from: usize, to: usize) -> Steady {
+        let open = |number: usize| {
+            let address = SocketAddr::new(cluster.pod(number, false), 0);
+            let socket = cluster.host(number).pod().run(|| UdpSocket::bind(address)).expect("the pod");
+            let socket = socket.expect("a socket");
+            socket.set_read_timeout(Some(POLL)).expect("a time limit");
+            socket
+        };
+        let (here, there) = (open(from), open(to));
+        let target = there.local_addr().expect("an address");
+        let (stop, ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let echo = {
+            let ended = Arc::clone(&ended);
+            thread::spawn(move || reflect(&there, &ended))
+        };
+        let listener = {
+            let (ended, here) = (Arc::clone(&ended), here.try_clone().expect("a clone"));
+            thread::spawn(move || listen(&here, &ended))
+        };
+        let sender = {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || send(&here, target, &stop))
+        };
+        Steady { stop, sender, listener, echo, ended }
+    }
+
+    /// Ends it and waits for what is still under way.
+    pub fn finish(self) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender");
+        thread::sleep(PATIENCE);
+        self.ended.store(true, Ordering::Relaxed);
+        let back = self.listener.join().expect("the listener");
+        self.echo.join().expect("the echo");
+        Outcome { sent, lost: (0..sent).filter(|number| !back.contains(number)).collect() }
+    }
+}
+
+fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> u64 {
+    let (mut number, began) = (0u64, Instant::now());
+    while !stop.load(Ordering::Relaxed) {
+        socket.send_to(&number.to_be_bytes(), target).expect("send");
+        number += 1;
+        // By the clock, so that a thread that was held up makes up for it.
+        thread::sleep((began + GAP * number as u32).saturating_duration_since(Instant::now()));
+    }
+    number
+}
+
+fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
+    let mut buffer = [0; 64];
+    while !ended.load(Ordering::Relaxed) {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..length], from).expect("send back");
+        }
+    }
+}
+
+fn listen(socket: &UdpSocket, ended: &AtomicBool) -> HashSet<u64> {
+    let (mut back, mut buffer) = (HashSet::new(), [0; 8]);
+    while !ended.load(Ordering::Relaxed) {
+        if let Ok(8) = socket.recv(&mut buffer) {
+            back.insert(u64::from_be_bytes(buffer));
+        }
+    }
+    back
+}
