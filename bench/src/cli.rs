@@ -1,4 +1,4 @@
-//! The command line: `run`, `report`, `list`.
+//! The command line: `run`, `scale`, `restart`, `report`, `list`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::run::Plan;
+use crate::scale;
 use crate::scenario::{Load, Subject, Testbed};
 
 /// Measures loden against other ways to carry pod packets, side by side on one machine.
@@ -22,6 +23,10 @@ pub struct Cli {
 pub enum Command {
     /// Measure, print the table, keep the raw results. Needs root.
     Run(RunOptions),
+    /// Measure what many peers cost: traffic, idle CPU, joins, memory. Needs root.
+    Scale(ScaleOptions),
+    /// Measure what a restart costs among many peers. Needs root.
+    Restart(ScaleOptions),
     /// Print the table of earlier runs again, from their raw results.
     Report(ReportOptions),
     /// Show what can be measured.
@@ -65,6 +70,35 @@ pub struct RunOptions {
     pub output: Option<PathBuf>,
 }
 
+/// `loden-bench scale` and `loden-bench restart`.
+#[derive(Clone, Debug, Args)]
+pub struct ScaleOptions {
+    /// Peers where there are many.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=50_000))]
+    pub peers: u32,
+    /// Rounds of each part.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Seconds per load.
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Seconds to watch the daemons while nothing happens.
+    #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
+    pub idle: f64,
+    /// Wait up to so many seconds before each round for an idle machine; go on with a note if it is not.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = patience)]
+    pub settle: f64,
+    /// The loden program [default: beside this one].
+    #[arg(long, value_name = "PATH")]
+    pub loden: Option<PathBuf>,
+    /// Extra flags for `loden run`, in one argument: "--workers 1 --pin".
+    #[arg(long, value_name = "FLAGS", default_value = "", allow_hyphen_values = true)]
+    pub loden_args: String,
+    /// Write the raw results into this directory, a file for each page.
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
 /// `loden-bench report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportOptions {
@@ -97,6 +131,20 @@ impl RunOptions {
     pub fn baseline(&self) -> Subject {
         let asked = self.subjects.contains(&self.baseline).then_some(self.baseline);
         asked.or(self.subjects.first().copied()).unwrap_or(self.baseline)
+    }
+}
+
+impl ScaleOptions {
+    /// What to measure.
+    pub fn plan(&self) -> scale::Options {
+        scale::Options {
+            peers: self.peers as usize,
+            rounds: self.rounds,
+            seconds: self.seconds,
+            idle: self.idle,
+            settle: Duration::from_secs_f64(self.settle),
+            output: self.output.clone(),
+        }
     }
 }
 
@@ -202,6 +250,7 @@ mod tests {
             );
         }
         assert!(Cli::try_parse_from(["loden-bench", "report"]).is_err());
+        assert!(Cli::try_parse_from(["loden-bench", "scale", "--peers", "10"]).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! probe       CPU time and counters around a load
 //! run         rounds: all of the above, interleaved
 //! raw         the results as JSON
+//! scale       many peers: what they cost, and a restart among them
 //! report      raw results to a table, a page, plots
 //! ```
 //!
@@ -24,5 +25,6 @@ pub mod progress;
 pub mod raw;
 pub mod report;
 pub mod run;
+pub mod scale;
 pub mod scenario;
 pub mod subject;

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bench::cli::{Cli, Command, ReportOptions, RunOptions, list};
+use bench::cli::{Cli, Command, ReportOptions, RunOptions, ScaleOptions, list};
 use bench::interrupt::{Interrupt, Interrupted};
 use bench::progress::Progress;
-use bench::raw::{self, Raw, SCHEMA, Settings};
+use bench::raw::{self, Environment, Raw, SCHEMA, Settings};
 use bench::report::{self, Style, pivot, plot};
 use bench::scenario::{Testbed, name_of};
 use bench::subject::Context;
-use bench::{ethtool, host, run};
+use bench::{ethtool, host, run, scale};
 use clap::Parser as _;
 
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
@@ -20,6 +20,8 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let answer = match Cli::parse().command {
         Command::Run(options) => measure(&options),
+        Command::Scale(options) => many(&options, scale::scale),
+        Command::Restart(options) => many(&options, scale::restart),
         Command::Report(options) => show(&options).map(|()| ExitCode::SUCCESS),
         Command::List => {
             println!("{}", list());
@@ -39,11 +41,7 @@ fn measure(options: &RunOptions) -> Result<ExitCode> {
     if plan.testbeds.contains(&Testbed::WireLike) {
         ethtool::find().map_err(anyhow::Error::msg)?;
     }
-    let context = Context {
-        loden: loden(options.loden.as_deref())?,
-        loden_args: options.loden_args.split_whitespace().map(str::to_owned).collect(),
-        interrupt: Interrupt::listen()?,
-    };
+    let context = context(options.loden.as_deref(), &options.loden_args)?;
     let settings = Settings {
         rounds: plan.rounds,
         seconds: plan.seconds,
@@ -75,6 +73,25 @@ fn measure(options: &RunOptions) -> Result<ExitCode> {
         bail!("{} of {} samples or starts failed", raw.failures.len(), plan.samples());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Among many peers.
+fn many(
+    options: &ScaleOptions,
+    measure: impl Fn(&scale::Options, &Context, &Environment) -> Result<()>,
+) -> Result<ExitCode> {
+    ensure!(lab::userns::privileged(), "making network namespaces needs root: run it with sudo");
+    let context = context(options.loden.as_deref(), &options.loden_args)?;
+    measure(&options.plan(), &context, &host::observe())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn context(program: Option<&Path>, arguments: &str) -> Result<Context> {
+    Ok(Context {
+        loden: loden(program)?,
+        loden_args: arguments.split_whitespace().map(str::to_owned).collect(),
+        interrupt: Interrupt::listen()?,
+    })
 }
 
 fn show(options: &ReportOptions) -> Result<()> {

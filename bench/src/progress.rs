@@ -30,6 +30,11 @@ impl Progress {
         Progress { bar, output }
     }
 
+    /// A line per sample, wherever it goes, and nothing saved.
+    pub fn lines() -> Self {
+        Progress { bar: None, output: None }
+    }
+
     /// Takes the bar off the terminal.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {

@@ -94,8 +94,11 @@ impl Turn<'_> {
     fn run(&self, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<()> {
         let mut contenders = self.start(raw, watcher)?;
         watcher.begins(&format!("{} round {}: idle machine", name_of(self.testbed), self.round));
-        if let Some(note) = self.settle()? {
-            raw.notes.push(note);
+        if let Some(percent) = settle(self.plan.settle, self.context)? {
+            let (testbed, round) = (name_of(self.testbed), self.round);
+            raw.notes.push(format!(
+                "{testbed} round {round}: {percent:.0} % of the machine was busy before the loads"
+            ));
         }
         for load in &self.plan.loads {
             for contender in &mut contenders {
@@ -129,26 +132,6 @@ impl Turn<'_> {
             }
         }
         Ok(contenders)
-    }
-
-    /// Waits for an idle machine; a note if it stays busy although nothing is asked of it: noise from
-    /// outside, or a subject that spins and so takes CPU from the others.
-    fn settle(&self) -> Result<Option<String>> {
-        let deadline = Instant::now() + self.plan.settle;
-        loop {
-            self.context.interrupt.check()?;
-            let busy = watch_busy()?;
-            if busy <= IDLE_LIMIT {
-                return Ok(None);
-            }
-            if Instant::now() >= deadline {
-                let (testbed, round, percent) = (name_of(self.testbed), self.round, busy * 100.0);
-                let note = format!(
-                    "{testbed} round {round}: {percent:.0} % of the machine was busy before the loads"
-                );
-                return Ok(Some(note));
-            }
-        }
     }
 
     fn sample(&self, contender: &mut Contender, load: Load) -> Result<Sample> {
@@ -213,6 +196,22 @@ impl Turn<'_> {
     fn title(&self, subject: Subject, load: Option<Load>) -> String {
         let load = load.map_or("start".to_owned(), name_of);
         format!("{} round {}: {} {load}", name_of(self.testbed), self.round, name_of(subject))
+    }
+}
+
+/// Waits for an idle machine; the busy share in percent if it stays busy although nothing is asked of it: noise
+/// from outside, or a subject that spins and so takes CPU from the others.
+pub(crate) fn settle(patience: Duration, context: &Context) -> Result<Option<f64>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        context.interrupt.check()?;
+        let busy = watch_busy()?;
+        if busy <= IDLE_LIMIT {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return Ok(Some(busy * 100.0));
+        }
     }
 }
 

@@ -101,6 +101,15 @@ pub const METRICS: &[Metric] = &[
     metric("rtt_p99_us", "p99 µs", 1, Better::Lower, true),
     metric("cpu_s_per_gb", "CPU s/GB", 2, Better::Lower, true),
     metric("syscalls_per_gib_host", "syscalls/GiB·host", 0, Better::Lower, true),
+    metric("forwarding_ms", "ms until all forward", 1, Better::Lower, true),
+    metric("routes_ms", "ms until all routes", 0, Better::Lower, true),
+    metric("rss_kib", "KiB resident", 0, Better::Lower, false),
+    metric("rss_bytes_per_peer", "resident B/peer", 0, Better::Lower, false),
+    metric("table_bytes_per_peer", "table B/peer", 1, Better::Lower, false),
+    metric("idle_percent", "% of a core, idle", 3, Better::Lower, false),
+    metric("gap_ms", "ms longest gap", 1, Better::Lower, false),
+    metric("lost", "packets lost", 0, Better::Lower, false),
+    metric("first_ms", "ms start to first packet", 1, Better::Lower, false),
 ];
 
 /// The name used on the command line and in the raw JSON.

@@ -59,6 +59,11 @@ const IDLE_SHARE: u32 = 1000;
 const TICK: Duration = Duration::from_secs(1);
 /// How long to collect further changes of leases before acting on the first.
 const GATHER: Duration = Duration::from_millis(20);
+/// Acting may take one part in this many of the time, ten thousand peers take 15 ms, while nothing waits longer than
+/// [`GATHER_MOST`].
+const GATHER_SHARE: u32 = 5;
+/// The longest that changes are collected.
+const GATHER_MOST: Duration = Duration::from_millis(200);
 
 /// Runs the daemon until a signal stops it. A second signal ends it at once.
 pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
@@ -149,20 +154,23 @@ impl Node {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed: Option<Instant> = None;
+        let mut gather = GATHER;
         let mut compare = Instant::now() + COMPARE;
         loop {
             let request = self.next_request();
             tokio::select! {
                 event = self.watch.next() => {
                     if self.handle(event)? {
-                        changed.get_or_insert(Instant::now() + GATHER);
+                        changed.get_or_insert(Instant::now() + gather);
                     }
                 }
                 () = until(changed) => {
                     changed = None;
+                    let began = Instant::now();
                     self.look_around().await;
                     self.replan()?;
                     self.apply(options).await?;
+                    gather = (began.elapsed() * GATHER_SHARE).clamp(GATHER, GATHER_MOST);
                 }
                 () = until(request) => self.ask(),
                 answer = self.asking.answer() => match self.take(answer).await? {

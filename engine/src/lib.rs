@@ -26,7 +26,7 @@ pub mod wireguard;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -65,6 +65,8 @@ struct Running {
 struct Handle {
     device: String,
     publisher: Publisher<Fib>,
+    /// Memory of the newest table.
+    table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
     persist: bool,
     /// The handshakes of a tunnel that has some.
@@ -132,6 +134,7 @@ impl Engine {
             handles.push(Handle {
                 device: one.chosen.device.clone(),
                 publisher,
+                table_bytes: AtomicUsize::new(tunnel.table.bytes()),
                 pages,
                 persist: tunnel.persist,
                 keeper: Mutex::new(Some(one.keeper)),
@@ -187,6 +190,7 @@ impl Engine {
     pub fn publish(&self, index: usize, table: &Arc<Fib>) {
         if let Some(tunnel) = self.tunnels.get(index) {
             tunnel.publisher.publish(table);
+            tunnel.table_bytes.store(table.bytes(), Ordering::Relaxed);
             // A sleeping worker would otherwise hold the old table until its next packet.
             for running in &self.threads {
                 let _ = running.waker.wake();
@@ -205,6 +209,11 @@ impl Engine {
     pub fn peers(&self, index: usize) -> Vec<wireguard::PeerStatus> {
         let handle = self.tunnels.get(index).and_then(|tunnel| tunnel.wireguard.as_ref());
         handle.map(wireguard::Handle::status).unwrap_or_default()
+    }
+
+    /// Memory of each tunnel's newest table, in bytes. The workers share it.
+    pub fn table_bytes(&self) -> impl Iterator<Item = usize> {
+        self.tunnels.iter().map(|tunnel| tunnel.table_bytes.load(Ordering::Relaxed))
     }
 
     /// What each tunnel got of what it asked for.

@@ -30,11 +30,22 @@ pub(super) enum Backend {
     Wireguard,
 }
 
+/// Room for pods.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Network {
+    /// As small as flannel's example.
+    Ordinary,
+    /// For ten thousand nodes and more.
+    Large,
+}
+
 /// The daemons of one subject with their files. Dropping it stops them, then removes the files.
 pub(super) struct Daemons {
     // Fields drop in this order: processes before the directory they write to.
     hosts: Vec<Daemon>,
     directory: Option<TempDir>,
+    /// What they were told.
+    settings: (Backend, Network),
 }
 
 struct Daemon {
@@ -47,7 +58,7 @@ struct Daemon {
 /// Starts a daemon on each host and waits until each has a subnet. Daemons started before an error are
 /// in `daemons` and end with it.
 pub(super) fn start(
-    backend: Backend,
+    settings: (Backend, Network),
     lab: &Lab,
     daemons: &mut Daemons,
     context: &Context,
@@ -56,14 +67,11 @@ pub(super) fn start(
     let directory = directory.context("cannot make a temporary directory")?;
     let place = directory.path().to_path_buf();
     daemons.directory = Some(directory);
+    daemons.settings = settings;
     for host in lab.hosts() {
+        let process = spawn(settings, host, &place, context)?;
         let name = name(host);
         let counters = place.join(format!("{name}.counters.json"));
-        let mut command = Command::new(&context.loden);
-        command.args(arguments(backend, host, &place)).args(&context.loden_args).stdout(Stdio::null());
-        command.env("WIREGUARD_KEY_FILE", place.join(format!("{name}.key")));
-        let process = Process::spawn(host.namespace(), &mut command)
-            .with_context(|| format!("cannot start {}; give its path by --loden", context.loden.display()))?;
         daemons.hosts.push(Daemon { host: name, process, counters: Some(counters) });
     }
     lab.hosts().iter().map(|host| daemons.await_subnet(&subnet_file(host, &place), context)).collect()
@@ -72,7 +80,26 @@ pub(super) fn start(
 impl Daemons {
     /// For subjects that have none.
     pub(super) fn none() -> Self {
-        Daemons { hosts: Vec::new(), directory: None }
+        Daemons { hosts: Vec::new(), directory: None, settings: (Backend::Vxlan, Network::Ordinary) }
+    }
+
+    /// Where their files are; none for subjects without a daemon.
+    pub(super) fn place(&self) -> Option<&Path> {
+        self.directory.as_ref().map(TempDir::path)
+    }
+
+    /// The process of the daemon with this number, from 1.
+    pub(super) fn process(&mut self, number: usize) -> Result<&mut Process> {
+        let daemon = number.checked_sub(1).and_then(|index| self.hosts.get_mut(index));
+        daemon.map(|daemon| &mut daemon.process).context("no such daemon")
+    }
+
+    /// Starts the daemon of `host`, which has ended, once more, and waits for nothing.
+    pub(super) fn start_again(&mut self, host: &Host, context: &Context) -> Result<()> {
+        let place = self.place().context("no daemons")?.to_path_buf();
+        let process = spawn(self.settings, host, &place, context)?;
+        *self.process(host.number())? = process;
+        Ok(())
     }
 
     /// Counters files by host.
@@ -117,18 +144,26 @@ impl Daemons {
     }
 }
 
-fn arguments(backend: Backend, host: &Host, place: &Path) -> Vec<OsString> {
+fn spawn(settings: (Backend, Network), host: &Host, place: &Path, context: &Context) -> Result<Process> {
+    let mut command = Command::new(&context.loden);
+    command.args(arguments(settings, host, place)).args(&context.loden_args).stdout(Stdio::null());
+    command.env("WIREGUARD_KEY_FILE", place.join(format!("{}.key", name(host))));
+    Process::spawn(host.namespace(), &mut command)
+        .with_context(|| format!("cannot start {}; give its path by --loden", context.loden.display()))
+}
+
+fn arguments(settings: (Backend, Network), host: &Host, place: &Path) -> Vec<OsString> {
     let mut store = OsString::from("sqlite:");
-    store.push(place.join("leases.db"));
+    store.push(store_file(place));
     let mut arguments: Vec<OsString> =
         ["run", "--iface", host.uplink(), "--net-config-json"].map(Into::into).into();
-    arguments.push(net_config(backend).into());
+    arguments.push(net_config(settings).into());
     // The other subjects have no firewall either.
     arguments.extend(["--iptables-forward-rules=false", "--require-br-netfilter=false"].map(OsString::from));
     let files = [
         ("--store", store),
         ("--subnet-file", subnet_file(host, place).into()),
-        ("--run-dir", place.join("run").into()),
+        ("--run-dir", run_directory(place).into()),
         ("--counters-file", place.join(format!("{}.counters.json", name(host))).into()),
     ];
     arguments.extend(files.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
@@ -136,13 +171,17 @@ fn arguments(backend: Backend, host: &Host, place: &Path) -> Vec<OsString> {
 }
 
 /// flannel's net-conf.json with nothing but the backend's type, so every default is flannel's.
-fn net_config(backend: Backend) -> String {
+fn net_config((backend, network): (Backend, Network)) -> String {
+    let network = match network {
+        Network::Ordinary => r#""Network":"10.5.0.0/16""#,
+        Network::Large => r#""Network":"10.0.0.0/8","SubnetLen":24"#,
+    };
     let backend = match backend {
         Backend::Vxlan => "vxlan",
         Backend::Udp => "udp",
         Backend::Wireguard => "wireguard",
     };
-    format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
+    format!(r#"{{{network},"Backend":{{"Type":"{backend}"}}}}"#)
 }
 
 fn pod_network(text: &str) -> Option<PodNetwork> {
@@ -152,6 +191,16 @@ fn pod_network(text: &str) -> Option<PodNetwork> {
 
 fn name(host: &Host) -> String {
     format!("h{}", host.number())
+}
+
+/// The store that the daemons share.
+pub(super) fn store_file(place: &Path) -> PathBuf {
+    place.join("leases.db")
+}
+
+/// Where `loden status` finds the daemons.
+pub(super) fn run_directory(place: &Path) -> PathBuf {
+    place.join("run")
 }
 
 fn subnet_file(host: &Host, place: &Path) -> PathBuf {
@@ -164,9 +213,11 @@ mod tests {
 
     #[test]
     fn the_network_configuration_is_flannels_json() {
-        assert_eq!(net_config(Backend::Udp), r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#);
-        let vxlan: serde_json::Value = serde_json::from_str(&net_config(Backend::Vxlan)).unwrap();
-        assert_eq!(vxlan["Backend"]["Type"], "vxlan");
+        let udp = net_config((Backend::Udp, Network::Ordinary));
+        assert_eq!(udp, r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#);
+        let vxlan = net_config((Backend::Vxlan, Network::Large));
+        let vxlan: serde_json::Value = serde_json::from_str(&vxlan).unwrap();
+        assert_eq!((&vxlan["Backend"]["Type"], &vxlan["SubnetLen"]), (&"vxlan".into(), &24.into()));
     }
 
     #[test]

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use lab::{Lab, Namespace, PodNetwork, Topology, Wiring};
+use lab::{Host, Lab, Namespace, PodNetwork, Process, Topology, Wiring};
+use serde_json::Value;
 
+use self::loden::{Backend, Network};
 use self::wireguard::Program;
 use crate::ethtool;
 use crate::interrupt::Interrupt;
@@ -43,6 +45,30 @@ impl Standing {
     /// Builds the testbed, starts the subject and connects the pods. `slot` tells apart subjects that
     /// stand at the same time.
     pub fn start(subject: Subject, testbed: Testbed, slot: usize, context: &Context) -> Result<Self> {
+        let ordinary = |backend| (backend, Network::Ordinary);
+        Self::build(testbed, slot, |lab, daemons| match subject {
+            Subject::KernelVxlan => kernel::start(lab),
+            Subject::NoneRoutes => routes::start(lab),
+            Subject::LodenVxlan => loden::start(ordinary(Backend::Vxlan), lab, daemons, context),
+            Subject::LodenUdp => loden::start(ordinary(Backend::Udp), lab, daemons, context),
+            Subject::LodenWireguard => loden::start(ordinary(Backend::Wireguard), lab, daemons, context),
+            Subject::WireguardGo => wireguard::start(Program::WireguardGo, lab, daemons, context),
+            Subject::Boringtun => wireguard::start(Program::Boringtun, lab, daemons, context),
+            Subject::Gotatun => wireguard::start(Program::Gotatun, lab, daemons, context),
+        })
+    }
+
+    /// The same with loden's vxlan in a network that has room for ten thousand nodes.
+    pub fn start_large(testbed: Testbed, slot: usize, context: &Context) -> Result<Self> {
+        let settings = (Backend::Vxlan, Network::Large);
+        Self::build(testbed, slot, |lab, daemons| loden::start(settings, lab, daemons, context))
+    }
+
+    fn build(
+        testbed: Testbed,
+        slot: usize,
+        start: impl FnOnce(&Lab, &mut loden::Daemons) -> Result<Vec<PodNetwork>>,
+    ) -> Result<Self> {
         let mut topology = Topology::new(&format!("bench{slot}-"), 2);
         topology.wiring = Wiring::Direct;
         topology.underlay_mtu = UNDERLAY_MTU;
@@ -51,20 +77,46 @@ impl Standing {
             make_wire_like(&lab)?;
         }
         let mut daemons = loden::Daemons::none();
-        let networks = match subject {
-            Subject::KernelVxlan => kernel::start(&lab)?,
-            Subject::NoneRoutes => routes::start(&lab)?,
-            Subject::LodenVxlan => loden::start(loden::Backend::Vxlan, &lab, &mut daemons, context)?,
-            Subject::LodenWireguard => loden::start(loden::Backend::Wireguard, &lab, &mut daemons, context)?,
-            Subject::WireguardGo => wireguard::start(Program::WireguardGo, &lab, &mut daemons, context)?,
-            Subject::Boringtun => wireguard::start(Program::Boringtun, &lab, &mut daemons, context)?,
-            Subject::Gotatun => wireguard::start(Program::Gotatun, &lab, &mut daemons, context)?,
-            Subject::LodenUdp => loden::start(loden::Backend::Udp, &lab, &mut daemons, context)?,
-        };
+        let networks = start(&lab, &mut daemons)?;
         for (host, network) in lab.hosts_mut().iter_mut().zip(&networks) {
             host.connect_pod(network)?;
         }
         Ok(Standing { daemons, lab })
+    }
+
+    /// A host, by its number from 1.
+    pub fn host(&self, number: usize) -> Result<&Host> {
+        self.lab.hosts().iter().find(|host| host.number() == number).context("no such host")
+    }
+
+    /// The store that the daemons share.
+    pub fn store(&self) -> Result<PathBuf> {
+        Ok(loden::store_file(self.daemons.place().context("no daemons")?))
+    }
+
+    /// The daemon's process on a host.
+    pub fn daemon(&mut self, number: usize) -> Result<&mut Process> {
+        self.daemons.process(number)
+    }
+
+    /// What the daemon on a host says of itself, as `loden status --json` has it.
+    pub fn status(&mut self, number: usize, context: &Context) -> Result<Value> {
+        let pid = self.daemon(number)?.id();
+        let place = self.daemons.place().context("no daemons")?;
+        let mut command = Command::new(&context.loden);
+        command.args(["status", "--json", "--run-dir"]).arg(loden::run_directory(place));
+        let output = command.output().context("cannot run loden status")?;
+        let mut answer: Value =
+            serde_json::from_slice(&output.stdout).context("loden status answered no JSON")?;
+        let daemons = answer["daemons"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let own = daemons.into_iter().find(|daemon| daemon["pid"] == pid);
+        own.with_context(|| format!("process {pid} is none of the daemons that loden status shows"))
+    }
+
+    /// Starts the daemon on a host, which has ended, once more, and waits for nothing.
+    pub fn start_again(&mut self, number: usize, context: &Context) -> Result<()> {
+        let host = self.lab.hosts().iter().find(|host| host.number() == number).context("no such host")?;
+        self.daemons.start_again(host, context)
     }
 
     /// The namespace of pod A, which sends.

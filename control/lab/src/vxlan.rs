@@ -3,8 +3,11 @@
 
 use std::net::IpAddr;
 
+use futures::{TryStreamExt, stream};
 use ipnetwork::IpNetwork;
-use rtnetlink::LinkVxlan;
+use rtnetlink::packet_route::neighbour::NeighbourFlags;
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::{Handle, LinkVxlan, RouteMessageBuilder};
 
 use crate::{Error, Mac, Namespace, Route};
 
@@ -69,4 +72,32 @@ impl Namespace {
             onlink: true,
         })
     }
+
+    /// Enters many peers over one connection, `at_once` of them under way together. With one, each request waits for
+    /// the answer to the one before.
+    pub fn add_vxlan_peers(&self, device: &str, peers: &[VxlanPeer], at_once: usize) -> Result<(), Error> {
+        let index = self.link(device)?.index;
+        self.request(
+            format!("enter {} peers on {device} in {}", peers.len(), self.name()),
+            |handle| async move {
+                stream::iter(peers.iter().map(Ok))
+                    .try_for_each_concurrent(at_once, |peer| enter(&handle, index, peer))
+                    .await
+            },
+        )
+    }
+}
+
+async fn enter(handle: &Handle, index: u32, peer: &VxlanPeer) -> Result<(), rtnetlink::Error> {
+    let base = peer.subnet.network();
+    let neighbour = handle.neighbours().add(index, base).link_local_address(&peer.mac);
+    neighbour.replace().execute().await?;
+    let entry = handle.neighbours().add_bridge(index, &peer.mac).flags(NeighbourFlags::Own);
+    entry.destination(peer.remote).replace().execute().await?;
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .protocol(RouteProtocol::Boot)
+        .destination_prefix(base, peer.subnet.prefix())
+        .and_then(|route| route.gateway(base))
+        .map_err(|_| rtnetlink::Error::RequestFailed)?;
+    handle.route().add(route.output_interface(index).onlink().build()).replace().execute().await
 }

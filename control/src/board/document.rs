@@ -75,6 +75,8 @@ pub struct TunnelDocument {
     pub mtu: u16,
     /// Kernel routes into it.
     pub routes: usize,
+    /// Memory of its forwarding table, which the workers share.
+    pub table_bytes: usize,
     /// Its workers.
     pub workers: usize,
     /// Offloads and whether each is in use.
@@ -222,9 +224,12 @@ pub(super) fn of(board: &Board, state: &State) -> Document {
 fn tunnels(state: &State) -> Vec<TunnelDocument> {
     let mut tunnels: Vec<TunnelDocument> = Vec::new();
     if let Some(engine) = &state.engine {
-        for (chosen, status) in engine.chosen().zip(engine.status().tunnels) {
+        for ((chosen, table_bytes), status) in
+            engine.chosen().zip(engine.table_bytes()).zip(engine.status().tunnels)
+        {
             let mut tunnel = TunnelDocument {
                 device: chosen.device.clone(),
+                table_bytes,
                 workers: chosen.workers,
                 features: chosen
                     .features

@@ -114,6 +114,11 @@ impl Fib {
         self.peers.len()
     }
 
+    /// Memory that it takes, in bytes. Workers share it.
+    pub fn bytes(&self) -> usize {
+        size_of::<Fib>() + size_of_val(&self.peers[..]) + self.v4.bytes() + self.v6.bytes()
+    }
+
     /// Whether it knows no peer.
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty()
@@ -172,6 +177,8 @@ impl FibBuilder {
     pub fn build(mut self) -> Result<Fib, FibError> {
         self.fib.v4 = Index::build(&mut self.v4)?;
         self.fib.v6 = Index::build(&mut self.v6)?;
+        // It grew by doubling, and stays as it is from here on.
+        self.fib.peers.shrink_to_fit();
         Ok(self.fib)
     }
 }
@@ -225,6 +232,14 @@ impl Index {
         }
     }
 
+    fn bytes(&self) -> usize {
+        match self {
+            Index::Empty => 0,
+            Index::Direct { peers, .. } => size_of_val(&peers[..]),
+            Index::Ranges { starts, peers } => size_of_val(&starts[..]) + size_of_val(&peers[..]),
+        }
+    }
+
     fn build(entries: &mut [Entry]) -> Result<Index, FibError> {
         // Outer prefixes before the ones nested in them.
         entries.sort_by_key(|e| (e.first, std::cmp::Reverse(e.shift)));
@@ -274,6 +289,8 @@ impl Index {
             open.push(*entry);
         }
         close(&mut open, None, &mut begin);
+        starts.shrink_to_fit();
+        peers.shrink_to_fit();
         Index::Ranges { starts, peers }
     }
 }
@@ -312,6 +329,20 @@ mod tests {
         assert_eq!(owner(&fib, "10.244.201.1".parse().unwrap()), None);
         assert_eq!(owner(&fib, "9.0.0.1".parse().unwrap()), None);
         assert_eq!(owner(&fib, "fd00::1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn ten_thousand_peers_take_little_memory() {
+        let net = |n: u32, len| IpNetwork::new(Ipv4Addr::from(0x0a00_0000 + (n << 8)).into(), len).unwrap();
+        let dense: Vec<IpNetwork> = (0..10_000).map(|n| net(n, 24)).collect();
+        let spread: Vec<IpNetwork> = (0..10_000).map(|n| net(n * 6, 24)).collect();
+        let mixed: Vec<IpNetwork> = (0..10_000).map(|n| net(n * 2, 23 + (n % 2) as u8)).collect();
+        for nets in [dense, spread, mixed] {
+            let fib = build(&nets).unwrap();
+            let each = (fib.bytes() - build(&[]).unwrap().bytes()) as f64 / nets.len() as f64;
+            assert!(each <= 128.0, "{each} bytes a peer");
+            assert_eq!(fib.peers.capacity(), nets.len());
+        }
     }
 
     #[test]
