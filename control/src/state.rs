@@ -5,6 +5,7 @@
 //! as good as none.
 
 use std::fs::{self, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -101,7 +102,8 @@ pub struct LeaseRecord {
 pub struct StateFile {
     /// `None` where there is no place for one.
     path: Option<PathBuf>,
-    written: String,
+    /// The digest of what it holds: the text of ten thousand leases would be two megabytes.
+    written: Option<u64>,
     complained: bool,
 }
 
@@ -164,7 +166,7 @@ impl LeaseRecord {
 impl StateFile {
     /// The file at `path`; without a path nothing is kept.
     pub fn new(path: Option<PathBuf>) -> StateFile {
-        StateFile { path, written: String::new(), complained: false }
+        StateFile { path, written: None, complained: false }
     }
 
     /// What the run before has left; nothing, and one warning, if that cannot be read.
@@ -180,13 +182,16 @@ impl StateFile {
     }
 
     /// Brings the file to this content. A failure is told once: the daemon works without.
-    pub fn write(&mut self, state: &State) {
+    pub fn write(&mut self, state: State) {
         let Some(path) = &self.path else { return };
-        let state = State { version: VERSION, pid: std::process::id(), ..state.clone() };
+        let state = State { version: VERSION, pid: std::process::id(), ..state };
         let result = serde_json::to_string(&state).map_err(io::Error::from).and_then(|text| {
-            if text != self.written {
+            let mut hasher = DefaultHasher::new();
+            text.hash(&mut hasher);
+            let digest = Some(hasher.finish());
+            if digest != self.written {
                 replace(path, &text)?;
-                self.written = text;
+                self.written = digest;
             }
             Ok(())
         });
@@ -238,7 +243,7 @@ mod tests {
         let mut file = StateFile::new(Some(path.clone()));
         assert_eq!(file.read(), State::default());
         let state = sample();
-        file.write(&state);
+        file.write(state.clone());
         let back = StateFile::new(Some(path.clone())).read();
         assert_eq!(back, State { version: VERSION, pid: std::process::id(), ..state.clone() });
         assert_eq!(back.identity(), Some(identity()));
@@ -264,8 +269,8 @@ mod tests {
         fs::create_dir(&path).expect("a directory in its place");
         assert_eq!(file.read(), State::default());
         // Nor does writing there end anything.
-        StateFile::new(Some(path)).write(&sample());
-        StateFile::new(None).write(&sample());
+        StateFile::new(Some(path)).write(sample());
+        StateFile::new(None).write(sample());
     }
 
     #[test]

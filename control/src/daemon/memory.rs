@@ -46,7 +46,7 @@ impl Memory {
         let identity =
             Identity { mac: found.mac.unwrap_or(known.mac), mac_v6: found.mac_v6.unwrap_or(known.mac_v6) };
         self.state.set_identity(&identity);
-        self.file.write(&self.state);
+        self.file.write(self.state.clone());
         identity
     }
 
@@ -88,14 +88,17 @@ impl Memory {
     /// Writes down, before they are made, that there will be firewall rules.
     pub(super) fn promise(&mut self, firewall: bool) {
         self.state.firewall |= firewall;
-        self.file.write(&self.state);
+        self.file.write(self.state.clone());
     }
 
     /// Writes down what is on the host now.
     pub(super) fn keep(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
         self.state.set_plan(plan, &self.subnet_file);
-        self.state.set_leases(own, peers.iter());
-        self.file.write(&self.state);
+        // The leases are in the ledger; to hold them as text as well would double what a peer takes.
+        self.state.leases = Vec::new();
+        let mut whole = self.state.clone();
+        whole.set_leases(own, peers.iter());
+        self.file.write(whole);
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
 
