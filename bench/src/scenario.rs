@@ -108,7 +108,8 @@ pub const METRICS: &[Metric] = &[
     metric("table_bytes_per_peer", "table B/peer", 1, Better::Lower, false),
     metric("idle_percent", "% of a core, idle", 3, Better::Lower, false),
     metric("gap_ms", "ms longest gap", 1, Better::Lower, false),
-    metric("lost", "packets lost", 0, Better::Lower, false),
+    metric("lost_out", "lost from its pod", 0, Better::Lower, false),
+    metric("lost_in", "lost to its pod", 0, Better::Lower, false),
     metric("first_ms", "ms start to first packet", 1, Better::Lower, false),
 ];
 

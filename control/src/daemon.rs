@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
+use futures::FutureExt;
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
 use rtnetlink::Handle;
@@ -59,11 +60,11 @@ const IDLE_SHARE: u32 = 1000;
 const TICK: Duration = Duration::from_secs(1);
 /// How long to collect further changes of leases before acting on the first.
 const GATHER: Duration = Duration::from_millis(20);
-/// Acting may take one part in this many of the time, ten thousand peers take 15 ms, while nothing waits longer than
-/// [`GATHER_MOST`].
-const GATHER_SHARE: u32 = 5;
-/// The longest that changes are collected.
-const GATHER_MOST: Duration = Duration::from_millis(200);
+/// After acting, the next time is so many times as far away as it has taken, which for ten thousand peers is 15 ms;
+/// but not farther than [`REST_MOST`].
+const REST: u32 = 4;
+/// The longest rest.
+const REST_MOST: Duration = Duration::from_millis(200);
 
 /// Runs the daemon until a signal stops it. A second signal ends it at once.
 pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
@@ -154,14 +155,19 @@ impl Node {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed: Option<Instant> = None;
-        let mut gather = GATHER;
+        let mut rested = Instant::now();
         let mut compare = Instant::now() + COMPARE;
         loop {
             let request = self.next_request();
             tokio::select! {
                 event = self.watch.next() => {
-                    if self.handle(event)? {
-                        changed.get_or_insert(Instant::now() + gather);
+                    let mut next = Some(event);
+                    // With all that is there already: ten thousand leases are not ten thousand turns.
+                    while let Some(event) = next {
+                        if self.handle(event)? {
+                            changed.get_or_insert(rested.max(Instant::now() + GATHER));
+                        }
+                        next = self.watch.next().now_or_never();
                     }
                 }
                 () = until(changed) => {
@@ -170,7 +176,7 @@ impl Node {
                     self.look_around().await;
                     self.replan()?;
                     self.apply(options).await?;
-                    gather = (began.elapsed() * GATHER_SHARE).clamp(GATHER, GATHER_MOST);
+                    rested = Instant::now() + (began.elapsed() * REST).min(REST_MOST);
                 }
                 () = until(request) => self.ask(),
                 answer = self.asking.answer() => match self.take(answer).await? {

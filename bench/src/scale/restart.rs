@@ -47,7 +47,8 @@ pub(super) fn round(part: &mut Part<'_>, cluster: &mut Cluster, round: u32) -> R
                 [first[0].context("no packet went out")?, first[1].context("no packet came in")?];
             Ok(BTreeMap::from([
                 ("gap_ms".to_owned(), out.longest_gap().max(back.longest_gap()).as_secs_f64() * 1e3),
-                ("lost".to_owned(), (out.lost() + back.lost()) as f64),
+                ("lost_out".to_owned(), out.lost() as f64),
+                ("lost_in".to_owned(), back.lost() as f64),
                 ("first_ms".to_owned(), first.max(second)),
             ]))
         })?;
