@@ -162,7 +162,7 @@ impl World {
         let expected: BTreeMap<Ipv4Addr, Place> =
             self.leases.iter().map(|(node, generation)| (subnet(*node), place(*node, *generation))).collect();
         for number in [1, 2] {
-            let other = Ipv4Addr::from_octets(subnet_of(&self.cluster, 3 - number));
+            let other = Ipv4Addr::from(subnet_of(&self.cluster, 3 - number));
             let mut peers = expected.clone();
             peers.insert(other, (self.cluster.host(3 - number).underlay(), self.overlay_mac(3 - number)));
             settle(&format!("the peers of {number}"), &peers, || self.peers(number));
@@ -193,16 +193,16 @@ impl World {
         entries
     }
 
-    /// The kernel routes into a node's tunnel, each of which must have flannel's form, and no other route that is
-    /// not the lab's.
+    /// The destinations of the kernel routes into a node's tunnel. One that has not flannel's form is shown as
+    /// 0.0.0.0, which no node has.
     fn routes(&self, number: usize) -> BTreeMap<Ipv4Addr, ()> {
         let text = self.cluster.shell(number, "ip -4 route show dev flannel.1");
         let of = |line: &str| {
-            let subnet = line.split_once("/24 via ")?.0;
-            (line == format!("{subnet}/24 via {subnet} onlink")).then(|| (subnet.parse().unwrap(), ()))
+            let subnet: Ipv4Addr = line.split_once("/24 via ")?.0.parse().ok()?;
+            (line == format!("{subnet}/24 via {subnet} onlink")).then_some(subnet)
         };
-        // A cover stands there for a moment.
-        text.lines().filter_map(|line| of(line).or_else(|| Some((Ipv4Addr::UNSPECIFIED, ())))).collect()
+        // What is none, such as a cover, stands for a moment at most.
+        text.lines().map(|line| (of(line).unwrap_or(Ipv4Addr::UNSPECIFIED), ())).collect()
     }
 
     /// Sends a packet from the first pod to each of the others, and looks where each goes by the wire.
@@ -337,7 +337,7 @@ fn read(mut socket: Socket, sent: &AtomicBool) -> BTreeMap<Ipv4Addr, Place> {
         };
         // IPv4 without options, UDP, VXLAN, Ethernet, IPv4 (RFC 7348).
         let packet = &buffer[..length];
-        let address = |at: usize| Ipv4Addr::from_octets(packet[at..at + 4].try_into().unwrap());
+        let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
         let ours = length >= 78 && packet[9] == 17 && packet[22..24] == common::PORT.to_be_bytes();
         if !ours || address(16).octets()[0] != 172 {
             continue;
