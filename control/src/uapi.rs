@@ -1,4 +1,4 @@
-//! The control socket of WireGuard's userspace implementations (https://www.wireguard.com/xplatform/), so that `wg show`
+//! The control socket of WireGuard's userspace implementations (<https://www.wireguard.com/xplatform/>), so that `wg show`
 //! and `wg showconf` work on our devices. What is shown comes from the store, so it cannot be set here.
 
 use std::fmt::Write as _;

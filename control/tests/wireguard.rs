@@ -6,9 +6,11 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Cluster, Daemon, await_until, ping, verified};
+use common::capture::Capture;
+use common::{Cluster, Daemon, await_until, packet, ping, verified};
 use lab::{Process, Wiring};
 use model::lease::{LeaseAttrs, SubnetKey};
+use socket2::{Domain, Protocol, Socket, Type};
 
 const PLAIN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","PersistentKeepaliveInterval":1}}"#;
@@ -55,6 +57,112 @@ fn two_lodens_talk_in_both_families_and_nothing_is_in_clear() {
 }
 
 #[test]
+fn five_nodes_talk_in_every_pair() {
+    if !common::ready(&["ip"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("wg-five", 5, Wiring::Switch, DUAL);
+    let mut daemons: Vec<Daemon> = (1..=5).map(|number| start(&cluster, number, &[])).collect();
+    for (daemon, number) in daemons.iter().zip(1..) {
+        for device in ["flannel-wg", "flannel-wg-v6"] {
+            await_until("its peers", || daemon.said(&format!("applied device={device} peers=4")));
+        }
+        cluster.connect_pod(number);
+    }
+    for from in 1..=5 {
+        for to in (1..=5).filter(|to| *to != from) {
+            ping(&cluster, from, to, false);
+            ping(&cluster, from, to, true);
+        }
+    }
+    // A node whose key is gone comes back with another one, and everybody learns it.
+    let before = cluster.lease(3);
+    drop(daemons.remove(2));
+    fs::remove_file(cluster.file("key3")).expect("its key");
+    let third = start(&cluster, 3, &[]);
+    let after = cluster.lease(3);
+    assert!(before.key == after.key && before.attrs.backend_data != after.attrs.backend_data);
+    for other in [1, 2, 4, 5] {
+        let reached =
+            || cluster.host(other).pod().ping(cluster.pod(3, false), 56, Duration::from_millis(300)).is_ok();
+        await_until("the one with the new key", reached);
+        ping(&cluster, 3, other, true);
+    }
+    drop((third, daemons));
+}
+
+/// What a stranger, a replay and a forger send ends by name, and the peer's traffic does not notice.
+#[test]
+fn bad_messages_end_by_name_and_harm_nobody() {
+    if !common::ready(&["ip"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("wg-bad", 2, Wiring::Direct, PLAIN);
+    let daemons = [1, 2].map(|number| start(&cluster, number, &[]));
+    for (daemon, number) in daemons.iter().zip(1..) {
+        await_until("its peer", || daemon.said("applied device=flannel-wg peers=1"));
+        cluster.connect_pod(number);
+    }
+    let mut wire = Capture::start(cluster.host(1).namespace());
+    ping(&cluster, 2, 1, false);
+    let (here, there) = (cluster.host(1).underlay(), cluster.host(2).underlay());
+    let from_there = |frame: &Vec<u8>| {
+        let ip = frame.get(14..)?;
+        let is_record = ip.len() > 60 && ip[9] == packet::UDP && ip[12..16] == there.octets() && ip[28] == 4;
+        is_record.then(|| ip[28..].to_vec())
+    };
+    let record = wire.frames().iter().find_map(from_there).expect("a record");
+    let changed = |at: usize, by: u8| {
+        let mut bytes = record.clone();
+        bytes[at] ^= by;
+        bytes
+    };
+    let mut initiation = vec![0x11; 148];
+    initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+    let kinds = [
+        ("wg_replay", record.clone()),
+        ("wg_forged", changed(40, 1)),
+        ("wg_forged", changed(9, 1)),
+        ("wg_unknown_session", changed(5, 0xff)),
+        ("wg_malformed", changed(1, 1)),
+        ("wg_malformed", record[..31].to_vec()),
+        ("wg_malformed", vec![2, 0, 0, 0, 1]),
+        ("wg_malformed", b"junk".to_vec()),
+    ];
+    let send = |bytes: &[u8]| {
+        let packet = packet::udp(there.into(), here.into(), (51820, 51820), bytes);
+        let raw = || {
+            // IPPROTO_RAW: the header comes with the packet (raw(7)).
+            let socket =
+                Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).expect("a raw socket");
+            let to = std::net::SocketAddr::from((here, 0));
+            socket.send_to(&packet, &to.into()).expect("a packet");
+        };
+        cluster.host(2).namespace().run(raw).expect("the host");
+    };
+    for (name, bytes) in kinds {
+        let counter = format!("ingress.drop.{name}");
+        let before = daemons[0].fresh_counters()[0].get(&counter);
+        (0..10).for_each(|_| send(&bytes));
+        let now = || daemons[0].fresh_counters()[0].get(&counter);
+        await_until(name, || now() >= before + 10);
+        assert_eq!(now(), before + 10, "{name}");
+    }
+    // Handshakes of strangers are not counted as packets, and not answered.
+    wire.frames();
+    (0..50).for_each(|_| send(&initiation));
+    ping(&cluster, 1, 2, false);
+    ping(&cluster, 2, 1, false);
+    let frames = wire.frames();
+    let answers = frames.iter().filter(|frame| {
+        frame.get(14..).is_some_and(|ip| {
+            ip.len() > 60 && ip[12..16] == here.octets() && ip[9] == packet::UDP && matches!(ip[28], 2 | 3)
+        })
+    });
+    assert_eq!(answers.count(), 0, "silence to strangers");
+}
+
+#[test]
 fn wireguard_go_and_loden_understand_each_other() {
     if !common::ready(&["ip", "wg", "wireguard-go"]) {
         return;
@@ -89,6 +197,13 @@ fn meet_wireguard_go() {
         }
         let counters = daemon.fresh_counters();
         assert_eq!(counters[0].unexplained_drops().len(), 0, "{:?}", counters[0].drops());
+
+        // It moves, and is followed as soon as it is heard.
+        cluster.shell(2, &format!("wg set wg{} listen-port 51999", std::process::id()));
+        ping(&cluster, 2, 1, false);
+        ping(&cluster, 1, 2, false);
+        cluster.shell(2, &format!("wg set wg{} listen-port 51820", std::process::id()));
+        ping(&cluster, 2, 1, false);
 
         // After a restart the other side still has a session that we have not.
         drop(daemon);

@@ -108,7 +108,7 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
     let sealed = outline.format == Format::Wireguard;
     TunnelConfig {
         device: outline.device.clone(),
-        // A restart finds it with its routes, and packets wait in it instead of being refused.
+        // A restart finds it with its routes, and until then packets vanish instead of being refused.
         persist: true,
         listen: outline.listen,
         send_from: outline.send_from,

@@ -9,19 +9,22 @@
 
 mod packets;
 mod texts;
+pub mod wireguard;
 
 pub use packets::{packets, virtio};
 pub use texts::{lease_value, net_conf, subnet_env, subnet_key};
+pub use wireguard::wireguard;
 
 /// A fuzz target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("packets", packets),
     ("virtio", virtio),
     ("net_conf", net_conf),
     ("subnet_env", subnet_env),
     ("lease_value", lease_value),
     ("subnet_key", subnet_key),
+    ("wireguard", wireguard),
 ];

@@ -21,7 +21,7 @@ use super::{Clock, Command, Handle, Parts, PeerConfig, PeerStatus, Settings};
 
 /// Handshake counts of the intake begin anew this often.
 const SECOND: Millis = 1_000;
-/// TAI64N counts from here (https://cr.yp.to/libtai/tai64.html): 2^62, and ten leap seconds.
+/// TAI64N counts from here (<https://cr.yp.to/libtai/tai64.html>): 2^62, and ten leap seconds.
 const TAI: u64 = (1 << 62) + 10;
 
 /// The state of one tunnel.
