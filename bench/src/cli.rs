@@ -163,7 +163,7 @@ fn describe<T: ValueEnum>() -> Vec<String> {
     let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
     let help =
         |value: &clap::builder::PossibleValue| value.get_help().map(ToString::to_string).unwrap_or_default();
-    values.map(|value| format!("  {:<14}{}", value.get_name(), help(&value))).collect()
+    values.map(|value| format!("  {:<17}{}", value.get_name(), help(&value))).collect()
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn the_list_names_and_explains_everything() {
         let list = list();
-        assert!(list.contains("  W             Wire-like"), "{list}");
+        assert!(list.contains("  W                Wire-like"), "{list}");
         assert!(
             list.lines().filter(|line| line.starts_with("  ")).all(|line| line.trim().contains("  ")),
             "{list}"
