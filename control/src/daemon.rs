@@ -60,8 +60,7 @@ const IDLE_SHARE: u32 = 1000;
 const TICK: Duration = Duration::from_secs(1);
 /// How long to collect further changes of leases before acting on the first.
 const GATHER: Duration = Duration::from_millis(20);
-/// After acting, the next time is so many times as far away as it has taken, which for ten thousand peers is 15 ms;
-/// but not farther than [`REST_MOST`].
+/// After acting, the next time is so many times as far away as it has taken, but not farther than [`REST_MOST`].
 const REST: u32 = 4;
 /// The longest rest.
 const REST_MOST: Duration = Duration::from_millis(200);

@@ -94,7 +94,7 @@ impl Memory {
     /// Writes down what is on the host now.
     pub(super) fn keep(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
         self.state.set_plan(plan, &self.subnet_file);
-        // The leases are in the ledger; to hold them as text as well would double what a peer takes.
+        // The leases are in the ledger; they need not be held as text as well.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
         whole.set_leases(own, peers.iter());
