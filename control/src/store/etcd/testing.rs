@@ -158,6 +158,9 @@ impl Server {
     fn command(&self) -> Command {
         let mut command = self.program("etcdctl");
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.endpoint());
+        // Its own patience is 2 s to log in, which a busy machine can take.
+        let patience = format!("{}s", LIMIT.as_secs());
+        command.args(["--dial-timeout", &patience, "--command-timeout", &patience]);
         command.args(self.user.iter().flat_map(|user| ["--user", user.as_str()]));
         if self.security != Security::None {
             command.arg("--cacert").arg(self.file("ca.pem"));
@@ -184,6 +187,11 @@ impl Server {
         command.status().is_ok_and(|status| status.success())
     }
 
+    /// It listens before it leads, and refuses whoever asks too early.
+    fn answers(&self) -> bool {
+        self.command().args(["get", "anything"]).output().is_ok_and(|output| output.status.success())
+    }
+
     fn start_at(&mut self, port: u16) {
         self.kill();
         let (client, peer) = (self.url(port), format!("http://{}:{}", self.address, self.port_of_peers()));
@@ -193,6 +201,8 @@ impl Server {
         command.args(["--initial-cluster", &format!("test={peer}"), "--initial-advertise-peer-urls", &peer]);
         command.args(["--listen-peer-urls", &peer]);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        // A member alone has nobody to wait for before it leads.
+        command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
         command.arg("--data-dir").arg(self.file("data"));
         if self.security != Security::None {
             command.arg("--cert-file").arg(self.file("server.pem"));
@@ -205,7 +215,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         let deadline = Instant::now() + LIMIT;
-        while !self.listens() {
+        while !(self.listens() && self.answers()) {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             let log = || std::fs::read_to_string(self.file("log")).unwrap_or_default();
             assert!(ended.is_none() && Instant::now() < deadline, "etcd does not come up: {}", log());
