@@ -54,6 +54,18 @@ fn every_pair_is_reached_over_ipip() {
 }
 
 #[test]
+fn every_pair_is_reached_over_wireguard_in_both_families() {
+    if !privileged() {
+        return;
+    }
+    let demo = Demo::start(&["--backend", "wireguard", "--ipv6", "--hosts", "3", "--seconds", "1", "--json"]);
+    let report = demo.succeeds();
+    assert_eq!(report["backend"], "wireguard");
+    assert_eq!(report["hosts"][0]["mtu"], 1420);
+    assert_eq!(figures(&report), ["IPv4", "IPv6"]);
+}
+
+#[test]
 fn every_pair_is_reached_over_plain_routes() {
     if !privileged() {
         return;

@@ -72,6 +72,8 @@ pub enum Backend {
     Udp,
     /// IP in IP.
     Ipip,
+    /// Sealed in UDP.
+    Wireguard,
     /// No tunnel: kernel routes from host to host.
     HostGw,
 }
@@ -83,12 +85,13 @@ impl Backend {
             Backend::Vxlan => "vxlan",
             Backend::Udp => "udp",
             Backend::Ipip => "ipip",
+            Backend::Wireguard => "wireguard",
             Backend::HostGw => "host-gw",
         }
     }
 
     fn carries_ipv6(self) -> bool {
-        matches!(self, Backend::Vxlan | Backend::HostGw)
+        matches!(self, Backend::Vxlan | Backend::HostGw | Backend::Wireguard)
     }
 }
 
@@ -104,7 +107,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     if options.ipv6 && !options.backend.carries_ipv6() {
         let name = options.backend.name();
-        bail!("--ipv6 needs --backend vxlan or host-gw: the {name} backend carries IPv4 only, as flannel's");
+        bail!("--ipv6 needs --backend vxlan, wireguard or host-gw: the {name} backend carries IPv4 only, as flannel's");
     }
     let own_user_namespace = !lab::userns::privileged();
     if own_user_namespace {

@@ -85,6 +85,7 @@ impl Stage {
                 .arg(self.subnet_file(host))
                 .arg("--run-dir")
                 .arg(self.place.path())
+                .env("WIREGUARD_KEY_FILE", self.place.path().join(format!("host{}.key", host.number())))
                 .stdout(Stdio::null());
             if options.ipv6 {
                 command.args(["--public-ipv6", &host.underlay6().to_string()]);
