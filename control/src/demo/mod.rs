@@ -107,7 +107,9 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     if options.ipv6 && !options.backend.carries_ipv6() {
         let name = options.backend.name();
-        bail!("--ipv6 needs --backend vxlan, wireguard or host-gw: the {name} backend carries IPv4 only, as flannel's");
+        bail!(
+            "--ipv6 needs --backend vxlan, wireguard or host-gw: the {name} backend carries IPv4 only, as flannel's"
+        );
     }
     let own_user_namespace = !lab::userns::privileged();
     if own_user_namespace {
