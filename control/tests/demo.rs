@@ -22,11 +22,7 @@ fn every_pair_is_reached_over_udp() {
     if !privileged() {
         return;
     }
-    let demo = Demo::start(&["--backend", "udp", "--hosts", "3", "--seconds", "1", "--json"]);
-    let report = demo.succeeds();
-    assert_eq!(report["backend"], "udp");
-    assert_eq!(report["pairs"].as_array().unwrap().len(), 6);
-    assert_eq!(figures(&report), ["IPv4"]);
+    reach_all(&["--backend", "udp"], "udp", &["IPv4"]);
 }
 
 #[test]
@@ -34,11 +30,7 @@ fn every_pair_is_reached_over_vxlan_in_both_families() {
     if !privileged() {
         return;
     }
-    let demo = Demo::start(&["--ipv6", "--hosts", "3", "--seconds", "1", "--json"]);
-    let report = demo.succeeds();
-    assert_eq!(report["backend"], "vxlan");
-    assert_eq!(report["pairs"].as_array().unwrap().len(), 12);
-    assert_eq!(figures(&report), ["IPv4", "IPv6"]);
+    reach_all(&["--ipv6"], "vxlan", &["IPv4", "IPv6"]);
 }
 
 #[test]
@@ -46,11 +38,8 @@ fn every_pair_is_reached_over_ipip() {
     if !privileged() {
         return;
     }
-    let demo = Demo::start(&["--backend", "ipip", "--hosts", "3", "--seconds", "1", "--json"]);
-    let report = demo.succeeds();
-    assert_eq!(report["backend"], "ipip");
+    let report = reach_all(&["--backend", "ipip"], "ipip", &["IPv4"]);
     assert_eq!(report["hosts"][0]["mtu"], 1480);
-    assert_eq!(figures(&report), ["IPv4"]);
 }
 
 #[test]
@@ -58,11 +47,8 @@ fn every_pair_is_reached_over_wireguard_in_both_families() {
     if !privileged() {
         return;
     }
-    let demo = Demo::start(&["--backend", "wireguard", "--ipv6", "--hosts", "3", "--seconds", "1", "--json"]);
-    let report = demo.succeeds();
-    assert_eq!(report["backend"], "wireguard");
+    let report = reach_all(&["--backend", "wireguard", "--ipv6"], "wireguard", &["IPv4", "IPv6"]);
     assert_eq!(report["hosts"][0]["mtu"], 1420);
-    assert_eq!(figures(&report), ["IPv4", "IPv6"]);
 }
 
 #[test]
@@ -70,11 +56,8 @@ fn every_pair_is_reached_over_plain_routes() {
     if !privileged() {
         return;
     }
-    let demo = Demo::start(&["--backend", "host-gw", "--ipv6", "--hosts", "3", "--seconds", "1", "--json"]);
-    let report = demo.succeeds();
-    assert_eq!(report["backend"], "host-gw");
+    let report = reach_all(&["--backend", "host-gw", "--ipv6"], "host-gw", &["IPv4", "IPv6"]);
     assert_eq!(report["hosts"][0]["mtu"], 1500);
-    assert_eq!(figures(&report), ["IPv4", "IPv6"]);
 }
 
 #[test]
@@ -293,6 +276,16 @@ fn assert_nothing_left(name: &str) {
         .filter(|line| line.contains(&mark))
         .collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// A demo of three hosts, of which each reaches each other one in these families; its report.
+fn reach_all(arguments: &[&str], backend: &str, families: &[&str]) -> Value {
+    let all = [arguments, &["--hosts", "3", "--seconds", "1", "--json"]].concat();
+    let report = Demo::start(&all).succeeds();
+    assert_eq!(report["backend"], backend);
+    assert_eq!(report["pairs"].as_array().unwrap().len(), 6 * families.len());
+    assert_eq!(figures(&report), families);
+    report
 }
 
 fn figures(report: &Value) -> Vec<&str> {

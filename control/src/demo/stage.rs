@@ -24,6 +24,9 @@ const READY: Duration = Duration::from_secs(30);
 /// How often the files are looked for.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The kind of file that the daemon writes once it is ready.
+const SUBNET_FILE: &str = "subnet.env";
+
 /// The cluster networks: flannel's own example, and a unique local prefix beside it.
 const NETWORK: &str = "10.244.0.0/16";
 const IPV6_NETWORK: &str = "fd00:10:244::/56";
@@ -82,15 +85,16 @@ impl Stage {
                 // Hosts without a firewall need no rules, and no iptables to make them.
                 .args(["--iptables-forward-rules=false", "--require-br-netfilter=false"])
                 .arg("--subnet-file")
-                .arg(self.subnet_file(host))
+                .arg(self.file(host, SUBNET_FILE))
                 .arg("--run-dir")
                 .arg(self.place.path())
-                .env("WIREGUARD_KEY_FILE", self.place.path().join(format!("host{}.key", host.number())))
+                // All would share the usual place of the key, and be one peer.
+                .env("WIREGUARD_KEY_FILE", self.file(host, "key"))
                 .stdout(Stdio::null());
             if options.ipv6 {
                 command.args(["--public-ipv6", &host.underlay6().to_string()]);
             }
-            let log = self.place.path().join(format!("host{}.log", host.number()));
+            let log = self.file(host, "log");
             self.daemons.push(Process::spawn_logged(host.namespace(), &mut command, &log)?);
         }
         self.await_subnets(progress, interrupt)
@@ -158,8 +162,9 @@ impl Stage {
         }
     }
 
-    fn subnet_file(&self, host: &Host) -> PathBuf {
-        self.place.path().join(format!("host{}.subnet.env", host.number()))
+    /// A host's own file of this kind.
+    fn file(&self, host: &Host, kind: &str) -> PathBuf {
+        self.place.path().join(format!("host{}.{kind}", host.number()))
     }
 
     fn await_subnets(&mut self, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<()> {
@@ -167,7 +172,7 @@ impl Stage {
         let deadline = Instant::now() + READY;
         while let Some(host) = self.lab.hosts().get(self.networks.len()) {
             let number = host.number();
-            let file = self.subnet_file(host);
+            let file = self.file(host, SUBNET_FILE);
             if let Ok(text) = fs::read_to_string(&file) {
                 let network = pod_network(&text)
                     .with_context(|| format!("host {number}: {} says too little:\n{text}", file.display()))?;
