@@ -24,10 +24,10 @@ pub struct SubnetFileError {
 ///
 /// Mode 0644 whatever the umask; missing directories are made with mode 0755.
 pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
-    let text = subnet_env::render(desired);
-    if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
+    if is_written(path, desired) {
         return Ok(false);
     }
+    let text = subnet_env::render(desired);
     let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -54,6 +54,11 @@ pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> 
         .and_then(|directory| directory.sync_all())
         .map_err(failed("sync the directory of"))?;
     Ok(true)
+}
+
+/// Whether the file has this content already.
+pub fn is_written(path: &Path, desired: &SubnetEnv) -> bool {
+    fs::read(path).is_ok_and(|present| present == subnet_env::render(desired).as_bytes())
 }
 
 /// What an earlier run wrote, if anything readable is there.
