@@ -34,7 +34,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::apply::{Applier, ApplyError, subnet_file};
 use crate::board::{Board, Phase};
-use crate::counters;
+use crate::counters::{self, CountersFile};
 use crate::lease::ledger::Ledger;
 use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
@@ -57,7 +57,7 @@ use self::uplink::Uplink;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
 /// How long to collect further changes of leases before acting on the first.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(5);
 /// After acting, the next time is so many times as far away as it has taken, but not farther than [`REST_MOST`].
 const REST: u32 = 4;
 /// The longest rest.
@@ -88,7 +88,7 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
         notify(&[NotifyState::Ready]);
         tokio::select! {
             ended = node.serve(options, &mut report) => match ended {
-                Ok(()) => node.stop(options).await,
+                Ok(()) => node.stop().await,
                 Err(error) => break (node, Err(error)),
             },
             () = signals.received() => break (node, Ok(())),
@@ -98,7 +98,7 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
     notify(&[NotifyState::Stopping]);
     surface.board.set_phase(Phase::Stopping);
     tokio::select! {
-        () = node.stop(options) => {}
+        () = node.stop() => {}
         () = signals.received() => tracing::warn!("second signal: ending at once"),
     }
     result
@@ -141,6 +141,7 @@ struct Node {
     /// Removed with the node.
     _sockets: Option<Sockets>,
     told: Told,
+    counters_file: Option<CountersFile>,
     uplink: Uplink,
     /// What our lease said before its last change: an event of that time is no stranger's.
     former: Option<LeaseAttrs>,
@@ -275,22 +276,22 @@ impl Node {
         if !subnet_file::is_written(&options.subnet_file, &self.plan.subnet_env) {
             self.comparing.ask_again();
         }
-        self.write_counters(options);
+        self.write_counters();
         self.memory.keep_sometimes(&self.plan, &self.own, self.ledger.peers());
         Ok(())
     }
 
-    fn write_counters(&mut self, options: &RunOptions) {
-        let Some(path) = &options.counters_file else { return };
-        if let Err(error) = counters::write(&self.engine, path)
+    fn write_counters(&mut self) {
+        let Some(file) = &mut self.counters_file else { return };
+        if let Err(error) = file.write(&self.engine)
             && !std::mem::replace(&mut self.told.counters_failed, true)
         {
-            tracing::warn!(path = %path.display(), %error, "cannot write the counters");
+            tracing::warn!(path = %file.path().display(), %error, "cannot write the counters");
         }
     }
 
-    async fn stop(mut self, options: &RunOptions) {
-        self.write_counters(options);
+    async fn stop(mut self) {
+        self.write_counters();
         self.memory.keep(&self.plan, &self.own, self.ledger.peers());
         // The rules themselves stay, as in flannel.
         drop(self.rules);

@@ -25,6 +25,7 @@ use super::uplink::Uplink;
 use super::{DaemonError, Node, choose_underlay, datapath, room, rules, startup, unix_now, waiting, ways};
 use crate::apply::{Applier, subnet_file};
 use crate::board::{Board, Phase};
+use crate::counters::CountersFile;
 use crate::host;
 use crate::lease::Event;
 use crate::lease::ledger::Ledger;
@@ -222,6 +223,7 @@ impl Beginning<'_> {
             comparing: Comparing::new(changes),
             rules,
             told,
+            counters_file: options.counters_file.clone().map(CountersFile::new),
             _sockets: sockets,
             uplink: Uplink::default(),
             former: None,
