@@ -124,7 +124,7 @@ impl Applier {
         let tunnels = plan.tunnels.iter().zip(indexes).map(|(tunnel, index)| Share {
             device: &tunnel.link.device,
             index: *index,
-            scope: Scope::Tunnel(tunnel.link.cluster),
+            scope: Scope::Tunnel(&tunnel.link.places),
             routes: &tunnel.routes,
         });
         let mut shares: Vec<Share<'_>> = tunnels.collect();
