@@ -15,7 +15,7 @@ mod udp;
 mod vxlan;
 mod wireguard;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -166,6 +166,14 @@ pub struct Tunnel {
     pub secrets: Option<Secrets>,
     /// Where they go, one per peer subnet, sorted.
     pub peers: Vec<Peer>,
+}
+
+impl Tunnel {
+    /// How many nodes it leads to; one node may have a subnet of each family behind one key.
+    pub fn nodes(&self) -> usize {
+        let keys: BTreeSet<PublicKey> = self.peers.iter().filter_map(|peer| peer.key).collect();
+        keys.len() + self.peers.iter().filter(|peer| peer.key.is_none()).count()
+    }
 }
 
 /// What a WireGuard tunnel's peers have in common.
