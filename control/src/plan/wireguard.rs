@@ -228,7 +228,11 @@ fn peer(subnet: IpNetwork, public: IpAddr, data: Option<&RawJson>, port: u16) ->
 }
 
 fn parse(data: Option<&RawJson>) -> Result<WireguardData, String> {
-    WireguardData::parse(data.ok_or("it publishes no wireguard data")?.as_str())
+    let data = WireguardData::parse(data.ok_or("it publishes no wireguard data")?.as_str())?;
+    match PublicKey(data.public_key).is_weak() {
+        true => Err("anybody could speak with its public key, which is a point of small order".to_owned()),
+        false => Ok(data),
+    }
 }
 
 #[cfg(test)]
