@@ -9,6 +9,7 @@
 pub mod capture;
 mod kernel;
 pub mod packet;
+pub mod qemu;
 pub mod steady;
 mod traffic;
 
