@@ -94,9 +94,24 @@ fn check(request: &Request) -> Result<(), Failure> {
         return Err(Failure::new(Code::UnknownContainer, message, attachment.container));
     };
     if let (Some(previous), Value::Object(config)) = (&request.config.previous, &mut config) {
-        config.insert("prevResult".into(), previous.clone());
+        config.insert("prevResult".into(), with_gateways(previous.clone()));
     }
     plugin(request, &config).run("CHECK", &[], &config).map_err(InvokeError::into_failure).map(drop)
+}
+
+/// A route without a gateway goes by the address's own; `bridge` sets it so, and when it checks looks for a route
+/// without one (`ValidateExpectedRoute`, containernetworking plugins 1.1).
+fn with_gateways(mut result: Value) -> Value {
+    let gateways: Vec<Value> =
+        result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip.get("gateway").cloned()).collect();
+    let is_v6 = |value: &Value| value.as_str().is_some_and(|text| text.contains(':'));
+    for route in result.get_mut("routes").and_then(Value::as_array_mut).into_iter().flatten() {
+        let same_family = |gateway: &&Value| route.get("dst").is_some_and(|dst| is_v6(dst) == is_v6(gateway));
+        if let Some(gateway) = gateways.iter().find(same_family).filter(|_| route.get("gw").is_none()) {
+            route["gw"] = gateway.clone();
+        }
+    }
+    result
 }
 
 fn status(request: &Request) -> Result<(), Failure> {
