@@ -126,6 +126,15 @@ pub fn parse(text: &str) -> Recorded {
     recorded
 }
 
+/// The value of one key as the file has it, without its quotes.
+pub fn value(text: &str, wanted: &str) -> Option<String> {
+    let values = text.lines().filter_map(|line| match assignment(line) {
+        Line::Assignment(key, value) if key == wanted => Some(value),
+        _ => None,
+    });
+    values.last()
+}
+
 impl Recorded {
     fn assign(&mut self, line: usize, key: &str, value: &str) {
         let mut problem =
