@@ -126,13 +126,12 @@ pub fn parse(text: &str) -> Recorded {
     recorded
 }
 
-/// The value of one key as the file has it, without its quotes.
+/// The value of one key as the file has it, without its quotes; of several the last.
 pub fn value(text: &str, wanted: &str) -> Option<String> {
-    let values = text.lines().filter_map(|line| match assignment(line) {
+    text.lines().rev().find_map(|line| match assignment(line) {
         Line::Assignment(key, value) if key == wanted => Some(value),
         _ => None,
-    });
-    values.last()
+    })
 }
 
 impl Recorded {

@@ -19,6 +19,13 @@ pub fn server(name: &str) -> String {
     format!("echo {name} > /www/name; exec httpd -f -p 80 -h /www")
 }
 
+/// Whether busybox needs no libraries, which the image would not have.
+pub fn has_static_busybox() -> bool {
+    let bytes = crate::common::find("busybox").and_then(|busybox| fs::read(busybox).ok()).unwrap_or_default();
+    // The name of a dynamic program's loader (elf(5), PT_INTERP).
+    !bytes.is_empty() && !bytes.windows(9).any(|window| window == b"/ld-linux")
+}
+
 /// The files of a container, in a new directory.
 pub fn root(place: &Path) -> PathBuf {
     let root = place.join("rootfs");

@@ -9,6 +9,7 @@
 //! containerd  a runtime of a host's own
 //! pods        tests: containerd, over each backend, in both families
 //! engines     tests: podman with its CNI backend, dockerd by `mk-docker-opts`
+//! old_kernel  tests: a host whose kernel has TUN and no more joins, and one without TUN says so
 //! ```
 
 // Helpers are no test functions.
@@ -21,6 +22,7 @@ mod containerd;
 mod cri;
 mod engines;
 mod image;
+mod old_kernel;
 mod pods;
 mod setup;
 mod talk;

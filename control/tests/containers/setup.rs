@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{self, Cluster};
+use crate::image;
 
 /// Where Debian keeps the plugins of the CNI project.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -14,12 +15,15 @@ const PLUGINS: &str = "/usr/lib/cni";
 /// Whether the test can run: see [`common::ready`]. The plugin is another crate's, so cargo does not build it for us.
 pub fn ready(programs: &[&str]) -> bool {
     let files = [plugin(), Path::new(PLUGINS).join("bridge"), Path::new(PLUGINS).join("portmap")];
-    let missing: Vec<String> =
+    let mut missing: Vec<String> =
         files.iter().filter(|file| !file.is_file()).map(|file| file.display().to_string()).collect();
+    if !image::has_static_busybox() {
+        missing.push("a static busybox".to_owned());
+    }
     if missing.is_empty() {
         return common::ready(programs);
     }
-    let next = "`cargo build -p cni-plugin`, and Debian's containernetworking-plugins";
+    let next = "`cargo build -p cni-plugin`, and Debian's containernetworking-plugins and busybox-static";
     assert!(std::env::var_os("CI").is_none(), "this test needs {missing:?}: {next}");
     eprintln!("skipped: this test needs {missing:?}: {next}");
     false
@@ -54,7 +58,10 @@ impl Setup {
     pub fn install(&self, more: &[&str]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
         command.args(["install-cni", "--plugin"]).arg(plugin()).arg("--bin-dir").arg(&self.bin);
-        command.arg("--conf-dir").arg(&self.conf).arg("--subnet-file").arg(&self.subnet_file).args(more);
+        command.arg("--conf-dir").arg(&self.conf).args(more);
+        if !more.contains(&"--subnet-file") {
+            command.arg("--subnet-file").arg(&self.subnet_file);
+        }
         let output = command.output().expect("loden");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
