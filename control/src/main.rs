@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use control::flanneld::Request;
 use control::options::{Command, Options, RunOptions};
-use control::{cleanup, daemon, demo, doctor, flanneld, load_command, status};
+use control::{cleanup, daemon, demo, docker_opts, doctor, flanneld, install_cni, load_command, status};
 use tracing::level_filters::LevelFilter;
 
 /// The command line makes no sense: what clap uses as well.
@@ -16,10 +16,16 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if flanneld::is_named_so(arguments.next().as_deref()) {
+    let program = arguments.next();
+    if flanneld::is_named_so(program.as_deref()) {
         return as_flanneld(arguments);
     }
-    let options = Options::parse();
+    let options = if docker_opts::is_named_so(program.as_deref()) {
+        let line = ["loden", docker_opts::NAME].map(OsString::from);
+        Options::parse_from(line.into_iter().chain(arguments))
+    } else {
+        Options::parse()
+    };
     if !matches!(options.command, Command::Flanneld(_)) {
         log_to_stderr(options.verbose);
     }
@@ -36,6 +42,12 @@ fn main() -> ExitCode {
             in_runtime(doctor::run(doctor)).unwrap_or_else(|error| failed(&format!("{error:#}")))
         }
         Command::Demo(demo) => demo::run(demo).unwrap_or_else(|error| failed(&format!("{error:#}"))),
+        Command::InstallCni(options) => {
+            install_cni::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
+        Command::MkDockerOpts(options) => {
+            docker_opts::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
         Command::Load(load) => load_command::run(load).unwrap_or_else(|error| failed(&format!("{error:#}"))),
     }
 }

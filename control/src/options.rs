@@ -46,6 +46,10 @@ pub enum Command {
     Cleanup(crate::cleanup::Options),
     /// Say what this kernel and container grant, what would be used, and how to close each gap.
     Doctor(DoctorOptions),
+    /// Put the CNI plugin and its configuration where container runtimes look for them.
+    InstallCni(crate::install_cni::Options),
+    /// Write dockerd's network options from this node's subnet file; as flannel's mk-docker-opts.sh.
+    MkDockerOpts(crate::docker_opts::Options),
     /// Generate load and print the measurements as JSON.
     #[command(hide = true)]
     Load(crate::load_command::Options),

@@ -3,16 +3,14 @@
 
 mod common;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use common::capture::Capture;
+use common::guest::Guest;
 use common::{Cluster, await_until};
 use control::store::Wish;
-use lab::{Process, Wiring};
+use lab::Wiring;
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
@@ -34,7 +32,7 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     let own = cluster.lease(1);
     let pod = cluster.pod(1, false);
     let mut wire = Capture::start(cluster.lab.switch().expect("a switch"));
-    let guest = Guest::boot(&cluster, &kernel, &own, &pod.to_string());
+    let guest = boot(&cluster, &kernel, &own, &pod.to_string());
     let far = kernel.subnet().expect("IPv4").nth(2).expect("an address").into();
 
     // In order: the guest's own pings say when its tunnel is there.
@@ -92,30 +90,14 @@ fn lease(cluster: &Cluster) -> Lease {
     })
 }
 
-/// A user-mode Linux on the switch, whose root is this machine's, read-only. It ends when its file appears.
-struct Guest {
-    process: Process,
-    log: PathBuf,
-    stop: PathBuf,
-}
-
-impl Guest {
-    fn boot(cluster: &Cluster, own: &Lease, peer: &Lease, pod: &str) -> Guest {
-        let switch = cluster.lab.switch().expect("a switch");
-        let tap = "ip tuntap add uml0 mode tap && ip link set uml0 master br0 up";
-        assert!(switch.status(Command::new("sh").args(["-c", tap])).expect("sh").success());
-        let (init, stop, log) = (cluster.file("init"), cluster.file("stop"), cluster.file("guest.log"));
-        let subnet = own.subnet().expect("IPv4");
-        let (base, address) = (subnet.network(), subnet.nth(2).expect("an address"));
-        let (peer_subnet, peer_ip) = (peer.subnet().expect("IPv4"), peer.attrs.public_ip);
-        let loden = env!("CARGO_BIN_EXE_loden");
-        let stop_file = stop.display();
-        let script = format!(
-            "#!/bin/sh
-export PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin
-mount -t proc p /proc; mount -t tmpfs t /run
-M=/usr/lib/uml/modules/$(uname -r)/kernel/net/ipv4
-for m in tunnel4 ip_tunnel ipip; do insmod $M/$m.ko; done
+/// The kernel host: its tunnel, its pings, and a load server at its pod's address.
+fn boot(cluster: &Cluster, own: &Lease, peer: &Lease, pod: &str) -> Guest {
+    let subnet = own.subnet().expect("IPv4");
+    let (base, address) = (subnet.network(), subnet.nth(2).expect("an address"));
+    let (peer_subnet, peer_ip) = (peer.subnet().expect("IPv4"), peer.attrs.public_ip);
+    let loden = env!("CARGO_BIN_EXE_loden");
+    let script = format!(
+        "for m in tunnel4 ip_tunnel ipip; do insmod $M/net/ipv4/$m.ko; done
 ip link set lo up; ip addr add {KERNEL}/24 dev vec0; ip link set vec0 up
 ip link add flannel.ipip type ipip local {KERNEL} ttl inherit nopmtudisc
 ip addr add {base}/32 dev flannel.ipip; ip link set flannel.ipip mtu 1480 up
@@ -127,41 +109,9 @@ echo ready
 for options in '-M do -s 1452' '-M dont -s 600' '-M do -t 9' '-M dont -Q 0xba' '-Q 0xb9 -t 200'; do
     ping -q -c 2 -W 5 $options {pod} || echo FAILED $options
 done
-echo done
-n=0; until [ -e {stop_file} ] || [ $n = 600 ]; do sleep 0.2; n=$((n+1)); done
-halt -f
-"
-        );
-        fs::write(&init, script).expect("a script");
-        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).expect("its mode");
-        let mut command = Command::new("linux.uml");
-        command
-            .args(["mem=128M", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:2"])
-            .args(["con1=null", "ssl=null", "quiet", "vec0:transport=tap,ifname=uml0,depth=128,gro=1"])
-            .arg(format!("init={}", init.display()))
-            .env("TMPDIR", "/dev/shm")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let process = Process::spawn_logged(switch, &mut command, &log).expect("user-mode-linux");
-        Guest { process, log, stop }
-    }
-
-    fn words(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn said(&self, word: &str) -> bool {
-        self.words().lines().any(|line| line.trim_end().starts_with(word))
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Its helpers end with it only when it halts by itself.
-        if fs::write(&self.stop, "").is_ok() {
-            let _ = self.process.wait(Duration::from_secs(10));
-        }
-    }
+echo done"
+    );
+    Guest::boot(cluster, &script)
 }
 
 /// An ipip packet on the wire, checked against the packet inside.

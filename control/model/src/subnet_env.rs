@@ -126,6 +126,14 @@ pub fn parse(text: &str) -> Recorded {
     recorded
 }
 
+/// The value of one key as the file has it, without its quotes; of several the last.
+pub fn value(text: &str, wanted: &str) -> Option<String> {
+    text.lines().rev().find_map(|line| match assignment(line) {
+        Line::Assignment(key, value) if key == wanted => Some(value),
+        _ => None,
+    })
+}
+
 impl Recorded {
     fn assign(&mut self, line: usize, key: &str, value: &str) {
         let mut problem =

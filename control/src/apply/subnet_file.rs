@@ -3,12 +3,14 @@
 //! Written whole and atomically, after everything it promises is in place, and never removed: a restarted
 //! daemon reads its previous subnet from it.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
+
+use crate::put;
 
 /// The file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -24,36 +26,14 @@ pub struct SubnetFileError {
 ///
 /// Mode 0644 whatever the umask; missing directories are made with mode 0755.
 pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
-    if is_written(path, desired) {
-        return Ok(false);
-    }
     let text = subnet_env::render(desired);
     let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
-        .create(directory)
+        .create(put::parent(path))
         .map_err(failed("make the directory of"))?;
-    // In the same directory, since a rename is atomic only within one filesystem. Dropped on an error, it
-    // removes itself.
-    let mut file = tempfile::Builder::new()
-        .prefix(".subnet.env.")
-        .tempfile_in(directory)
-        .map_err(failed("make a temporary file for"))?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.as_file().set_permissions(Permissions::from_mode(0o644)))
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(failed("write"))?;
-    file.persist(path).map_err(|error| failed("rename a temporary file to")(error.error))?;
-    // The rename lasts through a power cut only once the directory is on disk as well.
-    fs::File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync the directory of"))?;
-    Ok(true)
+    put::put(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
 }
 
 /// Whether the file has this content already.
@@ -81,6 +61,7 @@ pub fn previous(path: &Path) -> Option<Recorded> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn written_once_with_the_right_mode_and_nothing_beside_it() {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod capture;
+pub mod guest;
 mod kernel;
 pub mod packet;
 pub mod qemu;

@@ -1,0 +1,174 @@
+//! A containerd of a host of its own, driven as a kubelet does.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use tonic::Status;
+
+use crate::cage::Cage;
+use crate::common::{Cluster, await_until};
+use crate::cri::{self, Client};
+use crate::image::IMAGE;
+
+/// Seconds that a command in a container may take.
+const PATIENCE: i64 = 20;
+
+/// A running containerd. Dropping it removes its pods, the cage ends the rest.
+pub struct Containerd {
+    pub cage: Cage,
+    logs: PathBuf,
+    client: Client,
+    pods: Vec<String>,
+}
+
+/// A pod with one container.
+pub struct Pod {
+    pub sandbox: String,
+    pub container: String,
+    /// In the order of the runtime.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Containerd {
+    /// Starts one on a host and gives it the image. Plugins and configurations are looked for in `bin` and `conf`.
+    ///
+    /// A shell starts it again when it has been killed, as an init system would.
+    pub fn start(cluster: &Cluster, number: usize, bin: &Path, conf: &Path, image: &Path) -> Containerd {
+        let place = cluster.file(&format!("containerd{number}"));
+        let logs = place.join("logs");
+        fs::create_dir_all(&logs).expect("a directory");
+        let (socket, config) = (place.join("c.sock"), place.join("config.toml"));
+        fs::write(&config, toml(&place, bin, conf)).expect("a file");
+        let line = format!("while :; do containerd -c {}; sleep 0.1; done", config.display());
+        let cage = Cage::start(cluster, number, &place, &line);
+        let mut client = None;
+        await_until("containerd", || {
+            client = Client::connect(&socket).ok();
+            client.is_some()
+        });
+        let client = client.expect("waited for");
+        let [socket, image] = [&socket, image].map(|path| path.display().to_string());
+        let imported = cage.output("ctr", &["-a", &socket, "-n", "k8s.io", "images", "import", &image]);
+        imported.unwrap_or_else(|error| panic!("{error}\n{}", cage.words()));
+        Containerd { cage, logs, client, pods: Vec::new() }
+    }
+
+    /// Whether it has a usable network configuration, and if not, why.
+    pub fn network(&self) -> Result<(), String> {
+        let answer: cri::StatusResponse =
+            self.client.call("Status", cri::Empty {}).map_err(|error| error.to_string())?;
+        let conditions = answer.status.map(|status| status.conditions).unwrap_or_default();
+        match conditions.into_iter().find(|condition| condition.kind == "NetworkReady") {
+            Some(condition) if condition.good => Ok(()),
+            Some(condition) => Err(condition.message),
+            None => Err("no word of the network".to_owned()),
+        }
+    }
+
+    /// Runs a pod whose container runs a shell line; its port 80 is also the host's `host_port`.
+    pub fn run(&mut self, name: &str, line: &str, host_port: Option<u16>) -> Pod {
+        self.try_run(name, line, host_port).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.words()))
+    }
+
+    pub fn try_run(&mut self, name: &str, line: &str, host_port: Option<u16>) -> Result<Pod, Status> {
+        let named = |name: &str| Some(cri::Named { name: name.to_owned() });
+        let mapping = |port| cri::PortMapping { container_port: 80, host_port: i32::from(port) };
+        let config = cri::SandboxConfig {
+            metadata: Some(cri::SandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("{name}-uid"),
+                namespace: "default".to_owned(),
+            }),
+            log_directory: self.logs.display().to_string(),
+            port_mappings: host_port.map(mapping).into_iter().collect(),
+            linux: Some(cri::Empty {}),
+        };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
+        let cri::SandboxId { id: sandbox } = self.client.call("RunPodSandbox", request)?;
+        self.pods.push(sandbox.clone());
+        let container = cri::ContainerConfig {
+            metadata: named("main"),
+            image: named(IMAGE),
+            command: ["/bin/sh", "-c", line].map(str::to_owned).into(),
+            log_path: format!("{name}.log"),
+            linux: Some(cri::Empty {}),
+        };
+        let request = cri::CreateContainerRequest {
+            sandbox: sandbox.clone(),
+            config: Some(container),
+            sandbox_config: Some(config),
+        };
+        let cri::ContainerId { id: container } = self.client.call("CreateContainer", request)?;
+        let _: cri::Empty = self.client.call("StartContainer", cri::ContainerId { id: container.clone() })?;
+        let id = cri::SandboxId { id: sandbox.clone() };
+        let answer: cri::SandboxStatusResponse = self.client.call("PodSandboxStatus", id)?;
+        let network = answer.status.and_then(|status| status.network).unwrap_or_default();
+        let texts = std::iter::once(network.ip).chain(network.more.into_iter().map(|more| more.ip));
+        let addresses = texts.filter_map(|text| text.parse().ok()).collect();
+        Ok(Pod { sandbox, container, addresses })
+    }
+
+    /// Runs a shell line in a pod; its output without the last line end.
+    pub fn exec(&self, pod: &Pod, line: &str) -> String {
+        let request = cri::ExecSyncRequest {
+            container: pod.container.clone(),
+            command: ["/bin/sh", "-c", line].map(str::to_owned).into(),
+            timeout: PATIENCE,
+        };
+        let answer: cri::ExecSyncResponse = self.client.call("ExecSync", request).expect(line);
+        let [stdout, stderr] =
+            [answer.stdout, answer.stderr].map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned());
+        assert_eq!(answer.exit_code, 0, "{line}: {stdout}\n{stderr}");
+        stdout
+    }
+
+    /// Stops and removes a pod.
+    pub fn remove(&mut self, sandbox: &str) -> Result<(), Status> {
+        for method in ["StopPodSandbox", "RemovePodSandbox"] {
+            let _: cri::Empty = self.client.call(method, cri::SandboxId { id: sandbox.to_owned() })?;
+        }
+        self.pods.retain(|pod| pod != sandbox);
+        Ok(())
+    }
+
+    /// How many pods it knows, whatever their state.
+    pub fn count(&self) -> usize {
+        let answer: Result<cri::SandboxList, _> = self.client.call("ListPodSandbox", cri::Empty {});
+        answer.expect("a list").items.len()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        for pod in std::mem::take(&mut self.pods) {
+            let _ = self.remove(&pod);
+        }
+    }
+}
+
+fn toml(place: &Path, bin: &Path, conf: &Path) -> String {
+    let place = place.display();
+    // Neither rights nor a higher score are to be had in a container.
+    format!(
+        r#"version = 2
+root = "{place}/root"
+state = "{place}/state"
+[grpc]
+address = "{place}/c.sock"
+[ttrpc]
+address = "{place}/c.sock.ttrpc"
+[debug]
+level = "warn"
+address = "{place}/debug.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{}"
+conf_dir = "{}"
+"#,
+        bin.display(),
+        conf.display()
+    )
+}
