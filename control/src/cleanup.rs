@@ -199,5 +199,7 @@ fn has_any(places: &Places) -> bool {
 }
 
 fn route(record: &RouteRecord) -> Option<Route> {
-    Some(Route { to: record.to.parse().ok()?, via: record.via.as_deref().and_then(|via| via.parse().ok()) })
+    let to = record.to.parse().ok()?;
+    let via = record.via.as_deref().and_then(|via| via.parse().ok());
+    Some(Route { via, ..Route::into_device(to) })
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use engine::{Engine, TunnelStatus};
+use engine::{Engine, Status, TunnelStatus};
 use serde_json::{Map, Value, json};
 
 /// Logs every counter that is not zero, one line each.
@@ -18,18 +19,48 @@ pub fn log(engine: &Engine) {
     }
 }
 
-/// Replaces the file with the counters as they are now. Readers see the old text or the new one.
-pub fn write(engine: &Engine, path: &Path) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let text = format!("{:#}\n", json(engine));
-    fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path))
+/// The JSON file, and what is in it.
+#[derive(Debug)]
+pub struct CountersFile {
+    path: PathBuf,
+    written: Option<Status>,
+}
+
+impl CountersFile {
+    /// Writes to this path, nothing yet.
+    pub fn new(path: PathBuf) -> CountersFile {
+        CountersFile { path, written: None }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the file with the counters as they are now; readers see the old text or the new one. Where nothing
+    /// has moved only the file's time does, which says as much for less.
+    pub fn write(&mut self, engine: &Engine) -> io::Result<()> {
+        let status = engine.status();
+        if self.written.as_ref() == Some(&status) && self.touch().is_ok() {
+            return Ok(());
+        }
+        let mut temporary = self.path.as_os_str().to_owned();
+        temporary.push(".new");
+        let text = format!("{:#}\n", json(engine, &status));
+        fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.path))?;
+        self.written = Some(status);
+        Ok(())
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        fs::File::options().append(true).open(&self.path)?.set_modified(SystemTime::now())
+    }
 }
 
 /// Counters and chosen features by tunnel.
-fn json(engine: &Engine) -> Value {
+fn json(engine: &Engine, status: &Status) -> Value {
     let chosen = engine.chosen();
-    let tunnels = engine.status().tunnels.into_iter().zip(chosen).map(|(tunnel, chosen)| {
+    let tunnels = status.tunnels.iter().zip(chosen).map(|(tunnel, chosen)| {
         let features: Map<String, Value> =
             chosen.features.named().into_iter().map(|(name, on)| (name.to_owned(), on.into())).collect();
         json!({
@@ -37,7 +68,7 @@ fn json(engine: &Engine) -> Value {
             "features": features,
             "syscalls": tunnel.syscalls(),
             "totals": object(tunnel.totals()),
-            "workers": workers(&tunnel),
+            "workers": workers(tunnel),
         })
     });
     json!({ "tunnels": tunnels.collect::<Vec<_>>() })

@@ -4,6 +4,7 @@
 //! leaves the rest for the next start, as flannel does: devices with their routes, rules, lease, `subnet.env`.
 
 mod asking;
+mod comparing;
 mod datapath;
 mod error;
 mod memory;
@@ -31,9 +32,9 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::apply::{Applier, ApplyError};
+use crate::apply::{Applier, ApplyError, subnet_file};
 use crate::board::{Board, Phase};
-use crate::counters;
+use crate::counters::{self, CountersFile};
 use crate::lease::ledger::Ledger;
 use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
@@ -45,6 +46,7 @@ use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 
 use self::asking::Asking;
+use self::comparing::Comparing;
 pub use self::error::DaemonError;
 use self::memory::Memory;
 use self::start::Origin;
@@ -52,14 +54,10 @@ use self::surface::Surface;
 use self::told::Told;
 use self::uplink::Uplink;
 
-/// How often the host is compared with the plan although nothing happened.
-const COMPARE: Duration = Duration::from_secs(5);
-/// The comparison may take one part in this many of the time. With ten thousand routes it takes 15 ms.
-const IDLE_SHARE: u32 = 1000;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
 /// How long to collect further changes of leases before acting on the first.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(5);
 /// After acting, the next time is so many times as far away as it has taken, but not farther than [`REST_MOST`].
 const REST: u32 = 4;
 /// The longest rest.
@@ -90,7 +88,7 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
         notify(&[NotifyState::Ready]);
         tokio::select! {
             ended = node.serve(options, &mut report) => match ended {
-                Ok(()) => node.stop(options).await,
+                Ok(()) => node.stop().await,
                 Err(error) => break (node, Err(error)),
             },
             () = signals.received() => break (node, Ok(())),
@@ -100,7 +98,7 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
     notify(&[NotifyState::Stopping]);
     surface.board.set_phase(Phase::Stopping);
     tokio::select! {
-        () = node.stop(options) => {}
+        () = node.stop() => {}
         () = signals.received() => tracing::warn!("second signal: ending at once"),
     }
     result
@@ -138,10 +136,12 @@ struct Node {
     ledger: Ledger,
     plan: Arc<Plan>,
     applier: Applier,
+    comparing: Comparing,
     rules: Keeper,
     /// Removed with the node.
     _sockets: Option<Sockets>,
     told: Told,
+    counters_file: Option<CountersFile>,
     uplink: Uplink,
     /// What our lease said before its last change: an event of that time is no stranger's.
     former: Option<LeaseAttrs>,
@@ -155,7 +155,6 @@ impl Node {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed: Option<Instant> = None;
         let mut rested = Instant::now();
-        let mut compare = Instant::now() + COMPARE;
         loop {
             let request = self.next_request();
             tokio::select! {
@@ -174,7 +173,9 @@ impl Node {
                     let began = Instant::now();
                     self.look_around().await;
                     self.replan()?;
-                    self.apply(options).await?;
+                    if !self.apply(options).await? {
+                        self.comparing.ask_again();
+                    }
                     rested = Instant::now() + (began.elapsed() * REST).min(REST_MOST);
                 }
                 () = until(request) => self.ask(),
@@ -182,19 +183,26 @@ impl Node {
                     Next::GoOn => {}
                     Next::Anew => return Ok(()),
                 },
-                () = sleep_until(compare) => {
-                    let uplink = self.follow_uplink(options).await?;
-                    if self.look_around().await || uplink {
-                        self.replan()?;
-                    }
-                    let began = Instant::now();
-                    self.apply(options).await?;
-                    compare = Instant::now() + COMPARE.max(began.elapsed() * IDLE_SHARE);
-                }
+                () = self.comparing.due() => self.compare(options).await?,
                 _ = tick.tick() => self.tick(options)?,
                 _ = report.recv() => counters::log(&self.engine),
             }
         }
+    }
+
+    /// Compares the whole host with the plan, as nothing may stay that nobody has told us of.
+    async fn compare(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+        self.comparing.begin();
+        let uplink = self.follow_uplink(options).await?;
+        if self.look_around().await || uplink {
+            self.replan()?;
+        }
+        let whole = self.apply(options).await?;
+        self.comparing.end();
+        if !whole || !self.uplink.is_settled() {
+            self.comparing.ask_again();
+        }
+        Ok(())
     }
 
     /// Looks at the host again; `true` if the plan depends on something that has changed.
@@ -215,9 +223,9 @@ impl Node {
         Ok(change.peers)
     }
 
-    /// Compares the host with the plan. What cannot be done is told and tried again; a device that somebody has
-    /// removed is made anew.
-    async fn apply(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+    /// Brings the host to the plan; `true` if all of it could be done. What cannot be is told and tried again; a
+    /// device that somebody has removed is made anew.
+    async fn apply(&mut self, options: &RunOptions) -> Result<bool, DaemonError> {
         let mut result = self.applier.apply(&self.plan, &*self.engine).await;
         if let Err(ApplyError::DeviceGone(device)) = &result {
             tracing::warn!(%device, "somebody has removed the device; making it anew");
@@ -227,6 +235,7 @@ impl Node {
                 Err(problem) => Err(ApplyError::Closed(problem)),
             };
         }
+        let whole = matches!(&result, Ok(applied) if applied.failures.is_empty());
         match result {
             Ok(applied) => {
                 let failures = applied.failures.iter().map(ToString::to_string).collect();
@@ -238,7 +247,7 @@ impl Node {
                 self.told.tell_failures(BTreeSet::from([error.to_string()]));
             }
         }
-        Ok(())
+        Ok(whole)
     }
 
     fn tick(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
@@ -263,22 +272,26 @@ impl Node {
                 }
             }
         }
-        self.write_counters(options);
+        // No message tells of a file.
+        if !subnet_file::is_written(&options.subnet_file, &self.plan.subnet_env) {
+            self.comparing.ask_again();
+        }
+        self.write_counters();
         self.memory.keep_sometimes(&self.plan, &self.own, self.ledger.peers());
         Ok(())
     }
 
-    fn write_counters(&mut self, options: &RunOptions) {
-        let Some(path) = &options.counters_file else { return };
-        if let Err(error) = counters::write(&self.engine, path)
+    fn write_counters(&mut self) {
+        let Some(file) = &mut self.counters_file else { return };
+        if let Err(error) = file.write(&self.engine)
             && !std::mem::replace(&mut self.told.counters_failed, true)
         {
-            tracing::warn!(path = %path.display(), %error, "cannot write the counters");
+            tracing::warn!(path = %file.path().display(), %error, "cannot write the counters");
         }
     }
 
-    async fn stop(mut self, options: &RunOptions) {
-        self.write_counters(options);
+    async fn stop(mut self) {
+        self.write_counters();
         self.memory.keep(&self.plan, &self.own, self.ledger.peers());
         // The rules themselves stay, as in flannel.
         drop(self.rules);

@@ -3,6 +3,8 @@
 //! The connection belongs to the network namespace of the thread that opened it. Everything above
 //! works on plain values; only this module, `underlay` and `apply` know netlink's message types.
 
+mod changes;
+
 use std::io;
 use std::net::IpAddr;
 
@@ -10,6 +12,8 @@ use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+
+pub use self::changes::Changes;
 
 /// A request the kernel refused, or that could not be put to it.
 #[derive(Debug, thiserror::Error)]

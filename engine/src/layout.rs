@@ -68,20 +68,23 @@ impl Opened {
 
 fn udp_ports(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Vec<Port>, Error> {
     let Switches { gso, gro, mmsg, .. } = config.switches;
-    let ports = udp::open(
-        &udp::Config {
-            listen: tunnel.listen,
-            send_from: tunnel.send_from,
-            fan: usize::from(tunnel.fan),
-            segment: gso,
-            gro,
-            mmsg,
-            receive_buffer: RECEIVE_BUFFER,
-            send_buffer: SEND_BUFFER,
-        },
-        workers,
-    )?;
-    Ok(ports.into_iter().map(Port::Udp).collect())
+    let config = udp::Config {
+        listen: tunnel.listen,
+        send_from: tunnel.send_from,
+        fan: usize::from(tunnel.fan),
+        segment: gso,
+        gro,
+        mmsg,
+        receive_buffer: RECEIVE_BUFFER,
+        send_buffer: SEND_BUFFER,
+    };
+    Ok(match tunnel.listen_besides {
+        None => udp::open(&config, workers)?.into_iter().map(Port::Udp).collect(),
+        Some(besides) => {
+            let pairs = udp::open_pairs(&config, besides, workers)?;
+            pairs.into_iter().map(|pair| Port::UdpPair(Box::new(pair))).collect()
+        }
+    })
 }
 
 fn raw_ports(config: &Config, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {

@@ -112,8 +112,10 @@ impl Engine {
             let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
             let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
             one.chosen.workers = workers;
-            let wireguard =
-                tunnel.wireguard.as_ref().map(|settings| (settings, wireguard::Parts::new(workers)));
+            let wireguard = tunnel
+                .wireguard
+                .as_ref()
+                .map(|settings| (settings, wireguard::Parts::new(workers, settings)));
             let crypt = |worker| {
                 let (_, parts) = wireguard.as_ref()?;
                 Some(Box::new(Crypt::new(parts, worker, tunnel.mtu.get())))

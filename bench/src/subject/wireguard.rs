@@ -56,7 +56,7 @@ pub(super) fn start(
     let directory = directory.context("cannot make a temporary directory")?;
     let mut publics = Vec::new();
     for host in lab.hosts() {
-        let device = device(host);
+        let device = device(program, host);
         let mut command = program.command(&device);
         let name = command.get_program().to_string_lossy().into_owned();
         let process = Process::spawn(host.namespace(), &mut command)
@@ -69,7 +69,7 @@ pub(super) fn start(
     }
     for (host, network) in lab.hosts().iter().zip(&networks) {
         let subnet = network.ipv4.context("an IPv4 subnet is needed")?;
-        let device = device(host);
+        let device = device(program, host);
         let key = directory.path().join(&device);
         let others = lab
             .hosts()
@@ -97,9 +97,15 @@ pub(super) fn start(
     Ok(networks)
 }
 
-/// The control sockets of all programs lie in one directory, whatever the namespace.
-fn device(host: &Host) -> String {
-    format!("b{}h{}", std::process::id() % 1_000_000, host.number())
+/// The control sockets of all programs lie in one directory, whatever the namespace, and a program ends when another one
+/// takes its socket's place.
+fn device(program: Program, host: &Host) -> String {
+    let letter = match program {
+        Program::WireguardGo => 'w',
+        Program::Boringtun => 'b',
+        Program::Gotatun => 'g',
+    };
+    format!("b{}{letter}{}", std::process::id() % 1_000_000, host.number())
 }
 
 fn await_device(host: &Host, device: &str, daemons: &mut loden::Daemons, context: &Context) -> Result<()> {

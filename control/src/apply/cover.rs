@@ -6,6 +6,7 @@
 //! a part of it. A packet for a subnet that nobody has is then refused by the tunnel instead of taking the default
 //! route. A cover that a crash has left looks like any stale route of ours and is removed by the next comparison.
 
+use ipnetwork::IpNetwork;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::route::RouteAttribute;
 
@@ -18,32 +19,37 @@ const MANY: usize = 100;
 const LAST: u32 = u32::MAX;
 
 /// Puts a cover for each tunnel for which many routes are to be put, where the kernel takes one; gives the shares
-/// that have one.
-pub(super) async fn put(netlink: &Handle, shares: &[Share<'_>], changes: &[Change]) -> Vec<usize> {
+/// that have one, with the network covered.
+pub(super) async fn put(
+    netlink: &Handle,
+    shares: &[Share<'_>],
+    changes: &[Change],
+) -> Vec<(usize, IpNetwork)> {
     let mut covered = Vec::new();
     for (number, share) in shares.iter().enumerate() {
-        let Scope::Tunnel(cluster) = share.scope else { continue };
-        let missing = changes.iter().filter(|change| matches!(change, Change::Put(at, _) if *at == number));
-        let wanted_anyway = share.routes.iter().any(|route| route.to == cluster);
-        if missing.count() < MANY || wanted_anyway {
-            continue;
-        }
-        let mut cover = message(share.index, Route { to: cluster, via: None }, false);
-        cover.attributes.push(RouteAttribute::Priority(LAST));
-        match netlink.route().add(cover).execute().await {
-            Ok(()) => covered.push(number),
-            // The single routes do without; they only take longer.
-            Err(error) => tracing::debug!(device = share.device, %error, "no route for all at once"),
+        let Scope::Tunnel(places) = share.scope else { continue };
+        for cluster in places.iter().map(|place| place.cluster) {
+            let missing = changes.iter().filter(
+                |change| matches!(change, Change::Put(at, route) if *at == number && route.to.is_ipv4() == cluster.is_ipv4()),
+            );
+            let wanted_anyway = share.routes.iter().any(|route| route.to == cluster);
+            if missing.count() < MANY || wanted_anyway {
+                continue;
+            }
+            let mut cover = message(share.index, Route::into_device(cluster), false);
+            cover.attributes.push(RouteAttribute::Priority(LAST));
+            match netlink.route().add(cover).execute().await {
+                Ok(()) => covered.push((number, cluster)),
+                // The single routes do without; they only take longer.
+                Err(error) => tracing::debug!(device = share.device, %error, "no route for all at once"),
+            }
         }
     }
     covered
 }
 
 /// The removals of the covers.
-pub(super) fn removals(shares: &[Share<'_>], covered: &[usize]) -> Vec<Change> {
-    let of = |number: &usize| match shares.get(*number)?.scope {
-        Scope::Tunnel(cluster) => Some(Change::Remove(*number, Route { to: cluster, via: None })),
-        Scope::Underlay { .. } => None,
-    };
-    covered.iter().filter_map(of).collect()
+pub(super) fn removals(covered: &[(usize, IpNetwork)]) -> Vec<Change> {
+    let of = |(number, cluster): &(usize, IpNetwork)| Change::Remove(*number, Route::into_device(*cluster));
+    covered.iter().map(of).collect()
 }

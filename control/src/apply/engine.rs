@@ -70,10 +70,13 @@ pub fn sealed_peers(tunnel: &Tunnel, numbers: &mut Numbers) -> Vec<PeerConfig> {
 
 /// Builds the table of one tunnel.
 pub fn build(tunnel: &Tunnel, numbers: &mut Numbers) -> Result<Fib, FibError> {
-    let (v4, v6) = match tunnel.link.address.ip() {
-        IpAddr::V4(ip) => (Some(ip), None),
-        IpAddr::V6(ip) => (None, Some(ip)),
-    };
+    let (mut v4, mut v6) = (None, None);
+    for address in tunnel.link.addresses() {
+        match address.ip() {
+            IpAddr::V4(ip) => v4 = Some(ip),
+            IpAddr::V6(ip) => v6 = Some(ip),
+        }
+    }
     let mut builder = FibBuilder::new(tunnel.format).reply_from(v4, v6);
     for peer in &tunnel.peers {
         let spec = PeerSpec { remote: peer.remote, mac: peer.mac, mtu: tunnel.link.mtu.get() };

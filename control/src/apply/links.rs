@@ -85,7 +85,7 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     if observed.link_local {
         changes.push(Change::NoLinkLocal);
     }
-    if desired.address.is_ipv6() && observed.accept_ra == Some(true) {
+    if desired.places.iter().any(|place| place.cluster.is_ipv6()) && observed.accept_ra == Some(true) {
         changes.push(Change::NoRouterAdvertisements);
     }
     let mtu = u32::from(desired.mtu.get());
@@ -97,9 +97,8 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     }
     let leftovers = observed.addresses.iter().filter(|address| is_leftover(**address, desired));
     changes.extend(leftovers.copied().map(Change::Remove));
-    if !observed.addresses.contains(&desired.address) {
-        changes.push(Change::Add(desired.address));
-    }
+    let missing = desired.addresses().filter(|address| !observed.addresses.contains(address));
+    changes.extend(missing.map(Change::Add));
     if !observed.up {
         changes.push(Change::Up);
     }
@@ -168,7 +167,8 @@ fn network(message: &AddressMessage) -> Option<IpNetwork> {
 /// flannel removes from the IPv4 device what lies in the cluster network, and from the IPv6 device all but
 /// link-local addresses. We keep to the cluster network in both, so that a stranger's address survives.
 fn is_leftover(address: IpNetwork, desired: &Link) -> bool {
-    address != desired.address && desired.cluster.contains(address.ip())
+    let inside = desired.places.iter().any(|place| place.cluster.contains(address.ip()));
+    inside && desired.addresses().all(|ours| ours != address)
 }
 
 async fn make(netlink: &Handle, device: &str, index: u32, change: &Change) -> Result<(), NetlinkError> {

@@ -1,6 +1,6 @@
 //! Makes the host look as planned: observe, compare, change what differs.
 //!
-//! Level-triggered: [`Applier::apply`] is called with every new plan and again every few seconds with the
+//! Level-triggered: [`Applier::apply`] is called with every new plan and again after changes of the host with the
 //! same one, so that whatever anybody else removed comes back and no lost event stays lost. The order is
 //! fixed: devices, then the workers' tables, then the routes that send packets there, and `subnet.env` at
 //! the very end, because it promises all the rest.
@@ -124,7 +124,7 @@ impl Applier {
         let tunnels = plan.tunnels.iter().zip(indexes).map(|(tunnel, index)| Share {
             device: &tunnel.link.device,
             index: *index,
-            scope: Scope::Tunnel(tunnel.link.cluster),
+            scope: Scope::Tunnel(&tunnel.link.places),
             routes: &tunnel.routes,
         });
         let mut shares: Vec<Share<'_>> = tunnels.collect();

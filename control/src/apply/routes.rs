@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use futures::{StreamExt, TryStreamExt, stream};
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -41,8 +41,8 @@ pub struct Share<'a> {
 /// Which routes by a device are ours.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
-    /// The device is a tunnel of ours over this cluster network; gateways are on its link.
-    Tunnel(IpNetwork),
+    /// The device is a tunnel of ours over the cluster networks of these places; gateways are on its link.
+    Tunnel(&'a [Place]),
     /// The device is the host's.
     Underlay {
         /// Where our routes can lie.
@@ -75,7 +75,9 @@ impl Share<'_> {
         let within =
             |cluster: IpNetwork| cluster.contains(route.to.ip()) && route.to.prefix() >= cluster.prefix();
         match self.scope {
-            Scope::Tunnel(cluster) => within(cluster) || route.via == Some(route.to.network()),
+            Scope::Tunnel(places) => {
+                places.iter().any(|place| within(place.cluster)) || route.via == Some(route.to.network())
+            }
             Scope::Underlay { places, put } => {
                 let formed = |place: &Place| {
                     within(place.cluster) && route.to.prefix() == place.subnet.prefix() && route.via.is_some()
@@ -87,13 +89,16 @@ impl Share<'_> {
 
     fn has_family(&self, ipv6: bool) -> bool {
         match self.scope {
-            Scope::Tunnel(cluster) => cluster.is_ipv6() == ipv6,
+            Scope::Tunnel(places) => lies(places, ipv6),
             Scope::Underlay { places, put } => {
-                let lie = places.iter().any(|place| place.cluster.is_ipv6() == ipv6);
-                lie || put.iter().any(|route| route.to.is_ipv6() == ipv6)
+                lies(places, ipv6) || put.iter().any(|route| route.to.is_ipv6() == ipv6)
             }
         }
     }
+}
+
+fn lies(places: &[Place], ipv6: bool) -> bool {
+    places.iter().any(|place| place.cluster.is_ipv6() == ipv6)
 }
 
 /// Our routes, each with the number of the share it belongs to.
@@ -150,7 +155,7 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
         refused.into_iter().partition(|(change, _)| blockers(&observed, change).next().is_some());
     let blockers = blocked.iter().flat_map(|(change, _)| blockers(&observed, change)).collect();
     let again = blocked.iter().map(|(change, _)| *change).collect();
-    for changes in [blockers, again, remove, cover::removals(shares, &covered)] {
+    for changes in [blockers, again, remove, cover::removals(&covered)] {
         let refused = make_all(netlink, shares, changes, &mut outcome).await;
         outcome.failures.extend(refused.into_iter().map(|(_, error)| error));
     }
@@ -219,7 +224,8 @@ fn candidate(message: &RouteMessage) -> Option<(u32, Route)> {
         }
     }
     let to = IpNetwork::new(to?, header.destination_prefix_length).ok()?;
-    Some((out?, Route { to, via }))
+    let link_scope = to.is_ipv4() && header.scope == RouteScope::Link;
+    Some((out?, Route { to, via, link_scope }))
 }
 
 /// A route by a device of this number; `onlink` takes its gateway to be on the link.
@@ -233,6 +239,9 @@ pub(super) fn message(index: u32, route: Route, onlink: bool) -> RouteMessage {
         }
     };
     message.header.protocol = RouteProtocol::Boot;
+    if route.link_scope {
+        message.header.scope = RouteScope::Link;
+    }
     message.attributes.push(RouteAttribute::Oif(index));
     if let Some(gateway) = route.via {
         if onlink {

@@ -26,6 +26,9 @@ pub struct SubnetFileError {
 ///
 /// Mode 0644 whatever the umask; missing directories are made with mode 0755.
 pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
+    if is_written(path, desired) {
+        return Ok(false);
+    }
     let text = subnet_env::render(desired);
     let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
     fs::DirBuilder::new()
@@ -34,6 +37,11 @@ pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> 
         .create(put::parent(path))
         .map_err(failed("make the directory of"))?;
     put::put(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
+}
+
+/// Whether the file has this content already.
+pub fn is_written(path: &Path, desired: &SubnetEnv) -> bool {
+    fs::read(path).is_ok_and(|present| present == subnet_env::render(desired).as_bytes())
 }
 
 /// What an earlier run wrote, if anything readable is there.

@@ -322,17 +322,16 @@ fn draw<S: Strategy>(runner: &mut TestRunner, strategy: &S) -> S::Value {
 fn plan(nodes: &[u8]) -> Plan {
     let v4 = |node: u8| -> IpNetwork { format!("10.244.{node}.0/24").parse().expect("subnet") };
     let v6 = |node: u8| -> IpNetwork { format!("fd00:244:{node}::/64").parse().expect("subnet") };
-    let tunnel = |device: &str, address: &str, cluster: &str, mtu, subnet: &dyn Fn(u8) -> IpNetwork| Tunnel {
+    let tunnel = |device: &str, own: &str, cluster: &str, mtu, subnet: &dyn Fn(u8) -> IpNetwork| Tunnel {
         link: Link {
             device: device.into(),
-            address: address.parse().expect("address"),
-            cluster: cluster.parse().expect("network"),
+            places: vec![Place {
+                cluster: cluster.parse().expect("network"),
+                subnet: own.parse().expect("subnet"),
+            }],
             mtu: Mtu::new(mtu).expect("MTU"),
         },
-        routes: nodes
-            .iter()
-            .map(|node| Route { to: subnet(*node), via: Some(subnet(*node).network()) })
-            .collect(),
+        routes: nodes.iter().map(|node| Route::via(subnet(*node), subnet(*node).network())).collect(),
         format: Format::Udp,
         secrets: None,
         peers: nodes
@@ -348,8 +347,8 @@ fn plan(nodes: &[u8]) -> Plan {
     let network = |text: &str| text.parse().expect("network");
     Plan {
         tunnels: vec![
-            tunnel(DEVICE, "10.244.1.0/32", "10.244.0.0/16", 1450, &v4),
-            tunnel(DEVICE_V6, "fd00:244:1::/128", "fd00:244::/32", 1430, &v6),
+            tunnel(DEVICE, "10.244.1.0/24", "10.244.0.0/16", 1450, &v4),
+            tunnel(DEVICE_V6, "fd00:244:1::/64", "fd00:244::/32", 1430, &v6),
         ],
         direct: None,
         commands: None,
@@ -366,13 +365,12 @@ fn plan(nodes: &[u8]) -> Plan {
 /// Node 1 without tunnels, with routes to these other nodes.
 fn direct(nodes: &[u8]) -> Plan {
     let network = |text: String| -> IpNetwork { text.parse().expect("network") };
-    let v4 = nodes.iter().map(|node| Route {
-        to: network(format!("10.244.{node}.0/24")),
-        via: Some([192, 0, 2, *node].into()),
-    });
-    let v6 = nodes.iter().map(|node| Route {
-        to: network(format!("fd00:244:{node}::/64")),
-        via: Some(format!("2001:db8::{node}").parse().expect("address")),
+    let v4 = nodes
+        .iter()
+        .map(|node| Route::via(network(format!("10.244.{node}.0/24")), [192, 0, 2, *node].into()));
+    let v6 = nodes.iter().map(|node| {
+        let gateway = format!("2001:db8::{node}").parse().expect("address");
+        Route::via(network(format!("fd00:244:{node}::/64")), gateway)
     });
     let place = |cluster: &str, subnet: &str| Place {
         cluster: network(cluster.into()),
@@ -411,9 +409,9 @@ impl World {
     }
 
     async fn ours(&self, plan: &Plan, tunnel: usize) -> BTreeSet<Route> {
-        let Link { device, cluster, .. } = &plan.tunnels[tunnel].link;
+        let Link { device, places, .. } = &plan.tunnels[tunnel].link;
         let index = links::index(&self.netlink, device).await.expect("answer").expect("device");
-        let share = Share { device, index, scope: Scope::Tunnel(*cluster), routes: &[] };
+        let share = Share { device, index, scope: Scope::Tunnel(places), routes: &[] };
         let found = routes::observe(&self.netlink, &[share]).await.expect("answer");
         found.into_iter().map(|(_, route)| route).collect()
     }

@@ -69,8 +69,8 @@ pub struct LeaseDocument {
 pub struct TunnelDocument {
     /// Its TUN device.
     pub device: String,
-    /// The device's address.
-    pub address: String,
+    /// The device's addresses, one for each family that it carries.
+    pub addresses: Vec<String>,
     /// Its MTU in bytes.
     pub mtu: u16,
     /// Kernel routes into it.
@@ -259,7 +259,7 @@ fn tunnels(state: &State) -> Vec<TunnelDocument> {
         let Some(tunnel) = tunnels.iter_mut().find(|tunnel| tunnel.device == planned.link.device) else {
             continue;
         };
-        tunnel.address = planned.link.address.to_string();
+        tunnel.addresses = planned.link.addresses().map(|address| address.to_string()).collect();
         tunnel.mtu = planned.link.mtu.get();
         tunnel.routes = planned.routes.len();
         tunnel.peers = planned

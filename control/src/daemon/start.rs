@@ -17,6 +17,7 @@ use model::subnet_env::Recorded;
 use rtnetlink::Handle;
 
 use super::asking::Asking;
+use super::comparing::Comparing;
 use super::memory::{Memory, Past};
 use super::surface::Surface;
 use super::told::Told;
@@ -24,11 +25,12 @@ use super::uplink::Uplink;
 use super::{DaemonError, Node, choose_underlay, datapath, room, rules, startup, unix_now, waiting, ways};
 use crate::apply::{Applier, subnet_file};
 use crate::board::{Board, Phase};
+use crate::counters::CountersFile;
 use crate::host;
 use crate::lease::Event;
 use crate::lease::ledger::Ledger;
 use crate::lease::renewal::Renewal;
-use crate::netlink;
+use crate::netlink::{self, Changes};
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Outline};
 use crate::store::{Store, Watch};
@@ -52,6 +54,8 @@ struct Beginning<'a> {
     /// What `subnet.env` said before it was written anew: what the run before has left.
     recorded: Option<Recorded>,
     netlink: Handle,
+    /// From before the first look at the host.
+    changes: Changes,
     store: Store,
     memory: Memory,
 }
@@ -84,6 +88,7 @@ impl Node {
             surface,
             recorded: subnet_file::previous(&options.subnet_file),
             netlink: netlink::connect()?,
+            changes: Changes::listen()?,
             store,
             memory: Memory::open(surface.state_file(), options),
         };
@@ -178,7 +183,7 @@ impl Beginning<'_> {
 
     /// From a datapath to a node that is ready.
     async fn finish(self, standing: Standing) -> Result<Node, DaemonError> {
-        let Beginning { options, surface, recorded, netlink, store, mut memory } = self;
+        let Beginning { options, surface, recorded, netlink, changes, store, mut memory } = self;
         let Standing { context, engine, own, ledger, watch, confirmed } = standing;
         let board: &Arc<Board> = &surface.board;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
@@ -215,8 +220,10 @@ impl Beginning<'_> {
             ledger,
             plan,
             applier,
+            comparing: Comparing::new(changes),
             rules,
             told,
+            counters_file: options.counters_file.clone().map(CountersFile::new),
             _sockets: sockets,
             uplink: Uplink::default(),
             former: None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::apply::Applied;
-use crate::plan::{Ignored, Plan, Route};
+use crate::plan::{Ignored, Plan, Route, Tunnel};
 
 /// The last state that was reported.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Told {
         }
         self.ignored = ignored;
         self.tell_ways(plan);
-        let tunnelled = plan.tunnels.iter().map(|tunnel| tunnel.peers.len());
+        let tunnelled = plan.tunnels.iter().map(Tunnel::nodes);
         let direct = plan.direct.iter().map(|direct| direct.routes.len());
         let peers: Vec<usize> = tunnelled.chain(direct).collect();
         if self.peers.as_ref() != Some(&peers) {

@@ -23,10 +23,19 @@ use crate::underlay::{self, Underlay};
 pub(super) struct Uplink {
     /// The tunnels that could not be opened the last time.
     closed: bool,
+    /// The store does not have our attributes as they are now.
+    behind: bool,
     /// Why the store does not have our attributes as they are now.
     unpublished: Option<String>,
     /// What could not be done, as said already.
     said: BTreeSet<String>,
+}
+
+impl Uplink {
+    /// Whether the next look is not expected to have anything to do.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.closed && !self.behind && self.said.is_empty()
+    }
 }
 
 impl Node {
@@ -100,7 +109,8 @@ impl Node {
             Ok(outline) => outline.attrs,
             Err(error) => return Some(error.to_string()),
         };
-        if attrs == self.own.attrs {
+        self.uplink.behind = attrs != self.own.attrs;
+        if !self.uplink.behind {
             self.uplink.unpublished = None;
         } else if self.asking.is_idle() {
             let (store, own, wanted) = (self.store.clone(), self.own.clone(), attrs.clone());

@@ -16,7 +16,7 @@ pub(super) fn part(
     peers: &[Vec<Peer>],
     through: impl Fn(&Peer) -> IpAddr,
 ) -> (Vec<Vec<Route>>, Option<Direct>) {
-    let tunnelled = |peer: &Peer| Route { to: peer.subnet, via: Some(through(peer)) };
+    let tunnelled = |peer: &Peer| Route::via(peer.subnet, through(peer));
     if !asked {
         return (peers.iter().map(|peers| peers.iter().map(tunnelled).collect()).collect(), None);
     }
@@ -27,7 +27,7 @@ pub(super) fn part(
         for peer in peers {
             let public = peer.remote.ip();
             match context.reach.get(&public) {
-                Some(Way::OnLink) => routes.push(Route { to: peer.subnet, via: Some(public) }),
+                Some(Way::OnLink) => routes.push(Route::via(peer.subnet, public)),
                 way => {
                     let why = way.map_or_else(|| "its address was not looked up".to_owned(), Way::to_string);
                     let reason = format!("{public}: {why}");

@@ -50,8 +50,7 @@ pub(super) fn paths(context: &Context, own: &Lease, leases: &LeaseSet) -> Result
         Ok(gateways?.into_iter().flatten().collect())
     });
     let peers = sifted.peers.iter().flatten();
-    let mut routes: Vec<Route> =
-        peers.map(|peer| Route { to: peer.subnet, via: Some(peer.remote.ip()) }).collect();
+    let mut routes: Vec<Route> = peers.map(|peer| Route::via(peer.subnet, peer.remote.ip())).collect();
     routes.sort_unstable();
     let direct =
         Direct { interface: context.underlay.interface.clone(), places, routes, detours: Vec::new() };

@@ -8,8 +8,8 @@ use path::encap::{self, Format};
 
 use super::peers::sift;
 use super::{
-    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base, direct,
-    inner_mtu, missing,
+    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, direct, inner_mtu,
+    missing,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -29,6 +29,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
         device: DEVICE.to_owned(),
         mtu,
         listen: SocketAddr::new(IpAddr::V4(ends.local), 0),
+        listen_besides: None,
         send_from: None,
         // The interface's address, whatever is published: only there do packets for us arrive.
         format: Format::Ipip(encap::ipip::Ipip { local: ends.local }),
@@ -52,7 +53,7 @@ pub(super) fn paths(
     let (routes, direct) = direct::part(context, direct_routing, &places, &sifted.peers, gateway);
     let parts = sifted.peers.into_iter().zip(routes);
     let tunnels = outline.tunnels.iter().zip(parts).map(|(outline, (peers, routes))| Tunnel {
-        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
+        link: Link { device: outline.device.clone(), places: places.to_vec(), mtu: outline.mtu },
         routes,
         format: outline.format,
         secrets: None,

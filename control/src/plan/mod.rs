@@ -15,7 +15,7 @@ mod udp;
 mod vxlan;
 mod wireguard;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -130,6 +130,8 @@ pub struct TunnelOutline {
     pub mtu: Mtu,
     /// Where peers' datagrams arrive.
     pub listen: SocketAddr,
+    /// Where they arrive as well, by the other family.
+    pub listen_besides: Option<SocketAddr>,
     /// Where ours come from; `None`: from the listening socket.
     pub send_from: Option<IpAddr>,
     /// How packets are wrapped.
@@ -166,6 +168,14 @@ pub struct Tunnel {
     pub peers: Vec<Peer>,
 }
 
+impl Tunnel {
+    /// How many nodes it leads to; one node may have a subnet of each family behind one key.
+    pub fn nodes(&self) -> usize {
+        let keys: BTreeSet<PublicKey> = self.peers.iter().filter_map(|peer| peer.key).collect();
+        keys.len() + self.peers.iter().filter(|peer| peer.key.is_none()).count()
+    }
+}
+
 /// What a WireGuard tunnel's peers have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secrets {
@@ -180,12 +190,18 @@ pub struct Secrets {
 pub struct Link {
     /// Its name.
     pub device: String,
-    /// The node subnet's base address as a host network.
-    pub address: IpNetwork,
-    /// The cluster network: other addresses on the device that lie in it are leftovers.
-    pub cluster: IpNetwork,
+    /// What it carries, one place for each family. It owns the base address of each place's subnet; others on it that
+    /// lie in a place's cluster network are leftovers.
+    pub places: Vec<Place>,
     /// Its MTU.
     pub mtu: Mtu,
+}
+
+impl Link {
+    /// Its addresses, as host networks.
+    pub fn addresses(&self) -> impl Iterator<Item = IpNetwork> {
+        self.places.iter().map(|place| base(place.subnet))
+    }
 }
 
 /// Kernel routes by the underlay's interface straight to peers on its link.
@@ -237,6 +253,20 @@ pub struct Route {
     pub to: IpNetwork,
     /// Gateway; into a tunnel it is taken to be on the link. Without one the device is the destination.
     pub via: Option<IpAddr>,
+    /// Whether its scope is the link (rtnetlink(7)). IPv6 knows none.
+    pub link_scope: bool,
+}
+
+impl Route {
+    /// Through a gateway.
+    pub fn via(to: IpNetwork, gateway: IpAddr) -> Route {
+        Route { to, via: Some(gateway), link_scope: false }
+    }
+
+    /// To whatever is behind the device.
+    pub fn into_device(to: IpNetwork) -> Route {
+        Route { to, via: None, link_scope: false }
+    }
 }
 
 /// Where one peer subnet's packets go.

@@ -286,8 +286,8 @@ fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
         (
             r#"{"Type":"wireguard","Mode":"ipv6"}"#,
-            "Backend.Type = wireguard: one tunnel for both families, or for one in the other, is not supported yet; use Mode \
-             separate, or enable one family",
+            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses, and the network configuration has IPv4 \
+             alone; use auto or ipv4",
         ),
         (
             r#"{"Type":"tencent-vpc"}"#,
@@ -486,7 +486,7 @@ const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6
     "Backend":{"Type":"host-gw"}}"#;
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 
-fn context(config: &str, nic: u32) -> Context {
+pub(super) fn context(config: &str, nic: u32) -> Context {
     let (config, _) = net_config::parse(config).expect("a good configuration");
     let (ipv4, ipv6) = ("192.0.2.1".parse().expect("address"), "2001:db8::1".parse().expect("address"));
     Context {
@@ -527,15 +527,16 @@ fn vxlan(key: &str, node: u8) -> Lease {
     Lease { key, attrs, expires: Some(1) }
 }
 
-fn raw(text: &str) -> Option<model::lease::RawJson> {
+pub(super) fn raw(text: &str) -> Option<model::lease::RawJson> {
     Some(model::lease::RawJson::parse(text).expect("JSON"))
 }
 
-fn expect_outline(context: &Context, expected: &str) {
+pub(super) fn expect_outline(context: &Context, expected: &str) {
     let outline = outline(context).expect("an outline");
     let mut text = String::new();
     for tunnel in &outline.tunnels {
         write!(text, "{} mtu {} listens {}", tunnel.device, tunnel.mtu, tunnel.listen).expect("write");
+        tunnel.listen_besides.into_iter().for_each(|at| write!(text, " and {at}").expect("write"));
         tunnel.send_from.into_iter().for_each(|ip| write!(text, " sends from {ip}").expect("write"));
         text.push('\n');
     }
@@ -543,7 +544,7 @@ fn expect_outline(context: &Context, expected: &str) {
     assert_eq!(text, dedent(expected));
 }
 
-fn expect_plan(context: &Context, own: &Lease, leases: &[Lease], expected: &str) {
+pub(super) fn expect_plan(context: &Context, own: &Lease, leases: &[Lease], expected: &str) {
     let in_order = plan(context, own, &leases.iter().cloned().collect()).expect("a plan");
     let reversed = plan(context, own, &leases.iter().rev().cloned().collect()).expect("a plan");
     assert_eq!(in_order, reversed, "the order of leases must not matter");
@@ -554,14 +555,18 @@ fn render(plan: &Plan) -> String {
     let mut text = String::new();
     for tunnel in &plan.tunnels {
         let link = &tunnel.link;
-        writeln!(text, "{} mtu {} address {}", link.device, link.mtu, link.address).expect("write");
+        let addresses: Vec<String> = link.addresses().map(|address| address.to_string()).collect();
+        writeln!(text, "{} mtu {} address {}", link.device, link.mtu, addresses.join(" and "))
+            .expect("write");
         for route in &tunnel.routes {
             let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
-            writeln!(text, "  route {}{via}", route.to).expect("write");
+            let scope = if route.link_scope { " scope link" } else { "" };
+            writeln!(text, "  route {}{via}{scope}", route.to).expect("write");
         }
         for peer in &tunnel.peers {
             let mac = peer.mac.map(|mac| format!(" mac {mac}")).unwrap_or_default();
-            writeln!(text, "  peer {} at {}{mac}", peer.subnet, peer.remote).expect("write");
+            let key = peer.key.map(|key| format!(" key {:02x}", key.0[0])).unwrap_or_default();
+            writeln!(text, "  peer {} at {}{mac}{key}", peer.subnet, peer.remote).expect("write");
         }
     }
     if let Some(direct) = &plan.direct {

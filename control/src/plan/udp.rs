@@ -11,7 +11,7 @@ use path::encap::Format;
 
 use super::peers::sift;
 use super::{
-    Context, Link, NO_IPV4, Outline, Paths, Peer, PlanError, Route, Tunnel, TunnelOutline, base, inner_mtu,
+    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, inner_mtu,
     missing,
 };
 use crate::lease::ledger::LeaseSet;
@@ -31,6 +31,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         device: DEVICE.to_owned(),
         mtu,
         listen: SocketAddr::new(IpAddr::V4(ends.source), port),
+        listen_besides: None,
         // The port we listen on is also the one we send from.
         send_from: None,
         format: Format::Udp,
@@ -50,8 +51,12 @@ pub(super) fn paths(
     let cluster = IpNetwork::V4(pool.network);
     let sifted = sift(own, leases, outline.tunnels.len(), |lease| peer(lease, port));
     let tunnels = outline.tunnels.iter().zip(sifted.peers).map(|(outline, peers)| Tunnel {
-        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
-        routes: vec![Route { to: cluster, via: None }],
+        link: Link {
+            device: outline.device.clone(),
+            places: vec![Place { cluster, subnet }],
+            mtu: outline.mtu,
+        },
+        routes: vec![Route::into_device(cluster)],
         format: outline.format,
         secrets: None,
         peers,

@@ -13,8 +13,7 @@ use wire::addr::Mac;
 
 use super::peers::sift;
 use super::{
-    Context, Link, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, base, direct, inner_mtu,
-    missing, places,
+    Context, Link, Outline, Paths, Peer, PlanError, Tunnel, TunnelOutline, direct, inner_mtu, missing, places,
 };
 use crate::lease::ledger::LeaseSet;
 
@@ -58,6 +57,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
             // The kernel caps a vxlan device to what its interface can carry.
             mtu: inner_mtu(context, outer.min(nic), OVERHEAD, false)?,
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), vxlan.port),
+            listen_besides: None,
             send_from: Some(IpAddr::V4(ends.source)),
             format: format(context.identity.mac),
         });
@@ -71,6 +71,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
             device: format!("flannel-v6.{vni}"),
             mtu: asked.min(inner_mtu(context, nic, OVERHEAD_V6, true)?),
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), vxlan.port),
+            listen_besides: None,
             send_from: Some(IpAddr::V6(ends.source)),
             format: format(context.identity.mac_v6),
         });
@@ -102,8 +103,8 @@ pub(super) fn paths(
     let (routes, direct) = direct::part(context, vxlan.direct_routing, &places, &sifted.peers, base_of);
     let parts = places.into_iter().zip(sifted.peers).zip(routes);
     let tunnels = outline.tunnels.iter().zip(parts);
-    let tunnels = tunnels.map(|(outline, ((Place { cluster, subnet }, peers), routes))| Tunnel {
-        link: Link { device: outline.device.clone(), address: base(subnet), cluster, mtu: outline.mtu },
+    let tunnels = tunnels.map(|(outline, ((place, peers), routes))| Tunnel {
+        link: Link { device: outline.device.clone(), places: vec![place], mtu: outline.mtu },
         routes,
         format: outline.format,
         secrets: None,

@@ -74,7 +74,8 @@ fn at(document: &Document, now: u64) -> String {
 }
 
 fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
-    let TunnelDocument { device, address, mtu, workers, .. } = tunnel;
+    let TunnelDocument { device, addresses, mtu, workers, .. } = tunnel;
+    let addresses = addresses.join(", ");
     let of = |on| {
         let names: Vec<&str> =
             tunnel.features.iter().filter(|(_, used)| **used == on).map(|(name, _)| name.as_str()).collect();
@@ -84,7 +85,7 @@ fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
         out,
         "tunnel",
         &format!(
-            "{device} {address}, MTU {mtu}, {workers} workers, with {}, without {}",
+            "{device} {addresses}, MTU {mtu}, {workers} workers, with {}, without {}",
             of(true),
             of(false)
         ),
@@ -168,7 +169,7 @@ mod tests {
             }),
             tunnels: vec![TunnelDocument {
                 device: "flannel.1".into(),
-                address: "10.244.1.0/32".into(),
+                addresses: vec!["10.244.1.0/32".into()],
                 mtu: 1450,
                 routes: 2,
                 workers: 2,

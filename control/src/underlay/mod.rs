@@ -9,6 +9,7 @@ pub mod select;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
+use futures::future::ready;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -115,13 +116,14 @@ pub async fn observe(netlink: &Handle, target: Option<IpAddr>) -> Result<Observe
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
     {
         let ipv6 = query.header.address_family == AddressFamily::Inet6;
-        let mut routes: Vec<RouteMessage> = match netlink.route().get(query).execute().try_collect().await {
+        // Of ten thousand routes one is kept.
+        let listed = netlink.route().get(query).execute().try_filter(|route| ready(is_default(route)));
+        let mut routes: Vec<RouteMessage> = match listed.try_collect().await {
             Ok(routes) => routes,
             // A kernel without IPv6 has no IPv6 routes to list.
             Err(_) if ipv6 => Vec::new(),
             Err(error) => return Err(refused(error)),
         };
-        routes.retain(is_default);
         routes.sort_by_key(metric);
         default_routes
             .extend(routes.iter().filter_map(outgoing).map(|interface| DefaultRoute { ipv6, interface }));

@@ -10,6 +10,7 @@ pub mod capture;
 pub mod guest;
 mod kernel;
 pub mod packet;
+pub mod qemu;
 pub mod steady;
 mod traffic;
 

@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct Steady {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
-    listener: JoinHandle<HashSet<u64>>,
+    listener: JoinHandle<(HashSet<u64>, Vec<u64>)>,
     echo: JoinHandle<()>,
     ended: Arc<AtomicBool>,
 }
@@ -32,6 +32,8 @@ pub struct Outcome {
     pub sent: u64,
     /// The numbers of those that did not come back.
     pub lost: Vec<u64>,
+    /// The numbers of those that came back after one that was sent later, or twice.
+    pub late: Vec<u64>,
 }
 
 impl Steady {
@@ -68,13 +70,21 @@ impl Steady {
         let sent = self.sender.join().expect("the sender");
         thread::sleep(PATIENCE);
         self.ended.store(true, Ordering::Relaxed);
-        let back = self.listener.join().expect("the listener");
+        let (back, late) = self.listener.join().expect("the listener");
         self.echo.join().expect("the echo");
-        Outcome { sent, lost: (0..sent).filter(|number| !back.contains(number)).collect() }
+        Outcome { sent, lost: (0..sent).filter(|number| !back.contains(number)).collect(), late }
     }
 }
 
+/// Keeps the thread on one core. Packets wait for the network stack core by core, so a sender that moves between cores can
+/// overtake itself before anything of ours sees them.
+fn stay() {
+    let cores = io::thread::allowed_cores().expect("cores");
+    io::thread::pin_to_core(cores[0]).expect("a core of ours");
+}
+
 fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> u64 {
+    stay();
     let (mut number, began) = (0u64, Instant::now());
     while !stop.load(Ordering::Relaxed) {
         socket.send_to(&number.to_be_bytes(), target).expect("send");
@@ -86,6 +96,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> u64 {
 }
 
 fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
+    stay();
     let mut buffer = [0; 64];
     while !ended.load(Ordering::Relaxed) {
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -94,12 +105,19 @@ fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
     }
 }
 
-fn listen(socket: &UdpSocket, ended: &AtomicBool) -> HashSet<u64> {
+/// Those that came back, and which of them late.
+fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
     let (mut back, mut buffer) = (HashSet::new(), [0; 8]);
+    let (mut next, mut late) = (0, Vec::new());
     while !ended.load(Ordering::Relaxed) {
         if let Ok(8) = socket.recv(&mut buffer) {
-            back.insert(u64::from_be_bytes(buffer));
+            let number = u64::from_be_bytes(buffer);
+            if number < next {
+                late.push(number);
+            }
+            next = next.max(number + 1);
+            back.insert(number);
         }
     }
-    back
+    (back, late)
 }

@@ -6,7 +6,7 @@ use path::wireguard::intake::{Intake, Message};
 use path::wireguard::noise;
 use path::wireguard::peer::Moment;
 use path::wireguard::session::{Keys, OVERHEAD};
-use path::wireguard::{Peer, SecretKey, Session, Window};
+use path::wireguard::{Gate, Peer, SecretKey, Session, Window};
 use wire::wireguard::{HEADER_LEN, Header, Kind};
 
 /// Our private key, and that of the one peer. The corpus has messages that were made with them.
@@ -24,14 +24,15 @@ pub fn wireguard(data: &[u8]) {
         assert_eq!(out[..], data[..HEADER_LEN]);
         record(data, header);
     }
+    let _ = Gate::new(&OURS.public()).admits(data);
     let from = SocketAddr::from(([192, 0, 2, 2], 51820));
-    let intake = Intake::new(&OURS.public());
+    let mut intake = Intake::new(&OURS.public());
     let mut peer = Peer::new(0, THEIRS.public());
     let mut actions = Vec::new();
     let moment = Moment { now: 1_000, stamp: [9; 12], name: 7, jitter: 0 };
     peer.endpoint = Some(from);
     peer.begin(&OURS, &moment, &mut actions);
-    match intake.look(IpAddr::V4(Ipv4Addr::LOCALHOST), data) {
+    match intake.look(IpAddr::V4(Ipv4Addr::LOCALHOST), data, 0) {
         Ok(Message::Initiation(message)) => {
             if let Some(initiation) = noise::receive(&OURS, message) {
                 let known = initiation.peer == THEIRS.public();

@@ -100,6 +100,26 @@ impl PortCounters {
         self.read_calls + self.write_calls
     }
 
+    /// The counters of two ports together.
+    pub fn plus(&self, other: &PortCounters) -> PortCounters {
+        PortCounters {
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+            read_datagrams: self.read_datagrams + other.read_datagrams,
+            write_datagrams: self.write_datagrams + other.write_datagrams,
+            read_bytes: self.read_bytes + other.read_bytes,
+            write_bytes: self.write_bytes + other.write_bytes,
+            read_calls: self.read_calls + other.read_calls,
+            write_calls: self.write_calls + other.write_calls,
+            would_block: self.would_block + other.would_block,
+            write_full: self.write_full + other.write_full,
+            truncated: self.truncated + other.truncated,
+            downgrades: self.downgrades + other.downgrades,
+            resent: self.resent + other.resent,
+            errors: self.errors + other.errors,
+        }
+    }
+
     /// Every counter with its name, in a fixed order.
     pub fn named(&self) -> [(&'static str, u64); 14] {
         [

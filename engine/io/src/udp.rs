@@ -7,6 +7,7 @@
 
 mod address;
 mod control;
+mod pair;
 pub(crate) mod receive;
 pub(crate) mod transmit;
 
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::pair::{Pair, open_pairs};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
 
@@ -61,21 +63,24 @@ pub struct Port {
     lanes: Vec<Socket>,
     receiver: receive::Receiver,
     sender: transmit::Sender,
+    ipv4: bool,
     gro: bool,
     notes: Vec<String>,
     counters: PortCounters,
 }
 
-/// Sends single datagrams from a port's address, beside the worker that has the port.
+/// Sends single datagrams from a port's addresses, beside the worker that has the port.
 #[derive(Debug)]
 pub struct Aside {
-    socket: Socket,
+    /// One for each family that the port has, with whether it is IPv4.
+    sockets: Vec<(bool, Socket)>,
 }
 
 impl Aside {
     /// Sends one datagram. What cannot be sent at once is lost, as on any network.
     pub fn send(&self, bytes: &[u8], to: SocketAddr) {
-        let _ = self.socket.send_to(bytes, &to.into());
+        let socket = self.sockets.iter().find(|(ipv4, _)| *ipv4 == to.is_ipv4());
+        let _ = socket.map(|(_, socket)| socket.send_to(bytes, &to.into()));
     }
 }
 
@@ -146,6 +151,7 @@ impl Port {
         let mut port = Port {
             receiver: receive::Receiver::new(config.mmsg),
             sender: transmit::Sender::new(segment, config.mmsg, address.is_ipv6()),
+            ipv4: address.is_ipv4(),
             listen,
             lanes,
             gro,
@@ -158,6 +164,11 @@ impl Port {
         Ok(port)
     }
 
+    /// Whether it is of that family.
+    pub fn is_ipv4(&self) -> bool {
+        self.ipv4
+    }
+
     /// The address and port it listens on.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.listen.local_addr().ok()?.as_socket()
@@ -167,7 +178,7 @@ impl Port {
     pub fn aside(&self) -> Result<Aside, Error> {
         let socket =
             self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
-        Ok(Aside { socket })
+        Ok(Aside { sockets: vec![(self.ipv4, socket)] })
     }
 
     /// The source address and port of each lane, in order.

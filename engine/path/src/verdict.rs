@@ -77,6 +77,8 @@ drop_reasons! {
     WgForged => "wg_forged",
     /// A WireGuard record that was received before, or is too old to tell.
     WgReplay => "wg_replay",
+    /// A WireGuard handshake message that was not made for our key, or comes from nobody we know, or too late.
+    WgStranger => "wg_stranger",
     /// A packet from an address that is not the WireGuard peer's.
     WgSource => "wg_source",
     /// The WireGuard peer does not answer, and no more packets are kept for it.

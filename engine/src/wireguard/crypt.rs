@@ -10,11 +10,11 @@ use io::Transmit;
 use path::outbox::Message;
 use path::space::{bytes, bytes_mut};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
-use path::wireguard::{Pulse, Session, Window};
+use path::wireguard::{Gate, Pulse, Session, Window};
 use path::{Counters, DropReason};
 use wire::wireguard::{HEADER_LEN, Kind, PADDING};
 
-use super::mail::{Event, Mailbox, Stray, Update};
+use super::mail::{Arrival, Event, Mailbox, Stray, Update};
 use super::{Clock, Parts};
 
 /// Room for sealed messages of one call: eight full ones.
@@ -32,12 +32,14 @@ pub(crate) struct Crypt {
     clock: Clock,
     now: Millis,
     mailbox: Arc<Mailbox>,
+    gate: Gate,
     events: Sender<Event>,
+    arrivals: Sender<Arrival>,
     peers: HashMap<u32, Slot>,
     inbound: HashMap<u32, Inbound>,
     /// Where records are made, and where strays are opened.
     records: Box<[u8]>,
-    strays: Vec<Stray>,
+    strays: VecDeque<Stray>,
     /// Packets wait for a session that is there.
     freed: bool,
     /// When the keeper last heard of a record of no session.
@@ -79,11 +81,13 @@ impl Crypt {
             clock: parts.clock,
             now: parts.clock.now(),
             mailbox: Arc::clone(&parts.mailboxes[worker]),
-            events: parts.events.clone(),
+            gate: parts.gate.clone(),
+            events: parts.events.0.clone(),
+            arrivals: parts.arrivals.0.clone(),
             peers: HashMap::new(),
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
-            strays: Vec::new(),
+            strays: VecDeque::new(),
             freed: false,
             strangers: None,
         }
@@ -147,7 +151,8 @@ impl Crypt {
                     let staged = self.peers.get_mut(&id).map_or(0, |slot| slot.staged.drain(..).len());
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
                 }
-                Update::Stray(stray) => self.strays.push(stray),
+                Update::Stray(stray) => self.strays.push_back(stray),
+                Update::Dropped(reason, count) => counters.ingress.drop(reason, count),
             }
         }
     }
@@ -274,8 +279,11 @@ impl Crypt {
         let header = match Kind::parse(record).map_err(|_| DropReason::WgMalformed)? {
             Kind::Data(header) => header,
             Kind::Handshake => {
-                let message = Event::Message(source, Box::from(&*record));
-                return self.events.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
+                if !self.gate.admits(record) {
+                    return Err(DropReason::WgStranger);
+                }
+                let message = Arrival::Message(source, Box::from(&*record));
+                return self.arrivals.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
             }
         };
         // The session may have been told of since the turn began.
@@ -292,8 +300,8 @@ impl Crypt {
         };
         let owner = inbound.session.owner();
         if let Some(owner) = owner.filter(|owner| *owner != self.worker) {
-            let stray = Event::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
-            return self.events.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
+            let stray = Arrival::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
+            return self.arrivals.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
         }
         let peer = inbound.session.peer;
         match inbound.session.to_receive(self.now) {
@@ -327,7 +335,7 @@ impl Crypt {
 
     /// A record that arrived at another worker.
     pub(crate) fn stray(&mut self) -> Option<Stray> {
-        self.strays.pop()
+        self.strays.pop_front()
     }
 
     /// Whether there is one.

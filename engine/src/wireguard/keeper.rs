@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, never, select_biased};
 use io::Waker;
 use io::udp::Aside;
+use path::DropReason;
 use path::wireguard::intake::{Intake, Message, Refused};
 use path::wireguard::noise::{self, Timestamp};
 use path::wireguard::peer::{Action, Moment};
@@ -16,11 +17,13 @@ use path::wireguard::session::{Millis, OVERHEAD, Standing};
 use path::wireguard::{Peer, PublicKey, SecretKey};
 use rand::Rng;
 
-use super::mail::{Event, Mailbox, Update};
+use super::mail::{Arrival, Event, Mailbox, Update};
 use super::{Clock, Command, Handle, Parts, PeerConfig, PeerStatus, Settings};
 
 /// Handshake counts of the intake begin anew this often.
 const SECOND: Millis = 1_000;
+/// Dropped messages are counted this often.
+const COUNT_EVERY: Millis = 100;
 /// TAI64N counts from here (<https://cr.yp.to/libtai/tai64.html>): 2^62, and ten leap seconds.
 const TAI: u64 = (1 << 62) + 10;
 
@@ -38,6 +41,18 @@ struct Keeper {
     wheel: BTreeSet<(Millis, u32)>,
     next_second: Millis,
     actions: Vec<Action>,
+    /// Messages that came to nothing and are not counted yet, and when they are to be.
+    dropped: [(DropReason, u64); 2],
+    count_at: Option<Millis>,
+}
+
+/// What became of a message.
+enum Taken {
+    Yes,
+    /// It is nobody's, or not new.
+    No,
+    /// There is too much to do.
+    TooMuch,
 }
 
 /// A peer, its configuration, and where it stands in the wheel.
@@ -56,7 +71,8 @@ pub(crate) fn start(
     wakers: Vec<Waker>,
 ) -> std::io::Result<Handle> {
     let (sender, commands) = crossbeam_channel::unbounded();
-    let Parts { clock, received, mailboxes, .. } = parts;
+    // The senders are the workers' alone: when they are gone, so is the work.
+    let Parts { clock, events: (_, events), arrivals: (_, arrivals), mailboxes, .. } = parts;
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -69,22 +85,26 @@ pub(crate) fn start(
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
+        dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
+        count_at: None,
     };
     let thread: JoinHandle<()> = std::thread::Builder::new()
         .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&received, &commands))?;
+        .spawn(move || keeper.run(&events, &arrivals, &commands))?;
     Ok(Handle::new(sender, thread))
 }
 
 impl Keeper {
     /// Until all workers are gone.
-    fn run(&mut self, events: &Receiver<Event>, commands: &Receiver<Command>) {
+    fn run(&mut self, events: &Receiver<Event>, arrivals: &Receiver<Arrival>, commands: &Receiver<Command>) {
         let mut commands = commands.clone();
         loop {
             let now = self.clock.now();
-            let timeout = self.wheel.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now)));
+            let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
+            let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
-            select! {
+            // What strangers can make the most of comes last; timers are looked at whatever comes.
+            select_biased! {
                 recv(events) -> event => match event {
                     Ok(event) => self.handle(event),
                     Err(_) => return,
@@ -94,16 +114,20 @@ impl Keeper {
                     Ok(Command::Status(answer)) => _ = answer.send(self.status()),
                     Err(_) => commands = never(),
                 },
+                recv(arrivals) -> arrival => match arrival {
+                    Ok(arrival) => self.handle_arrival(arrival),
+                    Err(_) => return,
+                },
                 recv(timer) -> _ => {}
             }
             self.time_out();
+            self.count_dropped();
             self.wake();
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Message(from, bytes) => self.handle_message(from, &bytes),
             Event::Want(id) => {
                 self.with(id, |peer, private, moment, actions| peer.begin(private, moment, actions))
             }
@@ -115,7 +139,17 @@ impl Keeper {
             Event::Unknown(from) => self.handle_unknown(from),
             Event::Sent(id) => self.with(id, |peer, _, moment, _| peer.watch_answer(moment.now)),
             Event::Received(id) => self.with(id, |peer, _, moment, _| peer.watch_silence(moment.now)),
-            Event::Stray(worker, stray) => {
+        }
+    }
+
+    fn handle_arrival(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Message(from, bytes) => match self.handle_message(from, &bytes) {
+                Taken::Yes => {}
+                Taken::No => self.drop_one(DropReason::WgStranger),
+                Taken::TooMuch => self.drop_one(DropReason::WgBusy),
+            },
+            Arrival::Stray(worker, stray) => {
                 if let Some((mailbox, waker)) = self.workers.get(worker as usize) {
                     mailbox.put(Update::Stray(stray));
                     let _ = waker.wake();
@@ -124,46 +158,74 @@ impl Keeper {
         }
     }
 
-    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) {
+    fn drop_one(&mut self, reason: DropReason) {
+        for (known, count) in &mut self.dropped {
+            *count += u64::from(*known == reason);
+        }
+        self.count_at.get_or_insert(self.clock.now() + COUNT_EVERY);
+    }
+
+    /// Has a worker count what was dropped, since only they have counters; some at a time, as a flood must not wake it
+    /// for each.
+    fn count_dropped(&mut self) {
+        if self.count_at.is_none_or(|at| self.clock.now() < at) {
+            return;
+        }
+        self.count_at = None;
+        let Some((mailbox, _)) = self.workers.first() else { return };
+        for (reason, count) in &mut self.dropped {
+            if *count > 0 {
+                mailbox.put(Update::Dropped(*reason, std::mem::take(count)));
+            }
+        }
+    }
+
+    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) -> Taken {
         let now = self.clock.now();
         if now >= self.next_second {
             self.next_second = now + SECOND;
-            self.intake.second_has_passed();
+            self.intake.second_has_passed(now);
         }
-        match self.intake.look(from.ip(), bytes) {
+        let mut taken = false;
+        match self.intake.look(from.ip(), bytes, now) {
             Ok(Message::Initiation(message)) => {
-                let Some(initiation) = noise::receive(&self.private, message) else { return };
-                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return };
+                let Some(initiation) = noise::receive(&self.private, message) else { return Taken::No };
+                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return Taken::No };
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
-                    peer.handle_initiation(initiation, from, moment, actions);
+                    taken = peer.handle_initiation(initiation, from, moment, actions);
                 });
                 if self.endpoint(id) != before {
                     self.tell_peer(id);
                 }
             }
             Ok(Message::Response(name, message)) => {
-                let Some(id) = self.names.get(&name).copied() else { return };
+                let Some(id) = self.names.get(&name).copied() else { return Taken::No };
                 let attempted = self.peers.get(&id).and_then(|known| known.peer.attempting());
                 if attempted != Some(name) {
-                    return;
+                    return Taken::No;
                 }
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
-                    peer.handle_response(message, from, moment.now, actions);
+                    taken = peer.handle_response(message, from, moment.now, actions);
                 });
                 if self.endpoint(id) != before {
                     self.tell_peer(id);
                 }
             }
             Ok(Message::Cookie(name, message)) => {
-                let Some(id) = self.names.get(&name).copied() else { return };
-                self.with(id, |peer, _, moment, _| _ = peer.handle_cookie(message, moment.now));
+                let Some(id) = self.names.get(&name).copied() else { return Taken::No };
+                self.with(id, |peer, _, moment, _| taken = peer.handle_cookie(message, moment.now));
             }
-            Err(Refused::Reply(reply)) => self.socket.send(&reply, from),
+            Err(Refused::Reply(reply)) => {
+                self.socket.send(&reply, from);
+                return Taken::TooMuch;
+            }
+            Err(Refused::TooMany) => return Taken::TooMuch,
             // Silence to strangers.
             Err(Refused::Unfit) => {}
         }
+        if taken { Taken::Yes } else { Taken::No }
     }
 
     /// After a restart peers go on with sessions that are gone, and would for a quarter of a minute. A new one is begun

@@ -4,12 +4,20 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use path::DropReason;
 use path::wireguard::{Pulse, Session};
 
-/// From a worker to the keeper.
-pub(crate) enum Event {
-    /// A handshake message came from there.
+/// From a worker to the keeper: what the network brought. Strangers can make as much of it as they like, so it has a
+/// channel of its own, and a full one keeps no [`Event`] out.
+pub(crate) enum Arrival {
+    /// A handshake message from there, made for our key.
     Message(SocketAddr, Box<[u8]>),
+    /// A record arrived at the wrong worker; bring it to this one.
+    Stray(u32, Stray),
+}
+
+/// From a worker to the keeper: what it needs or has noticed.
+pub(crate) enum Event {
     /// A packet waits and there is no session, or the session is getting old.
     Want(u32),
     /// The first record of an awaited session has come.
@@ -22,8 +30,6 @@ pub(crate) enum Event {
     Sent(u32),
     /// Something was received: watch that it is answered.
     Received(u32),
-    /// A record arrived at the wrong worker; bring it to this one.
-    Stray(u32, Stray),
 }
 
 /// A record on its way to the worker that has its window.
@@ -47,6 +53,8 @@ pub(crate) enum Update {
     GiveUp(u32),
     /// A record that arrived at another worker.
     Stray(Stray),
+    /// So many messages came to nothing, to be counted.
+    Dropped(DropReason, u64),
 }
 
 /// Updates on their way to one worker, which looks at a flag each turn and takes the lock when it is set.

@@ -1,7 +1,7 @@
 //! WireGuard beside the workers.
 //!
 //! ```text
-//!  worker 0 ─┐ events: handshake messages, "no session", "somebody answered"   ┌──────────┐
+//!  worker 0 ─┐ events: "no session", "somebody answered"; arrivals: messages   ┌──────────┐
 //!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── control: peers
 //!      ▲                                                                       └────┬─────┘
 //!      └──── mailbox: sessions to use, names to forget; looked at when it changed ──┘
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use path::wireguard::session::Millis;
-use path::wireguard::{PublicKey, SecretKey};
+use path::wireguard::{Gate, PublicKey, SecretKey};
 
-pub(crate) use mail::{Event, Mailbox};
+pub(crate) use mail::{Arrival, Event, Mailbox};
 
 /// What a tunnel needs to speak WireGuard.
 #[derive(Clone, Debug)]
@@ -126,18 +126,23 @@ impl Clock {
 /// A tunnel's shared parts, before its threads run.
 pub(crate) struct Parts {
     pub(crate) clock: Clock,
-    pub(crate) events: Sender<Event>,
-    pub(crate) received: Receiver<Event>,
+    pub(crate) gate: Gate,
+    pub(crate) events: (Sender<Event>, Receiver<Event>),
+    pub(crate) arrivals: (Sender<Arrival>, Receiver<Arrival>),
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
 }
 
-/// Events that may wait for a keeper; more are dropped, and counted by whoever cannot send.
-const EVENTS: usize = 4096;
+/// Events that may wait for a keeper, and as many arrivals; more are dropped, and counted by whoever cannot send.
+const WAITING: usize = 4096;
 
 impl Parts {
-    pub(crate) fn new(workers: usize) -> Parts {
-        let (events, received) = crossbeam_channel::bounded(EVENTS);
-        let mailboxes = (0..workers).map(|_| Arc::default()).collect();
-        Parts { clock: Clock::start(), events, received, mailboxes }
+    pub(crate) fn new(workers: usize, settings: &Settings) -> Parts {
+        Parts {
+            clock: Clock::start(),
+            gate: Gate::new(&settings.private.public()),
+            events: crossbeam_channel::bounded(WAITING),
+            arrivals: crossbeam_channel::bounded(WAITING),
+            mailboxes: (0..workers).map(|_| Arc::default()).collect(),
+        }
     }
 }

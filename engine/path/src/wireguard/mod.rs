@@ -3,7 +3,7 @@
 //! ```text
 //! noise     the handshake: who we are to each other, and the keys of a session     (snow)
 //! intake    which handshake messages are worth the work: mac1, load, cookies       (boringtun)
-//! stamp     mac1 and mac2 of our own messages, and the cookies others give us
+//! stamp     mac1 of others' messages; mac1 and mac2 of our own, and the cookies others give us
 //! session   the keys of one session, a counter, and an age                        (ring)
 //! window    which counters were seen already
 //! pulse     what workers note of a peer, for its timers
@@ -24,7 +24,9 @@ pub mod window;
 pub use peer::Peer;
 pub use pulse::Pulse;
 pub use session::Session;
+pub use stamp::Gate;
 pub use window::Window;
+use zeroize::Zeroize;
 
 /// A peer's public key on Curve25519.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,9 +39,53 @@ impl std::fmt::Debug for PublicKey {
     }
 }
 
-/// A secret: a private key or a pre-shared one. It shows itself to nobody.
+impl PublicKey {
+    /// Whether it is a point of small order: a secret shared with it is zero for everybody, so that anybody could speak in
+    /// its owner's name (RFC 7748 section 6.1).
+    pub fn is_weak(&self) -> bool {
+        let mut point = self.0;
+        // The highest bit means nothing (RFC 7748 section 5).
+        point[31] &= 0x7f;
+        WEAK.contains(&point)
+    }
+}
+
+/// u-coordinates of the points of Curve25519 and its twist whose order divides 8: 0, 1, the two of order 8, and p - 1, p and
+/// p + 1, which are -1, 0 and 1 again (<https://cr.yp.to/ecdh.html#validate>).
+const WEAK: [[u8; 32]; 7] = {
+    const fn near_p(last: u8) -> [u8; 32] {
+        let mut point = [0xff; 32];
+        (point[0], point[31]) = (last, 0x7f);
+        point
+    }
+    let mut one = [0; 32];
+    one[0] = 1;
+    [
+        [0; 32],
+        one,
+        [
+            0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a,
+            0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+        ],
+        [
+            0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b,
+            0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+        ],
+        near_p(0xec),
+        near_p(0xed),
+        near_p(0xee),
+    ]
+};
+
+/// A secret: a private key or a pre-shared one. It shows itself to nobody, and leaves nothing behind in memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretKey(pub [u8; 32]);
+
+impl Drop for SecretKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl SecretKey {
     /// The public key that belongs to this private one.
@@ -52,5 +98,28 @@ impl SecretKey {
 impl std::fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("SecretKey(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use boringtun::x25519::{PublicKey as Point, StaticSecret};
+
+    use super::*;
+
+    #[test]
+    fn weak_points_share_zero_with_everybody_and_others_do_not() {
+        let secrets = [StaticSecret::from([1; 32]), StaticSecret::from([0xa5; 32])];
+        let shares_zero = |point: [u8; 32]| {
+            secrets.iter().all(|secret| !secret.diffie_hellman(&Point::from(point)).was_contributory())
+        };
+        for mut point in WEAK {
+            assert!(shares_zero(point) && PublicKey(point).is_weak(), "{point:x?}");
+            point[31] |= 0x80;
+            assert!(shares_zero(point) && PublicKey(point).is_weak(), "{point:x?}");
+            point[0] ^= 0x10;
+            assert!(!shares_zero(point) && !PublicKey(point).is_weak(), "{point:x?}");
+        }
+        assert!(!SecretKey([7; 32]).public().is_weak());
     }
 }

@@ -3,6 +3,7 @@
 //! Inputs are `begin`, `handle_*` and the two `watch_*`; each says by [`Action`]s what is to be done.
 //! [`Peer::poll_timeout`] says when [`Peer::handle_timeout`] is to be called.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ const FORGET_AFTER: Millis = 3 * REJECT_AFTER;
 /// The least time between two initiations of one peer that are answered: INITIATIONS_PER_SECOND
 /// (drivers/net/wireguard/messages.h).
 const LEAST_GAP: Millis = 1000 / 50;
+
+/// Sessions kept besides the one in use and the one to come.
+const FORMER: usize = 2;
 
 /// What is to be done for a peer.
 #[derive(Debug)]
@@ -62,7 +66,9 @@ pub struct Peer {
     answered: Option<Millis>,
     current: Option<Arc<Session>>,
     next: Option<Arc<Session>>,
-    previous: Option<Arc<Session>>,
+    /// Sessions that were in use, the youngest first: records sealed with them are still on their way. The kernel keeps
+    /// one; but where both sides begin the next at once, as two with steady traffic do, two are left behind in one step.
+    former: VecDeque<Arc<Session>>,
     timers: Timers,
 }
 
@@ -113,7 +119,7 @@ impl Peer {
             answered: None,
             current: None,
             next: None,
-            previous: None,
+            former: VecDeque::new(),
             timers: Timers::default(),
         }
     }
@@ -204,10 +210,11 @@ impl Peer {
         self.endpoint = Some(from);
         let session = self.session(names, &keys, true, now);
         // Where both began at once, the peer may send with the session that it began until it has seen this one.
-        if let Some(awaited) = self.next.take() {
-            forget(self.current.replace(awaited), actions);
-        }
+        let awaited = self.next.take();
         self.take_up(session, actions);
+        if let Some(awaited) = awaited {
+            self.leave(awaited, actions);
+        }
         // It proves to the peer that we have the session too.
         actions.push(Action::Keepalive);
         true
@@ -282,15 +289,16 @@ impl Peer {
                 Some(if quiet_until > now { quiet_until } else { now + self.persistent });
         }
         if due(&mut self.timers.forget, now) {
-            for session in [self.current.take(), self.next.take(), self.previous.take()] {
-                forget(session, actions);
+            let sessions = self.current.take().into_iter().chain(self.next.take());
+            for session in sessions.chain(self.former.drain(..)) {
+                actions.push(Action::Forget(session.local));
             }
         }
     }
 
     /// Every name that the peer's sessions have.
     pub fn names(&self) -> impl Iterator<Item = u32> {
-        let sessions = [&self.current, &self.next, &self.previous].into_iter().flatten();
+        let sessions = self.current.iter().chain(&self.next).chain(&self.former);
         sessions.map(|session| session.local).chain(self.attempting())
     }
 
@@ -302,9 +310,17 @@ impl Peer {
 
     fn take_up(&mut self, session: Arc<Session>, actions: &mut Vec<Action>) {
         actions.push(Action::Use(Arc::clone(&session)));
-        let former = self.current.replace(session);
-        let older = std::mem::replace(&mut self.previous, former);
-        forget(older, actions);
+        if let Some(former) = self.current.replace(session) {
+            self.leave(former, actions);
+        }
+    }
+
+    /// Keeps a session for what is still on its way, and forgets the oldest of those that are kept.
+    fn leave(&mut self, session: Arc<Session>, actions: &mut Vec<Action>) {
+        self.former.push_front(session);
+        if self.former.len() > FORMER {
+            forget(self.former.pop_back(), actions);
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::wireguard::session::REKEY_AFTER;
 use wire::wireguard::INITIATION_LEN;
 
 const LEFT: SecretKey = SecretKey([1; 32]);
@@ -96,6 +97,10 @@ fn a_handshake_gives_both_a_session_and_the_first_record_confirms_it() {
 fn crossing_handshakes_leave_no_side_without_the_others_session() {
     let mut pair = Pair::new();
     pair.right.endpoint = Some(at(1));
+    // With a session in use that both go on sending with meanwhile.
+    let in_use = pair.shake();
+    pair.right.confirm(in_use.1, &mut Vec::new());
+    pair.now += REKEY_AFTER;
     let ours = message(&pair.begin());
     let (moment, mut actions) = (pair.moment(), Vec::new());
     pair.right.begin(&RIGHT, &moment, &mut actions);
@@ -110,11 +115,12 @@ fn crossing_handshakes_leave_no_side_without_the_others_session() {
     let known = |peer: &Peer, name| peer.names().any(|own| own == name);
     let (left, right) = (pair.left.current().expect("one"), pair.right.current().expect("one"));
     assert!(known(&pair.right, left.remote) && known(&pair.left, right.remote));
+    assert!(known(&pair.left, in_use.0) && known(&pair.right, in_use.1));
     assert!(!done.iter().any(|action| matches!(action, Action::Forget(_))));
 }
 
 #[test]
-fn older_sessions_are_forgotten_one_behind() {
+fn older_sessions_are_forgotten_two_behind() {
     let mut pair = Pair::new();
     let mut names = Vec::new();
     for _ in 0..4 {
@@ -123,8 +129,8 @@ fn older_sessions_are_forgotten_one_behind() {
         pair.now += 6_000;
     }
     let kept: Vec<u32> = pair.left.names().collect();
-    assert_eq!(kept, [names[3].0, names[2].0]);
-    assert_eq!(pair.right.names().collect::<Vec<_>>(), [names[3].1, names[2].1]);
+    assert_eq!(kept, [names[3].0, names[2].0, names[1].0]);
+    assert_eq!(pair.right.names().collect::<Vec<_>>(), [names[3].1, names[2].1, names[1].1]);
 }
 
 #[test]

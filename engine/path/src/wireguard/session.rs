@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wire::wireguard::{HEADER_LEN, Header, PADDING, TAG_LEN};
+use zeroize::Zeroize;
 
 /// Milliseconds on a clock that only goes forward.
 pub type Millis = u64;
@@ -66,6 +67,13 @@ pub struct Keys {
     pub send: [u8; 32],
     /// For what we receive.
     pub receive: [u8; 32],
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.send.zeroize();
+        self.receive.zeroize();
+    }
 }
 
 impl Session {

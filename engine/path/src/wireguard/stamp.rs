@@ -5,6 +5,7 @@ use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use wire::wireguard::COOKIE;
 
 use super::PublicKey;
 use super::session::Millis;
@@ -14,6 +15,30 @@ const MAC_LEN: usize = 16;
 pub(super) const MACS_LEN: usize = 2 * MAC_LEN;
 /// A cookie is good for so long (COOKIE_REFRESH_TIME).
 const COOKIE_GOOD_FOR: Millis = 120_000;
+
+/// Knows whether a handshake message was made for the owner of one key. Anybody who knows the key can make one, so it
+/// keeps out only strangers' noise; but it takes a fraction of a microsecond, where a handshake takes a fifth of a
+/// millisecond.
+#[derive(Clone)]
+pub struct Gate {
+    mac1: [u8; 32],
+}
+
+impl Gate {
+    /// For messages to the owner of this key.
+    pub fn new(owner: &PublicKey) -> Gate {
+        Gate { mac1: labelled(b"mac1----", owner) }
+    }
+
+    /// Whether mac1 is right. A cookie reply has none and passes.
+    pub fn admits(&self, message: &[u8]) -> bool {
+        if message.first() == Some(&COOKIE) {
+            return true;
+        }
+        let Some((content, macs)) = message.split_last_chunk::<MACS_LEN>() else { return false };
+        macs.starts_with(&mac(&self.mac1, content))
+    }
+}
 
 /// What our messages to one peer are stamped with.
 #[derive(Clone)]

@@ -1,0 +1,129 @@
+//! What the runtime gets: results, and errors with the codes of the CNI specification (section "Error").
+
+use std::fmt::Display;
+
+use serde_json::{Value, json};
+
+/// Versions of the specification that are spoken, oldest first.
+pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// Codes of the specification that are used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The configuration's version is none that is spoken here.
+    IncompatibleVersion = 1,
+    /// Nothing is known of this container.
+    UnknownContainer = 3,
+    /// An environment variable is missing or makes no sense.
+    BadEnvironment = 4,
+    /// A file or a pipe.
+    Io = 5,
+    /// What should be JSON is not.
+    Decoding = 6,
+    /// The configuration makes no sense.
+    BadConfig = 7,
+    /// The network namespace makes no sense.
+    BadNamespace = 8,
+    /// It may go well a little later.
+    TryAgain = 11,
+    /// STATUS: no pod can be given a network now.
+    NotAvailable = 50,
+}
+
+/// An error as the runtime gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The code.
+    pub code: u64,
+    /// What was being tried, in a few words.
+    pub message: String,
+    /// What the system answered, and what to do.
+    pub details: String,
+}
+
+impl Failure {
+    /// One of our own.
+    pub fn new(code: Code, message: impl Into<String>, details: impl Display) -> Failure {
+        Failure { code: code as u64, message: message.into(), details: details.to_string() }
+    }
+
+    /// The same, with what else has to be said.
+    pub fn and(mut self, more: impl Display) -> Failure {
+        if !self.details.is_empty() {
+            self.details.push_str("; ");
+        }
+        self.details.push_str(&more.to_string());
+        self
+    }
+}
+
+/// The error object.
+pub fn error(failure: &Failure, version: Option<&str>) -> String {
+    let version = version.filter(|version| !version.is_empty()).unwrap_or(VERSIONS[VERSIONS.len() - 1]);
+    let Failure { code, message, details } = failure;
+    let mut object = json!({ "cniVersion": version, "code": code, "msg": message });
+    if !details.is_empty() {
+        object["details"] = Value::from(details.as_str());
+    }
+    format!("{object:#}\n")
+}
+
+/// The answer to VERSION.
+pub fn versions() -> String {
+    let newest = VERSIONS[VERSIONS.len() - 1];
+    format!("{:#}\n", json!({ "cniVersion": newest, "supportedVersions": VERSIONS }))
+}
+
+/// What a person gets who starts the plugin by hand.
+pub fn about() -> String {
+    format!(
+        "loden-cni {}: flannel's CNI plugin; container runtimes start it (CNI_COMMAND is not set)\n\
+         CNI protocol versions supported: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        VERSIONS.join(", ")
+    )
+}
+
+/// Reads an error object that another plugin has printed.
+pub fn parse_error(text: &str) -> Option<Failure> {
+    let object: Value = serde_json::from_str(text).ok()?;
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let code = object.get("code")?.as_u64().filter(|code| *code != 0)?;
+    Some(Failure { code, message: text("msg"), details: text("details") })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_read_back_as_it_was_printed() {
+        let failure = Failure::new(Code::TryAgain, "not ready", "no file").and("start the daemon");
+        let text = error(&failure, Some("0.3.1"));
+        assert_eq!(
+            serde_json::from_str::<Value>(&text).expect("JSON"),
+            json!({"cniVersion": "0.3.1", "code": 11, "msg": "not ready", "details": "no file; start the daemon"})
+        );
+        assert_eq!(parse_error(&text), Some(failure));
+        let bare = Failure::new(Code::Io, "x", "");
+        assert!(error(&bare, None).contains("1.1.0") && !error(&bare, None).contains("details"));
+    }
+
+    #[test]
+    fn what_is_no_error_object_is_none() {
+        for text in
+            ["", "{}", "[]", "1", "{\"code\":0}", "{\"code\":\"7\"}", "{\"code\":-7}", "{\"msg\":\"x\"}"]
+        {
+            assert_eq!(parse_error(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(text in ".*") {
+            parse_error(&text);
+        }
+    }
+}

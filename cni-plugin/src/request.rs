@@ -1,0 +1,409 @@
+//! What the runtime asks: environment variables and a configuration on stdin, checked as the CNI library checks them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::reply::{Code, Failure, VERSIONS};
+
+/// Where flannel's daemon writes its subnet.
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// Where flannel's plugin keeps what it needs for DEL.
+const DATA_DIRECTORY: &str = "/var/lib/cni/flannel";
+/// IFNAMSIZ (linux/if.h), without the closing zero.
+const IFNAME_MOST: usize = 15;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Give a pod an interface.
+    Add,
+    /// Take it away.
+    Del,
+    /// See whether it is as it was given.
+    Check,
+    /// Say whether ADD would go well.
+    Status,
+    /// Remove what belongs to no pod.
+    Gc,
+    /// Say which versions are spoken.
+    Version,
+}
+
+/// The variables of the protocol, as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `CNI_COMMAND`.
+    pub verb: Option<String>,
+    container: String,
+    netns: String,
+    interface: String,
+    path: String,
+    netns_override: bool,
+}
+
+/// A request that makes sense.
+#[derive(Debug)]
+pub struct Request {
+    /// What is to be done.
+    pub verb: Verb,
+    /// The container; empty for verbs that are about none.
+    pub container: String,
+    /// The interface inside; empty as above.
+    pub interface: String,
+    /// Where delegates are looked for.
+    pub path: Vec<PathBuf>,
+    /// The configuration.
+    pub config: Config,
+}
+
+/// The configuration of the network.
+#[derive(Debug)]
+pub struct Config {
+    /// `cniVersion`; empty where there is none, which means 0.1.0.
+    pub version: String,
+    /// `name`.
+    pub name: String,
+    /// `subnetFile`.
+    pub subnet_file: PathBuf,
+    /// `dataDir`.
+    pub data_directory: PathBuf,
+    /// `delegate`.
+    pub delegate: Map<String, Value>,
+    /// `ipam`, the base of the delegate's.
+    pub ipam: Map<String, Value>,
+    /// `runtimeConfig`.
+    pub runtime_config: Option<Value>,
+    /// `prevResult`, for CHECK.
+    pub previous: Option<Value>,
+    /// `cni.dev/valid-attachments`, for GC.
+    pub valid: Option<Value>,
+}
+
+impl Environment {
+    /// Reads the variables.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Environment {
+        let text = |name| variable(name).unwrap_or_default();
+        Environment {
+            verb: variable("CNI_COMMAND").filter(|verb| !verb.is_empty()),
+            container: text("CNI_CONTAINERID"),
+            netns: text("CNI_NETNS"),
+            interface: text("CNI_IFNAME"),
+            path: text("CNI_PATH"),
+            netns_override: ["1", "true", "True", "TRUE", "t", "T"]
+                .contains(&text("CNI_NETNS_OVERRIDE").as_str()),
+        }
+    }
+}
+
+impl Request {
+    /// Checks all that can be checked before anything is done.
+    pub fn check(verb: &str, environment: Environment, stdin: &str) -> Result<Request, Failure> {
+        let verb = match verb {
+            "ADD" => Verb::Add,
+            "DEL" => Verb::Del,
+            "CHECK" => Verb::Check,
+            "STATUS" => Verb::Status,
+            "GC" => Verb::Gc,
+            "VERSION" => Verb::Version,
+            _ => return Err(Failure::new(Code::BadEnvironment, format!("unknown CNI_COMMAND: {verb}"), "")),
+        };
+        let Environment { container, netns, interface, path, netns_override, .. } = environment;
+        let about_a_pod = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
+        let needed = [
+            ("CNI_CONTAINERID", &container, about_a_pod),
+            ("CNI_NETNS", &netns, matches!(verb, Verb::Add | Verb::Check)),
+            ("CNI_IFNAME", &interface, about_a_pod),
+            ("CNI_PATH", &path, verb != Verb::Version),
+        ];
+        let missing: Vec<&str> = needed
+            .iter()
+            .filter(|(_, value, needed)| *needed && value.is_empty())
+            .map(|(name, ..)| *name)
+            .collect();
+        if !missing.is_empty() {
+            let message = format!("required env variables [{}] missing", missing.join(","));
+            return Err(Failure::new(Code::BadEnvironment, message, ""));
+        }
+        if about_a_pod {
+            check_container(&container)?;
+            check_interface(&interface)?;
+        }
+        let config = if verb == Verb::Version { Config::none() } else { Config::parse(stdin)? };
+        let least = match verb {
+            Verb::Check => Some("0.4.0"),
+            Verb::Status | Verb::Gc => Some("1.1.0"),
+            _ => None,
+        };
+        if let Some(least) = least.filter(|least| !config.speaks(least)) {
+            let message = format!("config version does not allow {verb:?}");
+            let details = format!("cniVersion is {:?}, at least {least} is needed", config.version);
+            return Err(Failure::new(Code::IncompatibleVersion, message, details));
+        }
+        if matches!(verb, Verb::Add | Verb::Del) && !netns.is_empty() && !netns_override {
+            check_netns(&netns)?;
+        }
+        let path = std::env::split_paths(&path).filter(|place| place.is_absolute()).collect();
+        Ok(Request { verb, container, interface, path, config })
+    }
+}
+
+impl Config {
+    /// Whether the configuration's version is at least this one.
+    pub fn speaks(&self, version: &str) -> bool {
+        let place = |version: &str| VERSIONS.iter().position(|known| *known == version);
+        place(self.version()) >= place(version)
+    }
+
+    fn version(&self) -> &str {
+        if self.version.is_empty() { VERSIONS[0] } else { &self.version }
+    }
+
+    fn none() -> Config {
+        Config {
+            version: String::new(),
+            name: String::new(),
+            subnet_file: PathBuf::new(),
+            data_directory: PathBuf::new(),
+            delegate: Map::new(),
+            ipam: Map::new(),
+            runtime_config: None,
+            previous: None,
+            valid: None,
+        }
+    }
+
+    fn parse(text: &str) -> Result<Config, Failure> {
+        let object: Value = serde_json::from_str(text)
+            .map_err(|error| Failure::new(Code::Decoding, "the configuration on stdin is not JSON", error))?;
+        let Value::Object(mut object) = object else {
+            return Err(Failure::new(Code::Decoding, "the configuration on stdin is not a JSON object", ""));
+        };
+        let version = string(&mut object, "cniVersion")?.unwrap_or_default();
+        if !version.is_empty() && !VERSIONS.contains(&version.as_str()) {
+            let details = format!("cniVersion is {version:?}, spoken are {}", VERSIONS.join(", "));
+            return Err(Failure::new(Code::IncompatibleVersion, "incompatible CNI versions", details));
+        }
+        let name = string(&mut object, "name")?.unwrap_or_default();
+        if !is_name(&name) {
+            let details =
+                format!("it is {name:?}: letters, digits, `_`, `.` and `-`, the first a letter or digit");
+            return Err(Failure::new(Code::BadConfig, "the network has no good name", details));
+        }
+        let delegate = map(&mut object, "delegate")?;
+        if delegate.get("type").is_some_and(|kind| !kind.is_string()) {
+            return Err(bad("'delegate' dictionary, if present, must have (string) 'type' field"));
+        }
+        if delegate.contains_key("name") {
+            return Err(bad("'delegate' dictionary must not have 'name' field, it'll be set by flannel"));
+        }
+        if delegate.contains_key("ipam") {
+            return Err(bad("'delegate' dictionary must not have 'ipam' field, it'll be set by flannel"));
+        }
+        let place = |value: Option<String>, default: &str| {
+            PathBuf::from(value.filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned()))
+        };
+        Ok(Config {
+            subnet_file: place(string(&mut object, "subnetFile")?, SUBNET_FILE),
+            data_directory: place(string(&mut object, "dataDir")?, DATA_DIRECTORY),
+            ipam: map(&mut object, "ipam")?,
+            runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
+            previous: object.remove("prevResult").filter(|value| !value.is_null()),
+            valid: object.remove("cni.dev/valid-attachments").filter(|value| !value.is_null()),
+            version,
+            name,
+            delegate,
+        })
+    }
+}
+
+/// The version of a configuration that need not be good otherwise: errors are to carry it.
+pub fn version_of(text: &str) -> Option<String> {
+    let object: Value = serde_json::from_str(text).ok()?;
+    object.get("cniVersion")?.as_str().filter(|version| VERSIONS.contains(version)).map(str::to_owned)
+}
+
+/// What the CNI library lets through as a container id or a network's name; no path can be made of it.
+fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(allowed)
+}
+
+/// Whether this is a container id.
+pub fn is_container(text: &str) -> bool {
+    // A state file's name has to fit into a directory (NAME_MAX).
+    is_name(text) && text.len() <= 200
+}
+
+fn check_container(id: &str) -> Result<(), Failure> {
+    match is_container(id) {
+        true => Ok(()),
+        false => {
+            Err(Failure::new(Code::BadEnvironment, "invalid characters in containerID", format!("{id:?}")))
+        }
+    }
+}
+
+fn check_interface(name: &str) -> Result<(), Failure> {
+    let problem = if name.len() > IFNAME_MOST {
+        "is too long"
+    } else if name == "." || name == ".." {
+        "is . or .."
+    } else if name.contains(['/', ':']) || name.contains(char::is_whitespace) {
+        "contains / or : or whitespace characters"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(Code::BadEnvironment, format!("interface name {problem}"), format!("{name:?}")))
+}
+
+/// Our own namespace for a pod's would be the host's interfaces taken for the pod's.
+fn check_netns(path: &str) -> Result<(), Failure> {
+    let identity = |path: &str| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    match (identity("/proc/self/ns/net"), identity(path)) {
+        (Ok(own), Ok(given)) if own == given => {
+            let message = "plugin's netns and netns from CNI_NETNS should not be the same";
+            Err(Failure::new(Code::BadNamespace, message, path))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, Failure> {
+    match object.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(Failure::new(Code::Decoding, format!("{key} is not a string"), other)),
+    }
+}
+
+fn map(object: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Failure> {
+    match object.remove(key) {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(other) => Err(Failure::new(Code::Decoding, format!("{key} is not an object"), other)),
+    }
+}
+
+fn bad(message: &str) -> Failure {
+    Failure::new(Code::BadConfig, message, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = r#"{"cniVersion":"1.1.0","name":"cbr0","type":"flannel"}"#;
+
+    fn environment(change: &[(&str, &str)]) -> Environment {
+        let base = [
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_NETNS", "/run/netns/none"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin:relative:/usr/lib/cni"),
+        ];
+        Environment::read(|name| {
+            let of = |list: &[(&str, &str)]| {
+                list.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
+            of(change).or_else(|| of(&base))
+        })
+    }
+
+    fn refused(verb: &str, change: &[(&str, &str)], stdin: &str) -> (u64, String) {
+        let failure = Request::check(verb, environment(change), stdin).expect_err(stdin);
+        (failure.code, failure.message)
+    }
+
+    #[test]
+    fn defaults_are_flannels() {
+        let request = Request::check("ADD", environment(&[]), GOOD).expect("good");
+        assert_eq!(request.config.subnet_file.to_str(), Some(SUBNET_FILE));
+        assert_eq!(request.config.data_directory.to_str(), Some(DATA_DIRECTORY));
+        assert_eq!(request.path, [PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")]);
+        let given = r#"{"name":"n","subnetFile":"/a","dataDir":"/b","delegate":null,"ipam":{"type":"x"}}"#;
+        let config = Request::check("ADD", environment(&[]), given).expect("good").config;
+        assert_eq!((config.subnet_file.to_str(), config.data_directory.to_str()), (Some("/a"), Some("/b")));
+        assert!(config.speaks("0.1.0") && !config.speaks("0.2.0"), "no version is the first");
+    }
+
+    #[test]
+    fn each_verb_says_which_variables_it_lacks() {
+        let none = [("CNI_CONTAINERID", ""), ("CNI_NETNS", ""), ("CNI_IFNAME", ""), ("CNI_PATH", "")];
+        for (verb, missing) in [
+            ("ADD", "CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH"),
+            ("CHECK", "CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH"),
+            ("DEL", "CNI_CONTAINERID,CNI_IFNAME,CNI_PATH"),
+            ("GC", "CNI_PATH"),
+            ("STATUS", "CNI_PATH"),
+        ] {
+            assert_eq!(
+                refused(verb, &none, GOOD),
+                (4, format!("required env variables [{missing}] missing"))
+            );
+        }
+        assert!(Request::check("VERSION", environment(&none), "").is_ok());
+        assert_eq!(refused("UPDATE", &[], GOOD).0, 4);
+    }
+
+    #[test]
+    fn names_that_make_paths_are_refused() {
+        let long = "a".repeat(201);
+        for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n", long.as_str()] {
+            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD).0, 4, "{id}");
+        }
+        for name in ["..", ".", "a/b", "a:b", "a b", "sixteencharacter"] {
+            assert_eq!(refused("ADD", &[("CNI_IFNAME", name)], GOOD).0, 4, "{name}");
+        }
+        for name in ["", "../x", "a/b", "-"] {
+            let config = serde_json::json!({ "name": name }).to_string();
+            assert_eq!(refused("ADD", &[], &config).0, 7, "{name}");
+        }
+    }
+
+    #[test]
+    fn configurations_that_make_no_sense_have_their_code() {
+        for (stdin, code) in [
+            ("", 6),
+            ("[]", 6),
+            ("{\"name\":", 6),
+            (r#"{"name":7}"#, 6),
+            (r#"{"name":"n","delegate":[]}"#, 6),
+            (r#"{"name":"n","ipam":"host-local"}"#, 6),
+            (r#"{"name":"n","cniVersion":"2.0.0"}"#, 1),
+            (r#"{"name":"n","delegate":{"type":7}}"#, 7),
+            (r#"{"name":"n","delegate":{"name":"x"}}"#, 7),
+            (r#"{"name":"n","delegate":{"ipam":{}}}"#, 7),
+        ] {
+            assert_eq!(refused("ADD", &[], stdin).0, code, "{stdin}");
+        }
+        let old = r#"{"cniVersion":"0.3.1","name":"n"}"#;
+        for verb in ["CHECK", "GC", "STATUS"] {
+            assert_eq!(refused(verb, &[], old).0, 1, "{verb}");
+        }
+        assert_eq!(refused("GC", &[], r#"{"cniVersion":"1.0.0","name":"n"}"#).0, 1);
+    }
+
+    #[test]
+    fn the_hosts_own_namespace_is_no_pods() {
+        let own = [("CNI_NETNS", "/proc/self/ns/net")];
+        assert_eq!(refused("ADD", &own, GOOD).0, 8);
+        let overridden = [own[0], ("CNI_NETNS_OVERRIDE", "true")];
+        assert!(Request::check("ADD", environment(&overridden), GOOD).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(verb in "[A-Z]{0,8}", id in ".*", name in ".*", text in ".*") {
+            let change = [("CNI_CONTAINERID", id.as_str()), ("CNI_IFNAME", name.as_str())];
+            for verb in [verb.as_str(), "ADD", "DEL", "GC"] {
+                let _ = Request::check(verb, environment(&change), &text);
+            }
+            version_of(&text);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What DEL needs to know: the configuration the delegate got, in a file for each interface of each container.
+//!
+//! flannel's plugin names the file by the container alone. So does this one for `eth0`, the interface that nearly all
+//! have, and either plugin can take away what the other one gave; for other interfaces the name follows behind a `@`.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::reply::{Code, Failure};
+use crate::request::is_container;
+
+/// The interface whose file has flannel's name.
+const FIRST: &str = "eth0";
+/// How long another plugin may work on the same interface. A delegate takes a tenth of a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a lock.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub struct States {
+    directory: PathBuf,
+}
+
+/// One interface of a container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The container.
+    pub container: String,
+    /// The interface inside it.
+    pub interface: String,
+}
+
+/// What is in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// The delegate's configuration.
+    Config(Value),
+    /// Something else, from a crash or by somebody else's hand.
+    Rubbish,
+    /// There is no file.
+    Nothing,
+}
+
+/// Keeps other plugins off one interface, as long as it lives.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still held: whoever opened it meanwhile sees that its name is gone, and makes a new one.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl States {
+    /// The states in this directory, which need not be there yet.
+    pub fn in_directory(directory: &Path) -> States {
+        States { directory: directory.to_owned() }
+    }
+
+    /// Waits until nobody else works on the interface.
+    pub fn lock(&self, attachment: &Attachment) -> Result<Lock, Failure> {
+        self.make_directory()?;
+        let path = self.directory.join(format!(".{}.lock", name(attachment)));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match try_lock(&path) {
+                Ok(Some(file)) => return Ok(Lock { path, _file: file }),
+                Ok(None) if Instant::now() >= deadline => {
+                    let message =
+                        format!("somebody else works on {} of this container", attachment.interface);
+                    return Err(Failure::new(Code::TryAgain, message, attachment.container.as_str()));
+                }
+                Ok(None) => thread::sleep(POLL),
+                Err(error) => return Err(failed("lock", &path, &error)),
+            }
+        }
+    }
+
+    /// Reads the state of an interface.
+    pub fn read(&self, attachment: &Attachment) -> Result<Found, Failure> {
+        let own = self.directory.join(name(attachment));
+        let text = match fs::read(&own) {
+            // One that flannel's plugin has given, which says only whose it is.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::read(self.directory.join(&attachment.container))
+            }
+            other => other,
+        };
+        match text {
+            Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
+                Ok(config @ Value::Object(_)) => Found::Config(config),
+                _ => Found::Rubbish,
+            }),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Ok(Found::Nothing)
+            }
+            Err(error) => Err(failed("read", &own, &error)),
+        }
+    }
+
+    /// Writes it, whole or not at all, so that it outlives a crash of the machine.
+    pub fn write(&self, attachment: &Attachment, config: &Value) -> Result<(), Failure> {
+        let path = self.directory.join(name(attachment));
+        let temporary = self.directory.join(format!(".{}.new", name(attachment)));
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(config.to_string().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            failed("write", &path, &error)
+        })
+    }
+
+    /// Removes it; one that is not there is no error.
+    pub fn remove(&self, attachment: &Attachment) -> Result<(), Failure> {
+        let path = self.directory.join(name(attachment));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All interfaces that have a state, sorted. Files of other names are not ours.
+    pub fn list(&self) -> Result<Vec<Attachment>, Failure> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("list", &self.directory, &error)),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut all: Vec<Attachment> = names.filter_map(|name| attachment(&name)).collect();
+        all.sort();
+        Ok(all)
+    }
+
+    /// Removes what a killed plugin has left besides states: files half written and locks that nobody holds.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let of =
+                |end| name.strip_prefix('.').and_then(|rest| rest.strip_suffix(end)).and_then(attachment);
+            if let Some(attachment) = of(".new").or_else(|| of(".lock"))
+                // Who holds the lock is writing.
+                && let Ok(Some(file)) = try_lock(&self.directory.join(format!(".{}.lock", self::name(&attachment))))
+            {
+                let _ = fs::remove_file(self.directory.join(format!(".{}.new", self::name(&attachment))));
+                drop(Lock {
+                    path: self.directory.join(format!(".{}.lock", self::name(&attachment))),
+                    _file: file,
+                });
+            }
+        }
+    }
+
+    fn make_directory(&self) -> Result<(), Failure> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|error| failed("make the directory", &self.directory, &error))
+    }
+}
+
+/// The lock file, if nobody else holds it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+    }
+    // Its holder may have removed it between our opening and our locking.
+    let same =
+        fs::metadata(path).is_ok_and(|named| file.metadata().is_ok_and(|ours| named.ino() == ours.ino()));
+    Ok(same.then_some(file))
+}
+
+fn name(attachment: &Attachment) -> String {
+    match attachment.interface.as_str() {
+        FIRST => attachment.container.clone(),
+        other => format!("{}@{other}", attachment.container),
+    }
+}
+
+/// The reverse of [`name`].
+fn attachment(name: &str) -> Option<Attachment> {
+    let (container, interface) = name.split_once('@').unwrap_or((name, FIRST));
+    let attachment = Attachment { container: container.to_owned(), interface: interface.to_owned() };
+    (is_container(container) && !interface.is_empty()).then_some(attachment)
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let next = match error.kind() {
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            "; give another place by \"dataDir\" in the configuration"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the disk",
+        _ => "",
+    };
+    Failure::new(Code::Io, format!("cannot {what} {}", path.display()), format!("{error}{next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(container: &str, interface: &str) -> Attachment {
+        Attachment { container: container.into(), interface: interface.into() }
+    }
+
+    fn states() -> (tempfile::TempDir, States) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let states = States::in_directory(&directory.path().join("var/flannel"));
+        (directory, states)
+    }
+
+    #[test]
+    fn each_interface_has_its_own_and_the_first_flannels_name() {
+        let (_directory, states) = states();
+        let (first, second) = (of("abc", "eth0"), of("abc", "net1"));
+        for (attachment, config) in [(&first, json!({"a": 1})), (&second, json!({"b": 2}))] {
+            assert_eq!(
+                states.read(attachment),
+                Ok(if attachment == &first { Found::Nothing } else { Found::Config(json!({"a": 1})) }),
+                "flannel's"
+            );
+            let _lock = states.lock(attachment).expect("a lock");
+            states.write(attachment, &config).expect("written");
+            assert_eq!(states.read(attachment), Ok(Found::Config(config)));
+        }
+        assert_eq!(states.list(), Ok(vec![first.clone(), second.clone()]));
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&states.directory), mode(&states.directory.join("abc"))), (0o700, 0o600));
+        assert_eq!(
+            fs::read_dir(&states.directory).expect("there").count(),
+            2,
+            "neither locks nor halves are left"
+        );
+        for attachment in [&second, &first, &first] {
+            states.remove(attachment).expect("removed, or not there");
+        }
+        assert_eq!(states.list(), Ok(vec![]));
+    }
+
+    #[test]
+    fn rubbish_is_told_from_nothing() {
+        let (_directory, states) = states();
+        states.make_directory().expect("made");
+        for text in ["", "{", "[]", "7", "\u{fffd}"] {
+            fs::write(states.directory.join("abc"), text).expect("written");
+            assert_eq!(states.read(&of("abc", "eth0")), Ok(Found::Rubbish), "{text}");
+        }
+        assert_eq!(states.read(&of("abd", "eth0")), Ok(Found::Nothing));
+    }
+
+    #[test]
+    fn one_at_a_time_works_on_an_interface() {
+        let (_directory, states) = states();
+        let mine = of("abc", "eth0");
+        let lock = states.lock(&mine).expect("a lock");
+        let other = states.lock(&of("abc", "net1")).expect("another interface");
+        let began = Instant::now();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| states.lock(&mine).map(|_| began.elapsed()));
+            thread::sleep(Duration::from_millis(200));
+            drop((lock, other));
+            let waited = waiting.join().expect("no panic").expect("its turn");
+            assert!(waited >= Duration::from_millis(200), "{waited:?}");
+        });
+        assert_eq!(fs::read_dir(&states.directory).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_sweep_takes_what_a_killed_plugin_has_left_and_nothing_else() {
+        let (_directory, states) = states();
+        states.make_directory().expect("made");
+        let held = states.lock(&of("busy", "eth0")).expect("a lock");
+        for name in [".abc.new", ".abc.lock", ".busy.new", ".other", "README", "abc"] {
+            fs::write(states.directory.join(name), "x").expect("written");
+        }
+        states.sweep();
+        let mut left: Vec<String> = fs::read_dir(&states.directory)
+            .expect("there")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+            .collect();
+        left.sort();
+        assert_eq!(left, [".busy.lock", ".busy.new", ".other", "README", "abc"]);
+        drop(held);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_said_with_what_to_do() {
+        let states = States::in_directory(Path::new("/proc/nowhere"));
+        let failure = states.lock(&of("abc", "eth0")).expect_err("no directory");
+        assert_eq!(failure.code, Code::Io as u64);
+        assert!(failure.message.contains("/proc/nowhere"), "{failure:?}");
+        assert_eq!(states.read(&of("abc", "eth0")), Ok(Found::Nothing));
+    }
+}

@@ -1,0 +1,201 @@
+//! What each verb does. An interface's state is there before the delegate gives it, and until the delegate has taken it
+//! away: whatever is killed meanwhile, DEL and GC find what is left.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::delegate;
+use crate::invoke::{InvokeError, Plugin};
+use crate::reply::{self, Code, Failure};
+use crate::request::{Request, Verb};
+use crate::state::{Attachment, Found, States};
+use crate::subnet;
+
+/// Does it; what to print.
+pub fn run(request: &Request) -> Result<String, Failure> {
+    match request.verb {
+        Verb::Add => add(request),
+        Verb::Del => del(request).map(|()| String::new()),
+        Verb::Check => check(request).map(|()| String::new()),
+        Verb::Status => status(request).map(|()| String::new()),
+        Verb::Gc => gc(request).map(|()| String::new()),
+        Verb::Version => Ok(reply::versions()),
+    }
+}
+
+fn add(request: &Request) -> Result<String, Failure> {
+    let subnet = subnet::read(&request.config.subnet_file)?;
+    let config = delegate::build(&request.config, &subnet);
+    let (states, attachment) = (states(request), attachment(request));
+    let _lock = states.lock(&attachment)?;
+    states.write(&attachment, &config)?;
+    let result = plugin(request, &config).run("ADD", &[], &config).and_then(|printed| {
+        match serde_json::from_str::<Value>(&printed) {
+            Ok(Value::Object(_)) => Ok(printed),
+            _ => {
+                let words: String = printed.trim().chars().take(500).collect();
+                let message = format!("the plugin {} printed no result", name_of(&config));
+                Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
+            }
+        }
+    });
+    match result {
+        Ok(printed) => Ok(printed),
+        Err(InvokeError::NotStarted(failure)) => {
+            states.remove(&attachment)?;
+            Err(failure)
+        }
+        // The runtime will not know that there is something to take away.
+        Err(InvokeError::Rubbish(failure)) => match take_away(request, &states, &attachment, &config) {
+            Ok(()) => Err(failure),
+            Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
+        },
+        // A failed ADD is followed by a DEL (specification, section "ADD").
+        Err(InvokeError::Refused(failure)) => Err(failure),
+    }
+}
+
+fn del(request: &Request) -> Result<(), Failure> {
+    let (states, attachment) = (states(request), attachment(request));
+    if states.read(&attachment)? == Found::Nothing {
+        return Ok(());
+    }
+    let _lock = states.lock(&attachment)?;
+    match states.read(&attachment)? {
+        Found::Nothing => Ok(()),
+        Found::Config(config) => take_away(request, &states, &attachment, &config),
+        Found::Rubbish => {
+            // What ADD would give now names the same interface and the same addresses.
+            let subnet = subnet::read(&request.config.subnet_file)
+                .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
+            take_away(request, &states, &attachment, &delegate::build(&request.config, &subnet))
+        }
+    }
+}
+
+/// Has the delegate take it away, and forgets it only then.
+fn take_away(
+    request: &Request,
+    states: &States,
+    attachment: &Attachment,
+    config: &Value,
+) -> Result<(), Failure> {
+    let variables =
+        [("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
+    plugin(request, config).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    states.remove(attachment)
+}
+
+fn check(request: &Request) -> Result<(), Failure> {
+    let attachment = attachment(request);
+    let Found::Config(mut config) = states(request).read(&attachment)? else {
+        let message = format!("nothing is known of {} of this container", attachment.interface);
+        return Err(Failure::new(Code::UnknownContainer, message, attachment.container));
+    };
+    if let (Some(previous), Value::Object(config)) = (&request.config.previous, &mut config) {
+        config.insert("prevResult".into(), with_gateways(previous.clone()));
+    }
+    plugin(request, &config).run("CHECK", &[], &config).map_err(InvokeError::into_failure).map(drop)
+}
+
+/// A route without a gateway goes by the address's own; `bridge` sets it so, and when it checks looks for a route
+/// without one (`ValidateExpectedRoute`, containernetworking plugins 1.1).
+fn with_gateways(mut result: Value) -> Value {
+    let gateways: Vec<Value> =
+        result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip.get("gateway").cloned()).collect();
+    let is_v6 = |value: &Value| value.as_str().is_some_and(|text| text.contains(':'));
+    for route in result.get_mut("routes").and_then(Value::as_array_mut).into_iter().flatten() {
+        let same_family = |gateway: &&Value| route.get("dst").is_some_and(|dst| is_v6(dst) == is_v6(gateway));
+        if let Some(gateway) = gateways.iter().find(same_family).filter(|_| route.get("gw").is_none()) {
+            route["gw"] = gateway.clone();
+        }
+    }
+    result
+}
+
+fn status(request: &Request) -> Result<(), Failure> {
+    let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
+    let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
+    let config = delegate::build(&request.config, &subnet);
+    match plugin(request, &config).run("STATUS", &[], &config) {
+        Ok(_) => Ok(()),
+        Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => Ok(()),
+        Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
+        Err(error) => Err(error.into_failure()),
+    }
+}
+
+fn gc(request: &Request) -> Result<(), Failure> {
+    let valid = valid(request)?;
+    let states = states(request);
+    let mut failures = Vec::new();
+    for attachment in states.list()? {
+        if valid.contains(&attachment) {
+            continue;
+        }
+        let swept = states.lock(&attachment).and_then(|_lock| match states.read(&attachment)? {
+            // Several networks may keep their states in one directory.
+            Found::Config(config) if config["name"] != request.config.name => Ok(()),
+            Found::Config(config) => take_away(request, &states, &attachment, &config),
+            // Nobody can say whose it was.
+            Found::Rubbish => states.remove(&attachment),
+            Found::Nothing => Ok(()),
+        });
+        failures.extend(swept.err());
+    }
+    states.sweep();
+    // Without a subnet nothing can be configured; what there was has been taken away by its own state.
+    if let Ok(subnet) = subnet::read(&request.config.subnet_file) {
+        let mut config = delegate::build(&request.config, &subnet);
+        config["cni.dev/valid-attachments"] =
+            request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));
+        match plugin(request, &config).run("GC", &[], &config) {
+            Ok(_) => {}
+            Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => {}
+            Err(error) => failures.push(error.into_failure()),
+        }
+    }
+    let count = failures.len();
+    match failures.into_iter().next() {
+        None => Ok(()),
+        Some(first) if count == 1 => Err(first),
+        Some(first) => Err(first.and(format!("{} more could not be removed", count - 1))),
+    }
+}
+
+/// The interfaces that are to stay. Without a list nothing may be removed.
+fn valid(request: &Request) -> Result<BTreeSet<Attachment>, Failure> {
+    let bad =
+        |details: &str| Failure::new(Code::BadConfig, "cni.dev/valid-attachments makes no sense", details);
+    let list = request.config.valid.as_ref().ok_or_else(|| bad("it is missing"))?;
+    let list = list.as_array().ok_or_else(|| bad("it is not a list"))?;
+    let entry = |entry: &Value| {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some(Attachment { container: text("containerID")?, interface: text("ifname")? })
+    };
+    list.iter().map(|one| entry(one).ok_or_else(|| bad("an entry lacks containerID or ifname"))).collect()
+}
+
+/// How plugins answer that are older than the verb.
+fn knows_no_such_verb(failure: &Failure) -> bool {
+    failure.code == Code::BadEnvironment as u64 && failure.message.contains("unknown CNI_COMMAND")
+        || failure.code == Code::IncompatibleVersion as u64
+}
+
+fn states(request: &Request) -> States {
+    States::in_directory(&request.config.data_directory)
+}
+
+fn attachment(request: &Request) -> Attachment {
+    Attachment { container: request.container.clone(), interface: request.interface.clone() }
+}
+
+fn plugin<'a>(request: &'a Request, config: &'a Value) -> Plugin<'a> {
+    Plugin { name: name_of(config), path: &request.path }
+}
+
+/// A state that somebody else has written may have no type.
+fn name_of(config: &Value) -> &str {
+    config.get("type").and_then(Value::as_str).unwrap_or_default()
+}

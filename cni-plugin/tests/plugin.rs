@@ -1,0 +1,475 @@
+//! The plugin as a process: with delegates that do their worst, and with Debian's `bridge` and `host-local` in a network
+//! namespace.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use lab::Namespace;
+use serde_json::{Value, json};
+
+const V4: &str =
+    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+const DUAL: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
+const V6: &str = "FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
+
+/// A delegate that writes down how it was called, and gives a result.
+const GOOD: &str = r#"echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"10.244.7.2/24"}]}'"#;
+/// Where Debian keeps the plugins.
+const DEBIAN: &str = "/usr/lib/cni";
+
+/// A node's files, and a delegate.
+struct Node {
+    place: tempfile::TempDir,
+}
+
+impl Node {
+    fn new(env: &str) -> Node {
+        let node = Node { place: tempfile::tempdir().unwrap() };
+        fs::write(node.file("subnet.env"), env).unwrap();
+        fs::create_dir(node.file("bin")).unwrap();
+        node
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    /// A delegate called `fake` that notes each call, then does this.
+    fn delegate(&self, body: &str) -> &Node {
+        let (calls, path) = (self.file("calls"), self.file("bin/fake"));
+        let note = format!(
+            "cat > {0}.stdin; echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $(cat {0}.stdin)\" >> {0}",
+            calls.display()
+        );
+        fs::write(&path, format!("#!/bin/sh\n{note}\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    /// The calls of the delegate so far: verb, container, interface and configuration.
+    fn calls(&self) -> Vec<(String, Value)> {
+        let text = fs::read_to_string(self.file("calls")).unwrap_or_default();
+        let call = |line: &str| {
+            let at = line.find('{').unwrap();
+            (line[..at].trim().to_owned(), serde_json::from_str(&line[at..]).unwrap())
+        };
+        text.lines().map(call).collect()
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
+            "subnetFile": self.file("subnet.env"), "dataDir": self.file("state"), "delegate": {"type": "fake"}
+        })
+    }
+
+    fn command(&self, verb: &str, container: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_NETNS", "/run/netns/of-nobody")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", self.file("bin"));
+        command
+    }
+
+    fn run(&self, verb: &str, config: &Value) -> Result<String, Value> {
+        answer(&mut self.command(verb, "pod-1"), config.to_string().as_bytes())
+    }
+
+    /// The names in the state directory.
+    fn states(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.file("state")) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// What it printed, or its error object.
+fn answer(command: &mut Command, stdin: &[u8]) -> Result<String, Value> {
+    let output = run(command, stdin);
+    let printed = String::from_utf8(output.stdout).unwrap();
+    match output.status.code() {
+        Some(0) => Ok(printed),
+        Some(1) => {
+            let error: Value = serde_json::from_str(&printed).unwrap();
+            assert!(error["code"].is_u64() && !error["msg"].as_str().unwrap().is_empty(), "{error}");
+            Err(error)
+        }
+        code => panic!("{code:?}: {printed} {}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
+fn run(command: &mut Command, stdin: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // It may end before it has read all.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn add_and_del_hand_on_the_same_configuration_and_leave_nothing() {
+    for (env, ranges) in [(V4, 1), (V6, 1), (DUAL, 2)] {
+        let node = Node::new(env);
+        node.delegate(GOOD);
+        let result = node.run("ADD", &node.config()).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&result).unwrap()["ips"][0]["address"], "10.244.7.2/24");
+        assert_eq!(node.states(), ["pod-1"]);
+        let state: Value = serde_json::from_slice(&fs::read(node.file("state/pod-1")).unwrap()).unwrap();
+        assert_eq!(state["ipam"]["ranges"].as_array().unwrap().len(), ranges);
+        // The daemon may be gone by then.
+        fs::remove_file(node.file("subnet.env")).unwrap();
+        assert_eq!(node.run("DEL", &node.config()), Ok(String::new()));
+        assert_eq!(node.run("DEL", &node.config()), Ok(String::new()), "again");
+        let calls = node.calls();
+        let expected = [("ADD pod-1 eth0".to_owned(), state.clone()), ("DEL pod-1 eth0".to_owned(), state)];
+        assert_eq!(calls, expected);
+        assert_eq!(node.states(), [""; 0]);
+    }
+}
+
+#[test]
+fn del_keeps_its_state_until_the_delegate_has_done_it() {
+    let node = Node::new(V4);
+    node.delegate(GOOD).run("ADD", &node.config()).unwrap();
+    node.delegate(r#"echo '{"code": 11, "msg": "busy", "details": "later"}'; exit 1"#);
+    let error = node.run("DEL", &node.config()).unwrap_err();
+    assert_eq!(
+        (&error["code"], &error["msg"], &error["cniVersion"]),
+        (&json!(11), &json!("busy"), &json!("1.0.0"))
+    );
+    assert_eq!(node.states(), ["pod-1"]);
+    node.delegate("").run("DEL", &node.config()).unwrap();
+    assert_eq!(node.states(), [""; 0]);
+}
+
+#[test]
+fn bad_delegates_are_errors_that_leave_nothing_behind() {
+    // (what it does, the error's code, words of it, verbs it is called with, states left)
+    let noise = "head -c 3000000 /dev/zero; exit 1";
+    for (body, code, words, verbs, left) in [
+        (r#"echo '{"code": 111, "msg": "mine"}'; exit 1"#, 111, "mine", vec!["ADD"], 1),
+        ("echo no json; exit 3", 5, "no json", vec!["ADD"], 1),
+        ("exit 3", 5, "exit status: 3", vec!["ADD"], 1),
+        ("kill -9 $$", 5, "signal: 9", vec!["ADD"], 1),
+        (noise, 5, "no CNI error", vec!["ADD"], 1),
+        ("echo rubbish", 6, "rubbish", vec!["ADD", "DEL"], 0),
+        ("echo '[1]'", 6, "printed no result", vec!["ADD", "DEL"], 0),
+        ("exit 0", 6, "printed no result", vec!["ADD", "DEL"], 0),
+    ] {
+        let node = Node::new(V4);
+        let error = node.delegate(body).run("ADD", &node.config()).unwrap_err();
+        assert_eq!(error["code"], code, "{body}: {error}");
+        assert!(error.to_string().contains(words), "{body}: {error}");
+        let called: Vec<String> = node.calls().iter().map(|(call, _)| call[..3].to_owned()).collect();
+        assert_eq!(
+            (called, node.states().len()),
+            (verbs.iter().map(|v| (*v).to_owned()).collect(), left),
+            "{body}"
+        );
+        // Where a state is left, the DEL that follows a failed ADD needs it.
+        node.delegate("").run("DEL", &node.config()).unwrap();
+        assert_eq!(node.states(), [""; 0], "{body}");
+    }
+}
+
+#[test]
+fn a_delegate_that_is_not_there_changes_nothing() {
+    let node = Node::new(V4);
+    let error = node.run("ADD", &node.config()).unwrap_err();
+    assert_eq!(error["code"], 4);
+    assert!(
+        error.to_string().contains("failed to find plugin") && error.to_string().contains("/bin"),
+        "{error}"
+    );
+    for kind in ["../fake", "", ".", "/bin/sh"] {
+        let mut config = node.config();
+        config["delegate"]["type"] = kind.into();
+        assert_eq!(node.run("ADD", &config).unwrap_err()["code"], 7, "{kind:?}");
+    }
+    assert_eq!(node.states(), [""; 0]);
+}
+
+#[test]
+fn a_daemon_that_is_not_ready_is_worth_another_try() {
+    let mut config = Node::new(V4).config();
+    config["cniVersion"] = "1.1.0".into();
+    for (env, words) in [
+        ("", "FLANNEL_SUBNET"),
+        (
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_M",
+            "FLANNEL_MTU, FLANNEL_IPMASQ",
+        ),
+        ("FLANNEL_MTU\n=\n\u{0}\u{1}", "FLANNEL_NETWORK"),
+    ] {
+        let node = Node::new(env);
+        config["subnetFile"] = node.file("subnet.env").to_str().unwrap().into();
+        for (verb, code) in [("ADD", 11), ("STATUS", 50)] {
+            let error = node.delegate(GOOD).run(verb, &config).unwrap_err();
+            assert_eq!(error["code"], code, "{error}");
+            assert!(error["msg"].as_str().unwrap().contains(words), "{error}");
+        }
+        assert_eq!((node.calls().len(), node.states().len()), (0, 0));
+    }
+}
+
+#[test]
+fn check_hands_on_the_state_with_the_result_before() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    assert_eq!(node.delegate(GOOD).run("CHECK", &config).unwrap_err()["code"], 3, "never added");
+    node.run("ADD", &config).unwrap();
+    config["prevResult"] = json!({
+        "ips": [{"address": "10.244.7.2/24", "gateway": "10.244.7.1"}, {"address": "fd00::2/64", "gateway": "fd00::1"}],
+        "routes": [{"dst": "10.244.0.0/16"}, {"dst": "fd00::/48"}, {"dst": "0.0.0.0/0", "gw": "10.244.7.9"}]
+    });
+    node.run("CHECK", &config).unwrap();
+    let (call, handed) = node.calls().pop().unwrap();
+    assert_eq!(call, "CHECK pod-1 eth0");
+    assert_eq!(handed["prevResult"]["ips"], config["prevResult"]["ips"]);
+    assert_eq!(
+        handed["prevResult"]["routes"],
+        json!([{"dst": "10.244.0.0/16", "gw": "10.244.7.1"}, {"dst": "fd00::/48", "gw": "fd00::1"}, {"dst": "0.0.0.0/0", "gw": "10.244.7.9"}])
+    );
+    for odd in
+        [json!(7), json!([]), json!({"ips": 7, "routes": {}}), json!({"ips": [7], "routes": [7, {"dst": 7}]})]
+    {
+        config["prevResult"] = odd;
+        node.run("CHECK", &config).unwrap();
+    }
+    assert_eq!(handed["ipam"]["ranges"][0][0]["subnet"], "10.244.7.0/24");
+    node.delegate(r#"echo '{"code": 999, "msg": "moved"}'; exit 1"#);
+    assert_eq!(node.run("CHECK", &config).unwrap_err()["msg"], "moved");
+}
+
+#[test]
+fn status_asks_the_delegate_and_forgives_one_that_is_too_old() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    assert_eq!(node.run("STATUS", &config).unwrap_err()["code"], 50, "no delegate");
+    node.delegate("").run("STATUS", &config).unwrap();
+    node.delegate(r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: STATUS"}'; exit 1"#);
+    node.run("STATUS", &config).unwrap();
+    node.delegate(r#"echo '{"code": 51, "msg": "limited"}'; exit 1"#);
+    assert_eq!(node.run("STATUS", &config).unwrap_err()["code"], 51);
+}
+
+#[test]
+fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
+    let node = Node::new(V4);
+    node.delegate(GOOD);
+    let add = |container: &str, interface: &str, name: &str| {
+        let mut config = node.config();
+        config["name"] = name.into();
+        answer(node.command("ADD", container).env("CNI_IFNAME", interface), config.to_string().as_bytes())
+            .unwrap();
+    };
+    for (container, interface, name) in [
+        ("keep", "eth0", "cbr0"),
+        ("keep", "net1", "cbr0"),
+        ("gone", "eth0", "cbr0"),
+        ("gone", "net1", "cbr0"),
+        ("other", "eth0", "another-network"),
+    ] {
+        add(container, interface, name);
+    }
+    fs::write(node.file("state/broken"), "{").unwrap();
+    fs::write(node.file("state/.dead.lock"), "").unwrap();
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    assert_eq!(node.run("GC", &config).unwrap_err()["code"], 7, "without a list nothing is removed");
+    assert_eq!(node.states().len(), 7);
+    let valid = json!([{"containerID": "keep", "ifname": "eth0"}, {"containerID": "keep", "ifname": "net1"}]);
+    config["cni.dev/valid-attachments"] = valid.clone();
+    fs::remove_file(node.file("calls")).unwrap();
+
+    // A delegate that cannot does not keep the others.
+    node.delegate(
+        r#"[ $CNI_IFNAME = net1 ] && { echo '{"code": 5, "msg": "not this one"}'; exit 1; }; exit 0"#,
+    );
+    assert_eq!(node.run("GC", &config).unwrap_err()["msg"], "not this one");
+    assert_eq!(node.states(), ["gone@net1", "keep", "keep@net1", "other"]);
+    node.delegate("").run("GC", &config).unwrap();
+    assert_eq!(node.states(), ["keep", "keep@net1", "other"]);
+    let calls = node.calls();
+    let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
+    assert_eq!(verbs, ["DEL gone eth0", "DEL gone net1", "GC pod-1 eth0", "DEL gone net1", "GC pod-1 eth0"]);
+    assert_eq!(calls[2].1["cni.dev/valid-attachments"], valid);
+    // A delegate that is older than the verb has nothing to say against it.
+    node.delegate(r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: GC"}'; exit 1"#);
+    node.run("GC", &config).unwrap();
+}
+
+#[test]
+fn a_state_of_flannels_plugin_or_a_broken_one_is_taken_away_as_well() {
+    let node = Node::new(V4);
+    fs::create_dir(node.file("state")).unwrap();
+    fs::write(node.file("state/pod-1"), r#"{"name":"cbr0","type":"fake","theirs":true}"#).unwrap();
+    node.delegate("").run("DEL", &node.config()).unwrap();
+    assert_eq!(node.calls()[0].1["theirs"], true);
+    assert_eq!(node.states(), [""; 0]);
+
+    fs::write(node.file("state/pod-1"), "{\"name\":\"cb").unwrap();
+    node.run("DEL", &node.config()).unwrap();
+    assert_eq!(node.calls()[1].1["ipam"]["ranges"][0][0]["subnet"], "10.244.7.0/24", "as ADD would give it");
+    fs::write(node.file("state/pod-1"), "").unwrap();
+    fs::remove_file(node.file("subnet.env")).unwrap();
+    assert_eq!(node.run("DEL", &node.config()).unwrap_err()["code"], 11);
+    assert_eq!(node.states(), ["pod-1"], "nothing is forgotten that may still be there");
+}
+
+#[test]
+fn two_adds_of_one_interface_come_one_after_the_other() {
+    let node = Node::new(V4);
+    let body = format!(
+        "mkdir {0}/inside || exit 9\nsleep 0.1\nrmdir {0}/inside\n{GOOD}",
+        node.place.path().display()
+    );
+    node.delegate(&body);
+    std::thread::scope(|scope| {
+        let adds: Vec<_> = (0..8).map(|_| scope.spawn(|| node.run("ADD", &node.config()))).collect();
+        for add in adds {
+            add.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!((node.calls().len(), node.states()), (8, vec!["pod-1".to_owned()]));
+}
+
+#[test]
+fn a_full_disk_and_a_place_that_cannot_be_written_are_named() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["dataDir"] = "/proc/nowhere".into();
+    let error = node.delegate(GOOD).run("ADD", &config).unwrap_err();
+    assert_eq!(error["code"], 5);
+    assert!(error["msg"].as_str().unwrap().contains("/proc/nowhere"), "{error}");
+    // /dev/full is full, and a directory's name in its place cannot be had.
+    config["dataDir"] = "/dev/full".into();
+    assert_eq!(node.run("ADD", &config).unwrap_err()["code"], 5);
+    assert_eq!(node.calls().len(), 0, "without a state no interface");
+}
+
+#[test]
+fn what_is_no_request_is_an_error_with_its_code() {
+    let node = Node::new(V4);
+    let config = node.config().to_string();
+    for (stdin, code) in
+        [("", 6), ("{", 6), ("null", 6), ("\u{feff}{}", 6), (r#"{"name":"x","cniVersion":"9"}"#, 1)]
+    {
+        assert_eq!(
+            answer(&mut node.command("ADD", "pod-1"), stdin.as_bytes()).unwrap_err()["code"],
+            code,
+            "{stdin}"
+        );
+    }
+    assert_eq!(answer(&mut node.command("ADD", "pod-1"), &[0xff, 0xfe]).unwrap_err()["code"], 6);
+    assert_eq!(answer(&mut node.command("ADD", "pod-1"), &vec![b' '; 2 << 20]).unwrap_err()["code"], 6);
+    for id in ["../../etc/passwd", "a/b", "..", ""] {
+        for verb in ["ADD", "DEL", "CHECK"] {
+            assert_eq!(
+                answer(&mut node.command(verb, id), config.as_bytes()).unwrap_err()["code"],
+                4,
+                "{verb} {id}"
+            );
+        }
+    }
+    assert_eq!(node.run("EXPLODE", &node.config()).unwrap_err()["code"], 4);
+}
+
+#[test]
+fn versions_are_told_and_a_person_is_told_what_this_is() {
+    let node = Node::new(V4);
+    let versions: Value =
+        serde_json::from_str(&node.run("VERSION", &json!({"cniVersion": "0.4.0"})).unwrap()).unwrap();
+    assert_eq!(
+        versions["supportedVersions"],
+        json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+    );
+    let output = run(node.command("", "").env_remove("CNI_COMMAND"), b"");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("CNI protocol versions supported"));
+}
+
+/// In a namespace that is a host, and one that is a pod: Debian's `bridge` with `host-local`.
+#[test]
+fn bridge_and_host_local_give_and_take_addresses() {
+    let missing: Vec<&str> =
+        ["bridge", "host-local"].into_iter().filter(|name| !Path::new(DEBIAN).join(name).exists()).collect();
+    if !missing.is_empty() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs {missing:?} in {DEBIAN}");
+        eprintln!("skipped: this test needs {missing:?} in {DEBIAN}: install containernetworking-plugins");
+        return;
+    }
+    for (env, addresses) in [
+        (V4, vec!["10.244.7.2/24"]),
+        (V6, vec!["fd00:244:0:7::2/64"]),
+        (DUAL, vec!["10.244.7.2/24", "fd00:244:0:7::2/64"]),
+    ] {
+        let number = std::process::id();
+        let (Ok(host), Ok(pod)) =
+            (Namespace::create(&format!("cni-{number}-h")), Namespace::create(&format!("cni-{number}-p")))
+        else {
+            assert!(std::env::var_os("CI").is_none(), "this test needs root rights");
+            eprintln!("skipped: this test needs root rights");
+            return;
+        };
+        let node = Node::new(env);
+        let mut config = node.config();
+        config["delegate"] = json!({"hairpinMode": true, "isDefaultGateway": true, "bridge": "cni0"});
+        config["ipam"] = json!({"dataDir": node.file("addresses")});
+        let call = |verb: &str, config: &Value| {
+            let mut command = node.command(verb, "pod-1");
+            command.env("CNI_PATH", DEBIAN).env("CNI_NETNS", pod.path());
+            host.run(|| answer(&mut command, config.to_string().as_bytes())).unwrap()
+        };
+        let ip = |place: &Namespace, line: &str| {
+            let output = place.output(Command::new("ip").args(line.split(' '))).unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let reserved = || {
+            let directory = node.file("addresses/cbr0");
+            let names = fs::read_dir(directory)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names
+                .filter(|name| name.contains('.') || name.contains(':'))
+                .filter(|name| !name.starts_with("last"))
+                .count()
+        };
+        let result: Value = serde_json::from_str(&call("ADD", &config).unwrap()).unwrap();
+        let given: Vec<&str> =
+            result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].as_str().unwrap()).collect();
+        assert_eq!(given, addresses);
+        let shown = ip(&pod, "address show dev eth0");
+        assert!(addresses.iter().all(|address| shown.contains(address)), "{shown}");
+        let mtu = if env == V4 { "mtu 1450" } else { "mtu 1430" };
+        assert!(shown.contains(mtu), "{shown}");
+        assert_eq!(reserved(), addresses.len());
+        config["prevResult"] = result;
+        call("CHECK", &config).unwrap();
+        config.as_object_mut().unwrap().remove("prevResult");
+        for _ in 0..2 {
+            assert_eq!(call("DEL", &config), Ok(String::new()));
+            assert_eq!((reserved(), node.states()), (0, vec![]));
+            assert!(!ip(&pod, "-o link").contains("eth0"));
+        }
+        // Newer verbs than these plugins know.
+        config["cniVersion"] = "1.1.0".into();
+        config["cni.dev/valid-attachments"] = json!([]);
+        for verb in ["STATUS", "GC"] {
+            call(verb, &config).unwrap();
+        }
+    }
+}

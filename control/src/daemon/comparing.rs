@@ -1,0 +1,130 @@
+//! When the whole host is compared with the plan.
+//!
+//! Soon after the kernel told of a change, and again and again while something could not be done. Else seldom: with
+//! ten thousand peers, listing the routes takes a core for tens of milliseconds.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::netlink::Changes;
+
+/// The least pause between two comparisons. On a host where links and routes change all the time it is the period.
+const PAUSE: Duration = Duration::from_secs(5);
+/// The longest, although nothing happened: what no message tells of is mended as well.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How long to let changes come together: a link that goes down takes many routes along.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// The socket that may bring the next comparison nearer, and its time.
+pub(super) struct Comparing {
+    changes: Changes,
+    schedule: Schedule,
+}
+
+impl Comparing {
+    /// The first comparison comes after a pause, and mends what the start could not.
+    pub(super) fn new(changes: Changes) -> Comparing {
+        Comparing { changes, schedule: Schedule::new(Instant::now()) }
+    }
+
+    /// Returns when it is time. Nothing is lost if the wait is dropped half-way.
+    pub(super) async fn due(&mut self) {
+        while Instant::now() < self.schedule.next {
+            tokio::select! {
+                () = sleep_until(self.schedule.next) => return,
+                // One message is enough; the rest stays unread until the comparison.
+                () = self.changes.happened(), if !self.schedule.heard => {
+                    self.schedule.handle_change(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Something is not as planned, or could not be done: to be looked at after a pause.
+    pub(super) fn ask_again(&mut self) {
+        self.schedule.ask(Instant::now());
+    }
+
+    /// What was heard so far is looked at now.
+    pub(super) fn begin(&mut self) {
+        self.changes.forget();
+        self.schedule.begin();
+    }
+
+    /// The comparison is over.
+    pub(super) fn end(&mut self) {
+        self.schedule.end(Instant::now());
+    }
+}
+
+#[derive(Debug)]
+struct Schedule {
+    last: Instant,
+    next: Instant,
+    /// A change was heard that no comparison has looked at yet.
+    heard: bool,
+}
+
+impl Schedule {
+    fn new(now: Instant) -> Schedule {
+        Schedule { last: now, next: now + PAUSE, heard: false }
+    }
+
+    fn handle_change(&mut self, now: Instant) {
+        self.heard = true;
+        self.ask(now + GATHER);
+    }
+
+    fn ask(&mut self, wanted: Instant) {
+        self.next = self.next.min(wanted.max(self.last + PAUSE));
+    }
+
+    fn begin(&mut self) {
+        self.heard = false;
+    }
+
+    fn end(&mut self, now: Instant) {
+        (self.last, self.next) = (now, now + LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_change_is_looked_at_soon_but_not_more_often_than_the_pause() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        assert_eq!(schedule.next, start + PAUSE, "the first, with nothing heard");
+        let first = start + PAUSE;
+        schedule.begin();
+        schedule.end(first);
+        assert_eq!(schedule.next, first + LONGEST, "nothing to do");
+
+        schedule.handle_change(first + MOMENT);
+        assert_eq!(schedule.next, first + PAUSE, "too soon after the last");
+        schedule.begin();
+        let second = first + PAUSE + MOMENT;
+        schedule.end(second);
+
+        let late = second + PAUSE * 3;
+        schedule.handle_change(late);
+        assert_eq!(schedule.next, late + GATHER, "the last is long ago");
+        schedule.handle_change(late + MOMENT);
+        assert_eq!(schedule.next, late + GATHER, "a storm does not put it off");
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_after_the_pause() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        schedule.begin();
+        schedule.end(start);
+        schedule.ask(start);
+        assert_eq!(schedule.next, start + PAUSE);
+    }
+}

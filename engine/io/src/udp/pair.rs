@@ -1,0 +1,278 @@
+//! Two ports as one: for a tunnel whose peers are reached by IPv4 and by IPv6.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::{Aside, Config, Features, MAX_SLOTS, Port, open};
+use crate::wait::Waiter;
+use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
+
+/// One worker's sockets of both families: its [`Underlay`].
+#[derive(Debug)]
+pub struct Pair {
+    ports: [Port; 2],
+    /// Which port is asked first the next time.
+    first: usize,
+    /// What the port that is asked second brought, before it joins the rest.
+    second: Vec<Received>,
+    notes: Vec<String>,
+    /// The sum of both.
+    counters: PortCounters,
+}
+
+/// Opens `queues` pairs, one per worker: the first port as in `config`, the other the same for `besides`.
+///
+/// One of the two addresses has to be IPv4 and the other IPv6; `config.send_from` is to be `None`.
+pub fn open_pairs(config: &Config, besides: SocketAddr, queues: usize) -> Result<Vec<Pair>, Error> {
+    if config.listen.is_ipv4() == besides.is_ipv4() || config.send_from.is_some() {
+        let doing = format!("listening on {} and {besides} at once", config.listen);
+        return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
+            .advise("give one address of each family, and send from them"));
+    }
+    let ones = open(config, queues)?;
+    let others = open(&Config { listen: besides, ..config.clone() }, queues)?;
+    Ok(ones.into_iter().zip(others).map(|(one, other)| Pair::new(one, other)).collect())
+}
+
+impl Pair {
+    fn new(one: Port, other: Port) -> Pair {
+        let notes = one.notes().iter().chain(other.notes()).cloned().collect();
+        let ports = [one, other];
+        let second = Vec::with_capacity(MAX_SLOTS);
+        Pair { ports, first: 0, second, notes, counters: PortCounters::default() }
+    }
+
+    /// Another way to send from the listening sockets' addresses, for a thread that is no worker.
+    pub fn aside(&self) -> Result<Aside, Error> {
+        let [one, other] = &self.ports;
+        let (mut all, more) = (one.aside()?, other.aside()?);
+        all.sockets.extend(more.sockets);
+        Ok(all)
+    }
+
+    /// The addresses and ports that datagrams leave from.
+    pub fn lane_addrs(&self) -> Vec<SocketAddr> {
+        self.ports.iter().flat_map(Port::lane_addrs).collect()
+    }
+
+    /// The features that both have in use now.
+    pub fn features(&self) -> Features {
+        let [one, other] = self.ports.each_ref().map(Port::features);
+        Features {
+            segment: one.segment && other.segment,
+            gro: one.gro && other.gro,
+            mmsg: one.mmsg && other.mmsg,
+        }
+    }
+
+    /// What was asked for and not granted, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn count(&mut self) {
+        let [one, other] = &self.ports;
+        self.counters = one.counters().plus(other.counters());
+    }
+}
+
+impl Underlay for Pair {
+    /// Asks the one that was not asked first the last time, and then the other for what room is left. So with fewer
+    /// messages than slots both had nothing more, and neither keeps the other waiting.
+    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        let (head, tail) = self.ports.split_at_mut(1);
+        let (Some(mut one), Some(mut other)) = (head.first_mut(), tail.first_mut()) else { return Ok(()) };
+        if self.first == 1 {
+            std::mem::swap(&mut one, &mut other);
+        }
+        self.first = 1 - self.first;
+        out.clear();
+        let begun = one.receive(arena, slot_len, out);
+        // A slot whose message was skipped may lie between; what comes after the last one is free.
+        let used = out.last().map_or(0, |last| last.at as usize / slot_len.max(1) + 1);
+        let slots = arena.len().checked_div(slot_len).unwrap_or(0);
+        let room = slots.saturating_sub(used).min(out.capacity() - out.len());
+        let rest = arena.get_mut(used * slot_len..(used + room) * slot_len).unwrap_or_default();
+        let ended = if room == 0 {
+            Ok(())
+        } else {
+            other.receive(rest, slot_len, &mut self.second).map(|()| {
+                let moved = |one: &Received| Received { at: one.at + (used * slot_len) as u32, ..*one };
+                out.extend(self.second.iter().map(moved));
+            })
+        };
+        self.count();
+        if ended.is_ok() && room > 0 { Ok(()) } else { begun }
+    }
+
+    /// Each run of one family goes by its own sockets, so that each family's order is kept.
+    fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
+        let mut all = TransmitOutcome::default();
+        for run in batch.chunk_by(|one, next| one.to.is_ipv4() == next.to.is_ipv4()) {
+            let ipv4 = run.first().is_some_and(|one| one.to.is_ipv4());
+            let port = self.ports.iter_mut().find(|port| port.is_ipv4() == ipv4);
+            let outcome = port.map(|port| port.transmit(arena, spans, run)).unwrap_or_default();
+            all.sent += outcome.sent;
+            all.dropped_full += outcome.dropped_full;
+            all.dropped_error += outcome.dropped_error;
+        }
+        self.count();
+        all
+    }
+
+    fn counters(&self) -> &PortCounters {
+        &self.counters
+    }
+
+    fn register(&self, waiter: &mut Waiter, token: usize) -> io::Result<()> {
+        self.ports.iter().try_for_each(|port| port.register(waiter, token))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+
+    const SLOT: usize = 2048;
+
+    #[test]
+    fn both_families_arrive_and_leave_by_their_own_sockets() {
+        let mut pair = pair();
+        let [v4, v6] = addresses(&pair);
+        let mut waiter = Waiter::new().expect("a waiter");
+        pair.register(&mut waiter, 3).expect("registered");
+        let mut strangers = Vec::new();
+        for to in [v4, v6] {
+            let stranger = stranger(to);
+            stranger.send_to(b"hello", to).expect("sent");
+            let ready = waiter.wait(Some(Duration::from_secs(20))).expect("woken");
+            assert!(ready.contains(3), "{to}");
+            let got = drain(&mut pair, 4);
+            assert_eq!(got, [(stranger.local_addr().expect("address"), b"hello".to_vec())]);
+            strangers.push(stranger);
+        }
+        // Family by turns, so that each send is a run of its own.
+        let arena = b"onetwothreefour";
+        let spans = [0..3, 3..6, 6..11, 11..15];
+        let batch: Vec<Transmit> = (0..4_u32)
+            .map(|index| Transmit {
+                to: strangers[index as usize % 2].local_addr().expect("address"),
+                lane: 0,
+                first_span: index,
+                span_count: 1,
+                segment_size: 0,
+                segments: 1,
+                ecn: 0,
+            })
+            .collect();
+        assert_eq!(pair.transmit(arena, &spans, &batch).sent, 4);
+        for (stranger, (from, words)) in strangers.iter().zip([(v4, ["one", "three"]), (v6, ["two", "four"])])
+        {
+            for word in words {
+                assert_eq!(next(stranger), (from, word.as_bytes().to_vec()));
+            }
+        }
+        let aside = pair.aside().expect("aside");
+        for (stranger, from) in strangers.iter().zip([v4, v6]) {
+            aside.send(b"aside", stranger.local_addr().expect("address"));
+            assert_eq!(next(stranger), (from, b"aside".to_vec()));
+        }
+        let counters = *pair.counters();
+        assert_eq!((counters.reads, counters.writes), (2, 4));
+        assert_eq!((counters.read_bytes, counters.write_bytes), (10, 15));
+    }
+
+    #[test]
+    fn neither_family_keeps_the_other_waiting_and_nothing_is_lost_or_overwritten() {
+        let mut pair = pair();
+        let [v4, v6] = addresses(&pair);
+        let (one, other) = (stranger(v4), stranger(v6));
+        for index in 0..20_u8 {
+            one.send_to(&[4, index], v4).expect("sent");
+        }
+        for index in 0..3_u8 {
+            other.send_to(&[6, index], v6).expect("sent");
+        }
+        let first = drain(&mut pair, 8);
+        let second = drain(&mut pair, 8);
+        let of = |batch: &[(SocketAddr, Vec<u8>)], family: u8| -> Vec<u8> {
+            batch.iter().filter(|(_, bytes)| bytes[0] == family).map(|(_, bytes)| bytes[1]).collect()
+        };
+        assert_eq!((first.len(), second.len()), (8, 8), "full, so there may be more");
+        assert_eq!([of(&first, 6), of(&second, 6)].concat(), [0, 1, 2], "asked at least every second time");
+        let third = drain(&mut pair, 8);
+        assert_eq!(third.len(), 7, "not full: both are empty");
+        assert_eq!([of(&first, 4), of(&second, 4), of(&third, 4)].concat(), (0..20).collect::<Vec<u8>>());
+        let mut out = Vec::with_capacity(8);
+        let error = pair.receive(&mut [0; 8 * SLOT], SLOT, &mut out).expect_err("nothing left");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn no_batch_is_larger_than_the_caller_has_room_for() {
+        let mut pair = pair();
+        let [v4, v6] = addresses(&pair);
+        let (one, other) = (stranger(v4), stranger(v6));
+        for _ in 0..4 {
+            one.send_to(b"4", v4).expect("sent");
+            other.send_to(b"6", v6).expect("sent");
+        }
+        let mut out = Vec::with_capacity(6);
+        let room = out.capacity();
+        pair.receive(&mut vec![0; 16 * SLOT], SLOT, &mut out).expect("received");
+        assert_eq!((out.len(), out.capacity()), (6.min(room), room));
+    }
+
+    #[test]
+    fn two_addresses_of_one_family_are_refused() {
+        let error = open_pairs(&config("127.0.0.1:0"), "127.0.0.2:0".parse().expect("address"), 1);
+        assert!(error.expect_err("refused").to_string().contains("each family"));
+    }
+
+    fn config(listen: &str) -> Config {
+        Config {
+            listen: listen.parse().expect("address"),
+            send_from: None,
+            fan: 0,
+            segment: true,
+            gro: true,
+            mmsg: true,
+            receive_buffer: 1 << 20,
+            send_buffer: 1 << 20,
+        }
+    }
+
+    fn pair() -> Pair {
+        let pairs = open_pairs(&config("127.0.0.1:0"), "[::1]:0".parse().expect("address"), 1);
+        pairs.expect("both families on loopback").pop().expect("one")
+    }
+
+    fn addresses(pair: &Pair) -> [SocketAddr; 2] {
+        pair.lane_addrs().try_into().expect("two")
+    }
+
+    fn stranger(peer: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind(SocketAddr::new(peer.ip(), 0)).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        socket
+    }
+
+    fn next(socket: &UdpSocket) -> (SocketAddr, Vec<u8>) {
+        let mut room = [0; 64];
+        let (len, from) = socket.recv_from(&mut room).expect("a datagram");
+        (from, room[..len].to_vec())
+    }
+
+    /// One receive call with this many slots.
+    fn drain(pair: &mut Pair, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut arena = vec![0; slots * SLOT];
+        let mut out = Vec::with_capacity(slots);
+        pair.receive(&mut arena, SLOT, &mut out).expect("something is there");
+        let bytes = |one: &Received| arena[one.at as usize..(one.at + one.len) as usize].to_vec();
+        out.iter().map(|one| (one.source, bytes(one))).collect()
+    }
+}
