@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use lab::Process;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::common::{Cluster, await_until};
 
@@ -60,6 +61,17 @@ impl Cage {
         let [stdout, stderr] =
             [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned());
         if output.status.success() { Ok(stdout) } else { Err(format!("{arguments:?}: {stdout}\n{stderr}")) }
+    }
+
+    /// Kills the child of the first process that runs a program of this name; whether there was one.
+    pub fn kill_child(&self, program: &str) -> bool {
+        let children =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.init)).unwrap_or_default();
+        let is_it = |child: &&str| {
+            fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim_end() == program)
+        };
+        let found = children.split_whitespace().find(is_it).and_then(|child| child.parse().ok());
+        found.is_some_and(|child| kill(Pid::from_raw(child), Signal::SIGKILL).is_ok())
     }
 
     /// All that was said inside on stderr.

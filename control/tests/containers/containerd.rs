@@ -17,6 +17,7 @@ const PATIENCE: i64 = 20;
 /// A running containerd. Dropping it removes its pods, the cage ends the rest.
 pub struct Containerd {
     pub cage: Cage,
+    socket: PathBuf,
     logs: PathBuf,
     client: Client,
     pods: Vec<String>,
@@ -48,10 +49,10 @@ impl Containerd {
             client.is_some()
         });
         let client = client.expect("waited for");
-        let [socket, image] = [&socket, image].map(|path| path.display().to_string());
-        let imported = cage.output("ctr", &["-a", &socket, "-n", "k8s.io", "images", "import", &image]);
+        let [address, image] = [&socket, image].map(|path| path.display().to_string());
+        let imported = cage.output("ctr", &["-a", &address, "-n", "k8s.io", "images", "import", &image]);
         imported.unwrap_or_else(|error| panic!("{error}\n{}", cage.words()));
-        Containerd { cage, logs, client, pods: Vec::new() }
+        Containerd { cage, socket, logs, client, pods: Vec::new() }
     }
 
     /// Whether it has a usable network configuration, and if not, why.
@@ -71,19 +72,25 @@ impl Containerd {
         self.try_run(name, line, host_port).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.words()))
     }
 
+    /// A connection of one's own, for a thread.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket).expect("containerd")
+    }
+
+    /// Makes a pod without a container.
+    pub fn sandbox(&self, client: &Client, name: &str) -> Result<String, Status> {
+        let request = cri::RunPodSandboxRequest { config: Some(self.config(name, None)) };
+        client.call("RunPodSandbox", request).map(|cri::SandboxId { id }| id)
+    }
+
+    /// Kills it as it stands; whether it ran. Its pods go on, and its shell starts it again.
+    pub fn kill(&self) -> bool {
+        self.cage.kill_child("containerd")
+    }
+
     pub fn try_run(&mut self, name: &str, line: &str, host_port: Option<u16>) -> Result<Pod, Status> {
         let named = |name: &str| Some(cri::Named { name: name.to_owned() });
-        let mapping = |port| cri::PortMapping { container_port: 80, host_port: i32::from(port) };
-        let config = cri::SandboxConfig {
-            metadata: Some(cri::SandboxMetadata {
-                name: name.to_owned(),
-                uid: format!("{name}-uid"),
-                namespace: "default".to_owned(),
-            }),
-            log_directory: self.logs.display().to_string(),
-            port_mappings: host_port.map(mapping).into_iter().collect(),
-            linux: Some(cri::Empty {}),
-        };
+        let config = self.config(name, host_port);
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
         let cri::SandboxId { id: sandbox } = self.client.call("RunPodSandbox", request)?;
         self.pods.push(sandbox.clone());
@@ -125,17 +132,37 @@ impl Containerd {
 
     /// Stops and removes a pod.
     pub fn remove(&mut self, sandbox: &str) -> Result<(), Status> {
-        for method in ["StopPodSandbox", "RemovePodSandbox"] {
-            let _: cri::Empty = self.client.call(method, cri::SandboxId { id: sandbox.to_owned() })?;
-        }
+        self.remove_by(&self.client, sandbox)?;
         self.pods.retain(|pod| pod != sandbox);
         Ok(())
     }
 
-    /// How many pods it knows, whatever their state.
-    pub fn count(&self) -> usize {
-        let answer: Result<cri::SandboxList, _> = self.client.call("ListPodSandbox", cri::Empty {});
-        answer.expect("a list").items.len()
+    /// The same over another connection.
+    pub fn remove_by(&self, client: &Client, sandbox: &str) -> Result<(), Status> {
+        for method in ["StopPodSandbox", "RemovePodSandbox"] {
+            let _: cri::Empty = client.call(method, cri::SandboxId { id: sandbox.to_owned() })?;
+        }
+        Ok(())
+    }
+
+    /// The pods that it knows, whatever their state.
+    pub fn list(&self) -> Result<Vec<String>, Status> {
+        let answer: cri::SandboxList = self.client.call("ListPodSandbox", cri::Empty {})?;
+        Ok(answer.items.into_iter().map(|item| item.id).collect())
+    }
+
+    fn config(&self, name: &str, host_port: Option<u16>) -> cri::SandboxConfig {
+        let mapping = |port| cri::PortMapping { container_port: 80, host_port: i32::from(port) };
+        cri::SandboxConfig {
+            metadata: Some(cri::SandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("{name}-uid"),
+                namespace: "default".to_owned(),
+            }),
+            log_directory: self.logs.display().to_string(),
+            port_mappings: host_port.map(mapping).into_iter().collect(),
+            linux: Some(cri::Empty {}),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! containerd  a runtime of a host's own
 //! pods        tests: containerd, over each backend, in both families
 //! engines     tests: podman with its CNI backend, dockerd by `mk-docker-opts`
+//! kills       tests: plugins, delegates and containerd are killed at random, and nothing is left
 //! old_kernel  tests: a host whose kernel has TUN and no more joins, and one without TUN says so
 //! ```
 
@@ -22,6 +23,7 @@ mod containerd;
 mod cri;
 mod engines;
 mod image;
+mod kills;
 mod old_kernel;
 mod pods;
 mod setup;

@@ -80,7 +80,7 @@ impl Hosts {
         talk::check(&self.cluster, [&self.end(1, "one", &one), &self.end(2, "two", &two)], families);
         for (runtime, pod) in self.runtimes.iter_mut().zip([&one, &two]) {
             runtime.remove(&pod.sandbox).expect("a pod is removed");
-            assert_eq!(runtime.count(), 0);
+            assert_eq!(runtime.list().expect("a list").len(), 0);
         }
         talk::finish(&self.cluster, daemons);
         self.clean(1);

@@ -1,0 +1,295 @@
+//! Plugins, delegates and the runtime are killed at random moments while pods come and go. After the runtime's own
+//! cleaning and a garbage collection nothing is left: no address, device, rule or state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lab::{Namespace, Wiring};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::common::{Cluster, VXLAN, await_until};
+use crate::containerd::Containerd;
+use crate::image;
+use crate::setup::{self, Setup};
+
+const SEED: u64 = 0x10de;
+/// Runtimes call plugins for several pods at once.
+const WORKERS: usize = 8;
+const PODS: usize = 200;
+/// A verb lasts some tens of milliseconds.
+const LATEST_KILL: u64 = 40_000;
+/// A runtime repeats a DEL until it succeeds; the last tries are left in peace.
+const KILLED_TRIES: usize = 3;
+const SANDBOXES: usize = 40;
+
+#[test]
+fn plugins_killed_at_random_leave_nothing_after_a_collection() {
+    if !setup::ready(&["iptables", "iptables-save", "ip"]) {
+        return;
+    }
+    let cluster = Cluster::build("kills", 1, Wiring::Switch, VXLAN);
+    let host = PluginHost::new(&cluster);
+    let next = AtomicUsize::new(0);
+    let live = Mutex::new(BTreeMap::new());
+    let killed = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (host, next, live, killed) = (&host, &next, &live, &killed);
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(SEED + worker as u64);
+                while next.fetch_add(1, Ordering::Relaxed) < PODS {
+                    let count = host.one_pod(&mut random, live);
+                    killed.fetch_add(count, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert!(killed.into_inner() > PODS / 4, "hardly any kill has met its process");
+    host.collect();
+    host.assert_clean();
+    // And all addresses can be had again.
+    let pod = Pod::new(&cluster, "last");
+    let mut peaceful = StdRng::seed_from_u64(SEED);
+    assert!(host.verb("ADD", &pod, &mut peaceful, false).0, "a pod after all");
+    assert!(host.verb("DEL", &pod, &mut peaceful, false).0, "and its end");
+    host.assert_clean();
+}
+
+#[test]
+fn a_runtime_killed_at_random_leaves_nothing_after_a_collection() {
+    let programs =
+        ["containerd", "ctr", "runc", "busybox", "unshare", "nsenter", "iptables", "iptables-save", "ip"];
+    if !setup::ready(&programs) {
+        return;
+    }
+    let cluster = Cluster::build("kill-ctr", 1, Wiring::Switch, VXLAN);
+    let place = cluster.file("image");
+    fs::create_dir(&place).expect("a directory");
+    let image = image::archive(&place);
+    fs::write(cluster.file("host1.env"), subnet_env()).expect("a file");
+    let setup = Setup::new(&cluster, 1);
+    setup.install(&[]);
+    let runtime = Containerd::start(&cluster, 1, &setup.bin, &setup.conf, &image);
+    await_until("the network", || runtime.network().is_ok());
+    let next = AtomicUsize::new(0);
+    let killed = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let client = runtime.client();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= SANDBOXES {
+                        break;
+                    }
+                    // Whoever asks while it is down, or is killed meanwhile, gets an error, as a kubelet would.
+                    if let Ok(sandbox) = runtime.sandbox(&client, &format!("pod{number}")) {
+                        let _ = number.is_multiple_of(2).then(|| runtime.remove_by(&client, &sandbox));
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut random = StdRng::seed_from_u64(SEED);
+            while next.load(Ordering::Relaxed) < SANDBOXES {
+                thread::sleep(Duration::from_millis(random.random_range(100..700)));
+                killed.fetch_add(usize::from(runtime.kill()), Ordering::Relaxed);
+            }
+        });
+    });
+    assert!(killed.into_inner() >= 2, "it was hardly killed");
+    await_until("its answer", || runtime.list().is_ok());
+    let client = runtime.client();
+    for sandbox in runtime.list().expect("a list") {
+        await_until("the end of a pod", || runtime.remove_by(&client, &sandbox).is_ok());
+    }
+    assert_eq!(runtime.list().expect("a list").len(), 0);
+    let flannel = collection(&json!({"subnetFile": cluster.file("host1.env")})).to_string();
+    let conf = cluster.file("gc.json");
+    fs::write(&conf, flannel).expect("a file");
+    let bin = setup.bin.display();
+    let line = format!("CNI_COMMAND=GC CNI_PATH={bin} {bin}/flannel < {}", conf.display());
+    runtime.cage.output("sh", &["-c", &line]).expect("a collection");
+    let state = &runtime.cage.state;
+    assert_eq!(addresses(&state.join("networks/cbr0")), BTreeSet::new());
+    assert_eq!(names(&state.join("flannel")), BTreeSet::new());
+    assert_eq!(devices(&cluster), "");
+}
+
+/// A host on which the test is the runtime.
+struct PluginHost<'a> {
+    cluster: &'a Cluster,
+    setup: Setup,
+    conf: Value,
+}
+
+impl<'a> PluginHost<'a> {
+    fn new(cluster: &'a Cluster) -> PluginHost<'a> {
+        let setup = Setup::new(cluster, 1);
+        setup.install(&[]);
+        fs::write(cluster.file("host1.env"), subnet_env()).expect("a file");
+        let conf = json!({
+            "subnetFile": cluster.file("host1.env"), "dataDir": cluster.file("flannel"),
+            "ipam": {"dataDir": cluster.file("networks")},
+            "delegate": {"hairpinMode": true, "isDefaultGateway": true, "ipMasq": false},
+        });
+        PluginHost { cluster, setup, conf }
+    }
+
+    /// A pod's life with kills; how many there were. One in eight is forgotten: its runtime has lost it.
+    fn one_pod(&self, random: &mut StdRng, live: &Mutex<BTreeMap<String, String>>) -> usize {
+        let pod = Pod::new(self.cluster, &format!("{:016x}", random.random::<u64>()));
+        let (good, address, mut killed) = self.verb("ADD", &pod, random, true);
+        if good {
+            let mut live = live.lock().expect("no panic");
+            let other = live.insert(address.clone(), pod.id.clone());
+            assert!(other.is_none(), "{address} is two pods'");
+        }
+        if random.random_ratio(1, 8) {
+            return killed;
+        }
+        if good {
+            live.lock().expect("no panic").remove(&address);
+        }
+        for attempt in 0.. {
+            let (good, words, count) = self.verb("DEL", &pod, random, attempt < KILLED_TRIES);
+            killed += count;
+            if good {
+                break;
+            }
+            assert!(attempt < KILLED_TRIES + 3, "DEL does not succeed: {words}");
+        }
+        killed
+    }
+
+    /// Calls the plugin; whether it succeeded, the address or what it said, and how many kills there were.
+    fn verb(&self, verb: &str, pod: &Pod, random: &mut StdRng, violent: bool) -> (bool, String, usize) {
+        let mut conf = self.conf.clone();
+        conf["name"] = "kills".into();
+        conf["type"] = "flannel".into();
+        conf["cniVersion"] = "1.0.0".into();
+        let input = self.cluster.file(&format!("{}.json", pod.id));
+        fs::write(&input, conf.to_string()).expect("a file");
+        let mut command = Command::new(self.setup.bin.join("flannel"));
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &pod.id)
+            .env("CNI_NETNS", pod.namespace.path());
+        command.env("CNI_IFNAME", "eth0").env("CNI_PATH", &self.setup.bin).process_group(0);
+        command.stdin(fs::File::open(&input).expect("a file")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.cluster.host(1).namespace().spawn(&mut command).expect("the plugin");
+        let killed = if violent && random.random_bool(0.5) { kill_one(&child, random) } else { 0 };
+        let group = Pid::from_raw(child.id() as i32);
+        let output = child.wait_with_output().expect("an end");
+        // A delegate whose plugin was killed goes on. What it does after the runtime's next call nobody can undo.
+        await_until("the delegates", || killpg(group, None).is_err());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let address = || {
+            let json: Value = serde_json::from_str(&text).ok()?;
+            json["ips"][0]["address"].as_str().map(str::to_owned)
+        };
+        let words = || format!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        let good = output.status.success();
+        assert!(good || violent, "{verb}: {}", words());
+        match (good, verb) {
+            (true, "ADD") => (true, address().unwrap_or_else(|| panic!("no address: {text}")), killed),
+            _ => (good, words(), killed),
+        }
+    }
+
+    fn collect(&self) {
+        let mut command = Command::new("sh");
+        let conf = self.cluster.file("gc.json");
+        let mut collection = collection(&self.conf);
+        collection["name"] = "kills".into();
+        fs::write(&conf, collection.to_string()).expect("a file");
+        let bin = self.setup.bin.display();
+        let line = format!("CNI_COMMAND=GC CNI_PATH={bin} {bin}/flannel < {}", conf.display());
+        let output = self.cluster.host(1).namespace().output(command.args(["-c", &line])).expect("sh");
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn assert_clean(&self) {
+        assert_eq!(addresses(&self.cluster.file("networks/kills")), BTreeSet::new());
+        assert_eq!(names(&self.cluster.file("flannel")), BTreeSet::new());
+        assert_eq!(devices(self.cluster), "");
+        let rules = self.cluster.shell(1, "iptables-save | grep CNI- || true");
+        assert_eq!(rules, "");
+    }
+}
+
+/// A pod as a runtime has it: a name and a network namespace.
+struct Pod {
+    id: String,
+    namespace: Namespace,
+}
+
+impl Pod {
+    fn new(cluster: &Cluster, id: &str) -> Pod {
+        let namespace = Namespace::create(&format!("{}-{id}", cluster.host(1).namespace().name()));
+        Pod { id: id.to_owned(), namespace: namespace.expect("a namespace") }
+    }
+}
+
+/// Kills the plugin or one below it at a random moment; 1 if there was somebody to kill.
+fn kill_one(plugin: &Child, random: &mut StdRng) -> usize {
+    thread::sleep(Duration::from_micros(random.random_range(0..LATEST_KILL)));
+    let plugin = plugin.id().to_string();
+    let mut family = vec![plugin];
+    for _ in 0..2 {
+        let last = family.last().expect("one at least");
+        let children = fs::read_to_string(format!("/proc/{last}/task/{last}/children")).unwrap_or_default();
+        family.extend(children.split_whitespace().next().map(str::to_owned));
+    }
+    let victim = &family[random.random_range(0..family.len())];
+    // The plugin is not collected yet, so its number and its children's are still theirs.
+    let met = victim.parse().is_ok_and(|number| kill(Pid::from_raw(number), Signal::SIGKILL).is_ok());
+    usize::from(met)
+}
+
+/// What a runtime hands to GC when no pod is left.
+fn collection(conf: &Value) -> Value {
+    let mut conf = conf.clone();
+    conf["name"] = "cbr0".into();
+    conf["type"] = "flannel".into();
+    conf["cniVersion"] = "1.1.0".into();
+    conf["cni.dev/valid-attachments"] = json!([]);
+    conf
+}
+
+fn subnet_env() -> &'static str {
+    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+}
+
+/// Addresses that host-local holds as taken.
+fn addresses(directory: &Path) -> BTreeSet<String> {
+    names(directory).into_iter().filter(|name| name.starts_with("10.244.")).collect()
+}
+
+/// Files of pods; those that begin with a dot or end in `.lock` are nobody's.
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| !name.starts_with('.') && !name.ends_with("lock")).collect()
+}
+
+/// The host's ends of pods' devices.
+fn devices(cluster: &Cluster) -> String {
+    cluster.shell(1, "ip -o link show type veth | grep -v ' eth0@' | cut -d: -f2 || true")
+}
