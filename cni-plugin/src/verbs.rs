@@ -178,9 +178,12 @@ fn valid(request: &Request) -> Result<BTreeSet<Attachment>, Failure> {
     list.iter().map(|one| entry(one).ok_or_else(|| bad("an entry lacks containerID or ifname"))).collect()
 }
 
-/// How plugins answer that are older than the verb.
+/// How plugins answer that are older than the verb. They look for a container and an interface, which these verbs do
+/// not have, before they look at the verb (`skel.pluginMain`, CNI library 1.1).
 fn knows_no_such_verb(failure: &Failure) -> bool {
-    failure.code == Code::BadEnvironment as u64 && failure.message.contains("unknown CNI_COMMAND")
+    let says = |words: &[&str]| words.iter().any(|words| failure.message.contains(words));
+    failure.code == Code::BadEnvironment as u64 && says(&["unknown CNI_COMMAND", "interface name is empty"])
+        || failure.code == Code::UnknownContainer as u64 && says(&["missing containerID"])
         || failure.code == Code::IncompatibleVersion as u64
 }
 

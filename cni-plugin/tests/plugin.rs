@@ -321,6 +321,14 @@ fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
     // A delegate that is older than the verb has nothing to say against it.
     node.delegate(r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: GC"}'; exit 1"#);
     node.run("GC", &config).unwrap();
+    // And as Debian 12's plugins do, which miss the container first.
+    for answer in
+        [r#"{"code": 3, "msg": "missing containerID"}"#, r#"{"code": 4, "msg": "interface name is empty"}"#]
+    {
+        node.delegate(&format!("echo '{answer}'; exit 1"));
+        node.run("GC", &config).unwrap();
+        node.run("STATUS", &config).unwrap();
+    }
 }
 
 #[test]
@@ -443,6 +451,12 @@ fn bridge_and_host_local_give_and_take_addresses() {
         let call = |verb: &str, config: &Value| {
             let mut command = node.command(verb, "pod-1");
             command.env("CNI_PATH", DEBIAN).env("CNI_NETNS", pod.path());
+            if matches!(verb, "STATUS" | "GC") {
+                // As runtimes call them.
+                ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]
+                    .iter()
+                    .for_each(|name| drop(command.env_remove(name)));
+            }
             host.run(|| answer(&mut command, config.to_string().as_bytes())).unwrap()
         };
         let ip = |place: &Namespace, line: &str| {
