@@ -21,6 +21,8 @@ pub struct Cage {
     log: PathBuf,
     /// The first process inside, by its number outside.
     init: String,
+    /// What is /var/lib/cni inside.
+    pub state: PathBuf,
 }
 
 impl Cage {
@@ -43,7 +45,7 @@ impl Cage {
         await_until("the mounts", || ready.exists());
         let children = format!("/proc/{0}/task/{0}/children", process.id());
         let init = fs::read_to_string(children).expect("the first process").trim().to_owned();
-        Cage { process, log, init }
+        Cage { process, log, init, state }
     }
 
     /// A program to be run inside.
