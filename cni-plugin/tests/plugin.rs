@@ -453,9 +453,9 @@ fn bridge_and_host_local_give_and_take_addresses() {
             command.env("CNI_PATH", DEBIAN).env("CNI_NETNS", pod.path());
             if matches!(verb, "STATUS" | "GC") {
                 // As runtimes call them.
-                ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]
-                    .iter()
-                    .for_each(|name| drop(command.env_remove(name)));
+                for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
+                    command.env_remove(name);
+                }
             }
             host.run(|| answer(&mut command, config.to_string().as_bytes())).unwrap()
         };
