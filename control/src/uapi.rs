@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::wireguard::PeerStatus;
+use model::uapi::{self, Asked};
 use path::wireguard::SecretKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,8 +23,6 @@ use crate::plan::Tunnel;
 const DIRECTORY: &str = "/var/run/wireguard";
 /// A client that says nothing for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// More than the longest request that means anything here.
-const LONGEST: usize = 4096;
 /// Pause after the system refused a connection, for example for want of descriptors.
 const REFUSED: Duration = Duration::from_millis(100);
 /// What a request that changes something gets: EPERM, negative as the tools expect it.
@@ -113,17 +112,19 @@ async fn answer(listener: UnixListener, shown: Arc<Shown>) {
 
 async fn converse(mut stream: UnixStream, shown: &Shown) -> io::Result<()> {
     let mut request = Vec::new();
-    while !request.ends_with(b"\n\n") {
+    let text = loop {
+        match uapi::read(&request) {
+            Asked::Get => break shown.text().await,
+            Asked::Other => break REFUSAL.to_owned(),
+            Asked::TooMuch => return Ok(()),
+            Asked::Unfinished => {}
+        }
         let mut piece = [0; 512];
         let count = stream.read(&mut piece).await?;
-        request.extend_from_slice(&piece[..count]);
-        if count == 0 || request.len() > LONGEST {
+        if count == 0 {
             return Ok(());
         }
-    }
-    let text = match request.starts_with(b"get=1\n") {
-        true => shown.text().await,
-        false => REFUSAL.to_owned(),
+        request.extend_from_slice(&piece[..count]);
     };
     stream.write_all(text.as_bytes()).await?;
     stream.shutdown().await
@@ -232,7 +233,7 @@ mod tests {
             (b"set=1\nlisten_port=7\n\n", REFUSAL),
             (b"\n\n", REFUSAL),
             (b"\xff\xfe\n\n", REFUSAL),
-            (&[b'x'; 2 * LONGEST], ""),
+            (&[b'x'; 2 * uapi::LONGEST], ""),
         ] {
             let mut stream = UnixStream::connect(&path).await.expect("connect");
             let _ = stream.write_all(request).await;

@@ -17,4 +17,5 @@ mod json;
 pub mod lease;
 pub mod net_config;
 pub mod subnet_env;
+pub mod uapi;
 pub mod wireguard;

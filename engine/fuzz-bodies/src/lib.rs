@@ -12,14 +12,14 @@ mod texts;
 pub mod wireguard;
 
 pub use packets::{packets, virtio};
-pub use texts::{lease_value, net_conf, subnet_env, subnet_key};
+pub use texts::{control_socket, lease_value, net_conf, subnet_env, subnet_key};
 pub use wireguard::wireguard;
 
 /// A fuzz target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("packets", packets),
     ("virtio", virtio),
     ("net_conf", net_conf),
@@ -27,4 +27,5 @@ pub const TARGETS: [Target; 7] = [
     ("lease_value", lease_value),
     ("subnet_key", subnet_key),
     ("wireguard", wireguard),
+    ("control_socket", control_socket),
 ];

@@ -2,6 +2,7 @@
 
 use model::backend::VxlanData;
 use model::lease::{LeaseAttrs, RawJson, SubnetKey};
+use model::uapi::{self, Asked};
 use model::{net_config, subnet_env as env};
 
 /// A network configuration. What is accepted is usable, what is refused says why.
@@ -20,6 +21,21 @@ pub fn net_conf(data: &[u8]) {
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// What a client says to the control socket, in pieces: it is answered once, by what it has said until then.
+pub fn control_socket(data: &[u8]) {
+    let Some((&size, request)) = data.split_first() else { return };
+    let mut said = Vec::new();
+    for piece in request.chunks(usize::from(size) + 1) {
+        said.extend_from_slice(piece);
+        match uapi::read(&said) {
+            Asked::Unfinished => assert!(said.len() <= uapi::LONGEST),
+            Asked::Get => return assert!(said.starts_with(b"get=1\n") && said.ends_with(b"\n\n")),
+            Asked::Other => return assert!(!said.starts_with(b"get=1\n")),
+            Asked::TooMuch => return assert!(said.len() > uapi::LONGEST),
+        }
     }
 }
 
