@@ -24,38 +24,38 @@ const IPV6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:2
 
 #[test]
 fn separate_in_dual_stack() {
-    five("wm-separate", BOTH, "separate", &["flannel-wg", "flannel-wg-v6"], &[51820, 51821]);
+    five("wm-separate", BOTH, "separate", &["flannel-wg", "flannel-wg-v6"], &[4, 6]);
 }
 
 #[test]
 fn auto_in_dual_stack_goes_by_public_ipv4() {
-    five("wm-auto", BOTH, "auto", &["flannel-wg"], &[51820]);
+    five("wm-auto", BOTH, "auto", &["flannel-wg"], &[4]);
 }
 
 #[test]
 fn ipv4_in_dual_stack() {
-    five("wm-ipv4", BOTH, "ipv4", &["flannel-wg"], &[51820]);
+    five("wm-ipv4", BOTH, "ipv4", &["flannel-wg"], &[4]);
 }
 
 #[test]
 fn ipv6_in_dual_stack() {
-    five("wm-ipv6", BOTH, "ipv6", &["flannel-wg"], &[51821]);
+    five("wm-ipv6", BOTH, "ipv6", &["flannel-wg"], &[6]);
 }
 
 #[test]
 fn ipv4_alone() {
-    five("wm-only4", IPV4, "separate", &["flannel-wg"], &[51820]);
-    five("wm-auto4", IPV4, "auto", &["flannel-wg"], &[51820]);
+    five("wm-only4", IPV4, "separate", &["flannel-wg"], &[4]);
+    five("wm-auto4", IPV4, "auto", &["flannel-wg"], &[4]);
 }
 
 #[test]
 fn ipv6_alone() {
-    five("wm-only6", IPV6, "separate", &["flannel-wg-v6"], &[51821]);
-    five("wm-auto6", IPV6, "auto", &["flannel-wg"], &[51821]);
+    five("wm-only6", IPV6, "separate", &["flannel-wg-v6"], &[6]);
+    five("wm-auto6", IPV6, "auto", &["flannel-wg"], &[6]);
 }
 
-/// `ports`: where all records go; 51820 is by IPv4 and 51821 by IPv6.
-fn five(name: &str, families: &str, mode: &str, devices: &[&str], ports: &[u16]) {
+/// `outer`: the versions of IP that records go by.
+fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) {
     if !common::ready(&["ip", "etcd", "etcdctl", "openssl", "setpriv", "nsenter", "bash"]) {
         return;
     }
@@ -90,11 +90,11 @@ fn five(name: &str, families: &str, mode: &str, devices: &[&str], ports: &[u16])
     families.iter().for_each(|ipv6| verified(&cluster, 2, 4, *ipv6, 1_000_000));
 
     let frames = wire.frames();
-    let mut seen: Vec<u16> = frames.iter().filter_map(|frame| record_port(frame)).collect();
+    let mut seen: Vec<u8> = frames.iter().filter_map(|frame| record_version(frame)).collect();
     let records = seen.len();
     seen.sort_unstable();
     seen.dedup();
-    assert_eq!(seen, ports, "{name}: where records went");
+    assert_eq!(seen, outer, "{name}: how records went");
     // Each pair, three pings each way and in each family, and a megabyte; each frame crosses two ports.
     assert!(records > NODES * (NODES - 1) * 3 * 2 * families.len(), "{name}: {records} records");
     for ipv6 in families {
@@ -134,15 +134,16 @@ fn start(cluster: &Cluster, etcd: Option<&Server>, node: usize) -> Daemon {
     daemon
 }
 
-/// The port that a transport record (type 4) in this frame goes to.
-fn record_port(frame: &[u8]) -> Option<u16> {
+/// The version of IP outside, if this frame is a transport record (type 4).
+fn record_version(frame: &[u8]) -> Option<u8> {
     let ip = frame.get(14..)?;
-    let udp = match ip.first()? >> 4 {
+    let version = ip.first()? >> 4;
+    let udp = match version {
         4 if *ip.get(9)? == packet::UDP => ip.get(20..)?,
         6 if *ip.get(6)? == packet::UDP => ip.get(40..)?,
         _ => return None,
     };
-    (udp.get(8..12)? == [4, 0, 0, 0]).then(|| u16::from_be_bytes([udp[2], udp[3]]))
+    (udp.get(8..12)? == [4, 0, 0, 0]).then_some(version)
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -106,8 +106,9 @@ pub struct TunnelConfig {
     pub persist: bool,
     /// Where datagrams arrive; without meaning for formats that do not travel in UDP.
     pub listen: SocketAddr,
-    /// Where they arrive as well, by the other family. Only where `send_from` is `None`.
-    pub listen_besides: Option<SocketAddr>,
+    /// Where they arrive as well. Of each family the first address is the one that sends; only where `send_from` is
+    /// `None`.
+    pub listen_besides: Vec<SocketAddr>,
     /// The source address of what is sent, from a fan of ports; `None` sends from the listening socket, with
     /// its port as source.
     pub send_from: Option<IpAddr>,

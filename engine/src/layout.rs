@@ -78,13 +78,11 @@ fn udp_ports(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<V
         receive_buffer: RECEIVE_BUFFER,
         send_buffer: SEND_BUFFER,
     };
-    Ok(match tunnel.listen_besides {
-        None => udp::open(&config, workers)?.into_iter().map(Port::Udp).collect(),
-        Some(besides) => {
-            let pairs = udp::open_pairs(&config, besides, workers)?;
-            pairs.into_iter().map(|pair| Port::UdpPair(Box::new(pair))).collect()
-        }
-    })
+    if tunnel.listen_besides.is_empty() {
+        return Ok(udp::open(&config, workers)?.into_iter().map(Port::Udp).collect());
+    }
+    let groups = udp::open_groups(&config, &tunnel.listen_besides, workers)?;
+    Ok(groups.into_iter().map(|group| Port::UdpGroup(Box::new(group))).collect())
 }
 
 fn raw_ports(config: &Config, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {

@@ -12,8 +12,8 @@ use io::{PortCounters, Received, Transmit, TransmitOutcome, Underlay, Waiter, ra
 pub(crate) enum Port {
     /// For formats that travel in UDP.
     Udp(udp::Port),
-    /// The same, with sockets of both families.
-    UdpPair(Box<udp::Pair>),
+    /// The same, at several addresses.
+    UdpGroup(Box<udp::Group>),
     /// For formats that are an IP protocol of their own.
     Raw(raw::Port),
 }
@@ -22,7 +22,7 @@ impl Port {
     pub(crate) fn features(&self) -> Features {
         match self {
             Port::Udp(port) => port.features(),
-            Port::UdpPair(port) => port.features(),
+            Port::UdpGroup(port) => port.features(),
             Port::Raw(port) => port.features(),
         }
     }
@@ -30,7 +30,7 @@ impl Port {
     pub(crate) fn notes(&self) -> &[String] {
         match self {
             Port::Udp(port) => port.notes(),
-            Port::UdpPair(port) => port.notes(),
+            Port::UdpGroup(port) => port.notes(),
             Port::Raw(port) => port.notes(),
         }
     }
@@ -39,7 +39,7 @@ impl Port {
     pub(crate) fn aside(&self) -> std::result::Result<Option<udp::Aside>, io::Error> {
         match self {
             Port::Udp(port) => port.aside().map(Some),
-            Port::UdpPair(port) => port.aside().map(Some),
+            Port::UdpGroup(port) => port.aside().map(Some),
             Port::Raw(_) => Ok(None),
         }
     }
@@ -48,7 +48,7 @@ impl Port {
     pub(crate) fn source_ports(&self) -> Vec<u16> {
         match self {
             Port::Udp(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),
-            Port::UdpPair(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),
+            Port::UdpGroup(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),
             Port::Raw(_) => Vec::new(),
         }
     }
@@ -59,7 +59,7 @@ impl Underlay for Port {
     fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> Result<()> {
         match self {
             Port::Udp(port) => port.receive(arena, slot_len, out),
-            Port::UdpPair(port) => port.receive(arena, slot_len, out),
+            Port::UdpGroup(port) => port.receive(arena, slot_len, out),
             Port::Raw(port) => port.receive(arena, slot_len, out),
         }
     }
@@ -68,7 +68,7 @@ impl Underlay for Port {
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
         match self {
             Port::Udp(port) => port.transmit(arena, spans, batch),
-            Port::UdpPair(port) => port.transmit(arena, spans, batch),
+            Port::UdpGroup(port) => port.transmit(arena, spans, batch),
             Port::Raw(port) => port.transmit(arena, spans, batch),
         }
     }
@@ -76,7 +76,7 @@ impl Underlay for Port {
     fn counters(&self) -> &PortCounters {
         match self {
             Port::Udp(port) => port.counters(),
-            Port::UdpPair(port) => port.counters(),
+            Port::UdpGroup(port) => port.counters(),
             Port::Raw(port) => port.counters(),
         }
     }
@@ -84,7 +84,7 @@ impl Underlay for Port {
     fn register(&self, waiter: &mut Waiter, token: usize) -> Result<()> {
         match self {
             Port::Udp(port) => port.register(waiter, token),
-            Port::UdpPair(port) => port.register(waiter, token),
+            Port::UdpGroup(port) => port.register(waiter, token),
             Port::Raw(port) => port.register(waiter, token),
         }
     }

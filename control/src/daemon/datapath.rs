@@ -111,7 +111,7 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
         // A restart finds it with its routes, and until then packets vanish instead of being refused.
         persist: true,
         listen: outline.listen,
-        listen_besides: outline.listen_besides,
+        listen_besides: outline.listen_besides.clone(),
         send_from: outline.send_from,
         table: Arc::new(table.unwrap_or_else(|| Fib::empty(outline.format))),
         mtu: outline.mtu,

@@ -29,7 +29,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
         device: DEVICE.to_owned(),
         mtu,
         listen: SocketAddr::new(IpAddr::V4(ends.local), 0),
-        listen_besides: None,
+        listen_besides: Vec::new(),
         send_from: None,
         // The interface's address, whatever is published: only there do packets for us arrive.
         format: Format::Ipip(encap::ipip::Ipip { local: ends.local }),

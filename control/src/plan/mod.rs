@@ -130,8 +130,8 @@ pub struct TunnelOutline {
     pub mtu: Mtu,
     /// Where peers' datagrams arrive.
     pub listen: SocketAddr,
-    /// Where they arrive as well, by the other family.
-    pub listen_besides: Option<SocketAddr>,
+    /// Where they arrive as well; of each family the first address is the one that sends.
+    pub listen_besides: Vec<SocketAddr>,
     /// Where ours come from; `None`: from the listening socket.
     pub send_from: Option<IpAddr>,
     /// How packets are wrapped.

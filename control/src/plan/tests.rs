@@ -536,7 +536,7 @@ pub(super) fn expect_outline(context: &Context, expected: &str) {
     let mut text = String::new();
     for tunnel in &outline.tunnels {
         write!(text, "{} mtu {} listens {}", tunnel.device, tunnel.mtu, tunnel.listen).expect("write");
-        tunnel.listen_besides.into_iter().for_each(|at| write!(text, " and {at}").expect("write"));
+        tunnel.listen_besides.iter().for_each(|at| write!(text, " and {at}").expect("write"));
         tunnel.send_from.into_iter().for_each(|ip| write!(text, " sends from {ip}").expect("write"));
         text.push('\n');
     }

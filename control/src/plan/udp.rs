@@ -31,7 +31,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         device: DEVICE.to_owned(),
         mtu,
         listen: SocketAddr::new(IpAddr::V4(ends.source), port),
-        listen_besides: None,
+        listen_besides: Vec::new(),
         // The port we listen on is also the one we send from.
         send_from: None,
         format: Format::Udp,

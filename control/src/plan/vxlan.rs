@@ -57,7 +57,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
             // The kernel caps a vxlan device to what its interface can carry.
             mtu: inner_mtu(context, outer.min(nic), OVERHEAD, false)?,
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), vxlan.port),
-            listen_besides: None,
+            listen_besides: Vec::new(),
             send_from: Some(IpAddr::V4(ends.source)),
             format: format(context.identity.mac),
         });
@@ -71,7 +71,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
             device: format!("flannel-v6.{vni}"),
             mtu: asked.min(inner_mtu(context, nic, OVERHEAD_V6, true)?),
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), vxlan.port),
-            listen_besides: None,
+            listen_besides: Vec::new(),
             send_from: Some(IpAddr::V6(ends.source)),
             format: format(context.identity.mac_v6),
         });

@@ -70,7 +70,7 @@ pub(super) fn outline(context: &Context, wireguard: &Wireguard) -> Result<Outlin
             device: device.to_owned(),
             mtu: inner_mtu(context, outer, OVERHEAD, ipv6)?,
             listen: listen.first().copied().ok_or(missing("a family", "the network configuration"))?,
-            listen_besides: listen.get(1).copied(),
+            listen_besides: listen.iter().skip(1).copied().collect(),
             send_from: None,
             format: Format::Wireguard,
         })
@@ -86,8 +86,13 @@ pub(super) fn outline(context: &Context, wireguard: &Wireguard) -> Result<Outlin
         let ends = context.underlay.ipv6.ok_or(missing("IPv6", "the underlay"))?;
         outline.attrs.public_ipv6 = Some(ends.public);
         outline.attrs.backend_v6_data = Some(data(wireguard.listen_port_v6));
-        // Stock peers take the port that is published, which in the single modes is not the one flannel opens.
-        listen.push(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), wireguard.listen_port_v6));
+        let at = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        listen.push(at(wireguard.listen_port_v6));
+        // What is published is that port; what flannel's one device opens, and expects of peers that publish none, is
+        // the other one.
+        if !is_separate(wireguard) && wireguard.listen_port != wireguard.listen_port_v6 {
+            listen.push(at(wireguard.listen_port));
+        }
     }
     if is_separate(wireguard) {
         for address in listen {
@@ -167,14 +172,12 @@ fn peer_in_one(
     let Some(subnet) = subnet else { return Ok(None) };
     let (v4, v6) = (lease.attrs.backend_data.as_ref(), lease.attrs.backend_v6_data.as_ref());
     let public = endpoint(context, lease, wireguard.mode)?;
-    let (beside, default) = match public {
-        IpAddr::V4(_) => (v4, wireguard.listen_port),
-        IpAddr::V6(_) => (v6, wireguard.listen_port_v6),
-    };
     // As flannel's: the key from beside the IPv6 subnet where there is one; in practice both say the same.
     let key = parse(v6.or(v4))?.public_key;
-    let published = beside.map(|data| parse(Some(data))).transpose()?.and_then(|data| data.port);
-    let remote = SocketAddr::new(public, published.unwrap_or(default));
+    // The port beside the IPv4 subnet in both families: the only one that flannel's one device has open, whatever it
+    // publishes beside the IPv6 subnet.
+    let published = v4.map(|data| parse(Some(data))).transpose()?.and_then(|data| data.port);
+    let remote = SocketAddr::new(public, published.unwrap_or(wireguard.listen_port));
     Ok(Some(Peer { subnet, remote, mac: None, key: Some(PublicKey(key)) }))
 }
 
@@ -183,7 +186,7 @@ fn endpoint(context: &Context, lease: &Lease, mode: WireguardMode) -> Result<IpA
     let v4 = Some(lease.attrs.public_ip).filter(|ip| !ip.is_unspecified());
     let v6 = lease.attrs.public_ipv6;
     let local = &context.underlay;
-    let (local_v4, local_v6) = (local.ipv4.map(|ends| ends.source), local.ipv6.map(|ends| ends.source));
+    let (local_v4, local_v6) = (local.ipv4.map(|ends| ends.public), local.ipv6.map(|ends| ends.public));
     let public_v6 = |ip: &Ipv6Addr| !ip.is_unique_local();
     let by_v4 = match (v4, v6) {
         (None, None) => return Err("it publishes no address".to_owned()),
@@ -282,12 +285,16 @@ mod tests {
     fn the_other_modes_are_one_tunnel_that_listens_on_both_ports() {
         for (mode, second) in [
             ("ipv4", "192.0.2.2:51000"),
-            ("ipv6", "[2001:db8::2]:51001"),
+            // Whatever is published for IPv6: flannel has but one port open.
+            ("ipv6", "[2001:db8::2]:51000"),
             // Documentation addresses are public in both families, and IPv4 comes first.
             ("auto", "192.0.2.2:51000"),
         ] {
             let context = dual(mode);
-            expect_outline(&context, &published("flannel-wg mtu 1420 listens 0.0.0.0:51820 and [::]:51821"));
+            expect_outline(
+                &context,
+                &published("flannel-wg mtu 1420 listens 0.0.0.0:51820 and [::]:51821 and [::]:51820"),
+            );
             expect_plan(
                 &context,
                 &own(),
@@ -326,7 +333,7 @@ mod tests {
         ] {
             let mut context = dual("auto");
             if let Some(ends) = &mut context.underlay.ipv6 {
-                ends.source = ours_v6.parse().expect("address");
+                ends.public = ours_v6.parse().expect("address");
             }
             let mut lease = node(2);
             lease.attrs.public_ip = v4.parse().expect("address");
@@ -366,6 +373,7 @@ mod tests {
         let mut bare = node(3);
         (bare.attrs.backend_data, bare.attrs.backend_v6_data) = (None, None);
         let mut old = node(4);
+        old.attrs.backend_data = raw(&format!(r#"{{"PublicKey":"{}"}}"#, key(4)));
         old.attrs.backend_v6_data = raw(&format!(r#"{{"PublicKey":"{}"}}"#, key(4)));
         let own_key =
             Lease { attrs: LeaseAttrs { backend_v6_data: data(OWN, 1), ..node(5).attrs }, ..node(5) };
@@ -382,7 +390,7 @@ mod tests {
             ]
         );
         let ports: Vec<u16> = plan.tunnels[0].peers.iter().map(|peer| peer.remote.port()).collect();
-        assert_eq!(ports, [51821, 51821], "without a port it listens where we do");
+        assert_eq!(ports, [51820, 51820], "without a port it listens where we do");
     }
 
     #[test]

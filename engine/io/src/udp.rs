@@ -7,7 +7,7 @@
 
 mod address;
 mod control;
-mod pair;
+mod group;
 pub(crate) mod receive;
 pub(crate) mod transmit;
 
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use self::pair::{Pair, open_pairs};
+pub use self::group::{Group, open_groups};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
 

@@ -1,4 +1,4 @@
-//! Two ports as one: for a tunnel whose peers are reached by IPv4 and by IPv6.
+//! Several ports as one: for a tunnel that is reached by IPv4 and by IPv6, or at more than one port number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,62 +8,65 @@ use super::{Aside, Config, Features, MAX_SLOTS, Port, open};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
 
-/// One worker's sockets of both families: its [`Underlay`].
+/// One worker's sockets, at least one: its [`Underlay`].
 #[derive(Debug)]
-pub struct Pair {
-    ports: [Port; 2],
+pub struct Group {
+    ports: Vec<Port>,
     /// Which port is asked first the next time.
     first: usize,
-    /// What the port that is asked second brought, before it joins the rest.
-    second: Vec<Received>,
+    /// What one port brought, before it joins the rest.
+    brought: Vec<Received>,
     notes: Vec<String>,
-    /// The sum of both.
+    /// The sum of all.
     counters: PortCounters,
 }
 
-/// Opens `queues` pairs, one per worker: the first port as in `config`, the other the same for `besides`.
+/// Opens `queues` groups, one per worker: the first port as in `config`, the others the same for `besides`.
 ///
-/// One of the two addresses has to be IPv4 and the other IPv6; `config.send_from` is to be `None`.
-pub fn open_pairs(config: &Config, besides: SocketAddr, queues: usize) -> Result<Vec<Pair>, Error> {
-    if config.listen.is_ipv4() == besides.is_ipv4() || config.send_from.is_some() {
-        let doing = format!("listening on {} and {besides} at once", config.listen);
+/// Of each family the first port is the one that sends; `config.send_from` is to be `None`.
+pub fn open_groups(config: &Config, besides: &[SocketAddr], queues: usize) -> Result<Vec<Group>, Error> {
+    if config.send_from.is_some() {
+        let doing = format!("listening on {} and {besides:?} at once", config.listen);
         return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
-            .advise("give one address of each family, and send from them"));
+            .advise("several ports send from themselves, not from another address"));
     }
-    let ones = open(config, queues)?;
-    let others = open(&Config { listen: besides, ..config.clone() }, queues)?;
-    Ok(ones.into_iter().zip(others).map(|(one, other)| Pair::new(one, other)).collect())
+    let mut groups: Vec<Group> = open(config, queues)?.into_iter().map(Group::new).collect();
+    for listen in besides {
+        let ports = open(&Config { listen: *listen, ..config.clone() }, queues)?;
+        groups.iter_mut().zip(ports).for_each(|(group, port)| group.join(port));
+    }
+    Ok(groups)
 }
 
-impl Pair {
-    fn new(one: Port, other: Port) -> Pair {
-        let notes = one.notes().iter().chain(other.notes()).cloned().collect();
-        let ports = [one, other];
-        let second = Vec::with_capacity(MAX_SLOTS);
-        Pair { ports, first: 0, second, notes, counters: PortCounters::default() }
+impl Group {
+    fn new(port: Port) -> Group {
+        let (notes, brought) = (port.notes().to_vec(), Vec::with_capacity(MAX_SLOTS));
+        Group { ports: vec![port], first: 0, brought, notes, counters: PortCounters::default() }
     }
 
-    /// Another way to send from the listening sockets' addresses, for a thread that is no worker.
+    fn join(&mut self, port: Port) {
+        self.notes.extend(port.notes().iter().cloned());
+        self.ports.push(port);
+    }
+
+    /// Another way to send from the same addresses as the group does, for a thread that is no worker.
     pub fn aside(&self) -> Result<Aside, Error> {
-        let [one, other] = &self.ports;
-        let (mut all, more) = (one.aside()?, other.aside()?);
-        all.sockets.extend(more.sockets);
+        let mut all = Aside { sockets: Vec::new() };
+        for port in &self.ports {
+            all.sockets.extend(port.aside()?.sockets);
+        }
         Ok(all)
     }
 
-    /// The addresses and ports that datagrams leave from.
+    /// The addresses and ports that it listens on.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
         self.ports.iter().flat_map(Port::lane_addrs).collect()
     }
 
-    /// The features that both have in use now.
+    /// The features that all have in use now.
     pub fn features(&self) -> Features {
-        let [one, other] = self.ports.each_ref().map(Port::features);
-        Features {
-            segment: one.segment && other.segment,
-            gro: one.gro && other.gro,
-            mmsg: one.mmsg && other.mmsg,
-        }
+        let all = |feature: fn(Features) -> bool| self.ports.iter().all(|port| feature(port.features()));
+        Features { segment: all(|one| one.segment), gro: all(|one| one.gro), mmsg: all(|one| one.mmsg) }
     }
 
     /// What was asked for and not granted, one sentence each.
@@ -72,41 +75,45 @@ impl Pair {
     }
 
     fn count(&mut self) {
-        let [one, other] = &self.ports;
-        self.counters = one.counters().plus(other.counters());
+        let sum = |sum: PortCounters, port: &Port| sum.plus(port.counters());
+        self.counters = self.ports.iter().fold(PortCounters::default(), sum);
     }
 }
 
-impl Underlay for Pair {
-    /// Asks the one that was not asked first the last time, and then the other for what room is left. So with fewer
-    /// messages than slots both had nothing more, and neither keeps the other waiting.
+impl Underlay for Group {
+    /// Asks one after the other for what room is left, each call beginning with the next. So with fewer messages than
+    /// slots none had any more, and none keeps the others waiting.
     fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        let (head, tail) = self.ports.split_at_mut(1);
-        let (Some(mut one), Some(mut other)) = (head.first_mut(), tail.first_mut()) else { return Ok(()) };
-        if self.first == 1 {
-            std::mem::swap(&mut one, &mut other);
-        }
-        self.first = 1 - self.first;
         out.clear();
-        let begun = one.receive(arena, slot_len, out);
-        // A slot whose message was skipped may lie between; what comes after the last one is free.
-        let used = out.last().map_or(0, |last| last.at as usize / slot_len.max(1) + 1);
         let slots = arena.len().checked_div(slot_len).unwrap_or(0);
-        let room = slots.saturating_sub(used).min(out.capacity() - out.len());
-        let rest = arena.get_mut(used * slot_len..(used + room) * slot_len).unwrap_or_default();
-        let ended = if room == 0 {
-            Ok(())
-        } else {
-            other.receive(rest, slot_len, &mut self.second).map(|()| {
-                let moved = |one: &Received| Received { at: one.at + (used * slot_len) as u32, ..*one };
-                out.extend(self.second.iter().map(moved));
-            })
-        };
+        let (count, mut used) = (self.ports.len(), 0);
+        let mut answer = Err(io::ErrorKind::WouldBlock.into());
+        let begin = self.first;
+        self.first = (begin + 1) % count.max(1);
+        for turn in 0..count {
+            let room = slots.saturating_sub(used).min(out.capacity() - out.len());
+            let rest = arena.get_mut(used * slot_len..(used + room) * slot_len).unwrap_or_default();
+            let Some(port) = self.ports.get_mut((begin + turn) % count).filter(|_| room > 0 || turn == 0)
+            else {
+                break;
+            };
+            match port.receive(rest, slot_len, &mut self.brought) {
+                Ok(()) => answer = Ok(()),
+                Err(error) if answer.is_err() => answer = Err(error),
+                Err(_) => {}
+            }
+            let from = used;
+            for one in self.brought.drain(..).take(room) {
+                // A slot whose message was skipped may lie between; what comes after the last one is free.
+                used = from + one.at as usize / slot_len.max(1) + 1;
+                out.push(Received { at: one.at + (from * slot_len) as u32, ..one });
+            }
+        }
         self.count();
-        if ended.is_ok() && room > 0 { Ok(()) } else { begun }
+        answer
     }
 
-    /// Each run of one family goes by its own sockets, so that each family's order is kept.
+    /// Each run of one family goes by its own socket, so that each family's order is kept.
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
         let mut all = TransmitOutcome::default();
         for run in batch.chunk_by(|one, next| one.to.is_ipv4() == next.to.is_ipv4()) {
@@ -228,9 +235,33 @@ mod tests {
     }
 
     #[test]
-    fn two_addresses_of_one_family_are_refused() {
-        let error = open_pairs(&config("127.0.0.1:0"), "127.0.0.2:0".parse().expect("address"), 1);
-        assert!(error.expect_err("refused").to_string().contains("each family"));
+    fn a_third_port_is_heard_and_the_first_of_its_family_sends() {
+        let besides = ["[::1]:0", "[::1]:0"].map(|text| text.parse().expect("address"));
+        let mut group = open_groups(&config("127.0.0.1:0"), &besides, 1).expect("opened").remove(0);
+        let ours = group.lane_addrs();
+        let stranger = stranger(ours[2]);
+        stranger.send_to(b"third", ours[2]).expect("sent");
+        let from = stranger.local_addr().expect("address");
+        assert_eq!(drain(&mut group, 4), [(from, b"third".to_vec())]);
+        let transmit = Transmit {
+            to: from,
+            lane: 0,
+            first_span: 0,
+            span_count: 1,
+            segment_size: 0,
+            segments: 1,
+            ecn: 0,
+        };
+        assert_eq!(group.transmit(b"back", &[0..4], &[transmit]).sent, 1);
+        assert_eq!(next(&stranger), (ours[1], b"back".to_vec()));
+    }
+
+    #[test]
+    fn what_is_sent_from_elsewhere_has_one_port() {
+        let from = Some("127.0.0.1".parse().expect("address"));
+        let config = Config { send_from: from, ..config("127.0.0.1:0") };
+        let error = open_groups(&config, &[], 1).expect_err("refused").to_string();
+        assert!(error.contains("send from themselves"), "{error}");
     }
 
     fn config(listen: &str) -> Config {
@@ -246,12 +277,12 @@ mod tests {
         }
     }
 
-    fn pair() -> Pair {
-        let pairs = open_pairs(&config("127.0.0.1:0"), "[::1]:0".parse().expect("address"), 1);
-        pairs.expect("both families on loopback").pop().expect("one")
+    fn pair() -> Group {
+        let groups = open_groups(&config("127.0.0.1:0"), &["[::1]:0".parse().expect("address")], 1);
+        groups.expect("both families on loopback").pop().expect("one")
     }
 
-    fn addresses(pair: &Pair) -> [SocketAddr; 2] {
+    fn addresses(pair: &Group) -> [SocketAddr; 2] {
         pair.lane_addrs().try_into().expect("two")
     }
 
@@ -268,7 +299,7 @@ mod tests {
     }
 
     /// One receive call with this many slots.
-    fn drain(pair: &mut Pair, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    fn drain(pair: &mut Group, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut arena = vec![0; slots * SLOT];
         let mut out = Vec::with_capacity(slots);
         pair.receive(&mut arena, SLOT, &mut out).expect("something is there");
