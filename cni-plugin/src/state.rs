@@ -42,9 +42,9 @@ pub struct Attachment {
 pub enum Found {
     /// The delegate's configuration.
     Config(Value),
-    /// Something else, from a crash or by somebody else's hand.
-    Rubbish,
-    /// There is no file.
+    /// The beginning of one, from a crash of a plugin that does not write it whole.
+    Broken,
+    /// There is no file, or somebody else's.
     Nothing,
 }
 
@@ -100,7 +100,8 @@ impl States {
         match text {
             Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
                 Ok(config @ Value::Object(_)) => Found::Config(config),
-                _ => Found::Rubbish,
+                _ if bytes.is_empty() || bytes.starts_with(b"{") => Found::Broken,
+                _ => Found::Nothing,
             }),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(Found::Nothing)
@@ -261,12 +262,18 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_told_from_nothing() {
+    fn a_broken_state_is_told_from_somebody_elses_file() {
         let (_directory, states) = states();
         states.make_directory().expect("made");
-        for text in ["", "{", "[]", "7", "\u{fffd}"] {
+        for (text, found) in [
+            ("", Found::Broken),
+            ("{\"name\":", Found::Broken),
+            ("[]", Found::Nothing),
+            ("Read me", Found::Nothing),
+            ("\u{fffd}", Found::Nothing),
+        ] {
             fs::write(states.directory.join("abc"), text).expect("written");
-            assert_eq!(states.read(&of("abc", "eth0")), Ok(Found::Rubbish), "{text}");
+            assert_eq!(states.read(&of("abc", "eth0")), Ok(found), "{text}");
         }
         assert_eq!(states.read(&of("abd", "eth0")), Ok(Found::Nothing));
     }

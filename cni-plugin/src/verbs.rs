@@ -65,13 +65,15 @@ fn del(request: &Request) -> Result<(), Failure> {
     match states.read(&attachment)? {
         Found::Nothing => Ok(()),
         Found::Config(config) => take_away(request, &states, &attachment, &config),
-        Found::Rubbish => {
-            // What ADD would give now names the same interface and the same addresses.
-            let subnet = subnet::read(&request.config.subnet_file)
-                .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
-            take_away(request, &states, &attachment, &delegate::build(&request.config, &subnet))
-        }
+        Found::Broken => take_away_broken(request, &states, &attachment),
     }
+}
+
+/// What ADD would give now names the same interface and the same addresses.
+fn take_away_broken(request: &Request, states: &States, attachment: &Attachment) -> Result<(), Failure> {
+    let subnet = subnet::read(&request.config.subnet_file)
+        .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
+    take_away(request, states, attachment, &delegate::build(&request.config, &subnet))
 }
 
 /// Has the delegate take it away, and forgets it only then.
@@ -138,8 +140,7 @@ fn gc(request: &Request) -> Result<(), Failure> {
             // Several networks may keep their states in one directory.
             Found::Config(config) if config["name"] != request.config.name => Ok(()),
             Found::Config(config) => take_away(request, &states, &attachment, &config),
-            // Nobody can say whose it was.
-            Found::Rubbish => states.remove(&attachment),
+            Found::Broken => take_away_broken(request, &states, &attachment),
             Found::Nothing => Ok(()),
         });
         failures.extend(swept.err());

@@ -286,11 +286,12 @@ fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
         add(container, interface, name);
     }
     fs::write(node.file("state/broken"), "{").unwrap();
+    fs::write(node.file("state/README"), "not a state").unwrap();
     fs::write(node.file("state/.dead.lock"), "").unwrap();
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
     assert_eq!(node.run("GC", &config).unwrap_err()["code"], 7, "without a list nothing is removed");
-    assert_eq!(node.states().len(), 7);
+    assert_eq!(node.states().len(), 8);
     let valid = json!([{"containerID": "keep", "ifname": "eth0"}, {"containerID": "keep", "ifname": "net1"}]);
     config["cni.dev/valid-attachments"] = valid.clone();
     fs::remove_file(node.file("calls")).unwrap();
@@ -300,13 +301,23 @@ fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
         r#"[ $CNI_IFNAME = net1 ] && { echo '{"code": 5, "msg": "not this one"}'; exit 1; }; exit 0"#,
     );
     assert_eq!(node.run("GC", &config).unwrap_err()["msg"], "not this one");
-    assert_eq!(node.states(), ["gone@net1", "keep", "keep@net1", "other"]);
+    assert_eq!(node.states(), ["README", "gone@net1", "keep", "keep@net1", "other"]);
     node.delegate("").run("GC", &config).unwrap();
-    assert_eq!(node.states(), ["keep", "keep@net1", "other"]);
+    assert_eq!(node.states(), ["README", "keep", "keep@net1", "other"]);
     let calls = node.calls();
     let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
-    assert_eq!(verbs, ["DEL gone eth0", "DEL gone net1", "GC pod-1 eth0", "DEL gone net1", "GC pod-1 eth0"]);
-    assert_eq!(calls[2].1["cni.dev/valid-attachments"], valid);
+    assert_eq!(
+        verbs,
+        [
+            "DEL broken eth0",
+            "DEL gone eth0",
+            "DEL gone net1",
+            "GC pod-1 eth0",
+            "DEL gone net1",
+            "GC pod-1 eth0"
+        ]
+    );
+    assert_eq!(calls[3].1["cni.dev/valid-attachments"], valid);
     // A delegate that is older than the verb has nothing to say against it.
     node.delegate(r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: GC"}'; exit 1"#);
     node.run("GC", &config).unwrap();
@@ -442,9 +453,9 @@ fn bridge_and_host_local_give_and_take_addresses() {
             command.env("CNI_PATH", DEBIAN).env("CNI_NETNS", pod.path());
             if matches!(verb, "STATUS" | "GC") {
                 // As runtimes call them.
-                ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]
-                    .iter()
-                    .for_each(|name| drop(command.env_remove(name)));
+                for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
+                    command.env_remove(name);
+                }
             }
             host.run(|| answer(&mut command, config.to_string().as_bytes())).unwrap()
         };

@@ -31,7 +31,7 @@ fn every_metric_is_explained() {
 fn every_test_that_compatibility_names_exists() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut sources = String::new();
-    let mut folders = vec![root.join("control"), root.join("engine")];
+    let mut folders = vec![root.join("control"), root.join("engine"), root.join("cni-plugin")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path())
         {

@@ -26,9 +26,6 @@ pub struct SubnetFileError {
 ///
 /// Mode 0644 whatever the umask; missing directories are made with mode 0755.
 pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
-    if is_written(path, desired) {
-        return Ok(false);
-    }
     let text = subnet_env::render(desired);
     let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
     fs::DirBuilder::new()

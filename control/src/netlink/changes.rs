@@ -1,4 +1,4 @@
-//! Hears that links, addresses or routes of this network namespace have changed.
+//! Hears that links, addresses, routes or rules of this network namespace have changed.
 //!
 //! What has changed is not read: whoever hears of it compares everything. So a lost message (ENOBUFS, netlink(7))
 //! says as much as one that came.
@@ -7,15 +7,24 @@ use std::future::poll_fn;
 use std::io;
 
 use rtnetlink::constants::{
-    RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK,
+    RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE,
+    RTMGRP_LINK,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 
 use super::NetlinkError;
 
-const GROUPS: u32 =
-    RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+/// RTNLGRP_IPV6_RULE (linux/rtnetlink.h) as a bit.
+const RTMGRP_IPV6_RULE: u32 = 1 << (19 - 1);
+/// Rules say which table a route is looked up in, which decides the way to a peer.
+const GROUPS: u32 = RTMGRP_LINK
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_RULE;
 /// More than the kernel's receive buffer holds; a storm must not keep the reader for ever.
 const DRAIN_MOST: usize = 10_000;
 
@@ -76,6 +85,8 @@ mod tests {
                 "route del 198.51.100.0/24 dev lo",
                 "-6 route add 2001:db8:1::/64 dev lo",
                 "-6 route del 2001:db8:1::/64 dev lo",
+                "rule add to 203.0.113.0/24 lookup 100",
+                "-6 rule add to 2001:db8:2::/64 lookup 100",
                 "link del loden-a",
             ] {
                 ip(change);
