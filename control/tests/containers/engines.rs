@@ -28,8 +28,7 @@ fn containers_of_podman_talk_across_hosts() {
     let daemons = talk::daemons(&cluster);
     let engines = [1, 2].map(|number| {
         let setup = Setup::new(&cluster, number);
-        // podman of Debian 12 knows CNI up to 0.4.0.
-        setup.install(&["--cni-version", "0.4.0"]);
+        setup.install(&[]);
         let engine = Podman::start(&cluster, number, &setup);
         engine.run(&["load", "-i", &archive.display().to_string()]);
         engine
