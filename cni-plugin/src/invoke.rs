@@ -49,8 +49,8 @@ pub struct Plugin<'a> {
 impl Plugin<'_> {
     /// Runs it with this configuration and these variables over those that we were started with. Gives what it printed.
     ///
-    /// It has what time the runtime gives us. If we are killed it ends its work; what it did then is in our state, and the
-    /// next DEL or GC undoes it.
+    /// It has what time the runtime gives us. If we are killed it ends its work, and holds our lock until then; what it did
+    /// is in our state, and the next DEL or GC undoes it.
     pub fn run(&self, verb: &str, variables: &[(&str, &str)], config: &Value) -> Result<String, InvokeError> {
         let program = self.find().map_err(InvokeError::NotStarted)?;
         let said = |what: &str, why: &dyn std::fmt::Display| {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::Value;
 
 use crate::reply::{Code, Failure};
@@ -62,6 +63,13 @@ impl Drop for Lock {
     }
 }
 
+impl Attachment {
+    /// Whether its file has flannel's name.
+    pub fn is_first(&self) -> bool {
+        self.interface == FIRST
+    }
+}
+
 impl States {
     /// The states in this directory, which need not be there yet.
     pub fn in_directory(directory: &Path) -> States {
@@ -75,7 +83,13 @@ impl States {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match try_lock(&path) {
-                Ok(Some(file)) => return Ok(Lock { path, _file: file }),
+                Ok(Some(file)) => {
+                    // A delegate that outlives us, because we were killed, has it until it ends: nobody may undo what is
+                    // not done yet.
+                    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
+                        .map_err(|error| failed("hand on", &path, &error.into()))?;
+                    return Ok(Lock { path, _file: file });
+                }
                 Ok(None) if Instant::now() >= deadline => {
                     let message =
                         format!("somebody else works on {} of this container", attachment.interface);

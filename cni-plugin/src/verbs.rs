@@ -29,6 +29,7 @@ fn add(request: &Request) -> Result<String, Failure> {
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
     let _lock = states.lock(&attachment)?;
+    let before = states.read(&attachment)?;
     states.write(&attachment, &config)?;
     let result = plugin(request, &config).run("ADD", &[], &config).and_then(|printed| {
         match serde_json::from_str::<Value>(&printed) {
@@ -43,7 +44,11 @@ fn add(request: &Request) -> Result<String, Failure> {
     match result {
         Ok(printed) => Ok(printed),
         Err(InvokeError::NotStarted(failure)) => {
-            states.remove(&attachment)?;
+            // An interface that somebody has given already keeps its own.
+            match before {
+                Found::Config(config) => states.write(&attachment, &config)?,
+                Found::Broken | Found::Nothing => states.remove(&attachment)?,
+            }
             Err(failure)
         }
         // The runtime will not know that there is something to take away.
@@ -133,7 +138,10 @@ fn gc(request: &Request) -> Result<(), Failure> {
     let states = states(request);
     let mut failures = Vec::new();
     for attachment in states.list()? {
-        if valid.contains(&attachment) {
+        // A name without an interface may be flannel's, and then of any interface of the container.
+        let is_unclear = attachment.is_first();
+        let is_used = |one: &Attachment| one.container == attachment.container && is_unclear;
+        if valid.contains(&attachment) || valid.iter().any(is_used) {
             continue;
         }
         let swept = states.lock(&attachment).and_then(|_lock| match states.read(&attachment)? {

@@ -366,6 +366,54 @@ fn two_adds_of_one_interface_come_one_after_the_other() {
     assert_eq!((node.calls().len(), node.states()), (8, vec!["pod-1".to_owned()]));
 }
 
+/// The delegate of a killed ADD is still at work when the runtime cleans up.
+#[test]
+fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
+    let node = Node::new(V4);
+    let (inside, go) = (node.file("inside"), node.file("go"));
+    // Nobody reads what the delegate of a killed plugin prints, so that comes last.
+    node.delegate(&format!(
+        "[ $CNI_COMMAND = DEL ] || {{ touch {}; until [ -e {} ]; do sleep 0.01; done; }}\necho end-$CNI_COMMAND >> {}\n{GOOD}",
+        inside.display(),
+        go.display(),
+        node.file("ends").display()
+    ));
+    let mut command = node.command("ADD", "pod-1");
+    let mut add = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    add.stdin.take().unwrap().write_all(node.config().to_string().as_bytes()).unwrap();
+    while !inside.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    add.kill().unwrap();
+    add.wait().unwrap();
+    std::thread::scope(|scope| {
+        let del = scope.spawn(|| node.run("DEL", &node.config()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!del.is_finished(), "it must not undo what is not done");
+        fs::write(&go, "").unwrap();
+        del.join().unwrap().unwrap();
+    });
+    assert_eq!(fs::read_to_string(node.file("ends")).unwrap(), "end-ADD\nend-DEL\n");
+    assert_eq!(node.states(), [""; 0]);
+}
+
+#[test]
+fn what_a_living_pod_has_is_not_forgotten() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.delegate(GOOD).run("ADD", &config).unwrap();
+    // A second ADD that cannot even begin.
+    let nowhere =
+        answer(node.command("ADD", "pod-1").env("CNI_PATH", "/nowhere"), config.to_string().as_bytes());
+    assert_eq!(nowhere.unwrap_err()["code"], 4);
+    assert_eq!(node.states(), ["pod-1"]);
+    // flannel's plugin would have given this name to net1 as well.
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "pod-1", "ifname": "net1"}]);
+    node.run("GC", &config).unwrap();
+    assert_eq!(node.states(), ["pod-1"]);
+}
+
 #[test]
 fn a_full_disk_and_a_place_that_cannot_be_written_are_named() {
     let node = Node::new(V4);

@@ -202,6 +202,7 @@ impl Node {
         if !whole || !self.uplink.is_settled() {
             self.comparing.ask_again();
         }
+        self.uplink.next_look().into_iter().for_each(|when| self.comparing.ask_at(when));
         Ok(())
     }
 

@@ -59,6 +59,8 @@ fn a_crash_leaves_a_device_that_the_next_start_takes_over_with_the_same_subnet()
     // By subnet.env, where the store has forgotten.
     assert!(cluster.in_store(async |store| store.remove(&key).await.expect("the store")));
     let daemon = cluster.start(1, &[]);
+    // It is ready from memory, and asks the store beside.
+    common::await_until("its lease", || !cluster.leases().is_empty());
     assert_eq!(cluster.lease(1).key, key);
     assert_eq!(fs::read(&daemon.subnet_file).expect("subnet.env"), env);
 }

@@ -146,7 +146,7 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
             "",
             text(r#"{"Type":"wireguard","Mode":"ipv6"}"#),
             None,
-            "Backend.Type = wireguard: one tunnel for both families, or for one in the other, is not supported yet",
+            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses",
         ),
         ("", text(r#"{"Type":"quic"}"#), None, r#"Backend.Type = "quic": must be vxlan, udp"#),
         ("", VXLAN.into(), Some(("--iface", "eth9")), "--iface eth9: no interface has this name"),

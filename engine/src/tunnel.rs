@@ -122,16 +122,22 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
         &self.underlay
     }
 
-    /// Picks up the newest table, and what is new of sessions.
+    /// Picks up the newest table, and what is new of sessions. Returns whether it did anything that counts.
     #[inline]
-    pub(crate) fn refresh(&mut self) {
+    pub(crate) fn refresh(&mut self) -> bool {
         self.fib.refresh();
-        if let Some(crypt) = &mut self.crypt {
-            if crypt.refresh(&mut self.counters) {
-                self.send_staged();
-            }
-            self.take_strays();
+        let Some(crypt) = &mut self.crypt else { return false };
+        let has_mail = crypt.has_mail();
+        if crypt.refresh(&mut self.counters) {
+            self.send_staged();
         }
+        has_mail | self.take_strays()
+    }
+
+    /// Whether records wait that arrived at another worker.
+    #[inline]
+    pub(crate) fn has_strays(&self) -> bool {
+        self.crypt.as_ref().is_some_and(|crypt| crypt.has_stray())
     }
 
     /// Underlay to pods: receives, strips, joins, writes. Returns whether it did anything.
@@ -309,15 +315,23 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
 
     /// Opens records that arrived at another worker, as if they had arrived here.
     #[inline]
-    fn take_strays(&mut self) {
-        while self.crypt.as_ref().is_some_and(|crypt| crypt.has_stray()) {
-            let Some(stray) = self.crypt.as_mut().and_then(|crypt| crypt.stray()) else { return };
-            let len = stray.bytes.len();
-            let Some(place) = self.ingress.arena.get_mut(..len) else { return };
-            place.copy_from_slice(&stray.bytes);
-            self.open_one(0..len as u32, stray.source, stray.ecn);
-            self.write_runs();
+    fn take_strays(&mut self) -> bool {
+        if !self.has_strays() {
+            return false;
         }
+        // As many as one receive call brings; the rest waits for the next turn.
+        for slot in 0..SLOTS {
+            let Some(stray) = self.crypt.as_mut().and_then(|crypt| crypt.stray()) else { break };
+            if !self.ingress.coalescer.has_room() {
+                self.write_runs();
+            }
+            let (at, len) = (slot * SLOT_LEN, stray.bytes.len().min(SLOT_LEN));
+            let Some(place) = self.ingress.arena.get_mut(at..at + len) else { break };
+            place.copy_from_slice(&stray.bytes[..len]);
+            self.open_one(at as u32..(at + len) as u32, stray.source, stray.ecn);
+        }
+        self.write_runs();
+        true
     }
 
     fn send_all(&mut self) {

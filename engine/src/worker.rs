@@ -59,7 +59,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         let mut worked = false;
         let before = self.moved();
         for tunnel in &mut self.tunnels {
-            tunnel.refresh();
+            worked |= tunnel.refresh();
             worked |= tunnel.ingress_batch();
             worked |= tunnel.egress_batch();
         }
@@ -68,7 +68,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             self.publish();
         }
         // While something waits to be read there is nothing to gather.
-        let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready);
+        let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready || t.has_strays());
         if !pending && !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
             self.moderate();
             return Ok(());

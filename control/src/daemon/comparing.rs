@@ -11,6 +11,8 @@ use crate::netlink::Changes;
 
 /// The least pause between two comparisons. On a host where links and routes change all the time it is the period.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Comparing may take one part in this many of the time, where a table is so large that it takes long.
+const SHARE: u32 = 100;
 /// The longest, although nothing happened: what no message tells of is mended as well.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long to let changes come together: a link that goes down takes many routes along.
@@ -49,7 +51,12 @@ impl Comparing {
     /// What was heard so far is looked at now.
     pub(super) fn begin(&mut self) {
         self.changes.forget();
-        self.schedule.begin();
+        self.schedule.begin(Instant::now());
+    }
+
+    /// To be looked at again at this time, whatever else is due.
+    pub(super) fn ask_at(&mut self, when: Instant) {
+        self.schedule.next = self.schedule.next.min(when);
     }
 
     /// The comparison is over.
@@ -60,15 +67,17 @@ impl Comparing {
 
 #[derive(Debug)]
 struct Schedule {
+    began: Instant,
     last: Instant,
     next: Instant,
+    pause: Duration,
     /// A change was heard that no comparison has looked at yet.
     heard: bool,
 }
 
 impl Schedule {
     fn new(now: Instant) -> Schedule {
-        Schedule { last: now, next: now + PAUSE, heard: false }
+        Schedule { began: now, last: now, next: now + PAUSE, pause: PAUSE, heard: false }
     }
 
     fn handle_change(&mut self, now: Instant) {
@@ -77,14 +86,15 @@ impl Schedule {
     }
 
     fn ask(&mut self, wanted: Instant) {
-        self.next = self.next.min(wanted.max(self.last + PAUSE));
+        self.next = self.next.min(wanted.max(self.last + self.pause));
     }
 
-    fn begin(&mut self) {
-        self.heard = false;
+    fn begin(&mut self, now: Instant) {
+        (self.began, self.heard) = (now, false);
     }
 
     fn end(&mut self, now: Instant) {
+        self.pause = (now.saturating_duration_since(self.began) * SHARE).clamp(PAUSE, LONGEST);
         (self.last, self.next) = (now, now + LONGEST);
     }
 }
@@ -101,14 +111,14 @@ mod tests {
         let mut schedule = Schedule::new(start);
         assert_eq!(schedule.next, start + PAUSE, "the first, with nothing heard");
         let first = start + PAUSE;
-        schedule.begin();
+        schedule.begin(first);
         schedule.end(first);
         assert_eq!(schedule.next, first + LONGEST, "nothing to do");
 
         schedule.handle_change(first + MOMENT);
         assert_eq!(schedule.next, first + PAUSE, "too soon after the last");
-        schedule.begin();
         let second = first + PAUSE + MOMENT;
+        schedule.begin(second);
         schedule.end(second);
 
         let late = second + PAUSE * 3;
@@ -122,9 +132,21 @@ mod tests {
     fn a_failure_is_tried_again_after_the_pause() {
         let start = Instant::now();
         let mut schedule = Schedule::new(start);
-        schedule.begin();
+        schedule.begin(start);
         schedule.end(start);
         schedule.ask(start);
         assert_eq!(schedule.next, start + PAUSE);
+    }
+
+    #[test]
+    fn a_comparison_that_takes_long_is_made_less_often() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        for (took, pause) in [(MOMENT, PAUSE), (PAUSE / 50, PAUSE * 2), (PAUSE, LONGEST)] {
+            schedule.begin(start);
+            schedule.end(start + took);
+            schedule.handle_change(start + took);
+            assert_eq!(schedule.next, start + took + pause, "{took:?}");
+        }
     }
 }

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::lease::Lease;
 use rtnetlink::Handle;
+use tokio::time::Instant;
 
 use super::asking::Answer;
 use super::{DaemonError, Node, datapath, underlay_wish};
@@ -18,6 +20,9 @@ use crate::store::StoreError;
 use crate::underlay::select::{self, SelectError};
 use crate::underlay::{self, Underlay};
 
+/// How long a changed uplink has to be there before it is taken up.
+const LASTING: Duration = Duration::from_secs(1);
+
 /// What the follower remembers between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Uplink {
@@ -25,6 +30,8 @@ pub(super) struct Uplink {
     closed: bool,
     /// The store does not have our attributes as they are now.
     behind: bool,
+    /// An uplink that was seen for the first time at this moment, and that is not taken up yet.
+    candidate: Option<(Underlay, Instant)>,
     /// Why the store does not have our attributes as they are now.
     unpublished: Option<String>,
     /// What could not be done, as said already.
@@ -32,6 +39,11 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
+    /// When to look again whether a changed uplink is still there.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.candidate.as_ref().map(|(_, since)| *since + LASTING)
+    }
+
     /// Whether the next look is not expected to have anything to do.
     pub(super) fn is_settled(&self) -> bool {
         !self.closed && !self.behind && self.said.is_empty()
@@ -44,6 +56,7 @@ impl Node {
         let mut problems = BTreeSet::new();
         let mut changed = false;
         match look(self.applier.netlink(), options, &self.context).await {
+            Ok(underlay) if underlay != self.context.underlay && !self.is_lasting(&underlay) => {}
             Ok(underlay) if underlay != self.context.underlay => {
                 match self.take_up(underlay, options).await {
                     Ok(()) => changed = true,
@@ -51,13 +64,14 @@ impl Node {
                 }
             }
             Ok(_) if self.uplink.closed => {
+                self.uplink.candidate = None;
                 let outline = plan::outline(&self.context)?;
                 match self.reopen(&outline, options).await {
                     Ok(()) => changed = true,
                     Err(problem) => _ = problems.insert(problem),
                 }
             }
-            Ok(_) => {}
+            Ok(_) => self.uplink.candidate = None,
             Err(problem) => _ = problems.insert(problem),
         }
         problems.extend(self.republish());
@@ -66,6 +80,26 @@ impl Node {
         }
         self.uplink.said = problems;
         Ok(changed)
+    }
+
+    /// Whether it was the same a while ago. An address that moves, or a route that is replaced, is away for a moment,
+    /// and what is there instead is not to be published.
+    fn is_lasting(&mut self, seen: &Underlay) -> bool {
+        let now = Instant::now();
+        match &self.uplink.candidate {
+            Some((candidate, since)) if candidate == seen && now >= *since + LASTING => {
+                self.uplink.candidate = None;
+                true
+            }
+            candidate => {
+                let since = candidate
+                    .as_ref()
+                    .filter(|(candidate, _)| candidate == seen)
+                    .map_or(now, |(_, since)| *since);
+                self.uplink.candidate = Some((seen.clone(), since));
+                false
+            }
+        }
     }
 
     async fn take_up(&mut self, underlay: Underlay, options: &RunOptions) -> Result<(), String> {

@@ -22,6 +22,8 @@ const RECORDS: usize = 1 << 19;
 /// Packets kept for a peer while there is no session, as many as the kernel keeps
 /// (MAX_STAGED_PACKETS, drivers/net/wireguard/messages.h).
 const STAGED: usize = 128;
+/// The keeper hears of a peer's moves so often at most.
+const TELL_EVERY: Millis = 100;
 /// A peer without a session is asked for so often.
 const ASK_EVERY: Millis = 1_000;
 
@@ -48,6 +50,9 @@ pub(crate) struct Crypt {
 
 struct Slot {
     endpoint: Option<SocketAddr>,
+    /// What the keeper knows of it, and when it was told.
+    told: Option<SocketAddr>,
+    told_at: Option<Millis>,
     pulse: Arc<Pulse>,
     session: Option<Arc<Session>>,
     staged: VecDeque<Box<[u8]>>,
@@ -109,6 +114,12 @@ impl Crypt {
         std::mem::take(&mut self.freed)
     }
 
+    /// Whether the keeper has sent anything.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.mailbox.is_full()
+    }
+
     #[cold]
     fn take_updates(&mut self, counters: &mut Counters) {
         for update in self.mailbox.take() {
@@ -116,12 +127,15 @@ impl Crypt {
                 Update::Peer(id, endpoint, pulse) => {
                     let new = || Slot {
                         endpoint,
+                        told: endpoint,
+                        told_at: None,
                         pulse: Arc::clone(&pulse),
                         session: None,
                         staged: VecDeque::new(),
                         asked: None,
                     };
-                    self.peers.entry(id).or_insert_with(new).endpoint = endpoint;
+                    let slot = self.peers.entry(id).or_insert_with(new);
+                    (slot.endpoint, slot.told) = (endpoint, endpoint);
                 }
                 Update::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |slot| slot.staged.len());
@@ -215,8 +229,10 @@ impl Crypt {
                 segments,
                 ecn: message.ecn,
             });
-            if slot.pulse.note_sent(self.now, true, (at - start) as u64) {
-                let _ = self.events.try_send(Event::Sent(message.peer()));
+            if slot.pulse.note_sent(self.now, true, (at - start) as u64)
+                && self.events.try_send(Event::Sent(message.peer())).is_err()
+            {
+                slot.pulse.sent_unheard();
             }
         }
         messages.len()
@@ -252,8 +268,10 @@ impl Crypt {
                     ecn: 0,
                 });
                 at += size;
-                if slot.pulse.note_sent(self.now, true, size as u64) {
-                    let _ = self.events.try_send(Event::Sent(*id));
+                if slot.pulse.note_sent(self.now, true, size as u64)
+                    && self.events.try_send(Event::Sent(*id)).is_err()
+                {
+                    slot.pulse.sent_unheard();
                 }
             }
         }
@@ -306,7 +324,11 @@ impl Crypt {
         let peer = inbound.session.peer;
         match inbound.session.to_receive(self.now) {
             Standing::Good => {}
-            Standing::Rekey => _ = self.events.try_send(Event::Want(peer)),
+            Standing::Rekey => {
+                if self.events.try_send(Event::Want(peer)).is_err() {
+                    inbound.session.rekey_unheard();
+                }
+            }
             Standing::Void => return Err(DropReason::WgExpired),
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
@@ -317,17 +339,23 @@ impl Crypt {
         }
         let slot = self.peers.get_mut(&peer).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
-            inbound.confirmed = true;
             self.freed |= !slot.staged.is_empty();
             slot.session = Some(Arc::clone(&inbound.session));
-            let _ = self.events.try_send(Event::Confirmed(peer, header.receiver));
+            // Unheard, it is told again with the next record.
+            inbound.confirmed = self.events.try_send(Event::Confirmed(peer, header.receiver)).is_ok();
         }
-        if slot.endpoint != Some(source) {
-            slot.endpoint = Some(source);
-            let _ = self.events.try_send(Event::Roamed(peer, source));
+        slot.endpoint = Some(source);
+        // A peer that is heard at two places by turns must not keep the keeper busy.
+        if slot.told != slot.endpoint
+            && slot.told_at.is_none_or(|then| self.now >= then + TELL_EVERY)
+            && self.events.try_send(Event::Roamed(peer, source)).is_ok()
+        {
+            (slot.told, slot.told_at) = (slot.endpoint, Some(self.now));
         }
-        if slot.pulse.note_received(self.now, len > 0, u64::from(span.end - span.start)) {
-            let _ = self.events.try_send(Event::Received(peer));
+        if slot.pulse.note_received(self.now, len > 0, u64::from(span.end - span.start))
+            && self.events.try_send(Event::Received(peer)).is_err()
+        {
+            slot.pulse.received_unheard();
         }
         let at = span.start + HEADER_LEN as u32;
         Ok(Some(Opened { peer, packet: (at, len as u32) }))
@@ -335,7 +363,9 @@ impl Crypt {
 
     /// A record that arrived at another worker.
     pub(crate) fn stray(&mut self) -> Option<Stray> {
-        self.strays.pop_front()
+        let stray = self.strays.pop_front();
+        self.mailbox.stray_taken(stray.is_some());
+        stray
     }
 
     /// Whether there is one.
@@ -357,7 +387,11 @@ fn usable(
     let asked = slot.asked.is_some_and(|asked| now < asked + ASK_EVERY);
     if standing == Standing::Rekey || (standing == Standing::Void && !asked) {
         slot.asked = Some(now);
-        let _ = events.try_send(Event::Want(id));
+        if events.try_send(Event::Want(id)).is_err()
+            && let Some(session) = &slot.session
+        {
+            session.rekey_unheard();
+        }
     }
     if standing == Standing::Void {
         return None;

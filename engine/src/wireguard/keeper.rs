@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, never, select_biased};
+use crossbeam_channel::{Receiver, never, select};
 use io::Waker;
 use io::udp::Aside;
 use path::DropReason;
@@ -103,8 +103,9 @@ impl Keeper {
             let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
             let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
-            // What strangers can make the most of comes last; timers are looked at whatever comes.
-            select_biased! {
+            // Each has its turn by chance, so that no flood of one keeps the others waiting; timers are looked at whatever
+            // comes.
+            select! {
                 recv(events) -> event => match event {
                     Ok(event) => self.handle(event),
                     Err(_) => return,
@@ -149,12 +150,10 @@ impl Keeper {
                 Taken::No => self.drop_one(DropReason::WgStranger),
                 Taken::TooMuch => self.drop_one(DropReason::WgBusy),
             },
-            Arrival::Stray(worker, stray) => {
-                if let Some((mailbox, waker)) = self.workers.get(worker as usize) {
-                    mailbox.put(Update::Stray(stray));
-                    let _ = waker.wake();
-                }
-            }
+            Arrival::Stray(worker, stray) => match self.workers.get(worker as usize) {
+                Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
+                _ => self.drop_one(DropReason::WgBusy),
+            },
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a keeper and its workers tell each other. None of it is told for each packet.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use path::DropReason;
@@ -57,10 +57,15 @@ pub(crate) enum Update {
     Dropped(DropReason, u64),
 }
 
+/// Strays that may wait for one worker.
+const STRAYS: usize = 1024;
+
 /// Updates on their way to one worker, which looks at a flag each turn and takes the lock when it is set.
 #[derive(Default)]
 pub(crate) struct Mailbox {
     full: AtomicBool,
+    /// Strays that the worker has not taken yet.
+    strays: AtomicUsize,
     updates: Mutex<Vec<Update>>,
 }
 
@@ -68,6 +73,21 @@ impl Mailbox {
     pub(crate) fn put(&self, update: Update) {
         self.updates.lock().unwrap_or_else(PoisonError::into_inner).push(update);
         self.full.store(true, Ordering::Release);
+    }
+
+    /// Puts a stray, unless too many wait: anybody who has seen a session's name can make them.
+    pub(crate) fn put_stray(&self, stray: Stray) -> bool {
+        let room = self.strays.load(Ordering::Relaxed) < STRAYS;
+        if room {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+            self.put(Update::Stray(stray));
+        }
+        room
+    }
+
+    /// The worker has taken one, or there was none.
+    pub(crate) fn stray_taken(&self, one: bool) {
+        self.strays.fetch_sub(usize::from(one), Ordering::Relaxed);
     }
 
     /// Whether there is anything to take.

@@ -165,7 +165,9 @@ impl Peer {
         let begun = noise::begin(private, &self.key, &self.psk, moment.name, &moment.stamp);
         let Some((begun, mut message)) = begun else { return };
         self.stamp.put(&mut message, moment.now);
-        self.attempt = Some(Attempt { begun, local: moment.name, first, sent: moment.now });
+        let attempt = Attempt { begun, local: moment.name, first, sent: moment.now };
+        let abandoned = self.attempt.replace(attempt);
+        actions.extend(abandoned.map(|attempt| Action::Forget(attempt.local)));
         self.timers.again = Some(moment.now + REKEY_TIMEOUT + moment.jitter);
         actions.push(Action::Send(to, message.to_vec()));
     }
@@ -256,8 +258,8 @@ impl Peer {
             && let Some(attempt) = &self.attempt
         {
             if now >= attempt.first + ATTEMPT {
+                actions.extend([Action::Forget(attempt.local), Action::GiveUp]);
                 self.attempt = None;
-                actions.push(Action::GiveUp);
             } else {
                 let first = attempt.first;
                 self.send_initiation(private, first, moment, actions);

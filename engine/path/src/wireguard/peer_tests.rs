@@ -134,6 +134,26 @@ fn older_sessions_are_forgotten_two_behind() {
 }
 
 #[test]
+fn each_try_that_nobody_answers_is_forgotten() {
+    let mut pair = Pair::new();
+    pair.begin();
+    let mut forgotten = Vec::new();
+    let mut tried = vec![pair.left.attempting().expect("a try")];
+    while let Some(at) = pair.left.poll_timeout() {
+        pair.now = at;
+        let actions = pair.time_out();
+        forgotten.extend(
+            actions
+                .iter()
+                .filter_map(|action| if let Action::Forget(name) = action { Some(*name) } else { None }),
+        );
+        tried.extend(pair.left.attempting().filter(|name| !tried.contains(name)));
+    }
+    assert!(tried.len() > 10, "{tried:?}");
+    assert_eq!(forgotten, tried, "nobody else knows these names any more");
+}
+
+#[test]
 fn replays_and_floods_are_ignored() {
     let mut pair = Pair::new();
     let first = message(&pair.begin());
@@ -164,11 +184,11 @@ fn an_unanswered_handshake_is_tried_again_and_given_up() {
     loop {
         pair.now = pair.left.poll_timeout().expect("a timer");
         match &pair.time_out()[..] {
-            [Action::Send(to, _)] => {
+            [Action::Forget(_), Action::Send(to, _)] => {
                 assert_eq!(*to, at(2));
                 sent += 1;
             }
-            [Action::GiveUp] => break,
+            [Action::Forget(_), Action::GiveUp] => break,
             other => panic!("{other:?}"),
         }
     }

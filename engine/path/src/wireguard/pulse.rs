@@ -55,6 +55,16 @@ impl Pulse {
         data && self.owed.begin(now)
     }
 
+    /// What [`Pulse::note_sent`] asked for could not be done: it asks again with the next packet.
+    pub fn sent_unheard(&self) {
+        self.unanswered.timed.store(false, Ordering::Relaxed);
+    }
+
+    /// The same for [`Pulse::note_received`].
+    pub fn received_unheard(&self) {
+        self.owed.timed.store(false, Ordering::Relaxed);
+    }
+
     /// When anything authentic last went either way; 0 for never.
     pub fn last(&self) -> Millis {
         self.sent.load(Ordering::Relaxed).max(self.received.load(Ordering::Relaxed))

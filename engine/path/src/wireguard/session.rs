@@ -139,6 +139,12 @@ impl Session {
         if due && !self.rekeying.swap(true, Ordering::Relaxed) { Standing::Rekey } else { Standing::Good }
     }
 
+    /// Nobody has heard that the next one is due: the next to notice is the first again.
+    #[cold]
+    pub fn rekey_unheard(&self) {
+        self.rekeying.store(false, Ordering::Relaxed);
+    }
+
     /// Takes `count` counters in a row; no two callers get the same.
     #[inline]
     pub fn take_counters(&self, count: u64) -> u64 {
