@@ -33,6 +33,8 @@ const EGRESS_PACKETS: usize = 1 << 19;
 const INGRESS_HEADERS: usize = 1 << 18;
 /// Full messages that go at once: enough to share a call, few enough to be still in the cache.
 const FULL_BATCH: usize = 4;
+/// The same where they are sealed first: what was read and its records lie in the cache side by side.
+const FULL_BATCH_SEALED: usize = 2;
 /// Sends handed over in one call.
 const BATCH: usize = 128;
 /// Packets start on a cache line.
@@ -193,6 +195,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
         if !self.overlay_ready {
             return false;
         }
+        let full_batch = if self.crypt.is_some() { FULL_BATCH_SEALED } else { FULL_BATCH };
         let mut worked = false;
         let mut at = EGRESS_HEADERS;
         for _ in 0..EGRESS_BUDGET {
@@ -241,7 +244,7 @@ impl<O: Overlay, U: Underlay> Tunnel<O, U> {
                 }
                 Verdict::Drop(reason) => self.counters.egress.drop(reason, 1),
             }
-            if self.egress.outbox.full().len() >= FULL_BATCH {
+            if self.egress.outbox.full().len() >= full_batch {
                 self.send(Send::Full);
             }
         }

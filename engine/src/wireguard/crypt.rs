@@ -305,7 +305,7 @@ impl Crypt {
             }
         };
         // The session may have been told of since the turn began.
-        if !self.inbound.contains_key(&header.receiver) && self.mailbox.is_full() {
+        if self.mailbox.is_full() && !self.inbound.contains_key(&header.receiver) {
             self.take_updates(counters);
         }
         let Some(inbound) = self.inbound.get_mut(&header.receiver) else {
