@@ -1,12 +1,14 @@
 //! The private key of the `wireguard` backend: a file as WireGuard's own tools write it, made where there is none.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use model::wireguard::{parse_key, render_key};
 use path::wireguard::SecretKey;
+
+use crate::put;
 
 /// Where flannel has it. On many hosts it is gone after a reboot, and the next one is published then.
 const USUAL: &str = "/run/flannel/wgkey";
@@ -44,40 +46,53 @@ pub fn path(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> PathBuf {
 
 /// Reads the key, or makes the file with the one that `new` gives.
 pub fn load(path: &Path, new: impl FnOnce() -> [u8; 32]) -> Result<SecretKey, KeyError> {
-    let failed = |what| move |source| KeyError::File { what, path: path.to_owned(), source };
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let key = parse_key(text.trim()).ok_or_else(|| KeyError::Content { path: path.to_owned() })?;
-            Ok(SecretKey(key))
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    let key = new();
+    match make(path, &render_key(&key)) {
+        Ok(()) => Ok(SecretKey(key)),
+        // Another daemon was faster: there is one key in the file, and it counts for both.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            read(path)?.ok_or_else(|| failed("make", path, error))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = new();
-            make(path, &render_key(&key)).map_err(failed("make"))?;
-            Ok(SecretKey(key))
-        }
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(KeyError::Content { path: path.to_owned() })
-        }
-        Err(error) => Err(failed("read")(error)),
+        Err(error) => Err(failed("make", path, error)),
     }
 }
 
-/// Whole or not at all, and nobody else's to read.
+/// `None` where there is no file.
+fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let key = parse_key(text.trim()).ok_or_else(|| KeyError::Content { path: path.to_owned() })?;
+            Ok(Some(SecretKey(key)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(KeyError::Content { path: path.to_owned() })
+        }
+        Err(error) => Err(failed("read", path, error)),
+    }
+}
+
+/// Whole or not at all, nobody else's to read, and never in the place of another file.
 fn make(path: &Path, text: &str) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = put::parent(path);
     fs::create_dir_all(directory)?;
-    let half = path.with_extension("new");
-    let _ = fs::remove_file(&half);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&half)?;
+    let mut file =
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o400)).tempfile_in(directory)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&half, path)
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map(drop).map_err(|error| error.error)
+}
+
+fn failed(what: &'static str, path: &Path, source: io::Error) -> KeyError {
+    KeyError::File { what, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn it_is_made_once_and_read_from_then_on() {
@@ -89,6 +104,21 @@ mod tests {
         assert_eq!(fs::read_to_string(&place).expect("text").len(), 44, "as wg genkey writes it");
         assert_eq!(load(&place, || [8; 32]).expect("the same").0, [7; 32]);
         assert_eq!(fs::read_dir(directory.path().join("deep")).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn of_two_that_make_it_at_once_both_have_what_is_in_the_file_and_neighbours_stay() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("wg.key");
+        let neighbour = directory.path().join("wg.new");
+        fs::write(&neighbour, "somebody else's").expect("a neighbour");
+        let second = load(&place, || {
+            assert_eq!(load(&place, || [1; 32]).expect("the first").0, [1; 32]);
+            [2; 32]
+        });
+        assert_eq!(second.expect("the same").0, [1; 32]);
+        assert_eq!(fs::read_to_string(neighbour).expect("it"), "somebody else's");
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 2);
     }
 
     #[test]

@@ -199,6 +199,7 @@ fn meet_wireguard_go() {
         }
         let counters = daemon.fresh_counters();
         assert_eq!(counters[0].unexplained_drops().len(), 0, "{:?}", counters[0].drops());
+        lies_about_its_addresses(&cluster, &daemon);
 
         // It moves, and is followed as soon as it is heard.
         cluster.shell(2, &format!("wg set wg{} listen-port 51999", std::process::id()));
@@ -215,8 +216,65 @@ fn meet_wireguard_go() {
         let _ = from.ping(cluster.pod(1, false), 0, Duration::from_millis(200));
         ping(&cluster, 2, 1, false);
         ping(&cluster, 1, 2, false);
+        is_met_with_silence(&cluster, &daemon, secret);
         drop(daemon);
     }
+}
+
+/// A peer that holds the right key and sends from addresses of others.
+fn lies_about_its_addresses(cluster: &Cluster, daemon: &Daemon) {
+    let count = || daemon.fresh_counters()[0].get("ingress.drop.wg_source");
+    let before = count();
+    let (device, pod) = (go_device(), cluster.pod(1, false));
+    let lie = format!(
+        "ip addr add 10.244.77.7/32 dev {device}; ping -c 3 -i 0.2 -W 1 -I 10.244.77.7 {pod}; ip addr del 10.244.77.7/32 dev {device}"
+    );
+    let said = cluster.shell(2, &lie);
+    assert!(said.contains(" 0 received"), "{said}");
+    await_until("its lies", || count() >= before + 3);
+    assert_eq!(count(), before + 3);
+    ping(cluster, 2, 1, false);
+}
+
+/// Somebody who knows our public key and is no peer, and a peer whose secret is another one: counted and not answered.
+fn is_met_with_silence(cluster: &Cluster, daemon: &Daemon, secret: Option<&str>) {
+    let count = || daemon.fresh_counters()[0].get("ingress.drop.wg_stranger");
+    let (device, pod, path) =
+        (go_device(), cluster.pod(1, false), |name| cluster.file(name).display().to_string());
+    let ours = cluster.shell(2, &format!("wg show {device} peers"));
+    let (subnet, at) = (cluster.lease(1).subnet().expect("a subnet"), cluster.host(1).underlay());
+    let make = format!("umask 077; wg genkey > {}; wg genpsk > {}", path("other.key"), path("other.psk"));
+    cluster.shell(2, &make);
+    let right = secret.map_or("/dev/null".to_owned(), |_| path("psk"));
+    // The session that is there goes with the peer.
+    let become_one = |key: &str, psk: &str| {
+        let line = format!(
+            "wg set {device} private-key {key} peer {ours} remove; \
+             wg set {device} peer {ours} preshared-key {psk} allowed-ips {subnet} endpoint {at}:51820"
+        );
+        cluster.shell(2, &line);
+    };
+    for (key, psk) in [(path("go.key"), path("other.psk")), (path("other.key"), right.clone())] {
+        let before = count();
+        become_one(&key, &psk);
+        let said = cluster.shell(2, &format!("ping -c 3 -i 0.2 -W 1 {pod}; true"));
+        assert!(said.contains(" 0 received"), "{said}");
+        // With another secret we answer, as the protocol has it, and it is the other side that does not understand.
+        if key == path("other.key") {
+            await_until("a stranger", || count() > before);
+            let received = cluster.shell(2, &format!("wg show {device} transfer"));
+            assert_eq!(received.split('\t').nth(1), Some("0"), "{received}");
+        }
+    }
+    become_one(&path("go.key"), &right);
+    let reached =
+        || cluster.host(2).pod().ping(cluster.pod(1, false), 56, Duration::from_millis(300)).is_ok();
+    await_until("the peer that it was", reached);
+}
+
+/// Two tests at once, or another one of the machine's, must not meet at one control socket.
+fn go_device() -> String {
+    format!("wg{}", std::process::id())
 }
 
 /// The tools of the WireGuard project on our device; the answer is the same whatever the namespace.
@@ -259,8 +317,7 @@ fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Proc
     let public =
         cluster.shell(number, &format!("umask 077; wg genkey > {0}; wg pubkey < {0}", key.display()));
     let mut command = Command::new("wireguard-go");
-    // Two tests at once, or another one of the machine's, must not meet at one control socket.
-    let device = format!("wg{}", std::process::id());
+    let device = go_device();
     command.args(["-f", &device]).env("WG_PROCESS_FOREGROUND", "1").stdout(Stdio::null());
     let process = Process::spawn(host.namespace(), &mut command).expect("wireguard-go");
     await_until("its device", || cluster.shell(number, "ip -o link").contains(&device));

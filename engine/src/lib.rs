@@ -207,10 +207,10 @@ impl Engine {
         }
     }
 
-    /// How the peers of a WireGuard tunnel are, by key.
-    pub fn peers(&self, index: usize) -> Vec<wireguard::PeerStatus> {
+    /// How the peers of a WireGuard tunnel are, by key; `None` if it is none, or too busy with handshakes to say.
+    pub fn peers(&self, index: usize) -> Option<Vec<wireguard::PeerStatus>> {
         let handle = self.tunnels.get(index).and_then(|tunnel| tunnel.wireguard.as_ref());
-        handle.map(wireguard::Handle::status).unwrap_or_default()
+        handle?.status()
     }
 
     /// Memory of each tunnel's newest table, in bytes. The workers share it.

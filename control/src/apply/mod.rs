@@ -86,9 +86,10 @@ impl Applier {
         }
     }
 
-    /// The workers are new and have no tables.
-    pub fn forget_tables(&mut self) {
+    /// The workers are new; their first tables have these numbers, one set for each tunnel.
+    pub fn begin_anew(&mut self, numbers: Vec<Numbers>) {
         self.published.clear();
+        self.numbers = numbers;
     }
 
     /// The connection to the kernel.

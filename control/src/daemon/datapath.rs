@@ -17,14 +17,14 @@ use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
 const FAN: u16 = 16;
 
 /// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
-/// planned yet. New devices are down.
+/// planned yet. New devices are down. The numbers that the tables have are for the [`Applier`](crate::apply::Applier).
 pub(super) fn start(
     options: &RunOptions,
     context: &Context,
     outline: &Outline,
     planned: &[Tunnel],
     switches: Switches,
-) -> Result<Engine, engine::Error> {
+) -> Result<(Engine, Vec<Numbers>), engine::Error> {
     let config = engine::Config {
         workers: options.workers.map_or(0, usize::from),
         pin: options.pin,
@@ -34,15 +34,12 @@ pub(super) fn start(
         }),
         switches,
     };
-    let tunnels: Vec<TunnelConfig> = outline
-        .tunnels
-        .iter()
-        .enumerate()
-        .map(|(index, outline)| tunnel(context, outline, planned.get(index)))
-        .collect();
+    let opened = outline.tunnels.iter().enumerate();
+    let (tunnels, numbers): (Vec<TunnelConfig>, _) =
+        opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Engine::start(&config, &tunnels)?;
     engine.chosen().for_each(tell);
-    Ok(engine)
+    Ok((engine, numbers))
 }
 
 /// Lets the devices stay when this process ends.
@@ -102,11 +99,13 @@ fn tested(wanted: Switches) -> Switches {
     report.choose(wanted)
 }
 
-fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) -> TunnelConfig {
+fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) -> (TunnelConfig, Numbers) {
+    let mut numbers = Numbers::default();
+    let peers = planned.map(|tunnel| tables::sealed_peers(tunnel, &mut numbers)).unwrap_or_default();
     // Peers that make no table are reported when the plan is applied.
-    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut Numbers::default()).ok());
+    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut numbers).ok());
     let sealed = outline.format == Format::Wireguard;
-    TunnelConfig {
+    let config = TunnelConfig {
         device: outline.device.clone(),
         // A restart finds it with its routes, and until then packets vanish instead of being refused.
         persist: true,
@@ -116,8 +115,9 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
         table: Arc::new(table.unwrap_or_else(|| Fib::empty(outline.format))),
         mtu: outline.mtu,
         fan: FAN,
-        wireguard: context.private_key.clone().filter(|_| sealed).map(|private| Settings { private }),
-    }
+        wireguard: context.private_key.clone().filter(|_| sealed).map(|private| Settings { private, peers }),
+    };
+    (config, numbers)
 }
 
 fn tell(chosen: &Chosen) {

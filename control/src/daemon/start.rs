@@ -23,6 +23,7 @@ use super::surface::Surface;
 use super::told::Told;
 use super::uplink::Uplink;
 use super::{DaemonError, Node, choose_underlay, datapath, room, rules, startup, unix_now, waiting, ways};
+use crate::apply::engine::Numbers;
 use crate::apply::{Applier, subnet_file};
 use crate::board::{Board, Phase};
 use crate::counters::CountersFile;
@@ -64,6 +65,8 @@ struct Beginning<'a> {
 struct Standing {
     context: Context,
     engine: Arc<Engine>,
+    /// Of the peers in the engine's first tables.
+    numbers: Vec<Numbers>,
     own: Lease,
     ledger: Ledger,
     watch: Watch,
@@ -124,13 +127,15 @@ impl Beginning<'_> {
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         let planned = plan::plan(&context, &own, ledger.peers())?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let engine = Arc::new(datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?);
+        let (engine, numbers) =
+            datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?;
+        let engine = Arc::new(engine);
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.surface.board;
         board.set_engine(&engine);
         board.set_remembered(&own);
         let watch = self.store.watch().await?;
-        Ok(Some(Standing { context, engine, own, ledger, watch, confirmed: false }))
+        Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
     async fn join(&mut self) -> Result<Standing, DaemonError> {
@@ -139,7 +144,8 @@ impl Beginning<'_> {
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let engine = Arc::new(datapath::start(self.options, &context, &outline, &[], switches)?);
+        let (engine, numbers) = datapath::start(self.options, &context, &outline, &[], switches)?;
+        let engine = Arc::new(engine);
         let board = &self.surface.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());
@@ -150,7 +156,7 @@ impl Beginning<'_> {
         let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
-        Ok(Standing { context, engine, own, ledger, watch, confirmed: true })
+        Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
     /// What the plan depends on, besides leases.
@@ -184,12 +190,13 @@ impl Beginning<'_> {
     /// From a datapath to a node that is ready.
     async fn finish(self, standing: Standing) -> Result<Node, DaemonError> {
         let Beginning { options, surface, recorded, netlink, changes, store, mut memory } = self;
-        let Standing { context, engine, own, ledger, watch, confirmed } = standing;
+        let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board: &Arc<Board> = &surface.board;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
         memory.promise(rules::wanted(options));
         let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
+        applier.begin_anew(numbers);
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
         board.set_sight(watch.sight());

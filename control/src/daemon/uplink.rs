@@ -126,13 +126,13 @@ impl Node {
         let planned = plan::plan(&self.context, &self.own, self.ledger.peers());
         let tunnels = planned.map(|plan| plan.tunnels).unwrap_or_default();
         let switches = datapath::switches(options, outline, &mut self.memory);
-        let engine = datapath::start(options, &self.context, outline, &tunnels, switches)
+        let (engine, numbers) = datapath::start(options, &self.context, outline, &tunnels, switches)
             .map_err(|error| format!("cannot open the tunnels anew: {error}"))?;
         datapath::keep(&engine);
         self.uplink.closed = false;
         self.engine = Arc::new(engine);
         self.board.set_engine(&self.engine);
-        self.applier.forget_tables();
+        self.applier.begin_anew(numbers);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! One worker's part in a WireGuard tunnel: seals what leaves, opens what comes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +26,9 @@ const STAGED: usize = 128;
 const TELL_EVERY: Millis = 100;
 /// A peer without a session is asked for so often.
 const ASK_EVERY: Millis = 1_000;
+/// Senders of unknown sessions of whom the keeper hears in that time: enough for peers to come back by the dozen, few
+/// enough that a flood from made-up addresses keeps nobody busy.
+const STRANGERS: usize = 256;
 
 /// A worker's sessions and peers.
 pub(crate) struct Crypt {
@@ -42,10 +45,11 @@ pub(crate) struct Crypt {
     /// Where records are made, and where strays are opened.
     records: Box<[u8]>,
     strays: VecDeque<Stray>,
-    /// Packets wait for a session that is there.
-    freed: bool,
-    /// When the keeper last heard of a record of no session.
-    strangers: Option<Millis>,
+    /// Peers for whose session packets have waited, and it is there.
+    freed: Vec<u32>,
+    /// Who has sent records of no session since then, as far as the keeper has heard of it.
+    strangers: HashSet<SocketAddr>,
+    strangers_since: Millis,
 }
 
 struct Slot {
@@ -93,8 +97,9 @@ impl Crypt {
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
             strays: VecDeque::new(),
-            freed: false,
-            strangers: None,
+            freed: Vec::new(),
+            strangers: HashSet::with_capacity(STRANGERS),
+            strangers_since: 0,
         }
     }
 
@@ -111,7 +116,7 @@ impl Crypt {
         if self.mailbox.is_full() {
             self.take_updates(counters);
         }
-        std::mem::take(&mut self.freed)
+        !self.freed.is_empty()
     }
 
     /// Whether the keeper has sent anything.
@@ -122,6 +127,7 @@ impl Crypt {
 
     #[cold]
     fn take_updates(&mut self, counters: &mut Counters) {
+        let mut gone = HashSet::new();
         for update in self.mailbox.take() {
             match update {
                 Update::Peer(id, endpoint, pulse) => {
@@ -140,7 +146,7 @@ impl Crypt {
                 Update::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |slot| slot.staged.len());
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
-                    self.inbound.retain(|_, inbound| inbound.session.peer != id);
+                    gone.insert(id);
                 }
                 Update::Session(session, send) => {
                     let inbound = self.inbound.entry(session.local).or_insert_with(|| Inbound {
@@ -150,7 +156,7 @@ impl Crypt {
                     });
                     inbound.confirmed |= send;
                     if send && let Some(slot) = self.peers.get_mut(&session.peer) {
-                        self.freed |= !slot.staged.is_empty();
+                        self.freed.extend(Some(session.peer).filter(|_| !slot.staged.is_empty()));
                         slot.session = Some(session);
                     }
                 }
@@ -168,6 +174,10 @@ impl Crypt {
                 Update::Stray(stray) => self.strays.push_back(stray),
                 Update::Dropped(reason, count) => counters.ingress.drop(reason, count),
             }
+        }
+        // Once for all of them.
+        if !gone.is_empty() {
+            self.inbound.retain(|_, inbound| !gone.contains(&inbound.session.peer));
         }
     }
 
@@ -241,9 +251,9 @@ impl Crypt {
     /// Seals what waited for a session, one packet a transmit; `false` when there is no more.
     pub(crate) fn seal_staged(&mut self, spans: &mut Vec<Range<u32>>, batch: &mut Vec<Transmit>) -> bool {
         let mut at = 0;
-        for (id, slot) in &mut self.peers {
-            while !slot.staged.is_empty() {
-                let Some((session, to)) = usable(slot, *id, self.now, &self.events) else { break };
+        while let Some(id) = self.freed.last().copied() {
+            while let Some(slot) = self.peers.get_mut(&id).filter(|slot| !slot.staged.is_empty()) {
+                let Some((session, to)) = usable(slot, id, self.now, &self.events) else { break };
                 let len = slot.staged.front().map_or(0, |packet| packet.len());
                 if at + len + Crypt::overhead() as usize > self.records.len()
                     || batch.len() == batch.capacity()
@@ -269,11 +279,12 @@ impl Crypt {
                 });
                 at += size;
                 if slot.pulse.note_sent(self.now, true, size as u64)
-                    && self.events.try_send(Event::Sent(*id)).is_err()
+                    && self.events.try_send(Event::Sent(id)).is_err()
                 {
                     slot.pulse.sent_unheard();
                 }
             }
+            self.freed.pop();
         }
         !batch.is_empty()
     }
@@ -309,11 +320,7 @@ impl Crypt {
             self.take_updates(counters);
         }
         let Some(inbound) = self.inbound.get_mut(&header.receiver) else {
-            // A peer that does not know that we have begun anew.
-            if self.strangers.is_none_or(|then| self.now >= then + ASK_EVERY) {
-                self.strangers = Some(self.now);
-                let _ = self.events.try_send(Event::Unknown(source));
-            }
+            self.tell_of_stranger(source);
             return Err(DropReason::WgUnknownSession);
         };
         let owner = inbound.session.owner();
@@ -339,7 +346,7 @@ impl Crypt {
         }
         let slot = self.peers.get_mut(&peer).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
-            self.freed |= !slot.staged.is_empty();
+            self.freed.extend(Some(peer).filter(|_| !slot.staged.is_empty()));
             slot.session = Some(Arc::clone(&inbound.session));
             // Unheard, it is told again with the next record.
             inbound.confirmed = self.events.try_send(Event::Confirmed(peer, header.receiver)).is_ok();
@@ -359,6 +366,18 @@ impl Crypt {
         }
         let at = span.start + HEADER_LEN as u32;
         Ok(Some(Opened { peer, packet: (at, len as u32) }))
+    }
+
+    /// It may be a peer that does not know that we have begun anew.
+    #[cold]
+    fn tell_of_stranger(&mut self, source: SocketAddr) {
+        if self.now >= self.strangers_since + ASK_EVERY {
+            self.strangers_since = self.now;
+            self.strangers.clear();
+        }
+        if self.strangers.len() < STRANGERS && self.strangers.insert(source) {
+            let _ = self.events.try_send(Event::Unknown(source));
+        }
     }
 
     /// A record that arrived at another worker.
@@ -441,3 +460,7 @@ impl<'a> Iterator for Packets<'a> {
         (!packet.is_empty()).then(|| packet.iter().cloned())
     }
 }
+
+#[cfg(test)]
+#[path = "crypt_tests.rs"]
+mod tests;

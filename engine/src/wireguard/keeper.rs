@@ -36,6 +36,8 @@ struct Keeper {
     workers: Vec<(Arc<Mailbox>, Waker)>,
     peers: HashMap<u32, Known>,
     by_key: HashMap<PublicKey, u32>,
+    /// Who is said to be where.
+    by_endpoint: HashMap<SocketAddr, u32>,
     /// Sessions and handshakes under way, by our name for them.
     names: HashMap<u32, u32>,
     wheel: BTreeSet<(Millis, u32)>,
@@ -81,6 +83,7 @@ pub(crate) fn start(
         workers: mailboxes.into_iter().zip(wakers).collect(),
         peers: HashMap::new(),
         by_key: HashMap::new(),
+        by_endpoint: HashMap::new(),
         names: HashMap::new(),
         wheel: BTreeSet::new(),
         next_second: 0,
@@ -88,6 +91,9 @@ pub(crate) fn start(
         dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
         count_at: None,
     };
+    // Messages of these peers may be waiting already.
+    keeper.set_peers(settings.peers.clone());
+    keeper.wake();
     let thread: JoinHandle<()> = std::thread::Builder::new()
         .name(format!("loden-wg{index}"))
         .spawn(move || keeper.run(&events, &arrivals, &commands))?;
@@ -231,8 +237,7 @@ impl Keeper {
     /// with who is said to be there, and with nobody else: the record itself proves nothing.
     fn handle_unknown(&mut self, from: SocketAddr) {
         let now = self.clock.now();
-        let is_there = |known: &&Known| known.config.endpoint == Some(from);
-        let Some(known) = self.peers.values().find(is_there) else { return };
+        let Some(known) = self.by_endpoint.get(&from).and_then(|id| self.peers.get(id)) else { return };
         if known.peer.current().is_none_or(|session| session.to_send(now) == Standing::Void) {
             self.with(known.config.id, |peer, private, moment, actions| peer.begin(private, moment, actions));
         }
@@ -339,6 +344,7 @@ impl Keeper {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
                 known.peer.names().for_each(|name| _ = self.names.remove(&name));
                 self.by_key.remove(&known.peer.key);
+                self.leave_endpoint(id, known.config.endpoint);
                 self.tell(|| Update::Gone(id));
             }
         }
@@ -364,10 +370,19 @@ impl Keeper {
         if moved {
             known.peer.endpoint = config.endpoint;
         }
+        let before = known.config.endpoint;
+        known.config = config.clone();
         self.by_key.insert(config.key, id);
-        known.config = config;
+        self.leave_endpoint(id, before);
+        self.by_endpoint.extend(config.endpoint.map(|at| (at, id)));
         self.schedule(id);
         self.tell_peer(id);
+    }
+
+    fn leave_endpoint(&mut self, id: u32, at: Option<SocketAddr>) {
+        if let Some(at) = at.filter(|at| self.by_endpoint.get(at) == Some(&id)) {
+            self.by_endpoint.remove(&at);
+        }
     }
 
     fn status(&self) -> Vec<PeerStatus> {

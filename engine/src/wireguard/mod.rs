@@ -31,6 +31,9 @@ pub(crate) use mail::{Arrival, Event, Mailbox};
 pub struct Settings {
     /// Our private key.
     pub private: SecretKey,
+    /// The peers from the first packet on, with the numbers that the first table has; later ones come by
+    /// [`Engine::set_peers`](crate::Engine::set_peers).
+    pub peers: Vec<PeerConfig>,
 }
 
 /// A peer as it should be.
@@ -90,13 +93,12 @@ impl Handle {
         let _ = self.commands.send(Command::Peers(peers));
     }
 
-    pub(crate) fn status(&self) -> Vec<PeerStatus> {
+    /// `None` if it does not answer.
+    pub(crate) fn status(&self) -> Option<Vec<PeerStatus>> {
         let (sender, answer): (_, Receiver<Vec<PeerStatus>>) = crossbeam_channel::bounded(1);
-        if self.commands.send(Command::Status(sender)).is_err() {
-            return Vec::new();
-        }
+        self.commands.send(Command::Status(sender)).ok()?;
         // A keeper in a storm of handshakes may be busy for a while; control must not wait for ever.
-        answer.recv_timeout(Duration::from_secs(1)).unwrap_or_default()
+        answer.recv_timeout(Duration::from_secs(1)).ok()
     }
 
     /// Ends the thread, which ends when nobody can tell it anything any more.
