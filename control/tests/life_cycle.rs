@@ -131,6 +131,28 @@ fn cleanup_takes_what_a_crash_left_and_nothing_else() {
 }
 
 #[test]
+fn a_replaced_configuration_is_told_without_its_secrets() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("lcy-psk", 1, Wiring::Switch, VXLAN);
+    let keyed = |psk: &str| VXLAN.replace("}}", &format!(r#","pSk":"{psk}"}}}}"#));
+    for (stored, given) in [(keyed("s3cret-one"), keyed("s3cret-two")), ("PSK=s3cret".into(), VXLAN.into())] {
+        cluster.in_store(async |store| store.set_net_config(&stored).await.expect("the store"));
+        cluster.config = given;
+        let mut daemon = cluster.start(1, &[NO_RULES, &["-vv"]].concat());
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(
+            daemon.words().matches("replacing the network configuration").count(),
+            1,
+            "{}",
+            daemon.words()
+        );
+        assert!(!daemon.said("s3cret"), "{}", daemon.words());
+    }
+}
+
+#[test]
 fn probes_are_answered_while_the_store_is_empty() {
     if !ready(&["ip"]) {
         return;
