@@ -137,6 +137,8 @@ impl Beginning<'_> {
         let (text, config) = waiting::network_config(&self.store, self.options).await?;
         self.memory.set_config(text);
         let mut context = self.context(config).await?;
+        // Not for a remembered configuration: nothing that commands make is gone on with.
+        context.extension_data = startup::before(&context.config).await?;
         let outline = self.outline(&context).await?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
         let engine = Arc::new(datapath::start(self.options, &context, &outline, &[], switches)?);
@@ -158,7 +160,6 @@ impl Beginning<'_> {
         rules::check(self.options, &config)?;
         let underlay = choose_underlay(&self.netlink, self.options, &config).await?;
         self.surface.board.set_underlay(&underlay);
-        let extension_data = startup::before(&config).await?;
         let found = room::look(&self.netlink, &config).await?;
         let identity = self.memory.identity(&found, || Identity::from_random(rand::random()));
         let ip_masq = self.options.traffic.ip_masq;
@@ -170,7 +171,7 @@ impl Beginning<'_> {
             _ => None,
         };
         let reach = Reach::new();
-        Ok(Context { config, underlay, identity, ip_masq, extension_data, reach, private_key })
+        Ok(Context { config, underlay, identity, ip_masq, extension_data: None, reach, private_key })
     }
 
     /// The tunnels to open, with the place for them made free.
