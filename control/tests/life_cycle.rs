@@ -193,6 +193,47 @@ fn a_port_in_use_ends_the_start() {
     assert!(words.contains(&format!("cannot serve health and metrics on 0.0.0.0:{PORT}")), "{words}");
 }
 
+/// T23 of flannel: the CNI plugin turns forwarding on, or the operator.
+#[test]
+fn forwarding_is_left_as_it_is_and_told() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let cluster = Cluster::build("lcy-fwd", 1, Wiring::Switch, common::DUAL);
+    let switches = "/proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding";
+    let warnings = ["IPv4 forwarding is off", "IPv6 forwarding is off"];
+    for (value, told) in [("0", 1), ("1", 0)] {
+        cluster.shell(1, &format!("for switch in {switches}; do echo {value} > $switch; done"));
+        let mut daemon = cluster.start(1, NO_RULES);
+        for warning in warnings {
+            assert_eq!(daemon.words().matches(warning).count(), told, "{}", daemon.words());
+        }
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(cluster.shell(1, &format!("cat {switches}")), format!("{value}\n{value}"));
+    }
+}
+
+/// A client of the health server that never ends its request would be waited for.
+#[test]
+fn a_second_signal_waits_for_nobody() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let cluster = Cluster::build("lcy-two", 1, Wiring::Switch, VXLAN);
+    let mut daemon = cluster.start(1, &[NO_RULES, &["--healthz-port", PORT]].concat());
+    let half = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 10_256)).expect("the server");
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost").expect("half a request");
+        stream
+    };
+    let stream = cluster.host(1).namespace().run(half).expect("the host");
+    daemon.process.signal(Signal::SIGTERM).expect("a signal");
+    await_until("the first signal's work", || daemon.said("stopped; what was made here stays"));
+    assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+    assert_eq!(daemon.words().matches("second signal: ending at once").count(), 1, "{}", daemon.words());
+    drop(stream);
+}
+
 #[test]
 fn systemd_is_told() {
     if !ready(&["ip"]) {
