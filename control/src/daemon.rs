@@ -244,6 +244,9 @@ impl Node {
                 let failures = applied.failures.iter().map(ToString::to_string).collect();
                 self.board.reconciled(applied.changes, failures);
                 self.told.tell(&self.plan, &applied);
+                if applied.is_promised() && !self.board.was_ready() {
+                    start::ready(&self.board, &self.own, options);
+                }
             }
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
@@ -331,17 +331,9 @@ fn bare(cluster: &Cluster) -> Command {
     command
 }
 
-/// The code and the body of an answer, asked for in the first host's namespace.
+/// The code and the body of an answer.
 fn get(cluster: &Cluster, path: &str) -> Option<(String, String)> {
-    let ask = || {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT.parse().ok()?)).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.to_owned(), body.to_owned()))
-    };
-    cluster.host(1).namespace().run(ask).expect("a thread in the namespace")
+    common::get(cluster, 1, PORT, path)
 }
 
 fn state_files(cluster: &Cluster) -> Vec<PathBuf> {

@@ -160,9 +160,16 @@ fn a_failed_start_leaves_no_device() {
         return;
     }
     let cluster = Cluster::build("rst-fail", 1, Wiring::Switch, VXLAN);
-    // subnet.env has a directory in its place.
-    fs::create_dir(cluster.file("host1.env")).expect("a directory");
-    let mut daemon = cluster.spawn(1, &mut cluster.command(1));
-    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
+    // Masquerading comes after the device, and there is nothing to make it with.
+    let status = common::with_private_mounts(|| {
+        for place in ["/usr/sbin", "/sbin"] {
+            common::mount_tmpfs(Path::new(place), "4k");
+        }
+        let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere").arg("--ip-masq"));
+        let status = daemon.await_end();
+        assert!(daemon.said("datapath device=flannel.1"), "{}", daemon.words());
+        status
+    });
+    assert_eq!(status.code(), Some(1));
     assert_eq!(common::leftovers(&cluster, 1), "");
 }
