@@ -124,8 +124,12 @@ fn alloc_takes_a_subnet_and_makes_nothing() {
     if !common::ready(&[]) {
         return;
     }
-    let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#;
-    let cluster = Cluster::build("be-alloc", 1, Wiring::Switch, config);
+    let config = HOST_GW.replace("host-gw", "alloc");
+    let cluster = Cluster::build("be-alloc", 1, Wiring::Switch, &config);
+    assert!(
+        cluster.shell(1, "ip -6 -o addr show dev eth0 scope global").contains("fd00:"),
+        "a second address"
+    );
     let before = cluster.shell(1, "ip -o link | cut -d: -f2; ip route");
     let daemon = cluster.start(1, &[]);
     assert_eq!(cluster.shell(1, "ip -o link | cut -d: -f2; ip route"), before);
