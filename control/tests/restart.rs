@@ -153,6 +153,25 @@ fn cleanup_takes_devices_and_firewall_rules_and_leaves_others() {
     }
 }
 
+/// Stock flannel cannot start beside these: they have to go before it comes back.
+#[test]
+fn cleanup_makes_room_for_stock_flannel() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    for (config, device) in [(UDP, "flannel0"), (IPIP, "flannel.ipip")] {
+        let cluster = Cluster::build("rst-back", 1, Wiring::Switch, config);
+        let mut daemon = cluster.start(1, &["--instance", "one"]);
+        daemon.end(Signal::SIGTERM);
+        assert!(common::leftovers(&cluster, 1).contains(device));
+        let place = cluster.place.path().display();
+        cluster
+            .shell(1, &format!("{} cleanup --instance one --run-dir {place}", env!("CARGO_BIN_EXE_loden")));
+        assert_eq!(common::leftovers(&cluster, 1), "", "{device}");
+        assert_eq!(cluster.leases().len(), 1, "flannel takes the same subnet");
+    }
+}
+
 /// A start that cannot succeed leaves no device behind.
 #[test]
 fn a_failed_start_leaves_no_device() {
