@@ -137,6 +137,22 @@ fn a_port_that_is_taken_is_named() {
     assert!(first.is_running() && env.exists());
 }
 
+/// flannel's second daemon of udp would get `flannel1`.
+#[test]
+fn a_second_daemon_of_udp_is_refused() {
+    let Some(mut cluster) = alone("bs-udp") else { return };
+    cluster.config = common::UDP.to_owned();
+    let mut first = cluster.start(1, &[]);
+    cluster.config = common::UDP.replace(r#""udp""#, r#""udp","Port":8286"#).replace("10.244", "10.245");
+    let store = format!("sqlite:{}", cluster.file("second.db").display());
+    let mut second = cluster.command(1);
+    replace(&mut second, "--store", &store);
+    replace(&mut second, "--subnet-file", cluster.file("second.env").to_str().expect("a path"));
+    let line = refused_with(&cluster, &mut second, "flannel0");
+    assert!(line.contains("flannel0"), "{line}");
+    assert!(first.is_running());
+}
+
 #[test]
 fn a_store_that_another_process_locks_is_waited_for_and_named() {
     let Some(cluster) = alone("bs-lock") else { return };

@@ -56,6 +56,28 @@ fn pods_meet_no_error_while_the_daemon_restarts() {
     }
 }
 
+/// flannel's udp device ends with its daemon.
+#[test]
+fn the_device_of_udp_stays_for_the_next_daemon() {
+    if !ready(&["ip", "ping"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("rst-udp", 2, Wiring::Switch, UDP);
+    let mut daemons = [cluster.start(1, &[]), cluster.start(2, &[])];
+    [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
+    let device = |cluster: &Cluster| cluster.shell(1, "ip -o link show flannel0 | cut -d: -f1,2");
+    let route = |cluster: &Cluster| cluster.shell(1, "ip route show 10.244.0.0/16 | cut -d' ' -f1-3");
+    let before = (device(&cluster), route(&cluster));
+    assert_eq!(before.1, "10.244.0.0/16 dev flannel0");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        daemons[0].end(signal);
+        assert_eq!((device(&cluster), route(&cluster)), before, "{signal}");
+        daemons[0] = cluster.start(1, &[]);
+        assert_eq!((device(&cluster), route(&cluster)), before, "the very device, after {signal}");
+        ping(&cluster, 1, 2, false);
+    }
+}
+
 /// The host ran stock flannel: its kernel device is there with all its entries. After the swap the lease is what
 /// it was, to the byte, and a stock peer that knows nothing of it is reached.
 #[test]
