@@ -70,10 +70,7 @@ pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
     // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
     let surface = Surface::open(options).await?;
     let result = live(options, &surface, &mut signals).await;
-    tokio::select! {
-        () = surface.close() => {}
-        () = signals.received() => {}
-    }
+    or_second_signal(surface.close(), &mut signals).await;
     result
 }
 
@@ -97,11 +94,16 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
     };
     notify(&[NotifyState::Stopping]);
     surface.board.set_phase(Phase::Stopping);
+    or_second_signal(node.stop(), signals).await;
+    result
+}
+
+/// Ends what a first signal has begun, unless a second one comes.
+async fn or_second_signal(ending: impl Future<Output = ()>, signals: &mut Signals) {
     tokio::select! {
-        () = node.stop() => {}
+        () = ending => {}
         () = signals.received() => tracing::warn!("second signal: ending at once"),
     }
-    result
 }
 
 /// Tells systemd, where it has asked for that.
@@ -242,6 +244,9 @@ impl Node {
                 let failures = applied.failures.iter().map(ToString::to_string).collect();
                 self.board.reconciled(applied.changes, failures);
                 self.told.tell(&self.plan, &applied);
+                if applied.is_promised() && !self.board.was_ready() {
+                    start::ready(&self.board, &self.own, options);
+                }
             }
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);

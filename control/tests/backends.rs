@@ -124,8 +124,12 @@ fn alloc_takes_a_subnet_and_makes_nothing() {
     if !common::ready(&[]) {
         return;
     }
-    let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#;
-    let cluster = Cluster::build("be-alloc", 1, Wiring::Switch, config);
+    let config = HOST_GW.replace("host-gw", "alloc");
+    let cluster = Cluster::build("be-alloc", 1, Wiring::Switch, &config);
+    assert!(
+        cluster.shell(1, "ip -6 -o addr show dev eth0 scope global").contains("fd00:"),
+        "a second address"
+    );
     let before = cluster.shell(1, "ip -o link | cut -d: -f2; ip route");
     let daemon = cluster.start(1, &[]);
     assert_eq!(cluster.shell(1, "ip -o link | cut -d: -f2; ip route"), before);
@@ -179,6 +183,43 @@ fn extension_runs_the_commands_that_make_the_paths() {
     assert!(other.end(nix::sys::signal::Signal::SIGTERM).success());
     cluster.in_store(async |store| store.remove(&two.key).await.expect("removed"));
     await_until("the removal", || said(&format!("remove SUBNET={subnet}")));
+}
+
+/// A restart finds another configuration in the store than it remembers.
+#[test]
+fn an_extension_that_restarts_runs_its_start_commands_once() {
+    if !common::ready(&[]) {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let (script, log) = (place.path().join("hook"), place.path().join("log"));
+    std::fs::write(&script, format!("echo $1 | tee -a {}\n", log.display())).expect("a script");
+    let config = |name: &str| {
+        let hook = |event: &str| format!("sh {} {event}-{name}", script.display());
+        let backend = serde_json::json!({ "Type": "extension", "PreStartupCommand": hook("pre"),
+            "PostStartupCommand": hook("post") });
+        serde_json::json!({ "Network": "10.244.0.0/16", "Backend": backend }).to_string()
+    };
+    let cluster = Cluster::build("be-exr", 1, Wiring::Switch, &config("unused"));
+    // The store's configuration, and none on the command line.
+    let mut command = cluster.command(1);
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let given = arguments.iter().position(|argument| argument == "--net-config-json").expect("it is given");
+    let kept = arguments.iter().enumerate().filter(|(at, _)| !(given..given + 2).contains(at));
+    let program = command.get_program().to_owned();
+    command = std::process::Command::new(program);
+    command.args(kept.map(|(_, argument)| argument));
+    for name in ["one", "one", "two"] {
+        let text = config(name);
+        cluster.in_store(async |store| store.set_net_config(&text).await.expect("the store"));
+        let mut daemon = cluster.spawn(1, &mut command);
+        daemon.await_ready();
+        let data = cluster.lease(1).attrs.backend_data.expect("what the command printed");
+        assert_eq!(data.as_str(), format!(r#""pre-{name}""#));
+        assert!(daemon.end(nix::sys::signal::Signal::SIGTERM).success());
+    }
+    let ran = std::fs::read_to_string(&log).expect("the commands' log");
+    assert_eq!(ran, "pre-one\npost-one\npre-one\npost-one\npre-two\npost-two\n");
 }
 
 #[test]

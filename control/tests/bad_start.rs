@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,8 @@ use common::{Cluster, PORT, VXLAN};
 use lab::Wiring;
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
+
+const PROBES: &str = "10256";
 
 #[test]
 fn broken_network_configurations_name_key_value_and_rule() {
@@ -134,6 +137,22 @@ fn a_port_that_is_taken_is_named() {
     assert!(first.is_running() && env.exists());
 }
 
+/// flannel's second daemon of udp would get `flannel1`.
+#[test]
+fn a_second_daemon_of_udp_is_refused() {
+    let Some(mut cluster) = alone("bs-udp") else { return };
+    cluster.config = common::UDP.to_owned();
+    let mut first = cluster.start(1, &[]);
+    cluster.config = common::UDP.replace(r#""udp""#, r#""udp","Port":8286"#).replace("10.244", "10.245");
+    let store = format!("sqlite:{}", cluster.file("second.db").display());
+    let mut second = cluster.command(1);
+    replace(&mut second, "--store", &store);
+    replace(&mut second, "--subnet-file", cluster.file("second.env").to_str().expect("a path"));
+    let line = refused_with(&cluster, &mut second, "flannel0");
+    assert!(line.contains("flannel0"), "{line}");
+    assert!(first.is_running());
+}
+
 #[test]
 fn a_store_that_another_process_locks_is_waited_for_and_named() {
     let Some(cluster) = alone("bs-lock") else { return };
@@ -175,7 +194,6 @@ fn a_full_disk_is_named() {
     let Some(cluster) = alone("bs-full") else { return };
     let full = cluster.file("full");
     fs::create_dir(&full).expect("a directory");
-    // For the store, nothing; for subnet.env, everything but the file's content.
     let line = common::with_private_mounts(|| {
         common::mount_tmpfs(&full, "12k");
         let mut command = cluster.command(1);
@@ -183,18 +201,41 @@ fn a_full_disk_is_named() {
         refused(&cluster, &mut command)
     });
     assert!(line.contains("leases.db") && line.to_lowercase().contains("no space"), "{line}");
+}
 
-    let line = common::with_private_mounts(|| {
+/// As in flannel, packets flow for the pods that are there; only what waits for the file waits.
+#[test]
+fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
+    let Some(cluster) = alone("bs-file") else { return };
+    let full = cluster.file("full");
+    fs::create_dir(&full).expect("a directory");
+    let probe = || common::get(&cluster, 1, PROBES, "/readyz").map(|(code, _)| code);
+    let socket = UnixDatagram::bind(cluster.file("notify")).expect("a socket");
+    socket.set_read_timeout(Some(common::LIMIT)).expect("a time limit");
+    common::with_private_mounts(|| {
         common::mount_tmpfs(&full, "4k");
         fs::write(full.join("filler"), [0; 4096]).expect("a full filesystem");
         let mut command = cluster.command(1);
-        replace(&mut command, "--subnet-file", full.join("subnet.env").to_str().expect("a path"));
-        let line = refused(&cluster, &mut command);
+        let env = full.join("subnet.env");
+        replace(&mut command, "--subnet-file", env.to_str().expect("a path"));
+        command.args(["--healthz-port", PROBES]).env("NOTIFY_SOCKET", cluster.file("notify"));
+        let mut daemon = cluster.spawn(1, &mut command);
+        common::await_until("the warning", || daemon.said("subnet.env"));
+        // systemd hears that the start is over.
+        socket.recv(&mut [0; 100]).expect("a message");
+        assert!(daemon.said("No space left") && !daemon.said("ready lease="), "{}", daemon.words());
+        assert_eq!(probe().as_deref(), Some("503"));
         let left: Vec<_> = fs::read_dir(&full).expect("the directory").collect();
         assert_eq!(left.len(), 1, "only the filler: {left:?}");
-        line
+        assert_eq!(cluster.leases().len(), 1);
+        assert!(cluster.shell(1, "ip addr show flannel.1").contains("/32"), "the node is there");
+
+        fs::remove_file(full.join("filler")).expect("room");
+        common::await_until("readiness", || probe().as_deref() == Some("200"));
+        assert!(fs::read_to_string(&env).expect("it is written").starts_with("FLANNEL_NETWORK="));
+        assert_eq!(daemon.words().matches("ready lease=").count(), 1, "{}", daemon.words());
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
     });
-    assert!(line.contains("subnet.env") && line.contains("No space left"), "{line}");
 }
 
 /// One host with the plainest configuration; `None` where tests cannot have one.

@@ -21,6 +21,18 @@ fn nodes_join_and_outlive_their_etcd() {
     await_until("the complaint", || first.said("waiting for the lease store: etcd: cannot read"));
     let etcd = start_etcd(&cluster);
     await_until("the other complaint", || first.said("no network configuration in the store"));
+    // Nor does one that cannot be used end it, where flannel waits and where it does not: somebody will mend it.
+    for (config, why) in [
+        ("{\"Network\":", "not a JSON object"),
+        ("{}", "Network = (absent)"),
+        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family is left"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "Backend.Type = \"vxlna\""),
+    ] {
+        etcdctl(&cluster, &format!("put /coreos.com/network/config '{config}'"));
+        let said = || first.words().lines().any(|line| line.contains("waiting for") && line.contains(why));
+        await_until(why, said);
+        assert!(first.is_running());
+    }
     etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
     first.await_ready();
     let mut second = start(&cluster, 2);

@@ -6,7 +6,8 @@
 
 mod common;
 
-use common::{Cluster, DUAL, Daemon, KernelNode};
+use common::capture::Capture;
+use common::{Cluster, DUAL, Daemon, KernelNode, packet};
 use lab::Wiring;
 
 const LODEN: usize = 1;
@@ -83,6 +84,65 @@ fn every_datagram_size_over_a_wire() {
     pair.sizes();
 }
 
+/// A kernel that learns drops what does not come from the address that an entry says, and it must learn nothing else.
+#[test]
+fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
+    if !common::ready(&["bridge"]) {
+        return;
+    }
+    let pair = pair_of("iop-lrn", false, &with_vxlan(r#""Learning":true"#));
+    let shown = pair.cluster.shell(KERNEL, "ip -d link show flannel.1; ip -d link show flannel-v6.1");
+    assert!(shown.matches("vxlan id 1 ").count() == 2 && !shown.contains("nolearning"), "{shown}");
+    let entries =
+        || pair.cluster.shell(KERNEL, "bridge fdb show dev flannel.1; bridge fdb show dev flannel-v6.1");
+    let before = entries();
+    assert_eq!(before.matches(" self permanent").count(), 2, "{before}");
+    for ipv6 in [false, true] {
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        common::ping(&pair.cluster, KERNEL, LODEN, ipv6);
+        common::verified(&pair.cluster, LODEN, KERNEL, ipv6, 8 << 20);
+        common::verified(&pair.cluster, KERNEL, LODEN, ipv6, 8 << 20);
+    }
+    assert_eq!(entries(), before);
+    pair.nothing_was_dropped();
+}
+
+/// What a cluster with Windows nodes has: a VNI from 4096 on, and the assigned port.
+#[test]
+fn the_numbers_that_windows_nodes_need_are_on_the_wire() {
+    if !common::ready(&[]) {
+        return;
+    }
+    let pair = pair_of("iop-win", true, &with_vxlan(r#""VNI":4096,"Port":4789"#));
+    for ipv6 in [false, true] {
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        let mut wire = Capture::start(pair.cluster.host(KERNEL).namespace());
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        common::ping(&pair.cluster, KERNEL, LODEN, ipv6);
+        let (at, header) = if ipv6 { (6, 14 + 40) } else { (9, 14 + 20) };
+        let mut tunnelled = Vec::new();
+        common::await_until("both directions", || {
+            tunnelled.extend(wire.frames().into_iter().filter(|frame| {
+                frame.get(14 + at) == Some(&packet::UDP)
+                    && frame.get(header + 2..header + 4) == Some(&[0x12, 0xb5])
+            }));
+            tunnelled.len() >= 4
+        });
+        for frame in &tunnelled {
+            assert_eq!(frame[header + 8..header + 16], [8, 0, 0, 0, 0, 0x10, 0, 0], "{frame:02x?}");
+        }
+    }
+    let attrs = pair.cluster.lease(LODEN).attrs.to_json();
+    assert_eq!(attrs.matches(r#"{"VNI":4096,"VtepMAC":""#).count(), 2, "{attrs}");
+    let shown = pair.cluster.shell(LODEN, "ip -o link | cut -d: -f2");
+    assert!(shown.contains(" flannel.4096") && shown.contains(" flannel-v6.4096"), "{shown}");
+    pair.nothing_was_dropped();
+}
+
+fn with_vxlan(more: &str) -> String {
+    DUAL.replace(r#""Type":"vxlan""#, &format!(r#""Type":"vxlan",{more}"#))
+}
+
 struct Pair {
     daemon: Daemon,
     cluster: Cluster,
@@ -124,7 +184,11 @@ fn pair(name: &str, wire_like: bool) -> Option<Pair> {
     if !common::ready(programs) {
         return None;
     }
-    let mut cluster = Cluster::build(name, 2, Wiring::Direct, DUAL);
+    Some(pair_of(name, wire_like, DUAL))
+}
+
+fn pair_of(name: &str, wire_like: bool, config: &str) -> Pair {
+    let mut cluster = Cluster::build(name, 2, Wiring::Direct, config);
     if wire_like {
         cluster.make_wire_like(LODEN);
         cluster.make_wire_like(KERNEL);
@@ -133,5 +197,5 @@ fn pair(name: &str, wire_like: bool) -> Option<Pair> {
     let daemon = cluster.start(LODEN, &[]);
     cluster.connect_pod(LODEN);
     kernel.add_peer(&cluster, &cluster.lease(LODEN));
-    Some(Pair { daemon, cluster })
+    Pair { daemon, cluster }
 }

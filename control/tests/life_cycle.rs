@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
@@ -131,6 +131,28 @@ fn cleanup_takes_what_a_crash_left_and_nothing_else() {
 }
 
 #[test]
+fn a_replaced_configuration_is_told_without_its_secrets() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("lcy-psk", 1, Wiring::Switch, VXLAN);
+    let keyed = |psk: &str| VXLAN.replace("}}", &format!(r#","pSk":"{psk}"}}}}"#));
+    for (stored, given) in [(keyed("s3cret-one"), keyed("s3cret-two")), ("PSK=s3cret".into(), VXLAN.into())] {
+        cluster.in_store(async |store| store.set_net_config(&stored).await.expect("the store"));
+        cluster.config = given;
+        let mut daemon = cluster.start(1, &[NO_RULES, &["-vv"]].concat());
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(
+            daemon.words().matches("replacing the network configuration").count(),
+            1,
+            "{}",
+            daemon.words()
+        );
+        assert!(!daemon.said("s3cret"), "{}", daemon.words());
+    }
+}
+
+#[test]
 fn probes_are_answered_while_the_store_is_empty() {
     if !ready(&["ip"]) {
         return;
@@ -169,6 +191,47 @@ fn a_port_in_use_ends_the_start() {
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains(&format!("cannot serve health and metrics on 0.0.0.0:{PORT}")), "{words}");
+}
+
+/// T23 of flannel: the CNI plugin turns forwarding on, or the operator.
+#[test]
+fn forwarding_is_left_as_it_is_and_told() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let cluster = Cluster::build("lcy-fwd", 1, Wiring::Switch, common::DUAL);
+    let switches = "/proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding";
+    let warnings = ["IPv4 forwarding is off", "IPv6 forwarding is off"];
+    for (value, told) in [("0", 1), ("1", 0)] {
+        cluster.shell(1, &format!("for switch in {switches}; do echo {value} > $switch; done"));
+        let mut daemon = cluster.start(1, NO_RULES);
+        for warning in warnings {
+            assert_eq!(daemon.words().matches(warning).count(), told, "{}", daemon.words());
+        }
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(cluster.shell(1, &format!("cat {switches}")), format!("{value}\n{value}"));
+    }
+}
+
+/// A client of the health server that never ends its request would be waited for.
+#[test]
+fn a_second_signal_waits_for_nobody() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    let cluster = Cluster::build("lcy-two", 1, Wiring::Switch, VXLAN);
+    let mut daemon = cluster.start(1, &[NO_RULES, &["--healthz-port", PORT]].concat());
+    let half = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 10_256)).expect("the server");
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost").expect("half a request");
+        stream
+    };
+    let stream = cluster.host(1).namespace().run(half).expect("the host");
+    daemon.process.signal(Signal::SIGTERM).expect("a signal");
+    await_until("the first signal's work", || daemon.said("stopped; what was made here stays"));
+    assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+    assert_eq!(daemon.words().matches("second signal: ending at once").count(), 1, "{}", daemon.words());
+    drop(stream);
 }
 
 #[test]
@@ -268,17 +331,9 @@ fn bare(cluster: &Cluster) -> Command {
     command
 }
 
-/// The code and the body of an answer, asked for in the first host's namespace.
+/// The code and the body of an answer.
 fn get(cluster: &Cluster, path: &str) -> Option<(String, String)> {
-    let ask = || {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT.parse().ok()?)).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.to_owned(), body.to_owned()))
-    };
-    cluster.host(1).namespace().run(ask).expect("a thread in the namespace")
+    common::get(cluster, 1, PORT, path)
 }
 
 fn state_files(cluster: &Cluster) -> Vec<PathBuf> {

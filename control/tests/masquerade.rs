@@ -169,6 +169,19 @@ fn another_holder_of_the_lock_is_waited_for() {
     await_until("the rules", || cluster.shell(1, &listing("iptables-legacy")).contains("MASQUERADE"));
     assert_eq!(daemon.words().matches("xtables lock").count(), 1, "said once: {}", daemon.words());
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
+
+    // At a start nobody may believe that pods are masqueraded.
+    let file = fs::File::open(&path).expect("the lock file");
+    let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("the lock");
+    cluster.shell(1, "printf '*nat\\nCOMMIT\\n' | iptables-legacy-restore");
+    let mut daemon = cluster.spawn(1, with_path(&mut command, place.path()));
+    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
+    assert!(
+        daemon.words().lines().last().is_some_and(|line| line.contains("xtables lock")),
+        "{}",
+        daemon.words()
+    );
+    drop(lock);
 }
 
 #[test]

@@ -56,6 +56,28 @@ fn pods_meet_no_error_while_the_daemon_restarts() {
     }
 }
 
+/// flannel's udp device ends with its daemon.
+#[test]
+fn the_device_of_udp_stays_for_the_next_daemon() {
+    if !ready(&["ip", "ping"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("rst-udp", 2, Wiring::Switch, UDP);
+    let mut daemons = [cluster.start(1, &[]), cluster.start(2, &[])];
+    [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
+    let device = |cluster: &Cluster| cluster.shell(1, "ip -o link show flannel0 | cut -d: -f1,2");
+    let route = |cluster: &Cluster| cluster.shell(1, "ip route show 10.244.0.0/16 | cut -d' ' -f1-3");
+    let before = (device(&cluster), route(&cluster));
+    assert_eq!(before.1, "10.244.0.0/16 dev flannel0");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        daemons[0].end(signal);
+        assert_eq!((device(&cluster), route(&cluster)), before, "{signal}");
+        daemons[0] = cluster.start(1, &[]);
+        assert_eq!((device(&cluster), route(&cluster)), before, "the very device, after {signal}");
+        ping(&cluster, 1, 2, false);
+    }
+}
+
 /// The host ran stock flannel: its kernel device is there with all its entries. After the swap the lease is what
 /// it was, to the byte, and a stock peer that knows nothing of it is reached.
 #[test]
@@ -153,6 +175,25 @@ fn cleanup_takes_devices_and_firewall_rules_and_leaves_others() {
     }
 }
 
+/// Stock flannel cannot start beside these: they have to go before it comes back.
+#[test]
+fn cleanup_makes_room_for_stock_flannel() {
+    if !ready(&["ip"]) {
+        return;
+    }
+    for (config, device) in [(UDP, "flannel0"), (IPIP, "flannel.ipip")] {
+        let cluster = Cluster::build("rst-back", 1, Wiring::Switch, config);
+        let mut daemon = cluster.start(1, &["--instance", "one"]);
+        daemon.end(Signal::SIGTERM);
+        assert!(common::leftovers(&cluster, 1).contains(device));
+        let place = cluster.place.path().display();
+        cluster
+            .shell(1, &format!("{} cleanup --instance one --run-dir {place}", env!("CARGO_BIN_EXE_loden")));
+        assert_eq!(common::leftovers(&cluster, 1), "", "{device}");
+        assert_eq!(cluster.leases().len(), 1, "flannel takes the same subnet");
+    }
+}
+
 /// A start that cannot succeed leaves no device behind.
 #[test]
 fn a_failed_start_leaves_no_device() {
@@ -160,9 +201,16 @@ fn a_failed_start_leaves_no_device() {
         return;
     }
     let cluster = Cluster::build("rst-fail", 1, Wiring::Switch, VXLAN);
-    // subnet.env has a directory in its place.
-    fs::create_dir(cluster.file("host1.env")).expect("a directory");
-    let mut daemon = cluster.spawn(1, &mut cluster.command(1));
-    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
+    // Masquerading comes after the device, and there is nothing to make it with.
+    let status = common::with_private_mounts(|| {
+        for place in ["/usr/sbin", "/sbin"] {
+            common::mount_tmpfs(Path::new(place), "4k");
+        }
+        let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere").arg("--ip-masq"));
+        let status = daemon.await_end();
+        assert!(daemon.said("datapath device=flannel.1"), "{}", daemon.words());
+        status
+    });
+    assert_eq!(status.code(), Some(1));
     assert_eq!(common::leftovers(&cluster, 1), "");
 }

@@ -152,7 +152,6 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
         ("", VXLAN.into(), Some(("--iface", "eth9")), "--iface eth9: no interface has this name"),
         ("", VXLAN.into(), Some(("--store", garbage.as_str())), "garbage.db"),
         ("", VXLAN.into(), Some(("--store", "sqlite:/nosuch/leases.db")), "/nosuch does not exist"),
-        ("", VXLAN.into(), Some(("--subnet-file", "/dev/null/subnet.env")), "--subnet-file"),
         (taken, VXLAN.into(), None, "flannel.1"),
         (busy, VXLAN.into(), None, "8472"),
     ] {

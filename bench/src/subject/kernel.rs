@@ -31,6 +31,7 @@ pub(super) fn start(lab: &Lab) -> Result<Vec<PodNetwork>> {
             mac: mac(host),
             address: subnet.network().into(),
             mtu: network.mtu,
+            learning: false,
         };
         let added = host.namespace().add_flannel_vxlan(&device);
         added.context("the kernel may be built without vxlan: leave out kernel:vxlan by --subjects")?;

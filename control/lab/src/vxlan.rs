@@ -11,7 +11,7 @@ use rtnetlink::{Handle, LinkVxlan, RouteMessageBuilder};
 
 use crate::{Error, Mac, Namespace, Route};
 
-/// A kernel vxlan device as flannel makes it: no learning, no default destination, UDP checksums on.
+/// A kernel vxlan device as flannel makes it: no default destination, UDP checksums on.
 #[derive(Clone, Debug)]
 pub struct FlannelVxlan<'a> {
     /// Device name, `flannel.1` or `flannel-v6.1` in flannel.
@@ -30,6 +30,8 @@ pub struct FlannelVxlan<'a> {
     pub address: IpAddr,
     /// Device MTU: the parent's less 50 (IPv4 outside) or 70 (IPv6 outside).
     pub mtu: u32,
+    /// Whether it learns from what it receives, and refuses what comes from elsewhere than the entries say.
+    pub learning: bool,
 }
 
 /// Another host as flannel enters it: neighbour, FDB entry, and a route on link.
@@ -47,7 +49,8 @@ impl Namespace {
     /// Makes the device, gives it its address and sets it up.
     pub fn add_flannel_vxlan(&self, vxlan: &FlannelVxlan<'_>) -> Result<(), Error> {
         let parent = self.link(vxlan.parent)?.index;
-        let builder = LinkVxlan::new(vxlan.name, vxlan.vni).dev(parent).port(vxlan.port).learning(false);
+        let builder =
+            LinkVxlan::new(vxlan.name, vxlan.vni).dev(parent).port(vxlan.port).learning(vxlan.learning);
         let builder = match vxlan.local {
             IpAddr::V4(local) => builder.local(local).udp_csum(true),
             IpAddr::V6(local) => builder.local6(local),

@@ -156,8 +156,17 @@ fn kernel_vxlan_as_flannel_sets_it_up_carries_both_families() {
             ("flannel-v6.1", host.underlay6().into(), subnet6(host).network().into(), 1430),
         ] {
             let mac = mac(host);
-            let vxlan =
-                FlannelVxlan { name, vni: 1, port: 8472, parent: host.uplink(), local, mac, address, mtu };
+            let vxlan = FlannelVxlan {
+                name,
+                vni: 1,
+                port: 8472,
+                parent: host.uplink(),
+                local,
+                mac,
+                address,
+                mtu,
+                learning: false,
+            };
             host.namespace().add_flannel_vxlan(&vxlan).unwrap();
             assert_eq!(host.namespace().link(name).unwrap().mtu, mtu);
             assert_eq!(host.namespace().link(name).unwrap().mac, mac);

@@ -7,6 +7,7 @@ use wire::addr::{Mac, Vni};
 use crate::json::{Mismatch, Object, shorten};
 use crate::lease::RawJson;
 use crate::net_config::{ConfigError, Warning};
+use crate::secrets::redact;
 
 /// The kernel's own default port, `port` in drivers/net/vxlan/vxlan_core.c; the assigned 4789 came later.
 pub const VXLAN_PORT: u16 = 8472;
@@ -189,7 +190,7 @@ impl Backend {
     pub(crate) fn parse(text: &str, warnings: &mut Vec<Warning>) -> Result<Backend, ConfigError> {
         let object = Object::parse(text).map_err(|_| ConfigError::Key {
             key: "Backend".into(),
-            value: shorten(text),
+            value: shorten(&redact(text)),
             rule: "must be an object with a Type".into(),
         })?;
         let mut keys = Keys { object };

@@ -9,6 +9,8 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::secrets::redact;
+
 /// The members of one object, in the order written, values still as text.
 pub(crate) struct Object {
     members: Vec<(String, Box<RawValue>)>,
@@ -28,6 +30,11 @@ impl Object {
     /// Reads one object and nothing after it.
     pub(crate) fn parse(text: &str) -> Result<Object, serde_json::Error> {
         serde_json::from_str::<Members>(text).map(|Members(members)| Object { members, known: Vec::new() })
+    }
+
+    /// All members in the order written.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &RawValue)> {
+        self.members.iter().map(|(key, value)| (key.as_str(), &**value))
     }
 
     /// The text under `key`, unless absent. A `null` is returned as such.
@@ -65,7 +72,7 @@ impl Object {
         let mut last = None;
         for (_, value) in self.members.iter().filter(|(name, _)| fold(name) == fold(key)) {
             let parsed = serde_json::from_str::<Option<T>>(value.get())
-                .map_err(|_| Mismatch { value: shorten(value.get()), wanted })?;
+                .map_err(|_| Mismatch { value: shorten(&redact(value.get())), wanted })?;
             last = parsed.or(last);
         }
         Ok(last)
@@ -84,7 +91,7 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 /// Go folds by Unicode's simple folding, under which two letters beyond ASCII meet ASCII ones.
-fn fold(key: &str) -> String {
+pub(crate) fn fold(key: &str) -> String {
     key.chars()
         .map(|letter| match letter {
             '\u{17f}' => 's',

@@ -6,6 +6,7 @@
 //! lease        a node's subnet, its key text and its attributes' JSON
 //! subnet_env   the file that CNI plugins and Docker wait for
 //! cidr         strict CIDR text and masks, shared by the above
+//! secrets      a configuration as a log may show it
 //! json         a JSON object read by the rules of Go's decoder, shared by the above
 //! ```
 //!
@@ -16,6 +17,7 @@ pub mod cidr;
 mod json;
 pub mod lease;
 pub mod net_config;
+pub mod secrets;
 pub mod subnet_env;
 pub mod uapi;
 pub mod wireguard;

@@ -91,7 +91,7 @@ pub enum ConfigError {
 /// Reads a configuration by the rules of Go's JSON decoder and checks it as flannel does with etcd.
 pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
     let mut warnings = Vec::new();
-    let mut object = Object::parse(text).map_err(|error| ConfigError::Syntax(error.to_string()))?;
+    let mut object = Object::parse(text).map_err(|error| ConfigError::Syntax(without_values(&error)))?;
     // All keys are read before any is judged: a broken value is an error even where its family is off.
     let enable_ipv4 = boolean(&mut object, "EnableIPv4")?.unwrap_or(true);
     let enable_ipv6 = boolean(&mut object, "EnableIPv6")?.unwrap_or(false);
@@ -354,6 +354,11 @@ fn parse_v4(text: &str) -> Option<Ipv4Addr> {
 
 fn parse_v6(text: &str) -> Option<Ipv6Addr> {
     text.parse().ok()
+}
+
+/// serde_json quotes a string that is in an object's place, and nobody knows what it holds.
+fn without_values(error: &serde_json::Error) -> String {
+    if error.is_data() { "it is another kind of value".to_owned() } else { error.to_string() }
 }
 
 fn wrong_type(key: &'static str, found: Mismatch) -> ConfigError {

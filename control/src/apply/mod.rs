@@ -57,8 +57,15 @@ pub enum ApplyError {
 pub struct Applied {
     /// Changes made to devices and routes, tables published, files written. 0: all was as planned.
     pub changes: usize,
-    /// Single routes the kernel refused; the next round tries them again.
-    pub failures: Vec<NetlinkError>,
+    /// Single routes the kernel refused, or `subnet.env`; the next round tries them again.
+    pub failures: Vec<ApplyError>,
+}
+
+impl Applied {
+    /// Whether `subnet.env` says what is planned.
+    pub fn is_promised(&self) -> bool {
+        !self.failures.iter().any(|failure| matches!(failure, ApplyError::SubnetFile(_)))
+    }
 }
 
 /// Applies plans, and remembers only what cannot be observed: which tables the workers have, and which routes
@@ -113,11 +120,15 @@ impl Applier {
         applied.changes += self.publish(plan, tables)?;
         let outcome = self.routes(plan, &indexes).await?;
         applied.changes += outcome.changed;
-        applied.failures.extend(outcome.failures);
+        applied.failures.extend(outcome.failures.into_iter().map(ApplyError::from));
         if let Some(commands) = &plan.commands {
             applied.changes += self.commands.apply(commands);
         }
-        applied.changes += usize::from(subnet_file::apply(&self.subnet_file, &plan.subnet_env)?);
+        match subnet_file::apply(&self.subnet_file, &plan.subnet_env) {
+            Ok(written) => applied.changes += usize::from(written),
+            // Packets flow without it; only pods have to wait.
+            Err(error) => applied.failures.push(error.into()),
+        }
         Ok(applied)
     }
 

@@ -1,7 +1,8 @@
 //! How a node comes up.
 //!
 //! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An error on
-//! the way ends the process; what it leaves is the devices, and the next start takes them and the lease back.
+//! the way ends the process; what it leaves is the devices, and the next start takes them and the lease back. Only
+//! `subnet.env` may come later: the node forwards for the pods that it has, and is not ready before.
 //!
 //! From memory, where a run before has left what is needed: the same with its configuration and leases, and the
 //! tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if it says
@@ -142,6 +143,8 @@ impl Beginning<'_> {
         let (text, config) = waiting::network_config(&self.store, self.options).await?;
         self.memory.set_config(text);
         let mut context = self.context(config).await?;
+        // Not for a remembered configuration: nothing that commands make is gone on with.
+        context.extension_data = startup::before(&context.config).await?;
         let outline = self.outline(&context).await?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
         let (engine, numbers) = datapath::start(self.options, &context, &outline, &[], switches)?;
@@ -164,7 +167,6 @@ impl Beginning<'_> {
         rules::check(self.options, &config)?;
         let underlay = choose_underlay(&self.netlink, self.options, &config).await?;
         self.surface.board.set_underlay(&underlay);
-        let extension_data = startup::before(&config).await?;
         let found = room::look(&self.netlink, &config).await?;
         let identity = self.memory.identity(&found, || Identity::from_random(rand::random()));
         let ip_masq = self.options.traffic.ip_masq;
@@ -176,7 +178,7 @@ impl Beginning<'_> {
             _ => None,
         };
         let reach = Reach::new();
-        Ok(Context { config, underlay, identity, ip_masq, extension_data, reach, private_key })
+        Ok(Context { config, underlay, identity, ip_masq, extension_data: None, reach, private_key })
     }
 
     /// The tunnels to open, with the place for them made free.
@@ -204,13 +206,14 @@ impl Beginning<'_> {
         let mut told = Told::default();
         told.tell(&plan, &applied);
         warn_of_gaps(&context.config);
-        tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
         datapath::keep(&engine);
         let sockets = control_sockets(&context, board)?;
         let mut files = surface.files(options);
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
-        board.set_phase(Phase::Ready);
+        if applied.is_promised() {
+            ready(board, &own, options);
+        }
         memory.keep(&plan, &own, ledger.peers());
         let mut node = Node {
             board: Arc::clone(board),
@@ -240,6 +243,12 @@ impl Beginning<'_> {
         }
         Ok(node)
     }
+}
+
+/// Pods may come: `subnet.env` is written, and all that it promises is in place.
+pub(super) fn ready(board: &Board, own: &Lease, options: &RunOptions) {
+    tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+    board.set_phase(Phase::Ready);
 }
 
 /// What `wg show` asks, where there is something to show.

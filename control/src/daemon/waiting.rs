@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::{self, NetConfig};
+use model::secrets::redact;
 use tokio::time::sleep;
 
 use super::DaemonError;
@@ -66,7 +67,8 @@ async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<Stri
         Some(text) if stored.as_deref() != Some(text) => {
             if let Some(old) = &stored {
                 // Nodes that run keep the old one until they restart.
-                tracing::warn!(%old, new = text, "replacing the network configuration in the store");
+                let [old, new] = [old, text].map(redact);
+                tracing::warn!(old, new, "replacing the network configuration in the store");
             }
             store.set_net_config(text).await?;
             Ok(Some(text.to_owned()))

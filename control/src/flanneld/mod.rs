@@ -25,6 +25,9 @@ pub use self::usage::usage;
 /// What begins the name of a variable that stands for a flag.
 const PREFIX: &str = "FLANNELD_";
 
+/// Flags that say who this node is.
+const IDENTITY: [&str; 3] = ["public-ip", "public-ipv6", "iface-can-reach"];
+
 /// From this `-v` on we say more. klog's users go to 2 for more and to 6 for all.
 const MORE: i32 = 2;
 const ALL: i32 = 6;
@@ -65,7 +68,8 @@ pub fn is_named_so(program: Option<&OsStr>) -> bool {
 /// Reads the arguments, without the program's name, and the environment.
 ///
 /// The command line wins over the environment. A variable with a bad value is left out and complained of,
-/// except one that says who this node is: a daemon with another address than asked for harms others.
+/// except one that says who this node is: a daemon with another address than asked for, or on another interface,
+/// harms others.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl Fn(&str) -> Option<OsString>,
@@ -139,7 +143,7 @@ fn apply_variable(
     };
     match result {
         Ok(()) => *settings = changed,
-        Err(why) if matches!(flag.name, "public-ip" | "public-ipv6") => return Err(BadFlag(why)),
+        Err(why) if IDENTITY.contains(&flag.name) => return Err(BadFlag(why)),
         Err(why) => complaints.push(format!("{why}; the variable is ignored")),
     }
     Ok(())

@@ -147,9 +147,17 @@ fn the_command_line_wins_over_the_environment() {
 }
 
 #[test]
-fn a_wrong_public_address_stops_a_start_wherever_it_is() {
-    assert!(request(&["-public-ip", "eth0"], &[]).is_err());
-    assert!(request(&[], &[("FLANNELD_PUBLIC_IP", "2001:db8::1")]).is_err());
+fn a_wrong_address_of_this_node_stops_a_start_wherever_it_is() {
+    for (flag, variable, value) in [
+        ("-public-ip", "FLANNELD_PUBLIC_IP", "2001:db8::1"),
+        ("-public-ipv6", "FLANNELD_PUBLIC_IPV6", "192.0.2.1"),
+        ("-iface-can-reach", "FLANNELD_IFACE_CAN_REACH", "gateway.example"),
+    ] {
+        for refused in [request(&[flag, value], &[]), request(&[], &[(variable, value)])] {
+            let error = refused.expect_err(flag).to_string();
+            assert!(error.contains(value), "{error}");
+        }
+    }
 }
 
 #[test]

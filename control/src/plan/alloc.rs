@@ -7,10 +7,12 @@ use model::lease::LeaseAttrs;
 use super::{Context, Outline, PlanError, inner_mtu};
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
+    let public_ip = context.underlay.ipv4.map(|ends| ends.public);
+    // Stock nodes leave it out, also in dual-stack; a node without IPv4 needs it to know its lease by.
+    let public_ipv6 = context.underlay.ipv6.map(|ends| ends.public).filter(|_| public_ip.is_none());
     let attrs = LeaseAttrs {
-        public_ip: context.underlay.ipv4.map_or(Ipv4Addr::UNSPECIFIED, |ends| ends.public),
-        // Stock nodes leave it out and serve IPv4 only; a node without IPv4 needs it to know its lease by.
-        public_ipv6: context.underlay.ipv6.map(|ends| ends.public),
+        public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        public_ipv6,
         backend_type: context.config.backend.published_type().to_owned(),
         backend_data: None,
         backend_v6_data: None,

@@ -341,10 +341,14 @@ fn a_dual_stack_node_keeps_ipv4_where_the_backend_has_no_more() {
 
 #[test]
 fn alloc_is_a_lease_and_a_file() {
-    let context = context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#, 9000);
-    let mut alone = context.clone();
-    alone.underlay.ipv6 = None;
-    expect_outline(&alone, r#"publishes {"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
+    let alone = context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#, 9000);
+    assert!(alone.underlay.ipv6.is_some(), "it has an address that is not published");
+    for config in [alone.clone(), context(&VXLAN_DUAL.replace("vxlan", "alloc"), 9000)] {
+        expect_outline(&config, r#"publishes {"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
+    }
+    let mut ipv6 = alone.clone();
+    ipv6.underlay.ipv4 = None;
+    expect_outline(&ipv6, r#"publishes {"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1"}"#);
     expect_plan(
         &alone,
         &own("10.244.1.0-24"),

@@ -5,17 +5,14 @@ use std::net::IpAddr;
 use control::store::Wish;
 use ipnetwork::IpNetwork;
 use lab::{FlannelVxlan, PodNetwork, VxlanPeer};
-use model::backend::VxlanData;
+use model::backend::{Backend, Vxlan, VxlanData};
 use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config;
 
-use super::{Cluster, PORT};
+use super::Cluster;
 
-const VNI: u32 = 1;
 const MAC: [u8; 6] = [0x0e, 0x2a, 0x4b, 0x4e, 0x4c, 0x04];
 const MAC_V6: [u8; 6] = [0x0e, 0x2a, 0x4b, 0x4e, 0x4c, 0x06];
-const DEVICE: &str = "flannel.1";
-const DEVICE_V6: &str = "flannel-v6.1";
 
 /// What the pods of a flannel node get where the interface has 1500, whatever the family.
 const POD_MTU: u32 = 1450;
@@ -24,14 +21,17 @@ const POD_MTU: u32 = 1450;
 pub struct KernelNode {
     pub number: usize,
     pub lease: Lease,
+    vxlan: Vxlan,
 }
 
 impl KernelNode {
     /// Takes a lease for the host as flannel writes it, makes its devices, and gives its pod an address.
     pub fn join(cluster: &mut Cluster, number: usize) -> KernelNode {
         let (config, _) = net_config::parse(&cluster.config).expect("a network configuration");
+        let Backend::Vxlan(vxlan) = config.backend.clone() else { panic!("{} is not vxlan", cluster.config) };
         let host = cluster.host(number);
         let dual = config.ipv6.is_some();
+        let data = |mac| data(&vxlan, mac);
         let attrs = LeaseAttrs {
             public_ip: host.underlay(),
             public_ipv6: dual.then(|| host.underlay6()),
@@ -43,7 +43,7 @@ impl KernelNode {
             store.set_net_config(&cluster.config).await.expect("the configuration");
             store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease")
         });
-        let node = KernelNode { number, lease };
+        let node = KernelNode { number, lease, vxlan };
         node.make_devices(cluster);
         let network = PodNetwork { ipv4: node.lease.subnet(), ipv6: node.lease.ipv6_subnet(), mtu: POD_MTU };
         cluster.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");
@@ -53,36 +53,43 @@ impl KernelNode {
     /// Enters another node as flannel does on its event: neighbour, FDB, route on link.
     pub fn add_peer(&self, cluster: &Cluster, peer: &Lease) {
         let namespace = cluster.host(self.number).namespace();
+        let [device, device_v6] = self.devices();
         if let (Some(subnet), Some(data)) = (peer.subnet(), &peer.attrs.backend_data) {
             let remote = IpAddr::V4(peer.attrs.public_ip);
             let entry = VxlanPeer { subnet: IpNetwork::V4(subnet), mac: mac(data), remote };
-            namespace.add_vxlan_peer(DEVICE, &entry).expect("a peer");
+            namespace.add_vxlan_peer(&device, &entry).expect("a peer");
         }
         if let (Some(subnet), Some(data), Some(remote)) =
             (peer.ipv6_subnet(), &peer.attrs.backend_v6_data, peer.attrs.public_ipv6)
         {
             let remote = IpAddr::V6(remote);
             let entry = VxlanPeer { subnet: IpNetwork::V6(subnet), mac: mac(data), remote };
-            namespace.add_vxlan_peer(DEVICE_V6, &entry).expect("a peer");
+            namespace.add_vxlan_peer(&device_v6, &entry).expect("a peer");
         }
+    }
+
+    fn devices(&self) -> [String; 2] {
+        ["flannel", "flannel-v6"].map(|name| format!("{name}.{}", self.vxlan.vni))
     }
 
     fn make_devices(&self, cluster: &Cluster) {
         let host = cluster.host(self.number);
+        let [name, name_v6] = self.devices();
         let device = FlannelVxlan {
-            name: DEVICE,
-            vni: VNI,
-            port: PORT,
+            name: &name,
+            vni: self.vxlan.vni.get(),
+            port: self.vxlan.port,
             parent: host.uplink(),
             local: host.underlay().into(),
             mac: MAC,
             address: self.lease.subnet().expect("IPv4").network().into(),
             mtu: 1450,
+            learning: self.vxlan.learning,
         };
         host.namespace().add_flannel_vxlan(&device).expect("a vxlan device");
         if let Some(subnet) = self.lease.ipv6_subnet() {
             let device = FlannelVxlan {
-                name: DEVICE_V6,
+                name: &name_v6,
                 local: host.underlay6().into(),
                 mac: MAC_V6,
                 address: subnet.network().into(),
@@ -95,8 +102,9 @@ impl KernelNode {
 }
 
 /// The text that stock flannel publishes.
-fn data([a, b, c, d, e, f]: [u8; 6]) -> RawJson {
-    let text = format!(r#"{{"VNI":1,"VtepMAC":"{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"}}"#);
+fn data(vxlan: &Vxlan, [a, b, c, d, e, f]: [u8; 6]) -> RawJson {
+    let vni = vxlan.vni;
+    let text = format!(r#"{{"VNI":{vni},"VtepMAC":"{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"}}"#);
     RawJson::parse(&text).expect("JSON")
 }
 

@@ -16,7 +16,8 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -366,6 +367,19 @@ pub fn nth(base: IpAddr, count: u32) -> IpAddr {
 pub fn leftovers(cluster: &Cluster, number: usize) -> String {
     let lines = "ip -o link | grep flannel; ip route | grep '^10.244'; ip -6 route | grep '^fd00:244'; true";
     cluster.shell(number, lines)
+}
+
+/// The code and the body of the answer to a probe, asked for in a host's namespace.
+pub fn get(cluster: &Cluster, number: usize, port: &str, path: &str) -> Option<(String, String)> {
+    let ask = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().ok()?)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.to_owned(), body.to_owned()))
+    };
+    cluster.host(number).namespace().run(ask).expect("a thread in the namespace")
 }
 
 /// Runs `work` on a thread with a mount namespace of its own, whose mounts nobody else sees.

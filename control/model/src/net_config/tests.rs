@@ -257,6 +257,19 @@ fn what_a_pool_allows() {
     assert!(!allows("10.3.5.0/25") && !allows("10.4.5.0/24"));
 }
 
+#[test]
+fn an_error_shows_no_secret() {
+    for text in [
+        r#""PSK s3cret""#,
+        r#"{"Backend":[{"Psk":"s3cret"}]}"#,
+        r#"{"Network":{"psk":"s3cret"}}"#,
+        r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","PSK":"s3cret"}}"#,
+        r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","PSK":["s3cret"]}}"#,
+    ] {
+        assert!(!message(text).contains("s3cret"), "{}", message(text));
+    }
+}
+
 proptest! {
     #[test]
     fn an_accepted_pool_keeps_the_rules(base: u32, prefix in 0..=32u8, length: u8, min: u32) {
