@@ -211,7 +211,11 @@ impl Config {
             ipam: map(&mut object, "ipam")?,
             runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
-            valid: object.remove("cni.dev/valid-attachments").filter(|value| !value.is_null()),
+            // An empty list of Go may come as null (CRI-O); without the key nobody has said what is valid.
+            valid: object.remove("cni.dev/valid-attachments").map(|value| match value {
+                Value::Null => Value::Array(Vec::new()),
+                other => other,
+            }),
             version,
             name,
             delegate,

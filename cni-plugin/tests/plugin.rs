@@ -366,6 +366,21 @@ fn two_adds_of_one_interface_come_one_after_the_other() {
     assert_eq!((node.calls().len(), node.states()), (8, vec!["pod-1".to_owned()]));
 }
 
+/// CRI-O has no pod, and Go writes its empty list as null.
+#[test]
+fn a_list_of_valid_attachments_that_is_null_is_empty() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.delegate(GOOD).run("ADD", &config).unwrap();
+    config["cni.dev/valid-attachments"] = Value::Null;
+    node.run("GC", &config).unwrap();
+    let calls = node.calls();
+    let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
+    assert_eq!((verbs, node.states().len()), (vec!["ADD pod-1 eth0", "DEL pod-1 eth0", "GC pod-1 eth0"], 0));
+    assert_eq!(calls[2].1["cni.dev/valid-attachments"], json!([]));
+}
+
 /// The delegate of a killed ADD is still at work when the runtime cleans up.
 #[test]
 fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
