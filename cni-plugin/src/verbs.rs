@@ -2,6 +2,7 @@
 //! away: whatever is killed meanwhile, DEL and GC find what is left.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -12,26 +13,43 @@ use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
 use crate::subnet;
 
+/// How long a delegate may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For what the runtime asks.
+    pub asked: Duration,
+    /// For taking away what the runtime does not ask about: a failed ADD's, and each of GC's.
+    pub unasked: Duration,
+}
+
+impl Default for Patience {
+    /// Together less than two minutes, after which a kubelet gives up and hears no reason.
+    fn default() -> Patience {
+        Patience { asked: Duration::from_secs(90), unasked: Duration::from_secs(20) }
+    }
+}
+
 /// Does it; what to print.
-pub fn run(request: &Request) -> Result<String, Failure> {
+pub fn run(request: &Request, patience: Patience) -> Result<String, Failure> {
+    let done = |answer: Result<(), Failure>| answer.map(|()| String::new());
     match request.verb {
-        Verb::Add => add(request),
-        Verb::Del => del(request).map(|()| String::new()),
-        Verb::Check => check(request).map(|()| String::new()),
-        Verb::Status => status(request).map(|()| String::new()),
-        Verb::Gc => gc(request).map(|()| String::new()),
+        Verb::Add => add(request, patience),
+        Verb::Del => done(del(request, patience.asked)),
+        Verb::Check => done(check(request, patience.asked)),
+        Verb::Status => done(status(request, patience.asked)),
+        Verb::Gc => done(gc(request, patience)),
         Verb::Version => Ok(reply::versions()),
     }
 }
 
-fn add(request: &Request) -> Result<String, Failure> {
+fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
     let _lock = states.lock(&attachment)?;
     let before = states.read(&attachment)?;
     states.write(&attachment, &config)?;
-    let result = plugin(request, &config).run("ADD", &[], &config).and_then(|printed| {
+    let result = plugin(request, &config, patience.asked).run("ADD", &[], &config).and_then(|printed| {
         match serde_json::from_str::<Value>(&printed) {
             Ok(Value::Object(_)) => Ok(printed),
             _ => {
@@ -52,16 +70,18 @@ fn add(request: &Request) -> Result<String, Failure> {
             Err(failure)
         }
         // The runtime will not know that there is something to take away.
-        Err(InvokeError::Rubbish(failure)) => match take_away(request, &states, &attachment, &config) {
-            Ok(()) => Err(failure),
-            Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
-        },
+        Err(InvokeError::Rubbish(failure)) => {
+            match take_away(request, &states, &attachment, &config, patience.unasked) {
+                Ok(()) => Err(failure),
+                Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
+            }
+        }
         // A failed ADD is followed by a DEL (specification, section "ADD").
         Err(InvokeError::Refused(failure)) => Err(failure),
     }
 }
 
-fn del(request: &Request) -> Result<(), Failure> {
+fn del(request: &Request, patience: Duration) -> Result<(), Failure> {
     let (states, attachment) = (states(request), attachment(request));
     if states.read(&attachment)? == Found::Nothing {
         return Ok(());
@@ -69,16 +89,21 @@ fn del(request: &Request) -> Result<(), Failure> {
     let _lock = states.lock(&attachment)?;
     match states.read(&attachment)? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => take_away(request, &states, &attachment, &config),
-        Found::Broken => take_away_broken(request, &states, &attachment),
+        Found::Config(config) => take_away(request, &states, &attachment, &config, patience),
+        Found::Broken => take_away_broken(request, &states, &attachment, patience),
     }
 }
 
 /// What ADD would give now names the same interface and the same addresses.
-fn take_away_broken(request: &Request, states: &States, attachment: &Attachment) -> Result<(), Failure> {
+fn take_away_broken(
+    request: &Request,
+    states: &States,
+    attachment: &Attachment,
+    patience: Duration,
+) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
-    take_away(request, states, attachment, &delegate::build(&request.config, &subnet))
+    take_away(request, states, attachment, &delegate::build(&request.config, &subnet), patience)
 }
 
 /// Has the delegate take it away, and forgets it only then.
@@ -87,14 +112,15 @@ fn take_away(
     states: &States,
     attachment: &Attachment,
     config: &Value,
+    patience: Duration,
 ) -> Result<(), Failure> {
     let variables =
         [("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
-    plugin(request, config).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    plugin(request, config, patience).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
     states.remove(attachment)
 }
 
-fn check(request: &Request) -> Result<(), Failure> {
+fn check(request: &Request, patience: Duration) -> Result<(), Failure> {
     let attachment = attachment(request);
     let Found::Config(mut config) = states(request).read(&attachment)? else {
         let message = format!("nothing is known of {} of this container", attachment.interface);
@@ -103,7 +129,8 @@ fn check(request: &Request) -> Result<(), Failure> {
     if let (Some(previous), Value::Object(config)) = (&request.config.previous, &mut config) {
         config.insert("prevResult".into(), with_gateways(previous.clone()));
     }
-    plugin(request, &config).run("CHECK", &[], &config).map_err(InvokeError::into_failure).map(drop)
+    let answer = plugin(request, &config, patience).run("CHECK", &[], &config);
+    answer.map_err(InvokeError::into_failure).map(drop)
 }
 
 /// A route without a gateway goes by the address's own; `bridge` sets it so, and when it checks looks for a route
@@ -121,11 +148,11 @@ fn with_gateways(mut result: Value) -> Value {
     result
 }
 
-fn status(request: &Request) -> Result<(), Failure> {
+fn status(request: &Request, patience: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
     let config = delegate::build(&request.config, &subnet);
-    match plugin(request, &config).run("STATUS", &[], &config) {
+    match plugin(request, &config, patience).run("STATUS", &[], &config) {
         Ok(_) => Ok(()),
         Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => Ok(()),
         Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
@@ -133,7 +160,7 @@ fn status(request: &Request) -> Result<(), Failure> {
     }
 }
 
-fn gc(request: &Request) -> Result<(), Failure> {
+fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
     let valid = valid(request)?;
     let states = states(request);
     let mut failures = Vec::new();
@@ -147,8 +174,8 @@ fn gc(request: &Request) -> Result<(), Failure> {
         let swept = states.lock(&attachment).and_then(|_lock| match states.read(&attachment)? {
             // Several networks may keep their states in one directory.
             Found::Config(config) if config["name"] != request.config.name => Ok(()),
-            Found::Config(config) => take_away(request, &states, &attachment, &config),
-            Found::Broken => take_away_broken(request, &states, &attachment),
+            Found::Config(config) => take_away(request, &states, &attachment, &config, patience.unasked),
+            Found::Broken => take_away_broken(request, &states, &attachment, patience.unasked),
             Found::Nothing => Ok(()),
         });
         failures.extend(swept.err());
@@ -159,7 +186,7 @@ fn gc(request: &Request) -> Result<(), Failure> {
         let mut config = delegate::build(&request.config, &subnet);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));
-        match plugin(request, &config).run("GC", &[], &config) {
+        match plugin(request, &config, patience.asked).run("GC", &[], &config) {
             Ok(_) => {}
             Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => {}
             Err(error) => failures.push(error.into_failure()),
@@ -203,8 +230,8 @@ fn attachment(request: &Request) -> Attachment {
     Attachment { container: request.container.clone(), interface: request.interface.clone() }
 }
 
-fn plugin<'a>(request: &'a Request, config: &'a Value) -> Plugin<'a> {
-    Plugin { name: name_of(config), path: &request.path }
+fn plugin<'a>(request: &'a Request, config: &'a Value, patience: Duration) -> Plugin<'a> {
+    Plugin { name: name_of(config), path: &request.path, patience }
 }
 
 /// A state that somebody else has written may have no type.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod hang;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
