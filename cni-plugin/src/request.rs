@@ -1,11 +1,10 @@
 //! What the runtime asks: environment variables and a configuration on stdin, checked as the CNI library checks them.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::netns::Netns;
 use crate::reply::{Code, Failure, VERSIONS};
 
 /// Where flannel's daemon writes its subnet.
@@ -53,6 +52,8 @@ pub struct Request {
     pub container: String,
     /// The interface inside; empty as above.
     pub interface: String,
+    /// The container's network namespace, if it is there.
+    pub netns: Option<Netns>,
     /// Where delegates are looked for.
     pub path: Vec<PathBuf>,
     /// The configuration.
@@ -146,7 +147,8 @@ impl Request {
             check_netns(&netns)?;
         }
         let path = std::env::split_paths(&path).filter(|place| place.is_absolute()).collect();
-        Ok(Request { verb, container, interface, path, config })
+        let netns = Netns::at(&netns);
+        Ok(Request { verb, container, interface, netns, path, config })
     }
 }
 
@@ -265,14 +267,11 @@ fn check_interface(name: &str) -> Result<(), Failure> {
 
 /// Our own namespace for a pod's would be the host's interfaces taken for the pod's.
 fn check_netns(path: &str) -> Result<(), Failure> {
-    let identity = |path: &str| fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    match (identity("/proc/self/ns/net"), identity(path)) {
-        (Ok(own), Ok(given)) if own == given => {
-            let message = "plugin's netns and netns from CNI_NETNS should not be the same";
-            Err(Failure::new(Code::BadNamespace, message, path))
-        }
-        _ => Ok(()),
+    if Netns::at(path).is_some_and(|netns| netns.is_own()) {
+        let message = "plugin's netns and netns from CNI_NETNS should not be the same";
+        return Err(Failure::new(Code::BadNamespace, message, path));
     }
+    Ok(())
 }
 
 fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, Failure> {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::delegate;
 use crate::invoke::{InvokeError, Plugin};
+use crate::netns::Netns;
 use crate::reply::{self, Code, Failure};
 use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
@@ -47,8 +48,8 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
     let _lock = states.lock(&attachment)?;
-    let before = states.read(&attachment)?;
-    states.write(&attachment, &config)?;
+    let before = (states.read_own(&attachment)?, states.netns(&attachment));
+    states.write(&attachment, &config, request.netns.as_ref())?;
     let result = plugin(request, &config, patience.asked).run("ADD", &[], &config).and_then(|printed| {
         match serde_json::from_str::<Value>(&printed) {
             Ok(Value::Object(_)) => Ok(printed),
@@ -64,8 +65,8 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
         Err(InvokeError::NotStarted(failure)) => {
             // An interface that somebody has given already keeps its own.
             match before {
-                Found::Config(config) => states.write(&attachment, &config)?,
-                Found::Broken | Found::Nothing => states.remove(&attachment)?,
+                (Found::Config(config), netns) => states.write(&attachment, &config, netns.as_ref())?,
+                (Found::Broken | Found::Nothing, _) => states.remove(&attachment)?,
             }
             Err(failure)
         }
@@ -83,11 +84,12 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
 
 fn del(request: &Request, patience: Duration) -> Result<(), Failure> {
     let (states, attachment) = (states(request), attachment(request));
-    if states.read(&attachment)? == Found::Nothing {
+    let read = || states.read(&attachment, &request.config.name);
+    if read()? == Found::Nothing {
         return Ok(());
     }
-    let _lock = states.lock(&attachment)?;
-    match states.read(&attachment)? {
+    let _lock = states.lock_to_take_away(&attachment)?;
+    match read()? {
         Found::Nothing => Ok(()),
         Found::Config(config) => take_away(request, &states, &attachment, &config, patience),
         Found::Broken => take_away_broken(request, &states, &attachment, patience),
@@ -114,15 +116,28 @@ fn take_away(
     config: &Value,
     patience: Duration,
 ) -> Result<(), Failure> {
-    let variables =
-        [("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
+    take_away_from(None, request, states, attachment, config, patience)
+}
+
+/// The same, and not from the namespace that the runtime has named but from this one; from none if it is empty.
+fn take_away_from(
+    netns: Option<&str>,
+    request: &Request,
+    states: &States,
+    attachment: &Attachment,
+    config: &Value,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let mut variables =
+        vec![("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
+    variables.extend(netns.map(|path| ("CNI_NETNS", path)));
     plugin(request, config, patience).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
-    states.remove(attachment)
+    states.remove(attachment).map_err(|failure| failure.and("the interface itself has been taken away"))
 }
 
 fn check(request: &Request, patience: Duration) -> Result<(), Failure> {
     let attachment = attachment(request);
-    let Found::Config(mut config) = states(request).read(&attachment)? else {
+    let Found::Config(mut config) = states(request).read(&attachment, &request.config.name)? else {
         let message = format!("nothing is known of {} of this container", attachment.interface);
         return Err(Failure::new(Code::UnknownContainer, message, attachment.container));
     };
@@ -171,12 +186,15 @@ fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
         if valid.contains(&attachment) || valid.iter().any(is_used) {
             continue;
         }
-        let swept = states.lock(&attachment).and_then(|_lock| match states.read(&attachment)? {
-            // Several networks may keep their states in one directory.
-            Found::Config(config) if config["name"] != request.config.name => Ok(()),
-            Found::Config(config) => take_away(request, &states, &attachment, &config, patience.unasked),
-            Found::Broken => take_away_broken(request, &states, &attachment, patience.unasked),
-            Found::Nothing => Ok(()),
+        let swept = states.lock(&attachment).and_then(|_lock| match states.read_own(&attachment)? {
+            Found::Config(config) if config["name"] == request.config.name => {
+                // A namespace that lives on would keep the interface.
+                let netns = states.netns(&attachment);
+                let path = netns.as_ref().and_then(Netns::path).unwrap_or_default();
+                take_away_from(Some(path), request, &states, &attachment, &config, patience.unasked)
+            }
+            // Several networks may keep their states in one directory, and a broken one does not say whose it is.
+            Found::Config(_) | Found::Broken | Found::Nothing => Ok(()),
         });
         failures.extend(swept.err());
     }
