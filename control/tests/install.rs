@@ -81,15 +81,19 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     let host = Host::new();
     let conf = host.path("bad.json").display().to_string();
     fs::write(&conf, "{\"name\":").expect("a file");
+    let single = host.path("single.json").display().to_string();
+    fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
     for (flags, said) in [
         (&["--conf", &conf][..], vec!["bad.json", "no JSON", "not installed"]),
-        (&["--conf", &nowhere], vec!["cannot read --conf", "nowhere"]),
+        (&["--conf", &nowhere], vec!["cannot read the configuration", "nowhere"]),
         (&["--conf-dir", &nowhere], vec!["--conf-dir", "mkdir -p", "nowhere"]),
         (&["--bin-dir", &nowhere], vec!["--bin-dir", "mkdir -p", "nowhere"]),
         (&["--plugin", &nowhere], vec!["cannot read the plugin", "--plugin"]),
         (&["--plugin", &conf], vec!["is no program", "--plugin"]),
         (&["--name", "a/b"], vec!["--name", "no file name"]),
+        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "ends in .conflist", "name it so"]),
+        (&["--conf", &single], vec!["single.json", "ends in .conf or .json", "10-flannel.conflist"]),
         (&["--network", "../x"], vec!["--network", "no name for CNI"]),
     ] {
         let output = host.install(flags);
