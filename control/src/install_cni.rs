@@ -4,6 +4,7 @@
 //! tells a runtime that the node is ready for pods. Every file is there whole or as it was; a plugin that runs goes on.
 
 mod conflist;
+pub mod install_conf;
 
 use std::fs;
 use std::io;

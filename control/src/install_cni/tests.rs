@@ -59,6 +59,13 @@ fn what_no_runtime_can_read_is_refused() {
 }
 
 #[test]
+fn flannels_program_is_known_by_its_name() {
+    for (name, is) in [("/opt/bin/install-conf", true), ("install-conf", true), ("loden", false)] {
+        assert_eq!(install_conf::is_named_so(Some(name.as_ref())), is, "{name}");
+    }
+}
+
+#[test]
 fn what_runtimes_would_take_first_is_found() {
     let directory = tempfile::tempdir().expect("a directory");
     for name in ["05-a.conf", "09-b.conflist", "07-c.txt", "99-d.conf", "10-flannel.conflist"] {
