@@ -13,6 +13,8 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIRECTORY: &str = "/var/lib/cni/flannel";
 /// IFNAMSIZ (linux/if.h), without the closing zero.
 const IFNAME_MOST: usize = 15;
+/// A state file's name has to fit into a directory (NAME_MAX), with the interface and what is beside it.
+const CONTAINER_MOST: usize = 200;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,16 +241,15 @@ fn is_name(text: &str) -> bool {
 
 /// Whether this is a container id.
 pub fn is_container(text: &str) -> bool {
-    // A state file's name has to fit into a directory (NAME_MAX).
-    is_name(text) && text.len() <= 200
+    is_name(text) && text.len() <= CONTAINER_MOST
 }
 
 fn check_container(id: &str) -> Result<(), Failure> {
-    match is_container(id) {
-        true => Ok(()),
-        false => {
-            Err(Failure::new(Code::BadEnvironment, "invalid characters in containerID", format!("{id:?}")))
-        }
+    let bad = |message, details| Err(Failure::new(Code::BadEnvironment, message, details));
+    match is_name(id) {
+        true if is_container(id) => Ok(()),
+        true => bad("containerID is too long", format!("{} characters, at most {CONTAINER_MOST}", id.len())),
+        false => bad("invalid characters in containerID", format!("{id:?}")),
     }
 }
 
@@ -355,10 +356,16 @@ mod tests {
 
     #[test]
     fn names_that_make_paths_are_refused() {
-        let long = "a".repeat(201);
-        for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n", long.as_str()] {
-            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD).0, 4, "{id}");
+        for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n"] {
+            let said = (4, "invalid characters in containerID".to_owned());
+            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD), said, "{id}");
         }
+        let (longest, long) = ("a".repeat(200), "a".repeat(201));
+        assert!(Request::check("DEL", environment(&[("CNI_CONTAINERID", &longest)]), GOOD).is_ok());
+        assert_eq!(
+            refused("DEL", &[("CNI_CONTAINERID", &long)], GOOD),
+            (4, "containerID is too long".to_owned())
+        );
         for name in ["..", ".", "a/b", "a:b", "a b", "sixteencharacter"] {
             assert_eq!(refused("ADD", &[("CNI_IFNAME", name)], GOOD).0, 4, "{name}");
         }

@@ -1,6 +1,5 @@
 //! Debian's `bridge` and `host-local` as delegates, in a namespace that is a host and one that is a pod.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
