@@ -21,6 +21,8 @@ use crate::reply::{self, Code, Failure};
 const OUTPUT_MOST: u64 = 1 << 20;
 /// How long what is killed may need to be gone.
 const DYING: Duration = Duration::from_secs(2);
+/// The same for its children, which nobody may ever wait for: in a container without an init they stay as zombies.
+const CHILDREN_DYING: Duration = Duration::from_millis(200);
 /// Between two looks at a plugin that has closed its output and is about to end.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -112,17 +114,27 @@ impl Plugin<'_> {
     /// still the group's.
     fn kill(&self, child: &mut Child, verb: &str) -> InvokeError {
         let seconds = self.patience.as_secs_f64();
-        let message = format!("the plugin {} hung: {verb} was not done after {seconds} s", self.name);
+        let message = format!("the plugin {} hung: {verb} was not done after {seconds:.1} s", self.name);
         let failure = |what: &str| {
             let details = format!("{what}; its own log, or what it waits for, says why");
             Failure::new(Code::TryAgain, &message, details)
         };
-        let group = i32::try_from(child.id()).map(Pid::from_raw);
-        let killed = group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok());
-        match killed.then(|| ended(child, Instant::now() + DYING)).flatten() {
-            Some(Ok(_)) => InvokeError::Rubbish(failure("it was killed, with what it had started")),
-            _ => InvokeError::Refused(failure("it was killed and has not ended: it is stuck in the kernel")),
+        let Ok(group) = i32::try_from(child.id()).map(Pid::from_raw) else {
+            return InvokeError::Refused(failure("it cannot be killed"));
+        };
+        // What cannot be signalled has ended by itself, and is found so below.
+        let _ = killpg(group, Signal::SIGKILL);
+        let Some(Ok(_)) = ended(child, Instant::now() + DYING) else {
+            return InvokeError::Refused(failure(
+                "it was killed and has not ended: it is stuck in the kernel",
+            ));
+        };
+        // They die at their own pace, and should be done before anything is undone.
+        let deadline = Instant::now() + CHILDREN_DYING;
+        while killpg(group, None).is_ok() && Instant::now() < deadline {
+            thread::sleep(POLL);
         }
+        InvokeError::Rubbish(failure("it was killed, with what it had started"))
     }
 
     fn failed(&self, what: &str, why: impl std::fmt::Display) -> Failure {

@@ -2,7 +2,7 @@
 //! away: whatever is killed meanwhile, DEL and GC find what is left.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use crate::subnet;
 /// How long a delegate may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For what the runtime asks.
+    /// For what the runtime asks; in ADD with what others on the same interface have taken of it.
     pub asked: Duration,
     /// For taking away what the runtime does not ask about: a failed ADD's, and each of GC's.
     pub unasked: Duration,
@@ -47,19 +47,22 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
+    let began = Instant::now();
     let _lock = states.lock(&attachment)?;
+    let left = patience.asked.saturating_sub(began.elapsed());
     let before = (states.read_own(&attachment)?, states.netns(&attachment));
     states.write(&attachment, &config, request.netns.as_ref())?;
-    let result = plugin(request, &config, patience.asked).run("ADD", &[], &config).and_then(|printed| {
-        match serde_json::from_str::<Value>(&printed) {
-            Ok(Value::Object(_)) => Ok(printed),
-            _ => {
-                let words: String = printed.trim().chars().take(500).collect();
-                let message = format!("the plugin {} printed no result", name_of(&config));
-                Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
-            }
-        }
-    });
+    let result =
+        plugin(request, &config, left).run("ADD", &[], &config).and_then(
+            |printed| match serde_json::from_str::<Value>(&printed) {
+                Ok(Value::Object(_)) => Ok(printed),
+                _ => {
+                    let words: String = printed.trim().chars().take(500).collect();
+                    let message = format!("the plugin {} printed no result", name_of(&config));
+                    Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
+                }
+            },
+        );
     match result {
         Ok(printed) => Ok(printed),
         Err(InvokeError::NotStarted(failure)) => {
