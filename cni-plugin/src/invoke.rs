@@ -4,25 +4,36 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::reply::{self, Code, Failure};
 
 /// What a plugin may print; results are some hundred bytes.
 const OUTPUT_MOST: u64 = 1 << 20;
+/// How long what is killed may need to be gone.
+const DYING: Duration = Duration::from_secs(2);
+/// The same for its children, which nobody may ever wait for: in a container without an init they stay as zombies.
+const CHILDREN_DYING: Duration = Duration::from_millis(200);
+/// Between two looks at a plugin that has closed its output and is about to end.
+const POLL: Duration = Duration::from_millis(1);
 
 /// Why a delegate did not do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InvokeError {
     /// It could not be started, so that it has changed nothing.
     NotStarted(Failure),
-    /// It says so itself.
+    /// It says so itself; or it hangs where no signal reaches it, and nobody may undo what is not done yet.
     Refused(Failure),
-    /// It ended well and printed no JSON: it may have done anything.
+    /// It ended well and printed no JSON, or was killed because it hung: it may have done anything.
     Rubbish(Failure),
 }
 
@@ -44,48 +55,90 @@ pub struct Plugin<'a> {
     pub name: &'a str,
     /// `CNI_PATH`.
     pub path: &'a [PathBuf],
+    /// How long it may take.
+    pub patience: Duration,
 }
 
 impl Plugin<'_> {
     /// Runs it with this configuration and these variables over those that we were started with. Gives what it printed.
     ///
-    /// It has what time the runtime gives us. If we are killed it ends its work, and holds our lock until then; what it did
-    /// is in our state, and the next DEL or GC undoes it.
+    /// When its time is over, it and what it has started are killed. If we are killed it ends its work, and holds our
+    /// lock until then; what it did is in our state, and the next DEL or GC undoes it.
     pub fn run(&self, verb: &str, variables: &[(&str, &str)], config: &Value) -> Result<String, InvokeError> {
         let program = self.find().map_err(InvokeError::NotStarted)?;
-        let said = |what: &str, why: &dyn std::fmt::Display| {
-            Failure::new(Code::Io, format!("cannot {what} the plugin {}", self.name), why)
-        };
+        let deadline = Instant::now() + self.patience;
         let mut child = Command::new(&program)
             .env("CNI_COMMAND", verb)
             .envs(variables.iter().map(|(name, value)| (OsStr::new(*name), OsStr::new(*value))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .map_err(|error| {
-                InvokeError::NotStarted(said("start", &format!("{}: {error}", program.display())))
+                InvokeError::NotStarted(self.failed("start", format!("{}: {error}", program.display())))
             })?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let text = config.to_string();
-        // A plugin that prints before it has read must not wait for us, nor we for it.
-        let feed = thread::spawn(move || {
+        // A plugin that prints before it has read must not wait for us, nor we for it; nor for a pipe that somebody keeps
+        // open. So nobody joins these threads.
+        thread::spawn(move || {
             // One that does not read its input says so by its answer.
             let _ = input.map(|mut input| input.write_all(text.as_bytes()));
         });
-        let mut printed = Vec::new();
-        let read = output.map_or(Ok(0), |output| output.take(OUTPUT_MOST).read_to_end(&mut printed));
-        let status = child.wait();
-        let _ = feed.join();
-        let status = read.and(status).map_err(|error| InvokeError::Rubbish(said("hear", &error)))?;
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let mut printed = Vec::new();
+            let read = output.map_or(Ok(0), |output| output.take(OUTPUT_MOST).read_to_end(&mut printed));
+            // Nobody hears it after the deadline.
+            let _ = tell.send(read.map(|_| printed));
+        });
+        let heard = told.recv_timeout(self.patience).ok();
+        let (Some(heard), Some(status)) = (heard, ended(&mut child, deadline)) else {
+            return Err(self.kill(&mut child, verb));
+        };
+        let (printed, status) = heard
+            .and_then(|printed| Ok((printed, status?)))
+            .map_err(|error| InvokeError::Rubbish(self.failed("hear", error)))?;
         let printed = String::from_utf8_lossy(&printed).into_owned();
         if status.success() {
             return Ok(printed);
         }
         let failure = reply::parse_error(&printed).unwrap_or_else(|| {
             let words: String = printed.trim().chars().take(500).collect();
-            said("use", &format!("it ended with {status} and no CNI error: {words:?}"))
+            self.failed("use", format!("it ended with {status} and no CNI error: {words:?}"))
         });
         Err(InvokeError::Refused(failure))
+    }
+
+    /// Ends a plugin whose time is over, and what it has started. It has not been waited for, so that its number is
+    /// still the group's.
+    fn kill(&self, child: &mut Child, verb: &str) -> InvokeError {
+        let seconds = self.patience.as_secs_f64();
+        let message = format!("the plugin {} hung: {verb} was not done after {seconds:.1} s", self.name);
+        let failure = |what: &str| {
+            let details = format!("{what}; its own log, or what it waits for, says why");
+            Failure::new(Code::TryAgain, &message, details)
+        };
+        let Ok(group) = i32::try_from(child.id()).map(Pid::from_raw) else {
+            return InvokeError::Refused(failure("it cannot be killed"));
+        };
+        // What cannot be signalled has ended by itself, and is found so below.
+        let _ = killpg(group, Signal::SIGKILL);
+        let Some(Ok(_)) = ended(child, Instant::now() + DYING) else {
+            return InvokeError::Refused(failure(
+                "it was killed and has not ended: it is stuck in the kernel",
+            ));
+        };
+        // They die at their own pace, and should be done before anything is undone.
+        let deadline = Instant::now() + CHILDREN_DYING;
+        while killpg(group, None).is_ok() && Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
+        InvokeError::Rubbish(failure("it was killed, with what it had started"))
+    }
+
+    fn failed(&self, what: &str, why: impl std::fmt::Display) -> Failure {
+        Failure::new(Code::Io, format!("cannot {what} the plugin {}", self.name), why)
     }
 
     fn find(&self) -> Result<PathBuf, Failure> {
@@ -101,5 +154,15 @@ impl Plugin<'_> {
             let details = format!("looked in {}: install the CNI plugins there", places.join(", "));
             Failure::new(Code::BadEnvironment, format!("failed to find plugin {:?}", self.name), details)
         })
+    }
+}
+
+/// How it ended; `None` if it has not by then.
+fn ended(child: &mut Child, deadline: Instant) -> Option<std::io::Result<ExitStatus>> {
+    loop {
+        match child.try_wait().transpose() {
+            None if Instant::now() < deadline => thread::sleep(POLL),
+            answer => return answer,
+        }
     }
 }

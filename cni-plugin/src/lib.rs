@@ -7,6 +7,7 @@
 
 pub mod delegate;
 pub mod invoke;
+pub mod netns;
 pub mod reply;
 pub mod request;
 pub mod state;

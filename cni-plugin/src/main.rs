@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use cni_plugin::reply::{self, Code, Failure};
 use cni_plugin::request::{self, Environment, Request};
-use cni_plugin::verbs;
+use cni_plugin::verbs::{self, Patience};
 
 /// A configuration is some kilobytes; what is longer is no configuration.
 const STDIN_MOST: u64 = 1 << 20;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let answer = read_stdin().and_then(|text| {
         version = request::version_of(&text);
         let request = Request::check(&verb, environment, &text)?;
-        verbs::run(&request)
+        verbs::run(&request, Patience::default())
     });
     let (text, code) = match answer {
         Ok(text) => (text, ExitCode::SUCCESS),

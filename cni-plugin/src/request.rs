@@ -1,11 +1,10 @@
 //! What the runtime asks: environment variables and a configuration on stdin, checked as the CNI library checks them.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::netns::Netns;
 use crate::reply::{Code, Failure, VERSIONS};
 
 /// Where flannel's daemon writes its subnet.
@@ -14,6 +13,8 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIRECTORY: &str = "/var/lib/cni/flannel";
 /// IFNAMSIZ (linux/if.h), without the closing zero.
 const IFNAME_MOST: usize = 15;
+/// A state file's name has to fit into a directory (NAME_MAX), with the interface and what is beside it.
+const CONTAINER_MOST: usize = 200;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Request {
     pub container: String,
     /// The interface inside; empty as above.
     pub interface: String,
+    /// The container's network namespace, if it is there.
+    pub netns: Option<Netns>,
     /// Where delegates are looked for.
     pub path: Vec<PathBuf>,
     /// The configuration.
@@ -146,7 +149,8 @@ impl Request {
             check_netns(&netns)?;
         }
         let path = std::env::split_paths(&path).filter(|place| place.is_absolute()).collect();
-        Ok(Request { verb, container, interface, path, config })
+        let netns = Netns::at(&netns);
+        Ok(Request { verb, container, interface, netns, path, config })
     }
 }
 
@@ -211,7 +215,11 @@ impl Config {
             ipam: map(&mut object, "ipam")?,
             runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
-            valid: object.remove("cni.dev/valid-attachments").filter(|value| !value.is_null()),
+            // An empty list of Go may come as null (CRI-O); without the key nobody has said what is valid.
+            valid: object.remove("cni.dev/valid-attachments").map(|value| match value {
+                Value::Null => Value::Array(Vec::new()),
+                other => other,
+            }),
             version,
             name,
             delegate,
@@ -233,16 +241,15 @@ fn is_name(text: &str) -> bool {
 
 /// Whether this is a container id.
 pub fn is_container(text: &str) -> bool {
-    // A state file's name has to fit into a directory (NAME_MAX).
-    is_name(text) && text.len() <= 200
+    is_name(text) && text.len() <= CONTAINER_MOST
 }
 
 fn check_container(id: &str) -> Result<(), Failure> {
-    match is_container(id) {
-        true => Ok(()),
-        false => {
-            Err(Failure::new(Code::BadEnvironment, "invalid characters in containerID", format!("{id:?}")))
-        }
+    let bad = |message, details| Err(Failure::new(Code::BadEnvironment, message, details));
+    match is_name(id) {
+        true if is_container(id) => Ok(()),
+        true => bad("containerID is too long", format!("{} characters, at most {CONTAINER_MOST}", id.len())),
+        false => bad("invalid characters in containerID", format!("{id:?}")),
     }
 }
 
@@ -261,14 +268,11 @@ fn check_interface(name: &str) -> Result<(), Failure> {
 
 /// Our own namespace for a pod's would be the host's interfaces taken for the pod's.
 fn check_netns(path: &str) -> Result<(), Failure> {
-    let identity = |path: &str| fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    match (identity("/proc/self/ns/net"), identity(path)) {
-        (Ok(own), Ok(given)) if own == given => {
-            let message = "plugin's netns and netns from CNI_NETNS should not be the same";
-            Err(Failure::new(Code::BadNamespace, message, path))
-        }
-        _ => Ok(()),
+    if Netns::at(path).is_some_and(|netns| netns.is_own()) {
+        let message = "plugin's netns and netns from CNI_NETNS should not be the same";
+        return Err(Failure::new(Code::BadNamespace, message, path));
     }
+    Ok(())
 }
 
 fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, Failure> {
@@ -352,10 +356,16 @@ mod tests {
 
     #[test]
     fn names_that_make_paths_are_refused() {
-        let long = "a".repeat(201);
-        for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n", long.as_str()] {
-            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD).0, 4, "{id}");
+        for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n"] {
+            let said = (4, "invalid characters in containerID".to_owned());
+            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD), said, "{id}");
         }
+        let (longest, long) = ("a".repeat(200), "a".repeat(201));
+        assert!(Request::check("DEL", environment(&[("CNI_CONTAINERID", &longest)]), GOOD).is_ok());
+        assert_eq!(
+            refused("DEL", &[("CNI_CONTAINERID", &long)], GOOD),
+            (4, "containerID is too long".to_owned())
+        );
         for name in ["..", ".", "a/b", "a:b", "a b", "sixteencharacter"] {
             assert_eq!(refused("ADD", &[("CNI_IFNAME", name)], GOOD).0, 4, "{name}");
         }

@@ -2,6 +2,8 @@
 //!
 //! flannel's plugin names the file by the container alone. So does this one for `eth0`, the interface that nearly all
 //! have, and either plugin can take away what the other one gave; for other interfaces the name follows behind a `@`.
+//!
+//! Beside a state, `.NAME.netns` tells where the interface is: GC hears of no namespace.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::Value;
 
+use crate::netns::Netns;
 use crate::reply::{Code, Failure};
 use crate::request::is_container;
 
@@ -43,7 +46,7 @@ pub struct Attachment {
 pub enum Found {
     /// The delegate's configuration.
     Config(Value),
-    /// The beginning of one, from a crash of a plugin that does not write it whole.
+    /// What a crash leaves of one that was not written whole, or not synced: nothing, its beginning, or zeros.
     Broken,
     /// There is no file, or somebody else's.
     Nothing,
@@ -78,8 +81,24 @@ impl States {
 
     /// Waits until nobody else works on the interface.
     pub fn lock(&self, attachment: &Attachment) -> Result<Lock, Failure> {
-        self.make_directory()?;
-        let path = self.directory.join(format!(".{}.lock", name(attachment)));
+        self.wait_for(attachment).map_err(|(_, failure)| failure)
+    }
+
+    /// The same for taking the interface away, which has to go on where nothing can be written: nobody can give an
+    /// interface there meanwhile.
+    pub fn lock_to_take_away(&self, attachment: &Attachment) -> Result<Option<Lock>, Failure> {
+        use ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match self.wait_for(attachment) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((ReadOnlyFilesystem | StorageFull | QuotaExceeded, _)) => Ok(None),
+            Err((_, failure)) => Err(failure),
+        }
+    }
+
+    fn wait_for(&self, attachment: &Attachment) -> Result<Lock, (ErrorKind, Failure)> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|error| (error.kind(), failed("make the directory", &self.directory, &error)))?;
+        let path = self.beside(attachment, "lock");
         let deadline = Instant::now() + PATIENCE;
         loop {
             match try_lock(&path) {
@@ -87,68 +106,93 @@ impl States {
                     // A delegate that outlives us, because we were killed, has it until it ends: nobody may undo what is
                     // not done yet.
                     fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
-                        .map_err(|error| failed("hand on", &path, &error.into()))?;
+                        .map_err(|error| (ErrorKind::Other, failed("hand on", &path, &error.into())))?;
                     return Ok(Lock { path, _file: file });
                 }
                 Ok(None) if Instant::now() >= deadline => {
                     let message =
                         format!("somebody else works on {} of this container", attachment.interface);
-                    return Err(Failure::new(Code::TryAgain, message, attachment.container.as_str()));
+                    let failure = Failure::new(Code::TryAgain, message, attachment.container.as_str());
+                    return Err((ErrorKind::WouldBlock, failure));
                 }
                 Ok(None) => thread::sleep(POLL),
-                Err(error) => return Err(failed("lock", &path, &error)),
+                Err(error) => return Err((error.kind(), failed("lock", &path, &error))),
             }
         }
     }
 
-    /// Reads the state of an interface.
-    pub fn read(&self, attachment: &Attachment) -> Result<Found, Failure> {
-        let own = self.directory.join(name(attachment));
-        let text = match fs::read(&own) {
-            // One that flannel's plugin has given, which says only whose it is.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::read(self.directory.join(&attachment.container))
+    /// Reads the state of an interface, or the one that flannel's plugin has given it in this network, which says only
+    /// whose it is.
+    pub fn read(&self, attachment: &Attachment, network: &str) -> Result<Found, Failure> {
+        match self.read_own(attachment)? {
+            Found::Nothing if !attachment.is_first() => {
+                let first = Attachment { interface: FIRST.to_owned(), ..attachment.clone() };
+                match self.read_own(&first)? {
+                    Found::Config(config) if config["name"] == network => Ok(Found::Config(config)),
+                    _ => Ok(Found::Nothing),
+                }
             }
-            other => other,
-        };
-        match text {
+            found => Ok(found),
+        }
+    }
+
+    /// Reads the state that has this interface's name.
+    pub fn read_own(&self, attachment: &Attachment) -> Result<Found, Failure> {
+        let path = self.path(attachment);
+        match fs::read(&path) {
             Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
                 Ok(config @ Value::Object(_)) => Found::Config(config),
-                _ if bytes.is_empty() || bytes.starts_with(b"{") => Found::Broken,
+                _ if bytes.is_empty() || bytes.starts_with(b"{") || bytes.starts_with(b"\0") => Found::Broken,
                 _ => Found::Nothing,
             }),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 Ok(Found::Nothing)
             }
-            Err(error) => Err(failed("read", &own, &error)),
+            Err(error) => Err(failed("read", &path, &error)),
         }
     }
 
+    /// Where the interface is, if that is known.
+    pub fn netns(&self, attachment: &Attachment) -> Option<Netns> {
+        Netns::parse(&fs::read_to_string(self.beside(attachment, "netns")).ok()?)
+    }
+
     /// Writes it, whole or not at all, so that it outlives a crash of the machine.
-    pub fn write(&self, attachment: &Attachment, config: &Value) -> Result<(), Failure> {
-        let path = self.directory.join(name(attachment));
-        let temporary = self.directory.join(format!(".{}.new", name(attachment)));
+    pub fn write(
+        &self,
+        attachment: &Attachment,
+        config: &Value,
+        netns: Option<&Netns>,
+    ) -> Result<(), Failure> {
+        let (path, beside) = (self.path(attachment), self.beside(attachment, "netns"));
+        let temporary = self.beside(attachment, "new");
+        let open =
+            |path: &Path| OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
         let write = || {
-            let mut options = OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            // Half of it is none, so that it needs no rename.
+            match netns {
+                Some(netns) => open(&beside)?.write_all(netns.to_string().as_bytes())?,
+                None => remove_file(&beside)?,
+            }
+            let mut file = open(&temporary)?;
             file.write_all(config.to_string().as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.directory)?.sync_all()
         };
         write().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
+            let _ = (fs::remove_file(&temporary), fs::remove_file(&beside));
             failed("write", &path, &error)
         })
     }
 
     /// Removes it; one that is not there is no error.
     pub fn remove(&self, attachment: &Attachment) -> Result<(), Failure> {
-        let path = self.directory.join(name(attachment));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &path, &error)),
-            _ => Ok(()),
+        // The state first: alone it is a state, and what is beside it is nothing.
+        for path in [self.path(attachment), self.beside(attachment, "netns")] {
+            remove_file(&path).map_err(|error| failed("remove", &path, &error))?;
         }
+        Ok(())
     }
 
     /// All interfaces that have a state, sorted. Files of other names are not ours.
@@ -164,29 +208,38 @@ impl States {
         Ok(all)
     }
 
-    /// Removes what a killed plugin has left besides states: files half written and locks that nobody holds.
+    /// Removes what a killed plugin has left besides states: files half written, locks that nobody holds, and places of
+    /// interfaces that have no state.
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let of =
-                |end| name.strip_prefix('.').and_then(|rest| rest.strip_suffix(end)).and_then(attachment);
-            if let Some(attachment) = of(".new").or_else(|| of(".lock"))
-                // Who holds the lock is writing.
-                && let Ok(Some(file)) = try_lock(&self.directory.join(format!(".{}.lock", self::name(&attachment))))
-            {
-                let _ = fs::remove_file(self.directory.join(format!(".{}.new", self::name(&attachment))));
-                drop(Lock {
-                    path: self.directory.join(format!(".{}.lock", self::name(&attachment))),
-                    _file: file,
-                });
+            let of = |end| name.strip_prefix('.')?.strip_suffix(end).and_then(attachment);
+            let Some(attachment) = of(".new").or_else(|| of(".lock")).or_else(|| of(".netns")) else {
+                continue;
+            };
+            let has_state = || self.path(&attachment).exists();
+            if name.ends_with(".netns") && has_state() {
+                continue;
+            }
+            // Who holds the lock is writing.
+            let path = self.beside(&attachment, "lock");
+            if let Ok(Some(file)) = try_lock(&path) {
+                let _ = fs::remove_file(self.beside(&attachment, "new"));
+                if !has_state() {
+                    let _ = fs::remove_file(self.beside(&attachment, "netns"));
+                }
+                drop(Lock { path, _file: file });
             }
         }
     }
 
-    fn make_directory(&self) -> Result<(), Failure> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
-        made.map_err(|error| failed("make the directory", &self.directory, &error))
+    fn path(&self, attachment: &Attachment) -> PathBuf {
+        self.directory.join(name(attachment))
+    }
+
+    fn beside(&self, attachment: &Attachment, end: &str) -> PathBuf {
+        self.directory.join(format!(".{}.{end}", name(attachment)))
     }
 }
 
@@ -218,10 +271,17 @@ fn attachment(name: &str) -> Option<Attachment> {
     (is_container(container) && !interface.is_empty()).then_some(attachment)
 }
 
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn failed(what: &str, path: &Path, error: &io::Error) -> Failure {
     let next = match error.kind() {
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
-            "; give another place by \"dataDir\" in the configuration"
+            "; make it writable, or give another place by \"dataDir\" in the configuration"
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the disk",
         _ => "",
@@ -252,14 +312,10 @@ mod tests {
         let (_directory, states) = states();
         let (first, second) = (of("abc", "eth0"), of("abc", "net1"));
         for (attachment, config) in [(&first, json!({"a": 1})), (&second, json!({"b": 2}))] {
-            assert_eq!(
-                states.read(attachment),
-                Ok(if attachment == &first { Found::Nothing } else { Found::Config(json!({"a": 1})) }),
-                "flannel's"
-            );
+            assert_eq!(states.read(attachment, "cbr0"), Ok(Found::Nothing));
             let _lock = states.lock(attachment).expect("a lock");
-            states.write(attachment, &config).expect("written");
-            assert_eq!(states.read(attachment), Ok(Found::Config(config)));
+            states.write(attachment, &config, None).expect("written");
+            assert_eq!(states.read(attachment, "cbr0"), Ok(Found::Config(config)));
         }
         assert_eq!(states.list(), Ok(vec![first.clone(), second.clone()]));
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
@@ -276,20 +332,50 @@ mod tests {
     }
 
     #[test]
+    fn another_interfaces_state_counts_for_its_own_network_alone() {
+        let (_directory, states) = states();
+        let (first, second) = (of("abc", "eth0"), of("abc", "net1"));
+        let config = json!({"name": "cbr0"});
+        drop(states.lock(&first).expect("the directory"));
+        states.write(&first, &config, None).expect("written");
+        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Config(config)), "flannel's of net1, it may be");
+        assert_eq!(states.read(&second, "another"), Ok(Found::Nothing));
+        assert_eq!(states.read_own(&second), Ok(Found::Nothing));
+        fs::write(states.path(&first), "{").expect("written");
+        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Nothing), "nobody knows whose");
+    }
+
+    #[test]
+    fn a_namespace_is_kept_with_the_state_and_goes_with_it() {
+        let (_directory, states) = states();
+        let mine = of("abc", "net1");
+        let netns = Netns::at("/proc/self/ns/net").expect("there");
+        drop(states.lock(&mine).expect("the directory"));
+        states.write(&mine, &json!({}), Some(&netns)).expect("written");
+        assert_eq!((states.netns(&mine), states.list()), (Some(netns.clone()), Ok(vec![mine.clone()])));
+        states.write(&mine, &json!({}), None).expect("written");
+        assert_eq!(states.netns(&mine), None, "an older one's");
+        states.write(&mine, &json!({}), Some(&netns)).expect("written");
+        states.remove(&mine).expect("removed");
+        assert_eq!(fs::read_dir(&states.directory).expect("there").count(), 0);
+    }
+
+    #[test]
     fn a_broken_state_is_told_from_somebody_elses_file() {
         let (_directory, states) = states();
-        states.make_directory().expect("made");
+        fs::create_dir_all(&states.directory).expect("made");
         for (text, found) in [
             ("", Found::Broken),
             ("{\"name\":", Found::Broken),
+            ("\0\0\0\0", Found::Broken),
             ("[]", Found::Nothing),
             ("Read me", Found::Nothing),
             ("\u{fffd}", Found::Nothing),
         ] {
             fs::write(states.directory.join("abc"), text).expect("written");
-            assert_eq!(states.read(&of("abc", "eth0")), Ok(found), "{text}");
+            assert_eq!(states.read_own(&of("abc", "eth0")), Ok(found), "{text}");
         }
-        assert_eq!(states.read(&of("abd", "eth0")), Ok(Found::Nothing));
+        assert_eq!(states.read_own(&of("abd", "eth0")), Ok(Found::Nothing));
     }
 
     #[test]
@@ -312,9 +398,19 @@ mod tests {
     #[test]
     fn a_sweep_takes_what_a_killed_plugin_has_left_and_nothing_else() {
         let (_directory, states) = states();
-        states.make_directory().expect("made");
+        fs::create_dir_all(&states.directory).expect("made");
         let held = states.lock(&of("busy", "eth0")).expect("a lock");
-        for name in [".abc.new", ".abc.lock", ".busy.new", ".other", "README", "abc"] {
+        for name in [
+            ".abc.new",
+            ".abc.lock",
+            ".abc.netns",
+            ".busy.new",
+            ".busy.netns",
+            ".dead.netns",
+            ".other",
+            "README",
+            "abc",
+        ] {
             fs::write(states.directory.join(name), "x").expect("written");
         }
         states.sweep();
@@ -323,7 +419,7 @@ mod tests {
             .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
             .collect();
         left.sort();
-        assert_eq!(left, [".busy.lock", ".busy.new", ".other", "README", "abc"]);
+        assert_eq!(left, [".abc.netns", ".busy.lock", ".busy.netns", ".busy.new", ".other", "README", "abc"]);
         drop(held);
     }
 
@@ -333,6 +429,6 @@ mod tests {
         let failure = states.lock(&of("abc", "eth0")).expect_err("no directory");
         assert_eq!(failure.code, Code::Io as u64);
         assert!(failure.message.contains("/proc/nowhere"), "{failure:?}");
-        assert_eq!(states.read(&of("abc", "eth0")), Ok(Found::Nothing));
+        assert_eq!(states.read_own(&of("abc", "eth0")), Ok(Found::Nothing));
     }
 }

@@ -75,6 +75,10 @@ mod tests {
         );
         assert_eq!((v4.networks, v4.subnets), (vec!["10.1.0.0/16".into()], vec!["10.1.17.0/24".into()]));
         assert_eq!((v4.mtu, v4.masquerades), (1472, true));
+        let other = read(
+            "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=yes\n",
+        );
+        assert!(!other.masquerades, "only one word says so");
         let v6 = read(
             "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false",
         );

@@ -2,83 +2,113 @@
 //! away: whatever is killed meanwhile, DEL and GC find what is left.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::delegate;
 use crate::invoke::{InvokeError, Plugin};
+use crate::netns::Netns;
 use crate::reply::{self, Code, Failure};
 use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
 use crate::subnet;
 
+/// How long a delegate may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For what the runtime asks; in ADD with what others on the same interface have taken of it.
+    pub asked: Duration,
+    /// For taking away what the runtime does not ask about: a failed ADD's, and each of GC's.
+    pub unasked: Duration,
+}
+
+impl Default for Patience {
+    /// Together less than two minutes, after which a kubelet gives up and hears no reason.
+    fn default() -> Patience {
+        Patience { asked: Duration::from_secs(90), unasked: Duration::from_secs(20) }
+    }
+}
+
 /// Does it; what to print.
-pub fn run(request: &Request) -> Result<String, Failure> {
+pub fn run(request: &Request, patience: Patience) -> Result<String, Failure> {
+    let done = |answer: Result<(), Failure>| answer.map(|()| String::new());
     match request.verb {
-        Verb::Add => add(request),
-        Verb::Del => del(request).map(|()| String::new()),
-        Verb::Check => check(request).map(|()| String::new()),
-        Verb::Status => status(request).map(|()| String::new()),
-        Verb::Gc => gc(request).map(|()| String::new()),
+        Verb::Add => add(request, patience),
+        Verb::Del => done(del(request, patience.asked)),
+        Verb::Check => done(check(request, patience.asked)),
+        Verb::Status => done(status(request, patience.asked)),
+        Verb::Gc => done(gc(request, patience)),
         Verb::Version => Ok(reply::versions()),
     }
 }
 
-fn add(request: &Request) -> Result<String, Failure> {
+fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
+    let began = Instant::now();
     let _lock = states.lock(&attachment)?;
-    let before = states.read(&attachment)?;
-    states.write(&attachment, &config)?;
-    let result = plugin(request, &config).run("ADD", &[], &config).and_then(|printed| {
-        match serde_json::from_str::<Value>(&printed) {
-            Ok(Value::Object(_)) => Ok(printed),
-            _ => {
-                let words: String = printed.trim().chars().take(500).collect();
-                let message = format!("the plugin {} printed no result", name_of(&config));
-                Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
-            }
-        }
-    });
+    let left = patience.asked.saturating_sub(began.elapsed());
+    let before = (states.read_own(&attachment)?, states.netns(&attachment));
+    states.write(&attachment, &config, request.netns.as_ref())?;
+    let result =
+        plugin(request, &config, left).run("ADD", &[], &config).and_then(
+            |printed| match serde_json::from_str::<Value>(&printed) {
+                Ok(Value::Object(_)) => Ok(printed),
+                _ => {
+                    let words: String = printed.trim().chars().take(500).collect();
+                    let message = format!("the plugin {} printed no result", name_of(&config));
+                    Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
+                }
+            },
+        );
     match result {
         Ok(printed) => Ok(printed),
         Err(InvokeError::NotStarted(failure)) => {
             // An interface that somebody has given already keeps its own.
             match before {
-                Found::Config(config) => states.write(&attachment, &config)?,
-                Found::Broken | Found::Nothing => states.remove(&attachment)?,
+                (Found::Config(config), netns) => states.write(&attachment, &config, netns.as_ref())?,
+                (Found::Broken | Found::Nothing, _) => states.remove(&attachment)?,
             }
             Err(failure)
         }
         // The runtime will not know that there is something to take away.
-        Err(InvokeError::Rubbish(failure)) => match take_away(request, &states, &attachment, &config) {
-            Ok(()) => Err(failure),
-            Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
-        },
+        Err(InvokeError::Rubbish(failure)) => {
+            match take_away(request, &states, &attachment, &config, patience.unasked) {
+                Ok(()) => Err(failure),
+                Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
+            }
+        }
         // A failed ADD is followed by a DEL (specification, section "ADD").
         Err(InvokeError::Refused(failure)) => Err(failure),
     }
 }
 
-fn del(request: &Request) -> Result<(), Failure> {
+fn del(request: &Request, patience: Duration) -> Result<(), Failure> {
     let (states, attachment) = (states(request), attachment(request));
-    if states.read(&attachment)? == Found::Nothing {
+    let read = || states.read(&attachment, &request.config.name);
+    if read()? == Found::Nothing {
         return Ok(());
     }
-    let _lock = states.lock(&attachment)?;
-    match states.read(&attachment)? {
+    let _lock = states.lock_to_take_away(&attachment)?;
+    match read()? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => take_away(request, &states, &attachment, &config),
-        Found::Broken => take_away_broken(request, &states, &attachment),
+        Found::Config(config) => take_away(request, &states, &attachment, &config, patience),
+        Found::Broken => take_away_broken(request, &states, &attachment, patience),
     }
 }
 
 /// What ADD would give now names the same interface and the same addresses.
-fn take_away_broken(request: &Request, states: &States, attachment: &Attachment) -> Result<(), Failure> {
+fn take_away_broken(
+    request: &Request,
+    states: &States,
+    attachment: &Attachment,
+    patience: Duration,
+) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
-    take_away(request, states, attachment, &delegate::build(&request.config, &subnet))
+    take_away(request, states, attachment, &delegate::build(&request.config, &subnet), patience)
 }
 
 /// Has the delegate take it away, and forgets it only then.
@@ -87,23 +117,38 @@ fn take_away(
     states: &States,
     attachment: &Attachment,
     config: &Value,
+    patience: Duration,
 ) -> Result<(), Failure> {
-    let variables =
-        [("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
-    plugin(request, config).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
-    states.remove(attachment)
+    take_away_from(None, request, states, attachment, config, patience)
 }
 
-fn check(request: &Request) -> Result<(), Failure> {
+/// The same, and not from the namespace that the runtime has named but from this one; from none if it is empty.
+fn take_away_from(
+    netns: Option<&str>,
+    request: &Request,
+    states: &States,
+    attachment: &Attachment,
+    config: &Value,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let mut variables =
+        vec![("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
+    variables.extend(netns.map(|path| ("CNI_NETNS", path)));
+    plugin(request, config, patience).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    states.remove(attachment).map_err(|failure| failure.and("the interface itself has been taken away"))
+}
+
+fn check(request: &Request, patience: Duration) -> Result<(), Failure> {
     let attachment = attachment(request);
-    let Found::Config(mut config) = states(request).read(&attachment)? else {
+    let Found::Config(mut config) = states(request).read(&attachment, &request.config.name)? else {
         let message = format!("nothing is known of {} of this container", attachment.interface);
         return Err(Failure::new(Code::UnknownContainer, message, attachment.container));
     };
     if let (Some(previous), Value::Object(config)) = (&request.config.previous, &mut config) {
         config.insert("prevResult".into(), with_gateways(previous.clone()));
     }
-    plugin(request, &config).run("CHECK", &[], &config).map_err(InvokeError::into_failure).map(drop)
+    let answer = plugin(request, &config, patience).run("CHECK", &[], &config);
+    answer.map_err(InvokeError::into_failure).map(drop)
 }
 
 /// A route without a gateway goes by the address's own; `bridge` sets it so, and when it checks looks for a route
@@ -121,11 +166,11 @@ fn with_gateways(mut result: Value) -> Value {
     result
 }
 
-fn status(request: &Request) -> Result<(), Failure> {
+fn status(request: &Request, patience: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
     let config = delegate::build(&request.config, &subnet);
-    match plugin(request, &config).run("STATUS", &[], &config) {
+    match plugin(request, &config, patience).run("STATUS", &[], &config) {
         Ok(_) => Ok(()),
         Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => Ok(()),
         Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
@@ -133,7 +178,7 @@ fn status(request: &Request) -> Result<(), Failure> {
     }
 }
 
-fn gc(request: &Request) -> Result<(), Failure> {
+fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
     let valid = valid(request)?;
     let states = states(request);
     let mut failures = Vec::new();
@@ -144,12 +189,15 @@ fn gc(request: &Request) -> Result<(), Failure> {
         if valid.contains(&attachment) || valid.iter().any(is_used) {
             continue;
         }
-        let swept = states.lock(&attachment).and_then(|_lock| match states.read(&attachment)? {
-            // Several networks may keep their states in one directory.
-            Found::Config(config) if config["name"] != request.config.name => Ok(()),
-            Found::Config(config) => take_away(request, &states, &attachment, &config),
-            Found::Broken => take_away_broken(request, &states, &attachment),
-            Found::Nothing => Ok(()),
+        let swept = states.lock(&attachment).and_then(|_lock| match states.read_own(&attachment)? {
+            Found::Config(config) if config["name"] == request.config.name => {
+                // A namespace that lives on would keep the interface.
+                let netns = states.netns(&attachment);
+                let path = netns.as_ref().and_then(Netns::path).unwrap_or_default();
+                take_away_from(Some(path), request, &states, &attachment, &config, patience.unasked)
+            }
+            // Several networks may keep their states in one directory, and a broken one does not say whose it is.
+            Found::Config(_) | Found::Broken | Found::Nothing => Ok(()),
         });
         failures.extend(swept.err());
     }
@@ -159,7 +207,7 @@ fn gc(request: &Request) -> Result<(), Failure> {
         let mut config = delegate::build(&request.config, &subnet);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));
-        match plugin(request, &config).run("GC", &[], &config) {
+        match plugin(request, &config, patience.asked).run("GC", &[], &config) {
             Ok(_) => {}
             Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => {}
             Err(error) => failures.push(error.into_failure()),
@@ -203,8 +251,8 @@ fn attachment(request: &Request) -> Attachment {
     Attachment { container: request.container.clone(), interface: request.interface.clone() }
 }
 
-fn plugin<'a>(request: &'a Request, config: &'a Value) -> Plugin<'a> {
-    Plugin { name: name_of(config), path: &request.path }
+fn plugin<'a>(request: &'a Request, config: &'a Value, patience: Duration) -> Plugin<'a> {
+    Plugin { name: name_of(config), path: &request.path, patience }
 }
 
 /// A state that somebody else has written may have no type.

@@ -4,6 +4,7 @@
 //! tells a runtime that the node is ready for pods. Every file is there whole or as it was; a plugin that runs goes on.
 
 mod conflist;
+pub mod install_conf;
 
 use std::fs;
 use std::io;
@@ -122,16 +123,25 @@ fn conf_file(options: &Options) -> anyhow::Result<Option<Wanted>> {
     let Some(source) = &options.conf else {
         let plugin = options.name.first().map_or(PLUGIN, String::as_str);
         let bytes = conflist::generate(options, plugin)?.into_bytes();
+        conflist::check(&bytes, &options.conf_name).with_context(|| {
+            format!("--conf-name {:?} is no name for a generated configuration", options.conf_name)
+        })?;
         return Ok(Some(Wanted { path, bytes, mode: 0o644 }));
     };
+    given(source, path).map(Some)
+}
+
+/// A configuration as it is to be at `path`, with the mode of its source.
+fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
     let read = || -> io::Result<(Vec<u8>, u32)> {
         Ok((fs::read(source)?, fs::metadata(source)?.permissions().mode()))
     };
-    let (bytes, mode) = read().with_context(|| format!("cannot read --conf {}", source.display()))?;
-    conflist::check(&bytes).with_context(|| {
-        format!("--conf {} is not installed: runtimes would take the node's network down", source.display())
+    let (bytes, mode) =
+        read().with_context(|| format!("cannot read the configuration {}", source.display()))?;
+    conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy()).with_context(|| {
+        format!("{} is not installed: runtimes would take the node's network down", source.display())
     })?;
-    Ok(Some(Wanted { path, bytes, mode }))
+    Ok(Wanted { path, bytes, mode })
 }
 
 /// A name with a slash would land anywhere.

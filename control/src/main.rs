@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use control::flanneld::Request;
+use control::install_cni::install_conf;
 use control::options::{Command, Options, RunOptions};
 use control::{cleanup, daemon, demo, docker_opts, doctor, flanneld, install_cni, load_command, status};
 use tracing::level_filters::LevelFilter;
@@ -20,11 +21,15 @@ fn main() -> ExitCode {
     if flanneld::is_named_so(program.as_deref()) {
         return as_flanneld(arguments);
     }
-    let options = if docker_opts::is_named_so(program.as_deref()) {
-        let line = ["loden", docker_opts::NAME].map(OsString::from);
-        Options::parse_from(line.into_iter().chain(arguments))
+    // flannel's programs, whose names are subcommands here.
+    let name = if docker_opts::is_named_so(program.as_deref()) {
+        Some(docker_opts::NAME)
     } else {
-        Options::parse()
+        install_conf::is_named_so(program.as_deref()).then_some(install_conf::NAME)
+    };
+    let options = match name {
+        Some(name) => Options::parse_from(["loden", name].map(OsString::from).into_iter().chain(arguments)),
+        None => Options::parse(),
     };
     if !matches!(options.command, Command::Flanneld(_)) {
         log_to_stderr(options.verbose);
@@ -44,6 +49,9 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(demo).unwrap_or_else(|error| failed(&format!("{error:#}"))),
         Command::InstallCni(options) => {
             install_cni::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
+        }
+        Command::InstallConf(options) => {
+            install_conf::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
         }
         Command::MkDockerOpts(options) => {
             docker_opts::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))

@@ -48,6 +48,8 @@ pub enum Command {
     Doctor(DoctorOptions),
     /// Put the CNI plugin and its configuration where container runtimes look for them.
     InstallCni(crate::install_cni::Options),
+    /// Copy one configuration of CNI to its place, whole and with its mode; as flannel's install-conf.
+    InstallConf(crate::install_cni::install_conf::Options),
     /// Write dockerd's network options from this node's subnet file; as flannel's mk-docker-opts.sh.
     MkDockerOpts(crate::docker_opts::Options),
     /// Generate load and print the measurements as JSON.

@@ -91,7 +91,7 @@ fn sources(root: &Path, folders: &[&str]) -> Vec<(Vec<String>, String)> {
 fn module(path: &Path) -> Vec<String> {
     let path = path.with_extension("");
     let parts = path.components().map(|part| part.as_os_str().to_string_lossy().replace('-', "_"));
-    let parts = parts.filter(|part| !matches!(part.as_str(), "src" | "tests" | "mod" | "lib"));
+    let parts = parts.filter(|part| !matches!(part.as_str(), "src" | "tests" | "mod" | "lib" | "main"));
     parts.map(without_tests).collect()
 }
 

@@ -1,4 +1,4 @@
-//! `loden install-cni` and `loden mk-docker-opts` as processes, on real directories.
+//! `loden install-cni`, `loden install-conf` and `loden mk-docker-opts` as processes, on real directories.
 
 mod common;
 
@@ -81,15 +81,19 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     let host = Host::new();
     let conf = host.path("bad.json").display().to_string();
     fs::write(&conf, "{\"name\":").expect("a file");
+    let single = host.path("single.json").display().to_string();
+    fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
     for (flags, said) in [
         (&["--conf", &conf][..], vec!["bad.json", "no JSON", "not installed"]),
-        (&["--conf", &nowhere], vec!["cannot read --conf", "nowhere"]),
+        (&["--conf", &nowhere], vec!["cannot read the configuration", "nowhere"]),
         (&["--conf-dir", &nowhere], vec!["--conf-dir", "mkdir -p", "nowhere"]),
         (&["--bin-dir", &nowhere], vec!["--bin-dir", "mkdir -p", "nowhere"]),
         (&["--plugin", &nowhere], vec!["cannot read the plugin", "--plugin"]),
         (&["--plugin", &conf], vec!["is no program", "--plugin"]),
         (&["--name", "a/b"], vec!["--name", "no file name"]),
+        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "ends in .conflist", "name it so"]),
+        (&["--conf", &single], vec!["single.json", "ends in .conf or .json", "10-flannel.conflist"]),
         (&["--network", "../x"], vec!["--network", "no name for CNI"]),
     ] {
         let output = host.install(flags);
@@ -126,6 +130,39 @@ fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
         assert_eq!(text(&output.stdout).matches("unchanged").count(), 2, "only what was missing is done");
         assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
     });
+}
+
+#[test]
+fn called_as_flannels_install_conf_it_copies_the_configuration_to_the_byte_with_its_mode() {
+    let host = Host::new();
+    let program = host.path("install-conf");
+    symlink(env!("CARGO_BIN_EXE_loden"), &program).expect("a link");
+    let source = host.path("cni-conf.json");
+    fs::write(&source, CONF).expect("a file");
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o640)).expect("a mode");
+    let run = |target: &Path| Command::new(&program).arg(&source).arg(target).output().expect("it runs");
+    for word in ["installed", "unchanged"] {
+        let output = run(&host.conf());
+        let said = format!("{word} {}", host.conf().display());
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), said), "{output:?}");
+        let there = fs::read_to_string(host.conf()).expect("a list");
+        assert_eq!((there.as_str(), mode(&host.conf())), (CONF, 0o640));
+    }
+    for (target, words) in [
+        ("net.d/10-flannel.conf", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("nowhere/10-flannel.conflist", ["nowhere", "mount the host's"]),
+        ("net.d/..", ["cni-conf.json is not installed", "ends in .conflist"]),
+    ] {
+        let output = run(&host.path(target));
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    fs::write(&source, "{").expect("a file");
+    assert_eq!(run(&host.conf()).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(host.conf()).expect("a list"), CONF, "as it was");
+    assert_eq!(Command::new(&program).output().expect("it runs").status.code(), Some(2), "two arguments");
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
 }
 
 #[test]

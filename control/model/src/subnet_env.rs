@@ -43,7 +43,7 @@ pub struct Recorded {
     pub ipv6_subnets: Vec<Ipv6Network>,
     /// `FLANNEL_MTU`.
     pub mtu: Option<u32>,
-    /// `FLANNEL_IPMASQ`.
+    /// `FLANNEL_IPMASQ`: whether it is the word `true`.
     pub ip_masq: Option<bool>,
     /// What was passed over.
     pub problems: Vec<Problem>,
@@ -156,9 +156,10 @@ impl Recorded {
                 }
             }
             IPMASQ => {
-                self.ip_masq = value.parse().ok();
-                if self.ip_masq.is_none() {
-                    problem(value, "wants true or false");
+                // As flannel reads it: what is not this word is the opposite.
+                self.ip_masq = Some(value == "true");
+                if !matches!(value, "true" | "false") {
+                    problem(value, "is taken as false: wants true or false");
                 }
             }
             _ => {}

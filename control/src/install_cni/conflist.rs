@@ -79,8 +79,9 @@ pub(super) fn generate(options: &Options, plugin: &str) -> anyhow::Result<String
     Ok(serde_json::to_string_pretty(&list).context("cannot write the configuration as JSON")? + "\n")
 }
 
-/// Whether a runtime can read this at all: an object with a type of its own, or with plugins that have one each.
-pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
+/// Whether a runtime can read this at all: an object with a type of its own, or with plugins that have one each, in a
+/// file whose name ends as runtimes expect it of the one or the other.
+pub(super) fn check(bytes: &[u8], file_name: &str) -> anyhow::Result<()> {
     let json: Value = serde_json::from_slice(bytes).context("it is no JSON")?;
     let has_type = |plugin: &Value| plugin.get("type").is_some_and(Value::is_string);
     let good = match json.get("plugins") {
@@ -90,6 +91,17 @@ pub(super) fn check(bytes: &[u8]) -> anyhow::Result<()> {
     };
     ensure!(good, "it has no list \"plugins\" whose members have a \"type\"");
     ensure!(json.get("name").is_some_and(Value::is_string), "it has no \"name\"");
+    let (what, endings): (_, &[&str]) = match json.get("plugins") {
+        Some(_) => ("a list of plugins", &["conflist"]),
+        None => ("a single plugin", &["conf", "json"]),
+    };
+    let ending = Path::new(file_name).extension();
+    let endings: Vec<String> = endings.iter().map(|one| format!(".{one}")).collect();
+    ensure!(
+        ending.is_some_and(|ending| endings.iter().any(|one| ending == &one[1..])),
+        "it is {what}, and runtimes read that from a file that ends in {} alone, not from {file_name:?}: name it so",
+        endings.join(" or ")
+    );
     Ok(())
 }
 

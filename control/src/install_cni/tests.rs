@@ -10,7 +10,7 @@ fn a_generated_list_is_flannels() {
     let text = conflist::generate(&parsed(&[]), "flannel").expect("a list");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(json, serde_json::from_str::<serde_json::Value>(MANIFEST).expect("JSON"));
-    conflist::check(text.as_bytes()).expect("it passes our own check");
+    conflist::check(text.as_bytes(), "10-flannel.conflist").expect("it passes our own check");
 }
 
 #[test]
@@ -28,13 +28,40 @@ fn its_values_can_be_chosen() {
 
 #[test]
 fn what_no_runtime_can_read_is_refused() {
-    for good in [MANIFEST, r#"{"name":"x","type":"flannel"}"#] {
-        conflist::check(good.as_bytes()).expect(good);
+    const SINGLE: &str = r#"{"name":"x","type":"flannel"}"#;
+    for (good, name) in [(MANIFEST, "1.conflist"), (SINGLE, "1.conf"), (SINGLE, "a.b.json")] {
+        conflist::check(good.as_bytes(), name).expect(good);
+    }
+    for (text, name, said) in [
+        (
+            MANIFEST,
+            "10-flannel.conf",
+            "a list of plugins, and runtimes read that from a file that ends in .conflist",
+        ),
+        (MANIFEST, "10-flannel.json", ".conflist"),
+        (MANIFEST, "conflist", ".conflist"),
+        (
+            SINGLE,
+            "10-flannel.conflist",
+            "a single plugin, and runtimes read that from a file that ends in .conf or .json",
+        ),
+        (SINGLE, "10-flannel.conf.bak", "10-flannel.conf.bak"),
+        (SINGLE, "", ".conf or .json"),
+    ] {
+        let error = conflist::check(text.as_bytes(), name).expect_err(name).to_string();
+        assert!(error.contains(said), "{error}");
     }
     for bad in
         ["", "{", "[]", r#"{"name":"x"}"#, r#"{"name":"x","plugins":[]}"#, r#"{"plugins":[{"type":"a"}]}"#]
     {
-        assert!(conflist::check(bad.as_bytes()).is_err(), "{bad}");
+        assert!(conflist::check(bad.as_bytes(), "1.conflist").is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn flannels_program_is_known_by_its_name() {
+    for (name, is) in [("/opt/bin/install-conf", true), ("install-conf", true), ("loden", false)] {
+        assert_eq!(install_conf::is_named_so(Some(name.as_ref())), is, "{name}");
     }
 }
 
@@ -65,7 +92,7 @@ fn advice_fits_the_systems_answer() {
 proptest! {
     #[test]
     fn noise_never_panics(bytes: Vec<u8>, text in "\\PC{0,60}") {
-        let _ = (conflist::check(&bytes), conflist::check(text.as_bytes()), plain_name(&text, "--name"));
+        let _ = (conflist::check(&bytes, &text), conflist::check(text.as_bytes(), &text), plain_name(&text, "--name"));
     }
 }
 

@@ -96,10 +96,25 @@ fn broken_lines_spoil_no_others() {
         "nonsense\n=1\nFLANNEL_MTU=big\nFLANNEL_IPMASQ=yes\nA B=1\nX=\"open\nFLANNEL_SUBNET=10.244.1.1/24",
     );
     assert_eq!(recorded.subnet(), Some(v4("10.244.1.0/24")));
-    assert_eq!((recorded.mtu, recorded.ip_masq), (None, None));
+    assert_eq!((recorded.mtu, recorded.ip_masq), (None, Some(false)));
     let lines: Vec<usize> = recorded.problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [1, 2, 3, 4, 5, 6]);
     assert_eq!(recorded.problems[2].to_string(), "line 3: \"big\" passed over: wants a number of bytes");
+}
+
+#[test]
+fn masquerading_is_true_by_that_word_alone() {
+    for (text, masquerades) in [
+        ("FLANNEL_IPMASQ=true", Some(true)),
+        ("FLANNEL_IPMASQ=\"true\"", Some(true)),
+        ("FLANNEL_IPMASQ=false", Some(false)),
+        ("FLANNEL_IPMASQ=True", Some(false)),
+        ("FLANNEL_IPMASQ=1", Some(false)),
+        ("FLANNEL_IPMASQ=", Some(false)),
+        ("FLANNEL_MTU=1450", None),
+    ] {
+        assert_eq!(parse(text).ip_masq, masquerades, "{text}");
+    }
 }
 
 proptest! {

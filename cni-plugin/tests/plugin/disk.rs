@@ -1,0 +1,90 @@
+//! Disks without room, and disks that cannot be written.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::json;
+
+use crate::{GOOD, Node, V4, answer, names_in, root};
+
+/// A disk without room for a state: a real one, of a page.
+#[test]
+fn a_full_disk_gives_no_interface_and_takes_away_those_that_are_there() {
+    let Some(()) = root() else { return };
+    let node = Node::new(V4);
+    let (state, mut config) = (node.file("full"), node.config());
+    fs::create_dir(&state).unwrap();
+    config["dataDir"] = state.to_str().unwrap().into();
+    node.delegate(GOOD);
+    with_private_mounts(|| {
+        mount_tmpfs(&state, "8k");
+        node.run("ADD", &config).unwrap();
+        fs::write(state.join("filler"), [0; 4096]).unwrap();
+        let mut second = node.command("ADD", "pod-2");
+        // So that the namespace would have to be written as well.
+        second.env("CNI_NETNS", state.join("filler"));
+        let error = answer(&mut second, config.to_string().as_bytes()).unwrap_err();
+        assert_eq!(error["code"], 5, "{error}");
+        for word in ["pod-2", "No space left", "make room"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert_eq!(names_in(&state), ["filler", "pod-1"]);
+        assert_eq!(node.run("DEL", &config), Ok(String::new()));
+        assert_eq!(names_in(&state), ["filler"]);
+    });
+    let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls, ["ADD pod-1 eth0", "DEL pod-1 eth0"]);
+}
+
+#[test]
+fn a_disk_that_became_read_only_does_not_keep_an_interface() {
+    let Some(()) = root() else { return };
+    let node = Node::new(V4);
+    let (state, mut config) = (node.file("state"), node.config());
+    fs::create_dir(&state).unwrap();
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] = json!([]);
+    node.delegate(GOOD);
+    with_private_mounts(|| {
+        mount_tmpfs(&state, "1m");
+        node.run("ADD", &config).unwrap();
+        remount(&state, MsFlags::MS_RDONLY);
+        let error = node.run("DEL", &config).unwrap_err();
+        assert_eq!(error["code"], 5, "{error}");
+        for word in ["cannot remove", "pod-1", "Read-only", "make it writable", "itself has been taken away"]
+        {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let error = node.run("ADD", &config).unwrap_err();
+        assert!(error.to_string().contains("Read-only"), "{error}");
+        let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
+        assert_eq!(calls, ["ADD pod-1 eth0", "DEL pod-1 eth0"]);
+        assert_eq!(names_in(&state), ["pod-1"]);
+        remount(&state, MsFlags::empty());
+        assert_eq!(node.run("DEL", &config), Ok(String::new()));
+        assert_eq!(names_in(&state), [""; 0]);
+    });
+}
+
+/// Runs `work` on a thread with a mount namespace of its own, whose mounts nobody else sees.
+fn with_private_mounts(work: impl FnOnce() + Send) {
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing: Option<&str> = None;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).unwrap();
+        work();
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap();
+}
+
+fn mount_tmpfs(place: &Path, size: &str) {
+    let options = format!("size={size},mode=0700");
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+}
+
+fn remount(place: &Path, flags: MsFlags) {
+    let nothing: Option<&str> = None;
+    mount(nothing, place, nothing, MsFlags::MS_REMOUNT | flags, nothing).unwrap();
+}

@@ -1,0 +1,94 @@
+//! Delegates that do not end.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use cni_plugin::reply::Failure;
+use cni_plugin::request::{Environment, Request};
+use cni_plugin::verbs::{self, Patience};
+use serde_json::{Value, json};
+
+use crate::{GOOD, Node, V4};
+
+/// A delegate that hangs: itself, by a child that keeps its output open, and by one that left its process group.
+#[test]
+fn a_delegate_that_hangs_is_killed_with_its_children_and_its_work_undone() {
+    for (body, left_of_it) in [
+        ("sleep 1000 & wait", 0),
+        (format!("sleep 1000 &\n{GOOD}").as_str(), 0),
+        ("exec >&-; sleep 1000 & wait", 0),
+        ("trap '' TERM INT HUP; while true; do sleep 1000; done", 0),
+        ("setsid sleep 1000 & wait", 1),
+    ] {
+        let node = Node::new(V4);
+        // Its directory tells its processes from others.
+        let place = node.file("here");
+        fs::create_dir(&place).unwrap();
+        node.delegate(&format!("[ $CNI_COMMAND = ADD ] || exit 0\ncd {}\n{body}", place.display()));
+        let patience = Patience { asked: Duration::from_secs(1), ..Patience::default() };
+        let failure = in_library(&node, "ADD", &node.config(), patience).unwrap_err();
+        assert_eq!(failure.code, 11, "{body}: {failure:?}");
+        assert!(failure.message.starts_with("the plugin fake hung: ADD was not done after"), "{failure:?}");
+        assert!(failure.details.contains("with what it had started"), "{body}: {failure:?}");
+        let calls: Vec<String> = node.calls().iter().map(|(call, _)| call[..3].to_owned()).collect();
+        assert_eq!((calls, node.states()), (vec!["ADD".into(), "DEL".into()], vec![]), "{body}");
+        // What was killed may still be on its way.
+        let end = Instant::now() + Duration::from_secs(20);
+        while processes_in(&place).len() > left_of_it && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = processes_in(&place);
+        assert_eq!(left.len(), left_of_it, "{body}");
+        left.iter().for_each(|id| assert!(Command::new("kill").arg(id).status().unwrap().success()));
+    }
+}
+
+#[test]
+fn a_delegate_that_hangs_in_other_verbs_is_an_error_and_the_state_stays() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.delegate(GOOD).run("ADD", &config).unwrap();
+    node.delegate("sleep 1000");
+    for verb in ["DEL", "CHECK", "STATUS", "GC"] {
+        config["cni.dev/valid-attachments"] = json!([{"containerID": "pod-1", "ifname": "eth0"}]);
+        let failure = in_library(&node, verb, &config, SHORT).unwrap_err();
+        assert_eq!((failure.code, failure.message.contains(verb)), (11, true), "{failure:?}");
+    }
+    config["cni.dev/valid-attachments"] = json!([]);
+    let failure = in_library(&node, "GC", &config, SHORT).unwrap_err();
+    assert!(failure.message.contains("DEL") && failure.details.contains("1 more"), "{failure:?}");
+    // And an ADD whose undoing hangs as well.
+    let failure = in_library(&node, "ADD", &config, SHORT).unwrap_err();
+    assert!(failure.details.contains("could not be undone: the plugin fake hung: DEL"), "{failure:?}");
+    assert_eq!(node.states(), ["pod-1"]);
+    node.delegate("").run("DEL", &config).unwrap();
+    assert_eq!(node.states(), [""; 0]);
+}
+
+const SHORT: Patience = Patience { asked: Duration::from_millis(300), unasked: Duration::from_millis(200) };
+
+/// As the process does it, and with another patience.
+fn in_library(node: &Node, verb: &str, config: &Value, patience: Patience) -> Result<String, Failure> {
+    let bin = node.file("bin").display().to_string();
+    let environment = Environment::read(|name| {
+        let value = match name {
+            "CNI_CONTAINERID" => "pod-1",
+            "CNI_NETNS" => "/run/netns/of-nobody",
+            "CNI_IFNAME" => "eth0",
+            "CNI_PATH" => &bin,
+            _ => return None,
+        };
+        Some(value.to_owned())
+    });
+    verbs::run(&Request::check(verb, environment, &config.to_string()).unwrap(), patience)
+}
+
+/// The processes that work in this directory.
+fn processes_in(place: &Path) -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
+    let here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == place));
+    here.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
