@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -23,6 +23,8 @@ const OUTPUT_MOST: u64 = 1 << 20;
 const DYING: Duration = Duration::from_secs(2);
 /// The same for its children, which nobody may ever wait for: in a container without an init they stay as zombies.
 const CHILDREN_DYING: Duration = Duration::from_millis(200);
+/// How long children of a delegate that somebody has killed may work on. They need some tens of milliseconds.
+const ORPHANED: Duration = Duration::from_secs(5);
 /// Between two looks at a plugin that has closed its output and is about to end.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -99,6 +101,10 @@ impl Plugin<'_> {
         let (printed, status) = heard
             .and_then(|printed| Ok((printed, status?)))
             .map_err(|error| InvokeError::Rubbish(self.failed("hear", error)))?;
+        if status.signal().is_some() {
+            // Somebody has killed it, and what it had started works on: nobody may undo what is not done yet.
+            let_end(group_of(&child), ORPHANED);
+        }
         let printed = String::from_utf8_lossy(&printed).into_owned();
         if status.success() {
             return Ok(printed);
@@ -119,9 +125,7 @@ impl Plugin<'_> {
             let details = format!("{what}; its own log, or what it waits for, says why");
             Failure::new(Code::TryAgain, &message, details)
         };
-        let Ok(group) = i32::try_from(child.id()).map(Pid::from_raw) else {
-            return InvokeError::Refused(failure("it cannot be killed"));
-        };
+        let group = group_of(child);
         // What cannot be signalled has ended by itself, and is found so below.
         let _ = killpg(group, Signal::SIGKILL);
         let Some(Ok(_)) = ended(child, Instant::now() + DYING) else {
@@ -130,10 +134,7 @@ impl Plugin<'_> {
             ));
         };
         // They die at their own pace, and should be done before anything is undone.
-        let deadline = Instant::now() + CHILDREN_DYING;
-        while killpg(group, None).is_ok() && Instant::now() < deadline {
-            thread::sleep(POLL);
-        }
+        let_end(group, CHILDREN_DYING);
         InvokeError::Rubbish(failure("it was killed, with what it had started"))
     }
 
@@ -154,6 +155,19 @@ impl Plugin<'_> {
             let details = format!("looked in {}: install the CNI plugins there", places.join(", "));
             Failure::new(Code::BadEnvironment, format!("failed to find plugin {:?}", self.name), details)
         })
+    }
+}
+
+/// Numbers of processes are below 2^22 (PID_MAX_LIMIT, linux/threads.h).
+fn group_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Waits until nobody is left of the group, and no longer than that.
+fn let_end(group: Pid, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while killpg(group, None).is_ok() && Instant::now() < deadline {
+        thread::sleep(POLL);
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod delegate;
+pub mod host_local;
 pub mod invoke;
 pub mod netns;
 pub mod reply;

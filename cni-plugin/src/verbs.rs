@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::delegate;
+use crate::host_local;
 use crate::invoke::{InvokeError, Plugin};
 use crate::netns::Netns;
 use crate::reply::{self, Code, Failure};
@@ -205,6 +206,7 @@ fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
     // Without a subnet nothing can be configured; what there was has been taken away by its own state.
     if let Ok(subnet) = subnet::read(&request.config.subnet_file) {
         let mut config = delegate::build(&request.config, &subnet);
+        host_local::sweep(&config);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));
         match plugin(request, &config, patience.asked).run("GC", &[], &config) {

@@ -50,7 +50,12 @@ pub(super) fn round(part: &mut Part<'_>, clusters: &mut [Cluster; 2], round: u32
     let context = part.context;
     part.settle(round)?;
     for load in LOADS {
-        for cluster in &mut *clusters {
+        // Who goes first takes turns: a machine that is getting busier, or calmer, favours nobody.
+        let mut order: Vec<&mut Cluster> = clusters.iter_mut().collect();
+        if round.is_multiple_of(2) {
+            order.reverse();
+        }
+        for cluster in order {
             let seconds = part.options.seconds;
             part.sample(&cluster.name, &name_of(load), round, |_| {
                 cluster.standing.check()?;

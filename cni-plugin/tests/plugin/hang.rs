@@ -45,6 +45,18 @@ fn a_delegate_that_hangs_is_killed_with_its_children_and_its_work_undone() {
     }
 }
 
+/// Whoever comes next would undo what is not done yet.
+#[test]
+fn what_a_killed_delegate_has_started_is_done_before_the_lock_is_free() {
+    let node = Node::new(V4);
+    let done = node.file("done");
+    node.delegate(&format!("(exec >&-; sleep 0.5; : > {}) &\nkill -9 $$", done.display()));
+    let failure = in_library(&node, "ADD", &node.config(), Patience::default()).unwrap_err();
+    assert!(failure.details.contains("signal: 9"), "{failure:?}");
+    assert!(done.exists(), "its child is done");
+    assert_eq!(node.states().len(), 1, "for the DEL that follows");
+}
+
 #[test]
 fn a_delegate_that_hangs_in_other_verbs_is_an_error_and_the_state_stays() {
     let node = Node::new(V4);
