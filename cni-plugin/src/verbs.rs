@@ -76,7 +76,7 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
         }
         // The runtime will not know that there is something to take away.
         Err(InvokeError::Rubbish(failure)) => {
-            match take_away(request, &states, &attachment, &config, patience.unasked) {
+            match take_away(request, &states, &attachment, &config, None, patience.unasked) {
                 Ok(()) => Err(failure),
                 Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
             }
@@ -95,7 +95,7 @@ fn del(request: &Request, patience: Duration) -> Result<(), Failure> {
     let _lock = states.lock_to_take_away(&attachment)?;
     match read()? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => take_away(request, &states, &attachment, &config, patience),
+        Found::Config(config) => take_away(request, &states, &attachment, &config, None, patience),
         Found::Broken => take_away_broken(request, &states, &attachment, patience),
     }
 }
@@ -109,27 +109,17 @@ fn take_away_broken(
 ) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
-    take_away(request, states, attachment, &delegate::build(&request.config, &subnet), patience)
+    take_away(request, states, attachment, &delegate::build(&request.config, &subnet), None, patience)
 }
 
-/// Has the delegate take it away, and forgets it only then.
+/// Has the delegate take it away, and forgets it only then. With `netns` not from the namespace that the runtime has
+/// named but from this one; from none if it is empty.
 fn take_away(
     request: &Request,
     states: &States,
     attachment: &Attachment,
     config: &Value,
-    patience: Duration,
-) -> Result<(), Failure> {
-    take_away_from(None, request, states, attachment, config, patience)
-}
-
-/// The same, and not from the namespace that the runtime has named but from this one; from none if it is empty.
-fn take_away_from(
     netns: Option<&str>,
-    request: &Request,
-    states: &States,
-    attachment: &Attachment,
-    config: &Value,
     patience: Duration,
 ) -> Result<(), Failure> {
     let mut variables =
@@ -195,7 +185,7 @@ fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
                 // A namespace that lives on would keep the interface.
                 let netns = states.netns(&attachment);
                 let path = netns.as_ref().and_then(Netns::path).unwrap_or_default();
-                take_away_from(Some(path), request, &states, &attachment, &config, patience.unasked)
+                take_away(request, &states, &attachment, &config, Some(path), patience.unasked)
             }
             // Several networks may keep their states in one directory, and a broken one does not say whose it is.
             Found::Config(_) | Found::Broken | Found::Nothing => Ok(()),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
@@ -15,7 +15,7 @@ use clap::Args;
 use ipnetwork::Ipv4Network;
 use model::subnet_env;
 
-use crate::options::SUBNET_FILE;
+use crate::options::{SUBNET_FILE, is_called};
 use crate::put;
 
 /// The subcommand.
@@ -52,8 +52,7 @@ pub struct Options {
 
 /// Whether the program was called by the script's name.
 pub fn is_named_so(program: Option<&OsStr>) -> bool {
-    let name = program.map(Path::new).and_then(Path::file_name);
-    name.is_some_and(|name| name == OsStr::new(NAME) || name == OsStr::new("mk-docker-opts.sh"))
+    is_called(program, &[NAME, "mk-docker-opts.sh"])
 }
 
 /// Reads the subnet file and writes dockerd's.

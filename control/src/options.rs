@@ -4,9 +4,9 @@
 
 mod groups;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
@@ -211,6 +211,12 @@ impl Default for RunOptions {
 
 fn features() -> PossibleValuesParser {
     PossibleValuesParser::new(Switches::NAMES.into_iter().chain(["all"]))
+}
+
+/// Whether the program was started by one of these names, in whatever directory.
+pub(crate) fn is_called(program: Option<&OsStr>, names: &[&str]) -> bool {
+    let name = program.map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| names.iter().any(|known| name == *known))
 }
 
 #[cfg(test)]

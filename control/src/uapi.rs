@@ -25,10 +25,10 @@ use crate::plan::Tunnel;
 const DIRECTORY: &str = "/var/run/wireguard";
 /// A client that says nothing for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Pause after the system refused a connection, for example for want of descriptors.
-const REFUSED: Duration = Duration::from_millis(100);
 /// And one that does not read its answer. Ten thousand peers are some megabytes.
 const READING: Duration = Duration::from_secs(10);
+/// Pause after the system refused a connection, for example for want of descriptors.
+const REFUSED: Duration = Duration::from_millis(100);
 /// What a request that changes something gets: EPERM, negative as the tools expect it.
 const REFUSAL: &str = "errno=-1\n\n";
 /// What there is to say while the handshakes' thread is too busy to answer: EAGAIN.

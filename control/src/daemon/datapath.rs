@@ -24,7 +24,7 @@ pub(super) fn start(
     outline: &Outline,
     planned: &[Tunnel],
     switches: Switches,
-) -> Result<(Engine, Vec<Numbers>), engine::Error> {
+) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
     let config = engine::Config {
         workers: options.workers.map_or(0, usize::from),
         pin: options.pin,
@@ -37,7 +37,7 @@ pub(super) fn start(
     let opened = outline.tunnels.iter().enumerate();
     let (tunnels, numbers): (Vec<TunnelConfig>, _) =
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
-    let engine = Engine::start(&config, &tunnels)?;
+    let engine = Arc::new(Engine::start(&config, &tunnels)?);
     engine.chosen().for_each(tell);
     Ok((engine, numbers))
 }

@@ -130,7 +130,6 @@ impl Beginning<'_> {
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
         let (engine, numbers) =
             datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?;
-        let engine = Arc::new(engine);
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.surface.board;
         board.set_engine(&engine);
@@ -148,7 +147,6 @@ impl Beginning<'_> {
         let outline = self.outline(&context).await?;
         let switches = datapath::switches(self.options, &outline, &mut self.memory);
         let (engine, numbers) = datapath::start(self.options, &context, &outline, &[], switches)?;
-        let engine = Arc::new(engine);
         let board = &self.surface.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());

@@ -130,7 +130,7 @@ impl Node {
             .map_err(|error| format!("cannot open the tunnels anew: {error}"))?;
         datapath::keep(&engine);
         self.uplink.closed = false;
-        self.engine = Arc::new(engine);
+        self.engine = engine;
         self.board.set_engine(&self.engine);
         self.applier.begin_anew(numbers);
         Ok(())

@@ -61,8 +61,7 @@ pub struct BadFlag(String);
 
 /// Whether the program was called by flanneld's name.
 pub fn is_named_so(program: Option<&OsStr>) -> bool {
-    let name = program.map(std::path::Path::new).and_then(std::path::Path::file_name);
-    name == Some(OsStr::new("flanneld"))
+    crate::options::is_called(program, &["flanneld"])
 }
 
 /// Reads the arguments, without the program's name, and the environment.

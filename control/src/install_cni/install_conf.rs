@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
@@ -29,7 +29,7 @@ pub struct Options {
 
 /// Whether the program was called by the name of flannel's.
 pub fn is_named_so(program: Option<&OsStr>) -> bool {
-    program.map(Path::new).and_then(Path::file_name).is_some_and(|name| name == OsStr::new(NAME))
+    crate::options::is_called(program, &[NAME])
 }
 
 /// Copies it, and prints one line.

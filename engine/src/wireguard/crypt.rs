@@ -156,7 +156,9 @@ impl Crypt {
                     });
                     inbound.confirmed |= send;
                     if send && let Some(slot) = self.peers.get_mut(&session.peer) {
-                        self.freed.extend(Some(session.peer).filter(|_| !slot.staged.is_empty()));
+                        if !slot.staged.is_empty() {
+                            self.freed.push(session.peer);
+                        }
                         slot.session = Some(session);
                     }
                 }
@@ -346,7 +348,9 @@ impl Crypt {
         }
         let slot = self.peers.get_mut(&peer).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
-            self.freed.extend(Some(peer).filter(|_| !slot.staged.is_empty()));
+            if !slot.staged.is_empty() {
+                self.freed.push(peer);
+            }
             slot.session = Some(Arc::clone(&inbound.session));
             // Unheard, it is told again with the next record.
             inbound.confirmed = self.events.try_send(Event::Confirmed(peer, header.receiver)).is_ok();
