@@ -127,7 +127,7 @@ fn loden(given: Option<&Path>) -> Result<PathBuf> {
     };
     // Absolute, because the daemons may be started with another current directory.
     let path = path.canonicalize().with_context(|| {
-        format!("no loden program at {}: cargo build --release -p control, or give --loden", path.display())
+        format!("no loden program at {}: cargo build --release -p loden, or give --loden", path.display())
     })?;
     Ok(path)
 }

@@ -3,7 +3,7 @@
 
 mod common;
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
-#[path = "../src/store/etcd/testing.rs"]
+#[path = "../../src/store/etcd/testing.rs"]
 mod testing;
 
 use std::fs::{self, File, Permissions};

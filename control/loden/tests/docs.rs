@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use path::DropReason;
 
-const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
 #[test]
 fn every_drop_reason_is_explained_once_and_in_order() {
@@ -31,7 +31,7 @@ fn every_metric_is_explained() {
 /// Each test that docs/compatibility.md names is there, in a file that can be the module it names.
 #[test]
 fn every_test_that_compatibility_names_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let sources = sources(&root, &["control", "engine", "cni-plugin"]);
     let document = std::fs::read_to_string(root.join("docs/compatibility.md")).expect("the document");
     let shown_by =
@@ -49,7 +49,7 @@ fn a_name_needs_its_module_and_its_function() {
     let sources = [
         of("control/src/plan/tests.rs"),
         of("control/src/lease/ledger_tests.rs"),
-        of("control/tests/run.rs"),
+        of("control/loden/tests/run.rs"),
     ];
     for good in ["plan::tests::it_works", "control::plan::tests::it_works", "lease::ledger::tests::it_works"]
     {

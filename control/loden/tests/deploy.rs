@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 use common::{Cluster, await_until, ping};
 use lab::Wiring;
 
-const UNIT: &str = include_str!("../../deploy/systemd/loden.service");
-const DROP_IN: &str = include_str!("../../deploy/systemd/docker.service.d/loden.conf");
+const UNIT: &str = include_str!("../../../deploy/systemd/loden.service");
+const DROP_IN: &str = include_str!("../../../deploy/systemd/docker.service.d/loden.conf");
 const INSTALLED: &str = "/usr/local/bin/loden";
 
 /// systemd's own measure, in tenths: 0 is nothing at all, 100 everything.

@@ -5,7 +5,7 @@
 
 mod common;
 #[allow(dead_code, unreachable_pub)]
-#[path = "../src/store/etcd/testing.rs"]
+#[path = "../../src/store/etcd/testing.rs"]
 mod testing;
 
 use std::collections::BTreeMap;
