@@ -466,5 +466,4 @@ impl<'a> Iterator for Packets<'a> {
 }
 
 #[cfg(test)]
-#[path = "crypt_tests.rs"]
 mod tests;

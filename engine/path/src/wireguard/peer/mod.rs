@@ -336,5 +336,4 @@ fn due(timer: &mut Option<Millis>, now: Millis) -> bool {
 }
 
 #[cfg(test)]
-#[path = "peer_tests.rs"]
 mod tests;
