@@ -5,8 +5,8 @@
 //! | module | holds | may be called per packet |
 //! |---|---|---|
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
-//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::Port`] is an [`Underlay`] too | receive and transmit |
-//! | [`udp`] | a worker's sockets; a [`udp::Port`] is an [`Underlay`] | receive and transmit |
+//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::RawPort`] is an [`Underlay`] too | receive and transmit |
+//! | [`udp`] | a worker's sockets; a [`udp::UdpPort`] is an [`Underlay`] | receive and transmit |
 //! | [`memory`] | both traits without a kernel, for tests | yes |
 //! | [`wait`] | sleeping until a port has something, or another thread calls | once a turn |
 //! | [`probe`] | what this kernel and container grant | no |
@@ -27,7 +27,7 @@
 //!    kernel keeps none of the pointers once it has returned. `msghdr` arrays are the exception: they
 //!    hold raw pointers. They are refilled from slices at the start of each `receive` or `transmit`,
 //!    used before that call returns, and never read through afterwards; the borrow of the arena lasts
-//!    as long as the call. This is why [`udp::Port`] may move between threads.
+//!    as long as the call. This is why [`udp::UdpPort`] may move between threads.
 //! 2. **A descriptor fresh from the kernel becoming an `OwnedFd`.** Done at once, in the wrapper that
 //!    received it, so that there is exactly one owner.
 //! 3. **Plain C structures made of zero bytes, or read as one of a union's views.** Only for types
@@ -53,6 +53,7 @@ pub mod wait;
 #[cfg(test)]
 mod scratch;
 
+pub use batch::{PeerId, Received, Transmit};
 pub use error::Error;
-pub use port::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
+pub use port::{Overlay, PortCounters, Shape, TransmitOutcome, Underlay};
 pub use wait::{Ready, Waiter, Waker};

@@ -1,44 +1,27 @@
 //! The two kinds of port a worker owns, and the plain records that cross them.
 
 use std::io;
-use std::net::SocketAddr;
 use std::ops::Range;
+
+use batch::{Received, Transmit};
 
 use crate::wait::Waiter;
 
-/// One filled receive slot: a datagram, or several equal ones of one sender that the kernel joined.
+/// How a port wants the arena to be laid out that it fills: how many receives one call brings at most, and how large
+/// each may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// Where in the arena the bytes begin.
-    pub at: u32,
-    /// How many bytes there are.
-    pub len: u32,
-    /// Size of each joined datagram; the last may be shorter. 0: the slot holds one datagram.
-    pub segment_size: u16,
-    /// The two ECN bits of the outer IP header (RFC 3168 section 5).
-    pub ecn: u8,
-    /// Who sent it.
-    pub source: SocketAddr,
+pub struct Shape {
+    /// Slots, each for one [`Received`].
+    pub slots: usize,
+    /// Bytes of each.
+    pub len: usize,
 }
 
-/// One datagram to send, or a run of equal-sized ones to one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// The peer.
-    pub to: SocketAddr,
-    /// Which socket of the fan sends it, modulo the fan's size: one flow, one lane.
-    pub lane: u16,
-    /// Index of the first of its spans.
-    pub first_span: u32,
-    /// How many spans it has.
-    pub span_count: u32,
-    /// Payload bytes of each datagram but the last, which may be shorter; each datagram starts at the
-    /// start of a span. 0: all the spans are one datagram.
-    pub segment_size: u16,
-    /// How many datagrams this is; 0 counts as 1.
-    pub segments: u16,
-    /// The two ECN bits for the outer IP header.
-    pub ecn: u8,
+impl Shape {
+    /// Bytes of all slots.
+    pub const fn bytes(self) -> usize {
+        self.slots * self.len
+    }
 }
 
 /// What became of a batch of [`Transmit`]s, in datagrams as they go on the wire.
@@ -161,11 +144,14 @@ pub trait Overlay: Send {
 
 /// The wire side: a worker's UDP sockets, or memory.
 pub trait Underlay: Send {
-    /// Fills `out` with what has arrived, datagram run *i* in `arena[i * slot_len..]`.
+    /// The slots that [`Underlay::receive`] fills.
+    fn shape(&self) -> Shape;
+
+    /// Fills `out` with what has arrived; slot *i* begins *i* times the slots' length behind `at` in `arena`.
     ///
     /// Clears `out` and never grows it beyond its capacity, which with the arena's size bounds the batch.
     /// `WouldBlock` when nothing is there; `Ok` with an empty `out` when all that was there was skipped.
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()>;
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()>;
 
     /// Sends all of `batch`, in order; each names its bytes as a run of `spans`, which index `arena`.
     /// What could not be sent is counted and gone: the caller does not send it again.
@@ -197,8 +183,12 @@ impl<T: Overlay + ?Sized> Overlay for Box<T> {
 }
 
 impl<T: Underlay + ?Sized> Underlay for Box<T> {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        (**self).receive(arena, slot_len, out)
+    fn shape(&self) -> Shape {
+        (**self).shape()
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        (**self).receive(arena, at, out)
     }
 
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {

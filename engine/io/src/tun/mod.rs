@@ -49,14 +49,14 @@ pub struct Offloads {
 
 /// What to open.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct TunConfig {
     /// Interface name, up to 15 bytes; `%d` in it lets the kernel number it.
     pub name: String,
     /// Queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
     pub queues: usize,
     /// What to ask for.
     pub offloads: Offloads,
-    /// Whether the device is to outlive us, once [`Keeper::keep`] was called. A persistent device left by an
+    /// Whether the device is to outlive us, once [`Hold::keep`] was called. A persistent device left by an
     /// earlier run is taken over, with its addresses and routes, or made anew where it has one queue and is to have
     /// several, or the other way round.
     pub persist: bool,
@@ -74,12 +74,12 @@ pub struct Tun {
     /// What was asked for and not granted, one sentence each.
     pub notes: Vec<String>,
     /// Makes it outlive us.
-    pub keeper: Keeper,
+    pub hold: Hold,
 }
 
 /// A hold on a device beside its queues: the device stays in use while it lives.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Hold {
     fd: OwnedFd,
 }
 
@@ -101,7 +101,7 @@ unsafe impl Send for Vectors {}
 ///
 /// When the device cannot have several queues, it is opened with one and a note; an offload that is
 /// refused is left out with a note.
-pub fn open(config: &Config) -> Result<Tun, Error> {
+pub fn open(config: &TunConfig) -> Result<Tun, Error> {
     let doing = || format!("creating the TUN device {}", config.name);
     let wanted = config.queues.clamp(1, MAX_QUEUES);
     let mut notes = Vec::new();
@@ -151,7 +151,7 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
         sys::tun_set_persist(first.as_fd(), false).map_err(|cause| persistence(&name, cause))?;
     }
     let fd = first.try_clone().map_err(|cause| Error::new(format!("holding {name}"), cause))?;
-    let keeper = Keeper { fd };
+    let hold = Hold { fd };
 
     let mut queues = vec![Queue::new(first)];
     while multi_queue && queues.len() < wanted {
@@ -164,7 +164,7 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
             }
         }
     }
-    Ok(Tun { name, queues, granted, notes, keeper })
+    Ok(Tun { name, queues, granted, notes, hold })
 }
 
 /// Removes a persistent device with these flags that an earlier run has left and nobody has open.
@@ -178,7 +178,7 @@ fn remove_left(name: &str, flags: c_int) -> io::Result<()> {
     sys::tun_set_persist(node.as_fd(), false)
 }
 
-impl Keeper {
+impl Hold {
     /// From now on the device stays when all its queues are closed.
     pub fn keep(&self) -> Result<(), Error> {
         sys::tun_set_persist(self.fd.as_fd(), true).map_err(|cause| persistence("the TUN device", cause))

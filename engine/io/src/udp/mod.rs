@@ -18,9 +18,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use self::group::{Group, open_groups};
+pub use self::group::{UdpGroup, open_groups};
 use crate::wait::Waiter;
-use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
+use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, sys};
 
 /// Datagrams one joined send may hold: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
 pub const MAX_SEGMENTS: usize = 64;
@@ -36,7 +36,7 @@ const IPV6_AUTOFLOWLABEL: i32 = 70;
 
 /// What to open.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct UdpConfig {
     /// Where to listen. An IPv6 socket is IPv6 only.
     pub listen: SocketAddr,
     /// The address to send from, each lane from a port of its own. `None`: all lanes send from the
@@ -44,6 +44,8 @@ pub struct Config {
     pub send_from: Option<IpAddr>,
     /// Sending sockets of all workers when `send_from` is given; 0 counts as 1.
     pub fan: usize,
+    /// What one receive call may bring: up to [`MAX_SLOTS`] slots. A run of joined datagrams needs one of 64 KiB.
+    pub shape: Shape,
     /// Whether to send runs of datagrams in one piece (UDP_SEGMENT).
     pub segment: bool,
     /// Whether to receive runs of datagrams in one piece (UDP_GRO).
@@ -58,11 +60,12 @@ pub struct Config {
 
 /// One worker's sockets: its [`Underlay`].
 #[derive(Debug)]
-pub struct Port {
+pub struct UdpPort {
     listen: Socket,
     lanes: Vec<Socket>,
     receiver: receive::Receiver,
     sender: transmit::Sender,
+    shape: Shape,
     ipv4: bool,
     gro: bool,
     notes: Vec<String>,
@@ -99,7 +102,7 @@ pub struct Features {
 ///
 /// Outer packets leave without DF and with flow label 0, as a kernel vxlan sends them. Fails when any
 /// other socket holds the port, also one that would share it.
-pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
+pub fn open(config: &UdpConfig, queues: usize) -> Result<Vec<UdpPort>, Error> {
     let queues = queues.max(1);
     if let Some(from) = config.send_from
         && from.is_ipv4() != config.listen.is_ipv4()
@@ -120,7 +123,7 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     let lanes = lanes(config)?;
     let mut ports = Vec::with_capacity(queues);
     for _ in 0..queues {
-        let port = Port::open(config, listen, shared, share(&lanes)?)?;
+        let port = UdpPort::open(config, listen, shared, share(&lanes)?)?;
         // A port number of 0 is the kernel's choice for the first and the same for the rest.
         listen = port.local_addr().unwrap_or(listen);
         ports.push(port);
@@ -128,8 +131,13 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     Ok(ports)
 }
 
-impl Port {
-    fn open(config: &Config, address: SocketAddr, shared: bool, lanes: Vec<Socket>) -> Result<Port, Error> {
+impl UdpPort {
+    fn open(
+        config: &UdpConfig,
+        address: SocketAddr,
+        shared: bool,
+        lanes: Vec<Socket>,
+    ) -> Result<UdpPort, Error> {
         let mut notes = Vec::new();
         let listen = socket(&address)?;
         let doing = |what: &str| format!("setting {what} on the UDP socket for {address}");
@@ -148,9 +156,10 @@ impl Port {
         let segment = config.segment && grant(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
         bind(&listen, &address)?;
 
-        let mut port = Port {
+        let mut port = UdpPort {
             receiver: receive::Receiver::new(config.mmsg),
             sender: transmit::Sender::new(segment, config.mmsg, address.is_ipv6()),
+            shape: config.shape,
             ipv4: address.is_ipv4(),
             listen,
             lanes,
@@ -199,6 +208,11 @@ impl Port {
         &self.notes
     }
 
+    /// [`Underlay::receive`], but for what is in `out` already, which stays.
+    fn receive_more(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        self.receiver.receive(self.listen.as_fd(), arena, at, self.shape, out, &mut self.counters)
+    }
+
     /// A filter can hide either call; with no messages both do nothing and answer 0.
     fn try_batch_calls(&mut self) {
         // SAFETY: an empty slice has no pointers to follow.
@@ -214,9 +228,14 @@ impl Port {
     }
 }
 
-impl Underlay for Port {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        self.receiver.receive(self.listen.as_fd(), arena, slot_len, out, &mut self.counters)
+impl Underlay for UdpPort {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        out.clear();
+        self.receive_more(arena, at, out)
     }
 
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
@@ -233,7 +252,7 @@ impl Underlay for Port {
     }
 }
 
-impl AsFd for Port {
+impl AsFd for UdpPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listen.as_fd()
     }
@@ -277,7 +296,7 @@ fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
 }
 
 /// The fan, empty where the listening socket sends.
-fn lanes(config: &Config) -> Result<Vec<Socket>, Error> {
+fn lanes(config: &UdpConfig) -> Result<Vec<Socket>, Error> {
     let Some(from) = config.send_from else { return Ok(Vec::new()) };
     (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config.send_buffer)).collect()
 }

@@ -257,6 +257,12 @@ impl Run {
         &self.spans
     }
 
+    /// The hash of its flow.
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        self.inner.flow_hash()
+    }
+
     /// Whether it is TCP.
     #[inline]
     pub fn is_tcp(&self) -> bool {

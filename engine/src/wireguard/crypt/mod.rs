@@ -7,54 +7,58 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use io::Transmit;
-use path::outbox::Message;
+use path::outbox::{MESSAGES, Outbox, SEGMENTS_MAX};
 use path::space::{bytes, bytes_mut};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
-use path::wireguard::{Gate, Pulse, Session, Window};
-use path::{Counters, DropReason};
+use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
+use path::{Counters, DropReason, PeerId, WorkerIndex};
 use wire::wireguard::{HEADER_LEN, Kind, PADDING};
 
-use super::mail::{Arrival, Event, Mailbox, Stray, Update};
-use super::{Clock, Parts};
+use super::mail::{FromNetwork, FromWorker, Mailbox, Stray, ToWorker};
+use super::{Clock, Shared};
 
 /// Room for sealed messages of one call: eight full ones.
 const RECORDS: usize = 1 << 19;
 /// Packets kept for a peer while there is no session, as many as the kernel keeps
 /// (MAX_STAGED_PACKETS, drivers/net/wireguard/messages.h).
 const STAGED: usize = 128;
-/// The keeper hears of a peer's moves so often at most.
+/// The keeper is told that a peer has moved no more often than this.
 const TELL_EVERY: Millis = 100;
-/// A peer without a session is asked for so often.
+/// A session for a peer that has none is asked for this often.
 const ASK_EVERY: Millis = 1_000;
-/// Senders of unknown sessions of whom the keeper hears in that time: enough for peers to come back by the dozen, few
+/// Senders of unknown sessions that the keeper is told of in that time: enough for peers to come back by the dozen, few
 /// enough that a flood from made-up addresses keeps nobody busy.
 const STRANGERS: usize = 256;
 
 /// A worker's sessions and peers.
 pub(crate) struct Crypt {
-    worker: u32,
+    worker: WorkerIndex,
     mtu: usize,
     clock: Clock,
     now: Millis,
     mailbox: Arc<Mailbox>,
     gate: Gate,
-    events: Sender<Event>,
-    arrivals: Sender<Arrival>,
-    peers: HashMap<u32, Slot>,
-    inbound: HashMap<u32, Inbound>,
-    /// Where records are made, and where strays are opened.
+    to_keeper: Sender<FromWorker>,
+    from_network: Sender<FromNetwork>,
+    peers: HashMap<PeerId, PeerState>,
+    inbound: HashMap<SessionIndex, Inbound>,
+    /// Where records are made.
     records: Box<[u8]>,
+    /// The records of one call, and where in `records` each of them is.
+    batch: Vec<Transmit>,
+    spans: Vec<Range<u32>>,
     strays: VecDeque<Stray>,
-    /// Peers for whose session packets have waited, and it is there.
-    freed: Vec<u32>,
-    /// Who has sent records of no session since then, as far as the keeper has heard of it.
+    /// Peers that have packets waiting and a session for them by now.
+    freed: Vec<PeerId>,
+    /// Senders of records of no session that the keeper was told of since `strangers_since`.
     strangers: HashSet<SocketAddr>,
     strangers_since: Millis,
 }
 
-struct Slot {
+/// What a worker knows of a peer.
+struct PeerState {
     endpoint: Option<SocketAddr>,
-    /// What the keeper knows of it, and when it was told.
+    /// The endpoint that the keeper knows, and when it was told.
     told: Option<SocketAddr>,
     told_at: Option<Millis>,
     pulse: Arc<Pulse>,
@@ -64,6 +68,7 @@ struct Slot {
     asked: Option<Millis>,
 }
 
+/// A session that records are taken of.
 struct Inbound {
     session: Arc<Session>,
     /// Made by the worker that owns the session.
@@ -75,27 +80,36 @@ struct Inbound {
 /// A record that was opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opened {
-    /// Whose it is.
-    pub(crate) peer: u32,
-    /// Where the packet is in the arena; empty for a keepalive.
+    /// The peer that sealed it.
+    pub(crate) peer: PeerId,
+    /// Place and length of the packet in the arena; empty for a keepalive.
     pub(crate) packet: (u32, u32),
 }
 
+/// Sealed records, to be sent.
+pub(crate) struct Sealed<'c> {
+    pub(crate) records: &'c [u8],
+    pub(crate) spans: &'c [Range<u32>],
+    pub(crate) batch: &'c [Transmit],
+}
+
 impl Crypt {
-    /// The part of worker number `worker`; packets are padded to no more than `mtu`.
-    pub(crate) fn new(parts: &Parts, worker: usize, mtu: u16) -> Crypt {
+    /// The part of one worker. Packets are padded to no more than `mtu`.
+    pub(crate) fn new(shared: &Shared, worker: WorkerIndex, mtu: u16) -> Crypt {
         Crypt {
-            worker: worker as u32,
+            worker,
             mtu: usize::from(mtu),
-            clock: parts.clock,
-            now: parts.clock.now(),
-            mailbox: Arc::clone(&parts.mailboxes[worker]),
-            gate: parts.gate.clone(),
-            events: parts.events.0.clone(),
-            arrivals: parts.arrivals.0.clone(),
+            clock: shared.clock,
+            now: shared.clock.now(),
+            mailbox: Arc::clone(&shared.mailboxes[worker.place()]),
+            gate: shared.gate.clone(),
+            to_keeper: shared.from_worker.0.clone(),
+            from_network: shared.from_network.0.clone(),
             peers: HashMap::new(),
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
+            batch: Vec::with_capacity(MESSAGES),
+            spans: Vec::with_capacity(MESSAGES * usize::from(SEGMENTS_MAX)),
             strays: VecDeque::new(),
             freed: Vec::new(),
             strangers: HashSet::with_capacity(STRANGERS),
@@ -108,13 +122,13 @@ impl Crypt {
         (OVERHEAD + PADDING - 1) as u32
     }
 
-    /// Looks at the clock, and at what the keeper has sent. `true` if packets were waiting for a session that is there now:
-    /// see [`Crypt::seal_staged`].
+    /// Looks at the clock, and takes in what the keeper has sent. Returns whether packets wait for a session that is there
+    /// now: see [`Crypt::seal_staged`].
     #[inline]
     pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
         self.now = self.clock.now();
         if self.mailbox.is_full() {
-            self.take_updates(counters);
+            self.take_mail(counters);
         }
         !self.freed.is_empty()
     }
@@ -126,12 +140,12 @@ impl Crypt {
     }
 
     #[cold]
-    fn take_updates(&mut self, counters: &mut Counters) {
+    fn take_mail(&mut self, counters: &mut Counters) {
         let mut gone = HashSet::new();
-        for update in self.mailbox.take() {
-            match update {
-                Update::Peer(id, endpoint, pulse) => {
-                    let new = || Slot {
+        for mail in self.mailbox.take() {
+            match mail {
+                ToWorker::Peer(id, endpoint, pulse) => {
+                    let new = || PeerState {
                         endpoint,
                         told: endpoint,
                         told_at: None,
@@ -140,79 +154,81 @@ impl Crypt {
                         staged: VecDeque::new(),
                         asked: None,
                     };
-                    let slot = self.peers.entry(id).or_insert_with(new);
-                    (slot.endpoint, slot.told) = (endpoint, endpoint);
+                    let peer = self.peers.entry(id).or_insert_with(new);
+                    (peer.endpoint, peer.told) = (endpoint, endpoint);
                 }
-                Update::Gone(id) => {
-                    let staged = self.peers.remove(&id).map_or(0, |slot| slot.staged.len());
+                ToWorker::Gone(id) => {
+                    let staged = self.peers.remove(&id).map_or(0, |peer| peer.staged.len());
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
                     gone.insert(id);
                 }
-                Update::Session(session, send) => {
+                ToWorker::Session(session, send) => {
                     let inbound = self.inbound.entry(session.local).or_insert_with(|| Inbound {
                         session: Arc::clone(&session),
                         window: None,
                         confirmed: false,
                     });
                     inbound.confirmed |= send;
-                    if send && let Some(slot) = self.peers.get_mut(&session.peer) {
-                        if !slot.staged.is_empty() {
+                    if send && let Some(peer) = self.peers.get_mut(&session.peer) {
+                        if !peer.staged.is_empty() {
                             self.freed.push(session.peer);
                         }
-                        slot.session = Some(session);
+                        peer.session = Some(session);
                     }
                 }
-                Update::Forget(name) => {
-                    if let Some(inbound) = self.inbound.remove(&name)
-                        && let Some(slot) = self.peers.get_mut(&inbound.session.peer)
+                ToWorker::Forget(index) => {
+                    if let Some(inbound) = self.inbound.remove(&index)
+                        && let Some(peer) = self.peers.get_mut(&inbound.session.peer)
                     {
-                        slot.session.take_if(|session| session.local == name);
+                        peer.session.take_if(|session| session.local == index);
                     }
                 }
-                Update::GiveUp(id) => {
-                    let staged = self.peers.get_mut(&id).map_or(0, |slot| slot.staged.drain(..).len());
+                ToWorker::GiveUp(id) => {
+                    let staged = self.peers.get_mut(&id).map_or(0, |peer| peer.staged.drain(..).len());
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
                 }
-                Update::Stray(stray) => self.strays.push_back(stray),
-                Update::Dropped(reason, count) => counters.ingress.drop(reason, count),
+                ToWorker::Stray(stray) => self.strays.push_back(stray),
+                ToWorker::Dropped(reason, count) => counters.ingress.drop(reason, count),
             }
         }
-        // Once for all of them.
+        // One pass for all peers that are gone.
         if !gone.is_empty() {
             self.inbound.retain(|_, inbound| !gone.contains(&inbound.session.peer));
         }
     }
 
-    /// Seals messages, as many as there is room for, into `batch` and `spans`, which index [`Crypt::records`]; gives
-    /// how many of them are done with. What has no session is kept for it.
+    /// Seals the `count` oldest messages of the outbox, as many as there is room for. Returns how many are done with;
+    /// what has no session is kept for it. The records are [`Crypt::sealed`].
     pub(crate) fn seal(
         &mut self,
         arena: &[u8],
-        messages: &[Message],
-        spans: &mut Vec<Range<u32>>,
-        batch: &mut Vec<Transmit>,
+        outbox: &Outbox,
+        count: usize,
         counters: &mut Counters,
     ) -> usize {
+        self.spans.clear();
+        self.batch.clear();
         let mut at = 0;
-        for (done, message) in messages.iter().enumerate() {
-            let grown = message.bytes() as usize + usize::from(message.segments) * Crypt::overhead() as usize;
-            if at + grown > self.records.len() || batch.len() == batch.capacity() {
+        for (done, message) in outbox.pending().iter().take(count).enumerate() {
+            let grown = u32::from(message.segments) * (u32::from(message.segment_size) + Crypt::overhead());
+            if at + grown as usize > self.records.len() || self.batch.len() == self.batch.capacity() {
                 return done;
             }
-            let Some(slot) = self.peers.get_mut(&message.peer()) else {
+            let Some(peer) = self.peers.get_mut(&message.peer) else {
                 counters.egress.drop(DropReason::WgNoSession, u64::from(message.segments));
                 continue;
             };
-            let Some((session, to)) = usable(slot, message.peer(), self.now, &self.events) else {
-                let lost = stage(slot, arena, message);
+            let packets = Packets { spans: outbox.spans_of(message), size: u32::from(message.segment_size) };
+            let Some((session, to)) = usable(peer, message.peer, self.now, &self.to_keeper) else {
+                let lost = stage(peer, arena, packets);
                 counters.egress.drop(DropReason::WgNoSession, lost);
                 continue;
             };
-            let first_span = spans.len() as u32;
+            let first_span = self.spans.len() as u32;
             let mut counter = session.take_counters(u64::from(message.segments));
             let start = at;
             let mut size = 0;
-            for packet in Packets::of(message) {
+            for packet in packets {
                 let room = at + HEADER_LEN;
                 let mut end = room;
                 for span in packet {
@@ -227,51 +243,55 @@ impl Crypt {
                     continue;
                 };
                 size = size.max(len);
-                spans.push(at as u32..(at + len) as u32);
+                self.spans.push(at as u32..(at + len) as u32);
                 counter += 1;
                 at += len;
             }
-            let segments = (spans.len() as u32 - first_span) as u16;
-            batch.push(Transmit {
+            let segments = (self.spans.len() as u32 - first_span) as u16;
+            self.batch.push(Transmit {
                 to,
                 lane: 0,
                 first_span,
                 span_count: u32::from(segments),
-                segment_size: if segments > 1 { size as u16 } else { 0 },
+                segment_size: size as u16,
                 segments,
-                ecn: message.ecn,
+                ..*message
             });
-            if slot.pulse.note_sent(self.now, true, (at - start) as u64)
-                && self.events.try_send(Event::Sent(message.peer())).is_err()
+            if peer.pulse.note_sent(self.now, true, (at - start) as u64)
+                && self.to_keeper.try_send(FromWorker::Sent(message.peer)).is_err()
             {
-                slot.pulse.sent_unheard();
+                peer.pulse.sent_unheard();
             }
         }
-        messages.len()
+        count
     }
 
-    /// Seals what waited for a session, one packet a transmit; `false` when there is no more.
-    pub(crate) fn seal_staged(&mut self, spans: &mut Vec<Range<u32>>, batch: &mut Vec<Transmit>) -> bool {
+    /// Seals packets that have waited for a session, as many as there is room for, one to a transmit. Returns whether
+    /// there were any. The records are [`Crypt::sealed`].
+    pub(crate) fn seal_staged(&mut self) -> bool {
+        self.spans.clear();
+        self.batch.clear();
         let mut at = 0;
         while let Some(id) = self.freed.last().copied() {
-            while let Some(slot) = self.peers.get_mut(&id).filter(|slot| !slot.staged.is_empty()) {
-                let Some((session, to)) = usable(slot, id, self.now, &self.events) else { break };
-                let len = slot.staged.front().map_or(0, |packet| packet.len());
+            while let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.staged.is_empty()) {
+                let Some((session, to)) = usable(peer, id, self.now, &self.to_keeper) else { break };
+                let len = peer.staged.front().map_or(0, |packet| packet.len());
                 if at + len + Crypt::overhead() as usize > self.records.len()
-                    || batch.len() == batch.capacity()
+                    || self.batch.len() == self.batch.capacity()
                 {
                     return true;
                 }
-                let Some(packet) = slot.staged.pop_front() else { break };
+                let Some(packet) = peer.staged.pop_front() else { break };
                 self.records[at + HEADER_LEN..at + HEADER_LEN + len].copy_from_slice(&packet);
                 let counter = session.take_counters(1);
                 let Some(size) = session.seal(&mut self.records[at..], len, self.mtu, counter) else {
                     continue;
                 };
-                let first_span = spans.len() as u32;
-                spans.push(at as u32..(at + size) as u32);
-                batch.push(Transmit {
+                let first_span = self.spans.len() as u32;
+                self.spans.push(at as u32..(at + size) as u32);
+                self.batch.push(Transmit {
                     to,
+                    peer: id,
                     lane: 0,
                     first_span,
                     span_count: 1,
@@ -280,23 +300,24 @@ impl Crypt {
                     ecn: 0,
                 });
                 at += size;
-                if slot.pulse.note_sent(self.now, true, size as u64)
-                    && self.events.try_send(Event::Sent(id)).is_err()
+                if peer.pulse.note_sent(self.now, true, size as u64)
+                    && self.to_keeper.try_send(FromWorker::Sent(id)).is_err()
                 {
-                    slot.pulse.sent_unheard();
+                    peer.pulse.sent_unheard();
                 }
             }
             self.freed.pop();
         }
-        !batch.is_empty()
+        !self.batch.is_empty()
     }
 
-    /// Where the sealed records are.
-    pub(crate) fn records(&self) -> &[u8] {
-        &self.records
+    /// What the last call has sealed.
+    #[inline]
+    pub(crate) fn sealed(&self) -> Sealed<'_> {
+        Sealed { records: &self.records, spans: &self.spans, batch: &self.batch }
     }
 
-    /// Opens the message at `at` in place. `Ok(None)`: it was no data, and went elsewhere.
+    /// Opens the message at `span` in place. Returns `None` for what is no data and has gone elsewhere.
     #[inline]
     pub(crate) fn open(
         &mut self,
@@ -313,105 +334,104 @@ impl Crypt {
                 if !self.gate.admits(record) {
                     return Err(DropReason::WgStranger);
                 }
-                let message = Arrival::Message(source, Box::from(&*record));
-                return self.arrivals.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
+                let message = FromNetwork::Message(source, Box::from(&*record));
+                return self.from_network.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
             }
         };
-        // The session may have been told of since the turn began.
-        if self.mailbox.is_full() && !self.inbound.contains_key(&header.receiver) {
-            self.take_updates(counters);
+        let index = SessionIndex(header.receiver);
+        // The session may have come since the turn began.
+        if self.mailbox.is_full() && !self.inbound.contains_key(&index) {
+            self.take_mail(counters);
         }
-        let Some(inbound) = self.inbound.get_mut(&header.receiver) else {
-            self.tell_of_stranger(source);
+        let Some(inbound) = self.inbound.get_mut(&index) else {
+            self.report_stranger(source);
             return Err(DropReason::WgUnknownSession);
         };
         let owner = inbound.session.owner();
         if let Some(owner) = owner.filter(|owner| *owner != self.worker) {
-            let stray = Arrival::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
-            return self.arrivals.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
+            let stray = FromNetwork::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
+            return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
         }
-        let peer = inbound.session.peer;
+        let id = inbound.session.peer;
         match inbound.session.to_receive(self.now) {
             Standing::Good => {}
             Standing::Rekey => {
-                if self.events.try_send(Event::Want(peer)).is_err() {
+                if self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
                     inbound.session.rekey_unheard();
                 }
             }
             Standing::Void => return Err(DropReason::WgExpired),
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
-        // Two workers with the first record at the same moment: the other one has the window.
+        // Where two workers have the first record at the same moment, the other one may have taken the window.
         let ours = owner.is_some() || inbound.session.own(self.worker);
         if !ours || !inbound.window.get_or_insert_default().accept(header.counter) {
             return Err(DropReason::WgReplay);
         }
-        let slot = self.peers.get_mut(&peer).ok_or(DropReason::WgUnknownSession)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
-            if !slot.staged.is_empty() {
-                self.freed.push(peer);
+            if !peer.staged.is_empty() {
+                self.freed.push(id);
             }
-            slot.session = Some(Arc::clone(&inbound.session));
-            // Unheard, it is told again with the next record.
-            inbound.confirmed = self.events.try_send(Event::Confirmed(peer, header.receiver)).is_ok();
+            peer.session = Some(Arc::clone(&inbound.session));
+            // If the channel is full, the next record confirms it.
+            inbound.confirmed = self.to_keeper.try_send(FromWorker::Confirmed(id, index)).is_ok();
         }
-        slot.endpoint = Some(source);
-        // A peer that is heard at two places by turns must not keep the keeper busy.
-        if slot.told != slot.endpoint
-            && slot.told_at.is_none_or(|then| self.now >= then + TELL_EVERY)
-            && self.events.try_send(Event::Roamed(peer, source)).is_ok()
+        peer.endpoint = Some(source);
+        // A peer that sends from two addresses by turns must not keep the keeper busy.
+        if peer.told != peer.endpoint
+            && peer.told_at.is_none_or(|then| self.now >= then + TELL_EVERY)
+            && self.to_keeper.try_send(FromWorker::Roamed(id, source)).is_ok()
         {
-            (slot.told, slot.told_at) = (slot.endpoint, Some(self.now));
+            (peer.told, peer.told_at) = (peer.endpoint, Some(self.now));
         }
-        if slot.pulse.note_received(self.now, len > 0, u64::from(span.end - span.start))
-            && self.events.try_send(Event::Received(peer)).is_err()
+        if peer.pulse.note_received(self.now, len > 0, u64::from(span.end - span.start))
+            && self.to_keeper.try_send(FromWorker::Received(id)).is_err()
         {
-            slot.pulse.received_unheard();
+            peer.pulse.received_unheard();
         }
         let at = span.start + HEADER_LEN as u32;
-        Ok(Some(Opened { peer, packet: (at, len as u32) }))
+        Ok(Some(Opened { peer: id, packet: (at, len as u32) }))
     }
 
-    /// It may be a peer that does not know that we have begun anew.
+    /// Tells the keeper of a sender of no session, which may be a peer that does not know that we have restarted.
     #[cold]
-    fn tell_of_stranger(&mut self, source: SocketAddr) {
+    fn report_stranger(&mut self, source: SocketAddr) {
         if self.now >= self.strangers_since + ASK_EVERY {
             self.strangers_since = self.now;
             self.strangers.clear();
         }
         if self.strangers.len() < STRANGERS && self.strangers.insert(source) {
-            let _ = self.events.try_send(Event::Unknown(source));
+            let _ = self.to_keeper.try_send(FromWorker::Unknown(source));
         }
     }
 
-    /// A record that arrived at another worker.
+    /// Takes the oldest record that arrived at another worker.
     pub(crate) fn stray(&mut self) -> Option<Stray> {
-        let stray = self.strays.pop_front();
-        self.mailbox.stray_taken(stray.is_some());
-        stray
+        self.strays.pop_front().inspect(|_| self.mailbox.stray_taken())
     }
 
-    /// Whether there is one.
+    /// Whether [`Crypt::stray`] has any.
     #[inline]
     pub(crate) fn has_stray(&self) -> bool {
         !self.strays.is_empty()
     }
 }
 
-/// The session and the address to send to now, if there are any; asks for a session where one is due.
+/// Returns the session and the address to send to now, if there are any. Asks for a session where one is due.
 #[inline]
 fn usable(
-    slot: &mut Slot,
-    id: u32,
+    peer: &mut PeerState,
+    id: PeerId,
     now: Millis,
-    events: &Sender<Event>,
+    to_keeper: &Sender<FromWorker>,
 ) -> Option<(Arc<Session>, SocketAddr)> {
-    let standing = slot.session.as_ref().map_or(Standing::Void, |session| session.to_send(now));
-    let asked = slot.asked.is_some_and(|asked| now < asked + ASK_EVERY);
+    let standing = peer.session.as_ref().map_or(Standing::Void, |session| session.to_send(now));
+    let asked = peer.asked.is_some_and(|asked| now < asked + ASK_EVERY);
     if standing == Standing::Rekey || (standing == Standing::Void && !asked) {
-        slot.asked = Some(now);
-        if events.try_send(Event::Want(id)).is_err()
-            && let Some(session) = &slot.session
+        peer.asked = Some(now);
+        if to_keeper.try_send(FromWorker::Want(id)).is_err()
+            && let Some(session) = &peer.session
         {
             session.rekey_unheard();
         }
@@ -419,19 +439,19 @@ fn usable(
     if standing == Standing::Void {
         return None;
     }
-    slot.session.clone().zip(slot.endpoint)
+    peer.session.clone().zip(peer.endpoint)
 }
 
-/// Keeps the packets of a message until there is a session; gives how many older ones went for it.
+/// Keeps packets until there is a session. Returns how many older ones were dropped for them.
 #[cold]
-fn stage(slot: &mut Slot, arena: &[u8], message: &Message) -> u64 {
+fn stage(peer: &mut PeerState, arena: &[u8], packets: Packets<'_>) -> u64 {
     let mut lost = 0;
-    for packet in Packets::of(message) {
-        if slot.staged.len() == STAGED {
-            slot.staged.pop_front();
+    for packet in packets {
+        if peer.staged.len() == STAGED {
+            peer.staged.pop_front();
             lost += 1;
         }
-        slot.staged.push_back(packet.flat_map(|span| bytes(arena, &span)).copied().collect());
+        peer.staged.push_back(packet.flat_map(|span| bytes(arena, &span)).copied().collect());
     }
     lost
 }
@@ -442,16 +462,10 @@ struct Packets<'a> {
     size: u32,
 }
 
-impl<'a> Packets<'a> {
-    fn of(message: &'a Message) -> Packets<'a> {
-        Packets { spans: message.spans(), size: u32::from(message.segment_size) }
-    }
-}
-
 impl<'a> Iterator for Packets<'a> {
     type Item = std::iter::Cloned<std::slice::Iter<'a, Range<u32>>>;
 
-    /// All packets but the last have the size of the first, and each begins with a span of its own.
+    /// Takes the next packet: all but the last have the size of the first, and each begins with a span of its own.
     fn next(&mut self) -> Option<Self::Item> {
         let mut len = 0;
         let count = self.spans.iter().take_while(|span| {
