@@ -194,7 +194,7 @@ fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
         let world = cluster(common::VXLAN);
         let mut daemon = world.spawn(1, &mut without_bridges(&world.command(1)));
         assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
-        assert!(daemon.said("br_netfilter is not there (/proc/sys/net/bridge/bridge-nf-call-iptables"));
+        assert!(daemon.said("br_netfilter is not loaded (/proc/sys/net/bridge/bridge-nf-call-iptables"));
         let mut command = world.command(1);
         let mut daemon = world.spawn(1, &mut without_bridges(command.arg("--require-br-netfilter=false")));
         daemon.await_ready();

@@ -1,4 +1,4 @@
-//! The lines, compared with those that flannel's own end-to-end tests expect.
+//! The lines, compared with those in flannel's end-to-end tests.
 
 use proptest::prelude::*;
 
@@ -76,8 +76,8 @@ fn a_chain_is_repaired_with_as_little_as_possible() {
 }
 
 #[test]
-fn two_daemons_with_one_chain_come_to_rest() {
-    // Both begin with the same rule, as two flannels do.
+fn two_daemons_that_share_a_chain_settle() {
+    // Both sets start with the same rule, as two flannels' do.
     let sets = [lines("mark a b"), lines("mark c d")];
     let mut chain = Vec::new();
     let mut idle = 0;
@@ -140,8 +140,8 @@ fn letters() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[abcd]", 0..8)
 }
 
-/// As `iptables-restore` splits a line: blanks separate, quotes join, a backslash in quotes takes the next
-/// letter as it is.
+/// Splits a line as `iptables-restore` does: blanks separate, quotes join, a backslash in quotes escapes the
+/// next character.
 fn split(line: &str) -> Vec<String> {
     let (mut words, mut word, mut in_quotes, mut any) = (Vec::new(), String::new(), false, false);
     let mut letters = line.chars();
