@@ -15,28 +15,21 @@
 //! exit code 1.
 
 pub mod apply;
-pub mod board;
 pub mod cleanup;
-pub mod counters;
 pub mod daemon;
 pub mod demo;
 pub mod docker_opts;
 pub mod doctor;
 pub mod flanneld;
-pub mod health;
-pub mod host;
 pub mod install_cni;
-pub mod instance;
 pub mod lease;
 pub mod load_command;
 pub mod netlink;
 pub mod options;
+pub mod persist;
 pub mod plan;
-pub mod put;
-pub mod state;
+pub mod serve;
 pub mod status;
 pub mod store;
 pub mod traffic;
-pub mod uapi;
 pub mod underlay;
-pub mod wireguard_key;

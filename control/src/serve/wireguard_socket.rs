@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::board::Board;
+use crate::serve::board::Board;
 use crate::plan::Tunnel;
 
 /// Where the tools look, whatever the network namespace.

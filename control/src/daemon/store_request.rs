@@ -10,7 +10,7 @@ use crate::store::StoreError;
 
 /// The request under way, if there is one.
 #[derive(Default)]
-pub(super) struct Asking {
+pub(super) struct StoreRequest {
     request: Option<Pin<Box<dyn Future<Output = Answer>>>>,
     /// What the request writes: an event that shows it is no stranger's.
     writes: Option<LeaseAttrs>,
@@ -30,7 +30,7 @@ pub(super) enum Answer {
     Published(Result<Lease, StoreError>),
 }
 
-impl Asking {
+impl StoreRequest {
     /// Whether no request is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.request.is_none()

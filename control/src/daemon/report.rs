@@ -7,7 +7,7 @@ use crate::plan::{Ignored, Plan, Route, Tunnel};
 
 /// The last state that was reported.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Report {
     ignored: BTreeSet<Ignored>,
     direct: BTreeSet<Route>,
     detours: BTreeSet<Ignored>,
@@ -17,7 +17,7 @@ pub(super) struct Told {
     pub(super) counters_failed: bool,
 }
 
-impl Told {
+impl Report {
     /// Reports peers that are new among those left out, changed numbers of peers, and new failures.
     pub(super) fn tell(&mut self, plan: &Plan, applied: &Applied) {
         let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();

@@ -17,7 +17,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use crate::options::SUBNET_FILE;
-use crate::put;
+use crate::persist::atomic_file;
 
 /// The plugin's own name, and its file beside this program.
 const PLUGIN: &str = "loden-cni";
@@ -72,7 +72,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut wanted = plugin_files(options)?;
     wanted.extend(conf_file(options)?);
     for file in &wanted {
-        let written = put::put(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
+        let written = atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
         println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
     }
     if !options.skip_conf {
@@ -93,7 +93,7 @@ fn plugin_files(options: &Options) -> anyhow::Result<Vec<Wanted>> {
         None => {
             let program =
                 std::env::current_exe().context("cannot find out where this program is; use --plugin")?;
-            put::parent(&program).join(PLUGIN)
+            atomic_file::parent(&program).join(PLUGIN)
         }
     };
     let bytes = fs::read(&source).with_context(|| {
@@ -166,7 +166,7 @@ fn directory(path: &Path, flag: &str) -> anyhow::Result<()> {
     }
 }
 
-fn advise(error: put::PutError, options: &Options) -> anyhow::Error {
+fn advise(error: atomic_file::WriteError, options: &Options) -> anyhow::Error {
     let flag = if error.path.starts_with(&options.bin_dir) { "--bin-dir" } else { "--conf-dir" };
     let next = match error.source.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {

@@ -16,7 +16,7 @@ use ipnetwork::Ipv4Network;
 use model::subnet_env;
 
 use crate::options::{SUBNET_FILE, is_called};
-use crate::put;
+use crate::persist::atomic_file;
 
 /// The subcommand.
 pub const NAME: &str = "mk-docker-opts";
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let output = render(options, &subnet_file, environment)
         .with_context(|| format!("nothing usable in {}", options.subnet_file.display()))?;
-    put::put(&options.docker_file, output.as_bytes(), 0o644)
+    atomic_file::write(&options.docker_file, output.as_bytes(), 0o644)
         .context("dockerd's options are not written; choose another file with -d")?;
     Ok(ExitCode::SUCCESS)
 }

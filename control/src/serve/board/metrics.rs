@@ -168,7 +168,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Phase;
+    use crate::serve::board::Phase;
 
     #[test]
     fn lines_are_prometheus_text() {

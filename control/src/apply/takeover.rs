@@ -13,17 +13,26 @@ use rtnetlink::packet_route::link::{
 use wire::addr::Mac;
 
 use crate::netlink::{NetlinkError, find_link, is_kind, link_infos, remove_link};
-use crate::plan::Outline;
+use crate::plan::{Identity, Outline};
 
 /// Link addresses of kernel tunnels in whose place we come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) mac: Option<Mac>,
-    pub(super) mac_v6: Option<Mac>,
+pub struct Found {
+    /// Of the IPv4 overlay.
+    pub mac: Option<Mac>,
+    /// Of the IPv6 overlay.
+    pub mac_v6: Option<Mac>,
+}
+
+impl Found {
+    /// Replaces the MAC addresses of `identity` by those that were found.
+    pub fn over(&self, identity: &Identity) -> Identity {
+        Identity { mac: self.mac.unwrap_or(identity.mac), mac_v6: self.mac_v6.unwrap_or(identity.mac_v6) }
+    }
 }
 
 /// Looks for the link addresses of flannel's kernel devices.
-pub(super) async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, NetlinkError> {
+pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, NetlinkError> {
     let Backend::Vxlan(vxlan) = &config.backend else { return Ok(Found::default()) };
     let mut found = Found::default();
     for (prefix, mac) in [("flannel.", &mut found.mac), ("flannel-v6.", &mut found.mac_v6)] {
@@ -36,7 +45,7 @@ pub(super) async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, 
 
 /// Removes flannel's kernel devices that have the names of ours, and devices of our own that `left` names, that
 /// nobody has open and that have no place in the outline.
-pub(super) async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
+pub async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {
         let of_flannel = |link: &LinkMessage| match tunnel.format {

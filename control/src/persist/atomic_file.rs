@@ -14,7 +14,7 @@ const MODE_BITS: u32 = 0o7777;
 /// What was being done when the system refused.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}: {source}")]
-pub struct PutError {
+pub struct WriteError {
     /// The step, to be followed by a path.
     pub what: &'static str,
     /// The file that was to be.
@@ -25,12 +25,12 @@ pub struct PutError {
 }
 
 /// Brings the file to these bytes and this mode, whatever the umask; `true` if it had to be written.
-pub fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, PutError> {
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, WriteError> {
     let mode = mode & MODE_BITS;
-    if is_so(path, bytes, mode) {
+    if is_already_so(path, bytes, mode) {
         return Ok(false);
     }
-    let failed = |what| move |source| PutError { what, path: path.to_owned(), source };
+    let failed = |what| move |source| WriteError { what, path: path.to_owned(), source };
     let directory = parent(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // In the same directory, since a rename is atomic only within one filesystem. Dropped on an error, it
@@ -59,7 +59,7 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-fn is_so(path: &Path, bytes: &[u8], mode: u32) -> bool {
+fn is_already_so(path: &Path, bytes: &[u8], mode: u32) -> bool {
     fs::metadata(path).is_ok_and(|there| {
         there.is_file() && there.len() == bytes.len() as u64 && there.mode() & MODE_BITS == mode
     }) && fs::read(path).is_ok_and(|there| there == bytes)
@@ -73,10 +73,10 @@ mod tests {
     fn the_bytes_or_the_mode_alone_are_reason_to_write() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("file");
-        assert!(put(&path, b"one", 0o644).expect("first"));
-        assert!(!put(&path, b"one", 0o644).expect("same"));
-        assert!(put(&path, b"two", 0o644).expect("bytes"));
-        assert!(put(&path, b"two", 0o755).expect("mode"));
+        assert!(write(&path, b"one", 0o644).expect("first"));
+        assert!(!write(&path, b"one", 0o644).expect("same"));
+        assert!(write(&path, b"two", 0o644).expect("bytes"));
+        assert!(write(&path, b"two", 0o755).expect("mode"));
         let there = fs::metadata(&path).expect("file");
         assert_eq!((fs::read(&path).expect("read"), there.mode() & MODE_BITS), (b"two".to_vec(), 0o755));
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1);
@@ -86,9 +86,9 @@ mod tests {
     fn an_open_file_keeps_its_bytes() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("file");
-        put(&path, b"old", 0o644).expect("first");
+        write(&path, b"old", 0o644).expect("first");
         let mut reader = File::open(&path).expect("open");
-        put(&path, b"new", 0o644).expect("second");
+        write(&path, b"new", 0o644).expect("second");
         assert_eq!(io::read_to_string(&mut reader).expect("read"), "old");
     }
 
@@ -97,7 +97,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("taken");
         fs::create_dir(&path).expect("a directory in the way");
-        let error = put(&path, b"bytes", 0o644).expect_err("a directory").to_string();
+        let error = write(&path, b"bytes", 0o644).expect_err("a directory").to_string();
         assert!(error.contains("taken"), "{error}");
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1);
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use model::lease::{Lease, SubnetKey};
 use tokio::time::Instant;
 
-use super::asking::Answer;
-use super::{DaemonError, Next, Node, unix_now, waiting};
+use super::store_request::Answer;
+use super::{DaemonError, Next, Node, unix_now, wait_for_store};
 use crate::lease::ledger::Own;
 use crate::lease::renewal::Step;
 use crate::lease::same_node;
@@ -28,12 +28,12 @@ impl Node {
             Own::Unchanged => {}
             Own::Removed => {
                 tracing::warn!(lease = %self.own.key, "our lease was removed from the store; taking it again");
-                self.removed_meanwhile = !self.asking.is_idle();
+                self.removed_meanwhile = !self.store_request.is_idle();
                 self.renewal.handle_lost();
             }
             Own::Written => {
                 let Some(stored) = self.ledger.own() else { return Ok(()) };
-                if self.former.as_ref() == Some(&stored.attrs) || self.asking.writes(&stored.attrs) {
+                if self.former.as_ref() == Some(&stored.attrs) || self.store_request.writes(&stored.attrs) {
                     return Ok(());
                 }
                 check_still_ours(&self.own, stored)?;
@@ -46,7 +46,7 @@ impl Node {
 
     /// When the store is to be asked; never while an answer is awaited.
     pub(super) fn next_request(&self) -> Option<Instant> {
-        if !self.asking.is_idle() {
+        if !self.store_request.is_idle() {
             return None;
         }
         let now = unix_now();
@@ -65,11 +65,11 @@ impl Node {
         match self.renewal.poll(unix_now()) {
             Step::Sleep(_) => {}
             Step::Renew => self
-                .asking
+                .store_request
                 .ask(attrs, async move { Answer::Renewed(board.timed("renew", store.renew(&own)).await) }),
             Step::Acquire => {
                 let config = self.context.config.clone();
-                self.asking.ask(attrs, async move {
+                self.store_request.ask(attrs, async move {
                     let wish = Wish { config: &config, attrs: own.attrs, previous: Some(own.key) };
                     Answer::Acquired(board.timed("acquire", store.acquire(&wish)).await)
                 });
@@ -82,13 +82,13 @@ impl Node {
         let (store, board, options) = (self.store.clone(), self.board.clone(), options.clone());
         let (config, key) = (self.context.config.clone(), self.own.key);
         let attrs = plan::outline(&self.context)?.attrs;
-        self.asking.ask(attrs.clone(), async move {
-            match waiting::network_config(&store, &options).await {
+        self.store_request.ask(attrs.clone(), async move {
+            match wait_for_store::network_config(&store, &options).await {
                 Ok((_, stored)) if stored != config => return Answer::Reconfigured,
                 Ok(_) => {}
                 Err(error) => return Answer::Confirmed(Err(error)),
             }
-            let lease = waiting::first_lease(&store, &config, attrs, Some(key));
+            let lease = wait_for_store::first_lease(&store, &config, attrs, Some(key));
             Answer::Confirmed(board.timed("acquire", lease).await.map_err(DaemonError::from))
         });
         Ok(())

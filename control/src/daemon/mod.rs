@@ -1,22 +1,20 @@
 //! `loden run`: puts the parts together, in order, and takes them apart again.
 //!
-//! `start` brings a node up, [`Node::serve`] keeps it, `own` looks after its lease. A stop ends the workers and
+//! `start` brings a node up, [`Node::serve`] keeps it, `own_lease` looks after its lease. A stop ends the workers and
 //! leaves the rest for the next start, as flannel does: devices with their routes, rules, lease, `subnet.env`.
 
-mod asking;
-mod comparing;
 mod datapath;
+mod endpoints;
 mod error;
-mod memory;
-mod own;
-mod room;
-mod rules;
+mod extension;
+mod own_lease;
+mod report;
+mod schedule;
 mod start;
-mod startup;
-mod surface;
-mod told;
+mod store_request;
+mod traffic;
 mod uplink;
-mod waiting;
+mod wait_for_store;
 mod ways;
 
 use std::collections::BTreeSet;
@@ -33,25 +31,25 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::apply::{Applier, ApplyError, subnet_file};
-use crate::board::{Board, Phase};
-use crate::counters::{self, CountersFile};
+use crate::serve::board::{Board, Phase};
+use crate::serve::counters_file::{self, CountersFile};
 use crate::lease::ledger::Ledger;
 use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
+use crate::persist::remembered::Memory;
 use crate::plan::{self, Context, Plan};
 use crate::store::{Event, Store, Watch};
 use crate::traffic::Keeper;
-use crate::uapi::Sockets;
+use crate::serve::wireguard_socket::Sockets;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 
-use self::asking::Asking;
-use self::comparing::Comparing;
+use self::endpoints::Endpoints;
 pub use self::error::DaemonError;
-use self::memory::Memory;
+use self::report::Report;
+use self::schedule::Schedule;
 use self::start::Origin;
-use self::surface::Surface;
-use self::told::Told;
+use self::store_request::StoreRequest;
 use self::uplink::Uplink;
 
 /// How often counters are written out and the workers' notices are read.
@@ -68,18 +66,18 @@ pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     refuse_unsupported(options)?;
     // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
-    let surface = Surface::open(options).await?;
-    let result = live(options, &surface, &mut signals).await;
-    or_second_signal(surface.close(), &mut signals).await;
+    let endpoints = Endpoints::open(options).await?;
+    let result = live(options, &endpoints, &mut signals).await;
+    or_second_signal(endpoints.close(), &mut signals).await;
     result
 }
 
-async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) -> Result<(), DaemonError> {
+async fn live(options: &RunOptions, endpoints: &Endpoints, signals: &mut Signals) -> Result<(), DaemonError> {
     let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
     let mut from = Origin::Memory;
     let (node, result) = loop {
         let mut node = tokio::select! {
-            node = Node::start(options, surface, from) => node?,
+            node = Node::start(options, endpoints, from) => node?,
             () = signals.received() => return Ok(()),
         };
         notify(&[NotifyState::Ready]);
@@ -93,7 +91,7 @@ async fn live(options: &RunOptions, surface: &Surface, signals: &mut Signals) ->
         from = Origin::Store;
     };
     notify(&[NotifyState::Stopping]);
-    surface.board.set_phase(Phase::Stopping);
+    endpoints.board.set_phase(Phase::Stopping);
     or_second_signal(node.stop(), signals).await;
     result
 }
@@ -131,18 +129,18 @@ struct Node {
     /// The store has given us this lease, in this run.
     confirmed: bool,
     renewal: Renewal,
-    asking: Asking,
+    store_request: StoreRequest,
     /// Our lease was removed while a request that writes it was under way.
     removed_meanwhile: bool,
     watch: Watch,
     ledger: Ledger,
     plan: Arc<Plan>,
     applier: Applier,
-    comparing: Comparing,
+    schedule: Schedule,
     rules: Keeper,
     /// Removed with the node.
     _sockets: Option<Sockets>,
-    told: Told,
+    report: Report,
     counters_file: Option<CountersFile>,
     uplink: Uplink,
     /// What our lease said before its last change: an event of that time is no stranger's.
@@ -176,35 +174,35 @@ impl Node {
                     self.look_around().await;
                     self.replan()?;
                     if !self.apply(options).await? {
-                        self.comparing.ask_again();
+                        self.schedule.ask_again();
                     }
                     rested = Instant::now() + (began.elapsed() * REST).min(REST_MOST);
                 }
                 () = until(request) => self.ask(),
-                answer = self.asking.answer() => match self.take(answer).await? {
+                answer = self.store_request.answer() => match self.take(answer).await? {
                     Next::GoOn => {}
                     Next::Anew => return Ok(()),
                 },
-                () = self.comparing.due() => self.compare(options).await?,
+                () = self.schedule.due() => self.compare(options).await?,
                 _ = tick.tick() => self.tick(options)?,
-                _ = report.recv() => counters::log(&self.engine),
+                _ = report.recv() => counters_file::log(&self.engine),
             }
         }
     }
 
     /// Compares the whole host with the plan, as nothing may stay that nobody has told us of.
     async fn compare(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
-        self.comparing.begin();
+        self.schedule.begin();
         let uplink = self.follow_uplink(options).await?;
         if self.look_around().await || uplink {
             self.replan()?;
         }
         let whole = self.apply(options).await?;
-        self.comparing.end();
+        self.schedule.end();
         if !whole || !self.uplink.is_settled() {
-            self.comparing.ask_again();
+            self.schedule.ask_again();
         }
-        self.uplink.next_look().into_iter().for_each(|when| self.comparing.ask_at(when));
+        self.uplink.next_look().into_iter().for_each(|when| self.schedule.ask_at(when));
         Ok(())
     }
 
@@ -243,14 +241,14 @@ impl Node {
             Ok(applied) => {
                 let failures = applied.failures.iter().map(ToString::to_string).collect();
                 self.board.reconciled(applied.changes, failures);
-                self.told.tell(&self.plan, &applied);
+                self.report.tell(&self.plan, &applied);
                 if applied.is_promised() && !self.board.was_ready() {
                     start::ready(&self.board, &self.own, options);
                 }
             }
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);
-                self.told.tell_failures(BTreeSet::from([error.to_string()]));
+                self.report.tell_failures(BTreeSet::from([error.to_string()]));
             }
         }
         Ok(whole)
@@ -280,7 +278,7 @@ impl Node {
         }
         // No message tells of a file.
         if !subnet_file::is_written(&options.subnet_file, &self.plan.subnet_env) {
-            self.comparing.ask_again();
+            self.schedule.ask_again();
         }
         self.write_counters();
         self.memory.keep_sometimes(&self.plan, &self.own, self.ledger.peers());
@@ -290,7 +288,7 @@ impl Node {
     fn write_counters(&mut self) {
         let Some(file) = &mut self.counters_file else { return };
         if let Err(error) = file.write(&self.engine)
-            && !std::mem::replace(&mut self.told.counters_failed, true)
+            && !std::mem::replace(&mut self.report.counters_failed, true)
         {
             tracing::warn!(path = %file.path().display(), %error, "cannot write the counters");
         }

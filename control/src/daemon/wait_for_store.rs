@@ -21,7 +21,7 @@ pub(super) async fn network_config(
     store: &Store,
     options: &RunOptions,
 ) -> Result<(String, NetConfig), DaemonError> {
-    let given = given_config(options)?;
+    let given = options.given_net_config()?;
     // A broken one must not reach the other nodes.
     given.as_deref().map(net_config::parse).transpose()?;
     let mut patience = Patience::default();
@@ -75,13 +75,6 @@ async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<Stri
         }
         _ => Ok(stored),
     }
-}
-
-/// The one from the command line.
-pub(super) fn given_config(options: &RunOptions) -> Result<Option<String>, DaemonError> {
-    let Some(path) = &options.net_config else { return Ok(options.net_config_json.clone()) };
-    let read = std::fs::read_to_string(path);
-    read.map(Some).map_err(|source| DaemonError::ConfigFile { path: path.clone(), source })
 }
 
 /// Once a minute is often enough to be found in a log, and seldom enough not to fill it.

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::DaemonError;
-use crate::board::Board;
-use crate::health::{self, Server};
-use crate::instance::{Lock, Places};
+use crate::serve::board::Board;
+use crate::serve::http::{self, Server};
+use crate::persist::instance::{Lock, Places};
 use crate::options::RunOptions;
-use crate::state::StateFile;
-use crate::status::{self, Socket};
+use crate::persist::state_file::StateFile;
+use crate::serve::status_socket::{self, Socket};
 
 /// The outside of a running daemon.
-pub(super) struct Surface {
+pub(super) struct Endpoints {
     pub(super) board: Arc<Board>,
     places: Places,
     health: Option<Server>,
@@ -19,10 +19,10 @@ pub(super) struct Surface {
     lock: Option<Lock>,
 }
 
-impl Surface {
+impl Endpoints {
     /// Takes the instance's name and opens the servers. A host without a place for our files gets a daemon all
     /// the same, after a warning; a name or a port that is taken is an error.
-    pub(super) async fn open(options: &RunOptions) -> Result<Surface, DaemonError> {
+    pub(super) async fn open(options: &RunOptions) -> Result<Endpoints, DaemonError> {
         let places = Places::of(options)?;
         let board = Arc::new(Board::new(places.name(), options.store_spec()));
         let lock = match places.make_directory() {
@@ -33,16 +33,16 @@ impl Surface {
             let directory = options.run_dir.display();
             tracing::warn!(%directory, %error, "no place for our files: no loden status, and a restart starts anew");
         });
-        let health = health::start(&options.health, &board).await?;
+        let health = http::start(&options.health, &board).await?;
         let socket = lock.as_ref().ok().and_then(|_| {
             let path = places.socket();
-            let socket = status::serve(&path, &board);
-            let told = socket.inspect_err(|error| {
+            let socket = status_socket::serve(&path, &board);
+            let served = socket.inspect_err(|error| {
                 tracing::warn!(path = %path.display(), %error, "cannot serve loden status");
             });
-            told.ok()
+            served.ok()
         });
-        Ok(Surface { board, places, health, socket, lock: lock.ok() })
+        Ok(Endpoints { board, places, health, socket, lock: lock.ok() })
     }
 
     /// The file for a restart.

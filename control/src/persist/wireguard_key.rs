@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use model::wireguard::{parse_key, render_key};
 use path::wireguard::SecretKey;
 
-use crate::put;
+use crate::persist::atomic_file;
 
 /// Where flannel has it. On many hosts it is gone after a reboot, and the next one is published then.
 const USUAL: &str = "/run/flannel/wgkey";
@@ -77,7 +77,7 @@ fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
 
 /// Whole or not at all, nobody else's to read, and never in the place of another file.
 fn make(path: &Path, text: &str) -> io::Result<()> {
-    let directory = put::parent(path);
+    let directory = atomic_file::parent(path);
     fs::create_dir_all(directory)?;
     let mut file =
         tempfile::Builder::new().permissions(Permissions::from_mode(0o400)).tempfile_in(directory)?;

@@ -7,18 +7,16 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::net_config::{self, NetConfig};
 
-use super::room::Found;
-use super::waiting;
 use crate::lease::ledger::LeaseSet;
 use crate::options::RunOptions;
 use crate::plan::{Identity, Plan};
-use crate::state::{State, StateFile, TestRecord};
+use crate::persist::state_file::{State, StateFile, TestRecord};
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The state file, and what is in it.
-pub(super) struct Memory {
+pub struct Memory {
     file: StateFile,
     state: State,
     subnet_file: PathBuf,
@@ -26,35 +24,38 @@ pub(super) struct Memory {
 }
 
 /// What a start needs to go on where the run before has ended.
-pub(super) struct Past {
-    pub(super) config: NetConfig,
-    pub(super) own: Lease,
-    pub(super) peers: Vec<Lease>,
+pub struct Past {
+    /// The network configuration.
+    pub config: NetConfig,
+    /// This node's lease.
+    pub own: Lease,
+    /// The leases of the other nodes.
+    pub peers: Vec<Lease>,
 }
 
 impl Memory {
     /// Reads what the run before has left.
-    pub(super) fn open(file: StateFile, options: &RunOptions) -> Memory {
+    pub fn open(file: StateFile, options: &RunOptions) -> Memory {
         let state = file.read();
         Memory { file, state, subnet_file: options.subnet_file.clone(), written: None }
     }
 
-    /// Our link addresses: those that stand on devices `found` here, else those of the run before, else new ones.
-    /// They are written down before anybody hears of them.
-    pub(super) fn identity(&mut self, found: &Found, new: impl FnOnce() -> Identity) -> Identity {
-        let known = self.state.identity().unwrap_or_else(new);
-        let identity =
-            Identity { mac: found.mac.unwrap_or(known.mac), mac_v6: found.mac_v6.unwrap_or(known.mac_v6) };
-        self.state.set_identity(&identity);
+    /// Returns the MAC addresses of the previous run, if they can be used.
+    pub fn identity(&self) -> Option<Identity> {
+        self.state.identity()
+    }
+
+    /// Records the MAC addresses of this run. To be called before they are published.
+    pub fn set_identity(&mut self, identity: &Identity) {
+        self.state.set_identity(identity);
         self.file.write(self.state.clone());
-        identity
     }
 
     /// Where the run before has ended, if it is still good at `now`: a lease that has run out may be another
     /// node's by now, and a configuration given anew is not the old one.
-    pub(super) fn past(&self, options: &RunOptions, now: u64) -> Option<Past> {
+    pub fn past(&self, options: &RunOptions, now: u64) -> Option<Past> {
         let text = self.state.config.as_deref()?;
-        let given = waiting::given_config(options).ok()?;
+        let given = options.given_net_config().ok()?;
         if given.is_some_and(|given| given != text) {
             return None;
         }
@@ -65,34 +66,34 @@ impl Memory {
     }
 
     /// The features to do without beside those in `without`, where the self-test was made in this boot already.
-    pub(super) fn tested(&self, without: &[String]) -> Option<&[String]> {
+    pub fn tested(&self, without: &[String]) -> Option<&[String]> {
         let tested = self.state.tested.as_ref()?;
         (tested.without == without && Some(&tested.boot) == boot().as_ref()).then_some(&tested.off)
     }
 
     /// Takes over what the self-test has found.
-    pub(super) fn set_tested(&mut self, without: &[String], off: Vec<String>) {
+    pub fn set_tested(&mut self, without: &[String], off: Vec<String>) {
         self.state.tested = boot().map(|boot| TestRecord { boot, without: without.to_vec(), off });
     }
 
     /// TUN devices that the run before has made.
-    pub(super) fn devices(&self) -> &[String] {
+    pub fn devices(&self) -> &[String] {
         &self.state.devices
     }
 
     /// Takes over the text of the configuration that holds now.
-    pub(super) fn set_config(&mut self, text: String) {
+    pub fn set_config(&mut self, text: String) {
         self.state.config = Some(text);
     }
 
     /// Writes down, before they are made, that there will be firewall rules.
-    pub(super) fn promise(&mut self, firewall: bool) {
+    pub fn promise(&mut self, firewall: bool) {
         self.state.firewall |= firewall;
         self.file.write(self.state.clone());
     }
 
     /// Writes down what is on the host now.
-    pub(super) fn keep(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
+    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
         self.state.set_plan(plan, &self.subnet_file);
         // The leases are in the ledger; they need not be held as text as well.
         self.state.leases = Vec::new();
@@ -103,7 +104,7 @@ impl Memory {
     }
 
     /// The same, if the plan has changed and the last time is long enough ago.
-    pub(super) fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
+    pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
         let due = self
             .written
             .as_ref()
@@ -126,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::options::{Command, Options};
-    use crate::state::LeaseRecord;
+    use crate::persist::state_file::LeaseRecord;
 
     const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
     const NOW: u64 = 1_000_000;

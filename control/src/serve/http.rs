@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::board::Board;
+use crate::serve::board::Board;
 use crate::options::HealthOptions;
 
 /// Connections at a time. Probes and a scraper need a handful.
@@ -177,7 +177,7 @@ fn answer(path: &str, board: &Board) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Phase;
+    use crate::serve::board::Phase;
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

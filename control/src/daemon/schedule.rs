@@ -11,7 +11,7 @@ use crate::netlink::Changes;
 
 /// The least pause between two comparisons. On a host where links and routes change all the time it is the period.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Comparing may take one part in this many of the time, where a table is so large that it takes long.
+/// Schedule may take one part in this many of the time, where a table is so large that it takes long.
 const SHARE: u32 = 100;
 /// The longest, although nothing happened: what no message tells of is mended as well.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -19,25 +19,25 @@ const LONGEST: Duration = Duration::from_secs(60);
 const GATHER: Duration = Duration::from_millis(20);
 
 /// The socket that may bring the next comparison nearer, and its time.
-pub(super) struct Comparing {
+pub(super) struct Schedule {
     changes: Changes,
-    schedule: Schedule,
+    timing: Timing,
 }
 
-impl Comparing {
+impl Schedule {
     /// The first comparison comes after a pause, and mends what the start could not.
-    pub(super) fn new(changes: Changes) -> Comparing {
-        Comparing { changes, schedule: Schedule::new(Instant::now()) }
+    pub(super) fn new(changes: Changes) -> Schedule {
+        Schedule { changes, timing: Timing::new(Instant::now()) }
     }
 
     /// Returns when it is time. Nothing is lost if the wait is dropped half-way.
     pub(super) async fn due(&mut self) {
-        while Instant::now() < self.schedule.next {
+        while Instant::now() < self.timing.next {
             tokio::select! {
-                () = sleep_until(self.schedule.next) => return,
+                () = sleep_until(self.timing.next) => return,
                 // One message is enough; the rest stays unread until the comparison.
-                () = self.changes.happened(), if !self.schedule.heard => {
-                    self.schedule.handle_change(Instant::now());
+                () = self.changes.happened(), if !self.timing.heard => {
+                    self.timing.handle_change(Instant::now());
                 }
             }
         }
@@ -45,28 +45,28 @@ impl Comparing {
 
     /// Something is not as planned, or could not be done: to be looked at after a pause.
     pub(super) fn ask_again(&mut self) {
-        self.schedule.ask(Instant::now());
+        self.timing.ask(Instant::now());
     }
 
     /// What was heard so far is looked at now.
     pub(super) fn begin(&mut self) {
         self.changes.forget();
-        self.schedule.begin(Instant::now());
+        self.timing.begin(Instant::now());
     }
 
     /// To be looked at again at this time, whatever else is due.
     pub(super) fn ask_at(&mut self, when: Instant) {
-        self.schedule.next = self.schedule.next.min(when);
+        self.timing.next = self.timing.next.min(when);
     }
 
     /// The comparison is over.
     pub(super) fn end(&mut self) {
-        self.schedule.end(Instant::now());
+        self.timing.end(Instant::now());
     }
 }
 
 #[derive(Debug)]
-struct Schedule {
+struct Timing {
     began: Instant,
     last: Instant,
     next: Instant,
@@ -75,9 +75,9 @@ struct Schedule {
     heard: bool,
 }
 
-impl Schedule {
-    fn new(now: Instant) -> Schedule {
-        Schedule { began: now, last: now, next: now + PAUSE, pause: PAUSE, heard: false }
+impl Timing {
+    fn new(now: Instant) -> Timing {
+        Timing { began: now, last: now, next: now + PAUSE, pause: PAUSE, heard: false }
     }
 
     fn handle_change(&mut self, now: Instant) {
@@ -108,45 +108,45 @@ mod tests {
     #[test]
     fn a_change_is_looked_at_soon_but_not_more_often_than_the_pause() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(start);
-        assert_eq!(schedule.next, start + PAUSE, "the first, with nothing heard");
+        let mut timing = Timing::new(start);
+        assert_eq!(timing.next, start + PAUSE, "the first, with nothing heard");
         let first = start + PAUSE;
-        schedule.begin(first);
-        schedule.end(first);
-        assert_eq!(schedule.next, first + LONGEST, "nothing to do");
+        timing.begin(first);
+        timing.end(first);
+        assert_eq!(timing.next, first + LONGEST, "nothing to do");
 
-        schedule.handle_change(first + MOMENT);
-        assert_eq!(schedule.next, first + PAUSE, "too soon after the last");
+        timing.handle_change(first + MOMENT);
+        assert_eq!(timing.next, first + PAUSE, "too soon after the last");
         let second = first + PAUSE + MOMENT;
-        schedule.begin(second);
-        schedule.end(second);
+        timing.begin(second);
+        timing.end(second);
 
         let late = second + PAUSE * 3;
-        schedule.handle_change(late);
-        assert_eq!(schedule.next, late + GATHER, "the last is long ago");
-        schedule.handle_change(late + MOMENT);
-        assert_eq!(schedule.next, late + GATHER, "a storm does not put it off");
+        timing.handle_change(late);
+        assert_eq!(timing.next, late + GATHER, "the last is long ago");
+        timing.handle_change(late + MOMENT);
+        assert_eq!(timing.next, late + GATHER, "a storm does not put it off");
     }
 
     #[test]
     fn a_failure_is_tried_again_after_the_pause() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(start);
-        schedule.begin(start);
-        schedule.end(start);
-        schedule.ask(start);
-        assert_eq!(schedule.next, start + PAUSE);
+        let mut timing = Timing::new(start);
+        timing.begin(start);
+        timing.end(start);
+        timing.ask(start);
+        assert_eq!(timing.next, start + PAUSE);
     }
 
     #[test]
     fn a_comparison_that_takes_long_is_made_less_often() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(start);
+        let mut timing = Timing::new(start);
         for (took, pause) in [(MOMENT, PAUSE), (PAUSE / 50, PAUSE * 2), (PAUSE, LONGEST)] {
-            schedule.begin(start);
-            schedule.end(start + took);
-            schedule.handle_change(start + took);
-            assert_eq!(schedule.next, start + took + pause, "{took:?}");
+            timing.begin(start);
+            timing.end(start + took);
+            timing.handle_change(start + took);
+            assert_eq!(timing.next, start + took + pause, "{took:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 mod groups;
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,7 +165,24 @@ pub const RUN_DIRECTORY: &str = "/run/loden";
 )]
 pub struct BadMargin(i64);
 
+/// The file of `--net-config` cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
+pub struct ConfigFileError {
+    /// The file.
+    path: PathBuf,
+    /// The system's answer.
+    source: io::Error,
+}
+
 impl RunOptions {
+    /// The network configuration from the command line, to be put into the store.
+    pub fn given_net_config(&self) -> Result<Option<String>, ConfigFileError> {
+        let Some(path) = &self.net_config else { return Ok(self.net_config_json.clone()) };
+        let read = std::fs::read_to_string(path);
+        read.map(Some).map_err(|source| ConfigFileError { path: path.clone(), source })
+    }
+
     /// The store's name as `--store` takes it.
     pub fn store_spec(&self) -> &str {
         self.store.as_deref().unwrap_or("etcd")

@@ -1,27 +1,20 @@
-//! `loden status`: the daemon's board, over a socket of its own.
+//! The socket of `loden status`: both ends.
 //!
 //! The protocol is one JSON document and the end of the stream; what a client sends is not read.
-
-mod render;
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use clap::Args;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::board::{Board, Document};
-use crate::instance::Places;
-use crate::options::RUN_DIRECTORY;
+use crate::serve::board::{Board, Document};
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,20 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LARGEST: u64 = 64 << 20;
 /// Pause after the system refused a connection.
 const REFUSED: Duration = Duration::from_millis(100);
-
-/// `loden status`.
-#[derive(Clone, Debug, Args)]
-pub struct Options {
-    /// Only the daemon of this name.
-    #[arg(long, value_name = "NAME")]
-    pub instance: Option<String>,
-    /// Where the daemons' sockets are.
-    #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
-    pub run_dir: PathBuf,
-    /// Print JSON instead of text: {"daemons": [...]}.
-    #[arg(long)]
-    pub json: bool,
-}
 
 /// A socket that answers. Dropping it removes the file.
 #[derive(Debug)]
@@ -72,30 +51,18 @@ impl Drop for Socket {
     }
 }
 
-/// Asks the daemons and prints what they say.
-pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let places = match &options.instance {
-        Some(name) => vec![Places::new(name, &options.run_dir)?],
-        None => Places::all(&options.run_dir),
-    };
-    let mut documents = Vec::new();
-    for places in &places {
-        match ask(&places.socket()) {
-            Ok(document) => documents.push(document),
-            Err(error) if is_absent(&error) => eprintln!("{}: not running", places.name()),
-            Err(error) => return Err(error).with_context(|| cannot_ask(&places.socket())),
-        }
-    }
-    if documents.is_empty() {
-        bail!("no daemon runs with --run-dir {}; loden run starts one", options.run_dir.display());
-    }
-    if options.json {
-        println!("{:#}", serde_json::json!({ "daemons": documents }));
-    } else {
-        let texts: Vec<String> = documents.iter().map(render::text).collect();
-        print!("{}", texts.join("\n"));
-    }
-    Ok(ExitCode::SUCCESS)
+/// Asks the daemon at `path` for its status.
+pub fn ask(path: &Path) -> io::Result<Document> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.take(LARGEST).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Tells whether the error of [`ask`] means that no daemon runs.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
 async fn answer(listener: UnixListener, board: Arc<Board>) {
@@ -114,22 +81,6 @@ async fn answer(listener: UnixListener, board: Arc<Board>) {
             .await;
         });
     }
-}
-
-fn ask(path: &Path) -> io::Result<Document> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut text = String::new();
-    stream.take(LARGEST).read_to_string(&mut text)?;
-    Ok(serde_json::from_str(&text)?)
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
-}
-
-fn cannot_ask(path: &Path) -> String {
-    format!("cannot ask the daemon at {}; the socket is for root alone", path.display())
 }
 
 #[cfg(test)]
