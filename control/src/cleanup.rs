@@ -16,11 +16,11 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::link::InfoKind;
 
 use crate::apply::routes::{self, Scope, Share};
-use crate::persist::instance::{InstanceError, Places};
 use crate::netlink;
 use crate::options::RUN_DIRECTORY;
-use crate::plan::Route;
+use crate::persist::instance::{InstanceError, Places};
 use crate::persist::state_file::{self, FileRecord, RouteRecord, State};
+use crate::plan::Route;
 use crate::traffic::cleanup::cleanup;
 use crate::traffic::program::Programs;
 

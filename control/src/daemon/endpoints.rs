@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::DaemonError;
+use crate::options::RunOptions;
+use crate::persist::instance::{Lock, Places};
+use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;
 use crate::serve::http::{self, Server};
-use crate::persist::instance::{Lock, Places};
-use crate::options::RunOptions;
-use crate::persist::state_file::StateFile;
 use crate::serve::status_socket::{self, Socket};
 
 /// The outside of a running daemon.

@@ -1,22 +1,21 @@
 //! What can end the daemon. Each is one line: what was tried, what the system answered, what to do next.
 
 use std::io;
-use std::path::PathBuf;
 
 use model::lease::SubnetKey;
 use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
-use crate::serve::http::HealthError;
-use crate::persist::instance::InstanceError;
 use crate::netlink::NetlinkError;
 use crate::options::{BadMargin, ConfigFileError};
+use crate::persist::instance::InstanceError;
+use crate::persist::wireguard_key::KeyError;
 use crate::plan::PlanError;
+use crate::serve::http::HealthError;
 use crate::store::StoreError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
-use crate::persist::wireguard_key::KeyError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -22,23 +22,25 @@ use super::report::Report;
 use super::schedule::Schedule;
 use super::store_request::StoreRequest;
 use super::uplink::Uplink;
-use super::{DaemonError, Node, choose_underlay, datapath, extension, traffic, unix_now, wait_for_store, ways};
+use super::{
+    DaemonError, Node, choose_underlay, datapath, extension, traffic, unix_now, wait_for_store, ways,
+};
 use crate::apply::engine::Numbers;
 use crate::apply::{Applier, subnet_file, takeover};
-use crate::serve::board::{Board, Phase};
-use crate::serve::counters_file::CountersFile;
-use crate::underlay::sysctls;
 use crate::lease::Event;
 use crate::lease::ledger::Ledger;
 use crate::lease::renewal::Renewal;
 use crate::netlink::{self, Changes};
 use crate::options::RunOptions;
-use crate::plan::{self, Context, Identity, Outline};
-use crate::store::{Store, Watch};
-use crate::serve::wireguard_socket::{self, Sockets};
-use crate::underlay::reach::Reach;
 use crate::persist::remembered::{Memory, Past};
 use crate::persist::wireguard_key;
+use crate::plan::{self, Context, Identity, Outline};
+use crate::serve::board::{Board, Phase};
+use crate::serve::counters_file::CountersFile;
+use crate::serve::wireguard_socket::{self, Sockets};
+use crate::store::{Store, Watch};
+use crate::underlay::reach::Reach;
+use crate::underlay::sysctls;
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +198,8 @@ impl Beginning<'_> {
         let board: &Arc<Board> = &endpoints.board;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
         memory.promise(traffic::wanted(options));
-        let rules = traffic::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
+        let rules =
+            traffic::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
         let mut applier = Applier::new(netlink, options.subnet_file.clone());
         applier.begin_anew(numbers);
         let applied = applier.apply(&plan, &*engine).await?;

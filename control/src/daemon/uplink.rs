@@ -148,7 +148,8 @@ impl Node {
             self.uplink.unpublished = None;
         } else if self.store_request.is_idle() {
             let (store, own, wanted) = (self.store.clone(), self.own.clone(), attrs.clone());
-            self.store_request.ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
+            self.store_request
+                .ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
         }
         self.uplink.unpublished.clone()
     }

@@ -72,7 +72,8 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut wanted = plugin_files(options)?;
     wanted.extend(conf_file(options)?);
     for file in &wanted {
-        let written = atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
+        let written =
+            atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
         println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
     }
     if !options.skip_conf {

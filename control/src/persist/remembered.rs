@@ -9,8 +9,8 @@ use model::net_config::{self, NetConfig};
 
 use crate::lease::ledger::LeaseSet;
 use crate::options::RunOptions;
-use crate::plan::{Identity, Plan};
 use crate::persist::state_file::{State, StateFile, TestRecord};
+use crate::plan::{Identity, Plan};
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);

@@ -23,8 +23,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::serve::board::Board;
 use crate::options::HealthOptions;
+use crate::serve::board::Board;
 
 /// Connections at a time. Probes and a scraper need a handful.
 const CONNECTIONS: usize = 64;

@@ -18,8 +18,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::serve::board::Board;
 use crate::plan::Tunnel;
+use crate::serve::board::Board;
 
 /// Where the tools look, whatever the network namespace.
 const DIRECTORY: &str = "/var/run/wireguard";

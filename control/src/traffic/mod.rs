@@ -35,8 +35,8 @@ use self::iptables::Iptables;
 use self::nftables::{Nft, Nftables};
 use self::program::{ProgramError, Programs};
 use self::rules::{Nets, Purpose};
-use crate::underlay::sysctls;
 use crate::netlink::NetlinkError;
+use crate::underlay::sysctls;
 
 /// Why rules could not be put or removed.
 #[derive(Debug, thiserror::Error)]
