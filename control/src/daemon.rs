@@ -35,15 +35,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::apply::{Applier, ApplyError, subnet_file};
 use crate::board::{Board, Phase};
 use crate::counters::{self, CountersFile};
-use crate::lease::ledger::Ledger;
-use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Plan};
-use crate::store::{Event, Store, Watch};
 use crate::traffic::Keeper;
 use crate::uapi::Sockets;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
+use store::lease::ledger::Ledger;
+use store::lease::renewal::Renewal;
+use store::{Event, Store, Watch};
 
 use self::asking::Asking;
 use self::comparing::Comparing;

@@ -13,10 +13,10 @@ use crate::instance::InstanceError;
 use crate::netlink::NetlinkError;
 use crate::options::BadMargin;
 use crate::plan::PlanError;
-use crate::store::StoreError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
 use crate::wireguard_key::KeyError;
+use store::StoreError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]

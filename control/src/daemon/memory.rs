@@ -9,10 +9,10 @@ use model::net_config::{self, NetConfig};
 
 use super::room::Found;
 use super::waiting;
-use crate::lease::ledger::LeaseSet;
 use crate::options::RunOptions;
 use crate::plan::{Identity, Plan};
 use crate::state::{State, StateFile, TestRecord};
+use store::lease::ledger::LeaseSet;
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);

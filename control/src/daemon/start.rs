@@ -29,16 +29,16 @@ use crate::apply::{Applier, subnet_file};
 use crate::board::{Board, Phase};
 use crate::counters::CountersFile;
 use crate::host;
-use crate::lease::Event;
-use crate::lease::ledger::Ledger;
-use crate::lease::renewal::Renewal;
 use crate::netlink::{self, Changes};
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Identity, Outline};
-use crate::store::{Store, Watch};
 use crate::uapi::{self, Sockets};
 use crate::underlay::reach::Reach;
 use crate::wireguard_key;
+use store::lease::Event;
+use store::lease::ledger::Ledger;
+use store::lease::renewal::Renewal;
+use store::{Store, Watch};
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
