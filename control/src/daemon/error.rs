@@ -13,9 +13,9 @@ use crate::persist::instance::InstanceError;
 use crate::persist::wireguard_key::KeyError;
 use crate::plan::PlanError;
 use crate::serve::http::HealthError;
-use crate::store::StoreError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
+use store::StoreError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]

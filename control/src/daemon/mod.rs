@@ -31,18 +31,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::apply::{Applier, ApplyError, subnet_file};
-use crate::lease::ledger::Ledger;
-use crate::lease::renewal::Renewal;
 use crate::options::RunOptions;
 use crate::persist::remembered::Memory;
 use crate::plan::{self, Context, Plan};
 use crate::serve::board::{Board, Phase};
 use crate::serve::counters_file::{self, CountersFile};
 use crate::serve::wireguard_socket::Sockets;
-use crate::store::{Event, Store, Watch};
 use crate::traffic::Keeper;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
+use store::lease::ledger::Ledger;
+use store::lease::renewal::Renewal;
+use store::{Event, Store, Watch};
 
 use self::endpoints::Endpoints;
 pub use self::error::DaemonError;

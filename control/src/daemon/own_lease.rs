@@ -7,12 +7,12 @@ use tokio::time::Instant;
 
 use super::store_request::Answer;
 use super::{DaemonError, Next, Node, unix_now, wait_for_store};
-use crate::lease::ledger::Own;
-use crate::lease::renewal::Step;
-use crate::lease::same_node;
 use crate::options::RunOptions;
 use crate::plan;
-use crate::store::{StoreError, Wish};
+use store::lease::ledger::Own;
+use store::lease::renewal::Step;
+use store::lease::same_node;
+use store::{StoreError, Wish};
 
 /// Longest sleep before the wall clock is asked again whether a lease is due.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);

@@ -27,9 +27,6 @@ use super::{
 };
 use crate::apply::engine::Numbers;
 use crate::apply::{Applier, subnet_file, takeover};
-use crate::lease::Event;
-use crate::lease::ledger::Ledger;
-use crate::lease::renewal::Renewal;
 use crate::netlink::{self, Changes};
 use crate::options::RunOptions;
 use crate::persist::remembered::{Memory, Past};
@@ -38,9 +35,12 @@ use crate::plan::{self, Context, Identity, Outline};
 use crate::serve::board::{Board, Phase};
 use crate::serve::counters_file::CountersFile;
 use crate::serve::wireguard_socket::{self, Sockets};
-use crate::store::{Store, Watch};
 use crate::underlay::reach::Reach;
 use crate::underlay::sysctls;
+use store::lease::Event;
+use store::lease::ledger::Ledger;
+use store::lease::renewal::Renewal;
+use store::{Store, Watch};
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use model::lease::{Lease, LeaseAttrs};
 
 use super::DaemonError;
-use crate::store::StoreError;
+use store::StoreError;
 
 /// The request under way, if there is one.
 #[derive(Default)]

@@ -16,9 +16,9 @@ use super::store_request::Answer;
 use super::{DaemonError, Node, datapath, underlay_wish};
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Outline};
-use crate::store::StoreError;
 use crate::underlay::select::{self, SelectError};
 use crate::underlay::{self, Underlay};
+use store::StoreError;
 
 /// How long a changed uplink has to be there before it is taken up.
 const LASTING: Duration = Duration::from_secs(1);

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::DaemonError;
 use crate::options::RunOptions;
-use crate::store::{Store, StoreError, Wish};
+use store::{Store, StoreError, Wish};
 
 /// How often to try again, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);

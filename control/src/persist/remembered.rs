@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::net_config::{self, NetConfig};
 
-use crate::lease::ledger::LeaseSet;
 use crate::options::RunOptions;
 use crate::persist::state_file::{State, StateFile, TestRecord};
 use crate::plan::{Identity, Plan};
+use store::lease::ledger::LeaseSet;
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);

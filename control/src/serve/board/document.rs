@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Board, State};
-use crate::store::Sight;
+use store::Sight;
 
 /// A daemon's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

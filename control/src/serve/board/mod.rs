@@ -14,8 +14,8 @@ use engine::Engine;
 use model::lease::Lease;
 
 use crate::plan::Plan;
-use crate::store::Sight;
 use crate::underlay::Underlay;
+use store::Sight;
 
 pub use document::{
     Document, DroppedDocument, IgnoredDocument, LeaseDocument, PeerDocument, ReconcileDocument,

@@ -10,10 +10,10 @@ use tempfile::TempDir;
 
 use rusqlite::Connection;
 
-use super::super::contract_tests::{Bench, next};
-use super::super::{Event, Store};
 use super::database::{SCHEMA_VERSION, explain_io};
 use super::*;
+use crate::contract_tests::{Bench, next};
+use crate::{Event, Store};
 
 const ONE: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
 

@@ -178,5 +178,4 @@ fn range_v6(subnet: Ipv6Network) -> (u128, u128) {
 }
 
 #[cfg(test)]
-#[path = "allocator_tests.rs"]
 mod tests;

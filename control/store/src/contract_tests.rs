@@ -11,7 +11,7 @@ use model::lease::LeaseAttrs;
 use model::net_config::{self, NetConfig};
 use tempfile::TempDir;
 
-use super::etcd::testing::{Security, Server};
+use super::testing::etcd::{self as server, Security, Server};
 use super::*;
 
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
@@ -30,7 +30,7 @@ pub(super) enum Bench {
 impl Bench {
     fn all() -> Vec<Bench> {
         let mut all = vec![Bench::sqlite(), Bench::Memory(Memory::new())];
-        if etcd::testing::ready() {
+        if server::ready() {
             all.push(Bench::Etcd(Box::new(Server::start(Security::None))));
         }
         all

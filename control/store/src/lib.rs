@@ -20,9 +20,10 @@
 
 mod error;
 pub mod etcd;
+mod health;
+pub mod lease;
 pub mod memory;
 mod rows;
-mod sight;
 pub mod sqlite;
 mod watch;
 
@@ -30,11 +31,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 
-pub use crate::lease::{Event, Wish};
 pub use error::StoreError;
 pub use etcd::Etcd;
+pub use health::Sight;
+pub use lease::{Event, Wish};
 pub use memory::Memory;
-pub use sight::Sight;
 pub use sqlite::Sqlite;
 pub use watch::Watch;
 
@@ -150,3 +151,5 @@ fn unix_now() -> u64 {
 
 #[cfg(test)]
 mod contract_tests;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

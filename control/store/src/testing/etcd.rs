@@ -1,7 +1,5 @@
 //! A real etcd for tests, on a loopback address of its own or in a namespace of the test's, which ends with its
 //! value.
-//!
-//! Uses the standard library and `tempfile` alone, so that tests of the binary can include it by path.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
@@ -16,7 +14,8 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A running, or killed, etcd.
-pub(crate) struct Server {
+#[derive(Debug)]
+pub struct Server {
     child: Option<Child>,
     directory: TempDir,
     address: Ipv4Addr,
@@ -30,7 +29,7 @@ pub(crate) struct Server {
 
 /// Who may talk to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Security {
+pub enum Security {
     /// Everybody.
     None,
     /// Everybody, over TLS.
@@ -40,7 +39,7 @@ pub(crate) enum Security {
 }
 
 /// Whether a test with etcd can run. Prints what is missing; in CI that is a failure.
-pub(crate) fn ready() -> bool {
+pub fn ready() -> bool {
     let programs = ["etcd", "etcdctl", "openssl", "setpriv"];
     let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
     let is_there = |program: &str| paths.iter().any(|path| path.join(program).is_file());
@@ -56,7 +55,7 @@ pub(crate) fn ready() -> bool {
 
 impl Server {
     /// An empty one that answers.
-    pub(crate) fn start(security: Security) -> Server {
+    pub fn start(security: Security) -> Server {
         static COUNT: AtomicU16 = AtomicU16::new(0);
         // An address for this process, a pair of ports for each server in it: no two can collide.
         let [_, high, middle, low] = std::process::id().to_be_bytes();
@@ -66,9 +65,7 @@ impl Server {
     }
 
     /// An empty one in the network namespace of this path, where `address` is an address.
-    // Only tests of the binary use it.
-    #[allow(dead_code)]
-    pub(crate) fn start_in(security: Security, namespace: &Path, address: Ipv4Addr) -> Server {
+    pub fn start_in(security: Security, namespace: &Path, address: Ipv4Addr) -> Server {
         let inside = vec!["nsenter".to_owned(), format!("--net={}", namespace.display())];
         Server::start_at_place(security, address, 2379, inside)
     }
@@ -85,17 +82,17 @@ impl Server {
     }
 
     /// `http://…` or `https://…`.
-    pub(crate) fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         self.url(self.port)
     }
 
     /// A file that was made for it: `ca.pem`, `client.pem`, `client.key`, `stranger.pem`.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Ends it without a chance to say goodbye.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -103,12 +100,12 @@ impl Server {
     }
 
     /// Starts it again, with what it had stored.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.start_at(self.port);
     }
 
     /// Runs `step` while nobody at the usual address can see it: another port, and then back.
-    pub(crate) fn aside(&mut self, step: impl FnOnce(&Server)) {
+    pub fn aside(&mut self, step: impl FnOnce(&Server)) {
         let port = self.port;
         self.port += 5;
         self.start_at(self.port);
@@ -118,7 +115,7 @@ impl Server {
     }
 
     /// The output of `etcdctl`, which must succeed.
-    pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
+    pub fn etcdctl(&self, arguments: &[&str]) -> String {
         let output = self.command().args(arguments).output().unwrap();
         let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "etcdctl {arguments:?}: {out} {error}");
@@ -126,9 +123,7 @@ impl Server {
     }
 
     /// Puts the content of a file, which may be larger than a command line.
-    // Only tests of the binary use it.
-    #[allow(dead_code)]
-    pub(crate) fn put_file(&self, key: &str, value: &Path) {
+    pub fn put_file(&self, key: &str, value: &Path) {
         let input = std::fs::File::open(value).unwrap();
         let output = self.command().args(["put", key]).stdin(input).output().unwrap();
         assert!(output.status.success(), "put {key}: {}", String::from_utf8_lossy(&output.stderr));
@@ -136,7 +131,7 @@ impl Server {
 
     /// Creates users `root` and `flannel`, each with its own name as password, and turns on authentication.
     /// `flannel` may use only the network below `prefix`.
-    pub(crate) fn enable_users(&mut self, prefix: &str) {
+    pub fn enable_users(&mut self, prefix: &str) {
         let config = format!("{prefix}/config");
         let subnets = format!("{prefix}/subnets");
         self.etcdctl(&["user", "add", "root:root"]);

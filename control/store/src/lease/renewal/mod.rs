@@ -81,5 +81,4 @@ impl Renewal {
 }
 
 #[cfg(test)]
-#[path = "renewal_tests.rs"]
 mod tests;

@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::super::{Event, Sight};
 use super::client::explain;
 use super::list::{Entry, name, understand};
 use super::messages::{DELETE, KeyValue, PUT, WatchCreateRequest, WatchEvent, WatchResponse};
 use super::{Etcd, EtcdError};
+use crate::{Event, Sight};
 
 const TRIED: &str = "watch the leases";
 /// First and longest wait after a failure, as in flannel.

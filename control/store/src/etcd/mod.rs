@@ -315,6 +315,4 @@ impl Etcd {
 }
 
 #[cfg(test)]
-pub(super) mod testing;
-#[cfg(test)]
 pub(super) mod tests;

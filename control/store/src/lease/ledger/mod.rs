@@ -137,5 +137,4 @@ impl FromIterator<Lease> for LeaseSet {
 }
 
 #[cfg(test)]
-#[path = "ledger_tests.rs"]
 mod tests;

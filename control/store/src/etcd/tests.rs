@@ -8,10 +8,10 @@ use model::net_config::{self, NetConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use super::super::contract_tests::next;
-use super::super::{Event, Store, Watch};
-use super::testing::{Security, Server, ready};
 use super::*;
+use crate::contract_tests::next;
+use crate::testing::etcd::{Security, Server, ready};
+use crate::{Event, Store, Watch};
 
 const PREFIX: &str = "/coreos.com/network";
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
@@ -21,7 +21,7 @@ const WIREGUARD: &str = r#"{"PublicIP":"192.0.2.8","PublicIPv6":null,"BackendTyp
 
 /// Writes a row as an administrator would, for the contract's cases: below the default prefix, with an
 /// etcd lease that ends at `expires`; one that has ended leaves no row.
-pub(in crate::store) async fn put_row(server: &Server, key: &str, value: &str, expires: Option<u64>) {
+pub(crate) async fn put_row(server: &Server, key: &str, value: &str, expires: Option<u64>) {
     put(server, format!("{PREFIX}/subnets/{key}").as_bytes(), value.as_bytes(), expires).await;
 }
 
@@ -44,7 +44,7 @@ async fn put(server: &Server, key: &[u8], value: &[u8], expires: Option<u64>) {
 }
 
 /// How to reach it.
-pub(in crate::store) fn config(server: &Server) -> Config {
+pub(crate) fn config(server: &Server) -> Config {
     Config { endpoints: vec![server.endpoint()], ..Config::default() }
 }
 

@@ -12,8 +12,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
-use super::super::StoreError;
-use super::super::rows::{Row, Table};
+use crate::StoreError;
+use crate::rows::{Row, Table};
 
 /// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
 const MAGIC: &[u8] = b"SQLite format 3\0";

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use model::lease::{Lease, SubnetKey};
 
-use super::super::rows::{self, Row};
 use super::RANGE;
 use super::client::Client;
 use super::error::EtcdError;
 use super::keys::Keys;
 use super::messages::{KeyValue, RangeRequest, RangeResponse};
+use crate::rows::{self, Row};
 
 /// Entries a page: with the largest values that etcd takes by default, 1.5 MiB, a page is 192 MiB.
 const PAGE: i64 = 128;
