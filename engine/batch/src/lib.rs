@@ -27,38 +27,38 @@ impl std::fmt::Display for WorkerIndex {
     }
 }
 
-/// One filled receive slot: a datagram, or several equal ones of one sender that the kernel joined.
+/// One filled receive slot: a datagram, or several of equal size from one sender that the kernel joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Where in the arena the bytes begin.
+    /// Offset of the first byte in the arena.
     pub at: u32,
-    /// How many bytes there are.
+    /// Length in bytes.
     pub len: u32,
-    /// Size of each joined datagram; the last may be shorter. 0: the slot holds one datagram.
+    /// Size of each joined datagram; the last may be shorter. 0 if the slot holds one datagram.
     pub segment_size: u16,
     /// The two ECN bits of the outer IP header (RFC 3168 section 5).
     pub ecn: u8,
-    /// Who sent it.
+    /// The sender's address and port.
     pub source: SocketAddr,
 }
 
-/// One datagram to send, or a run of equal-sized ones to one peer.
+/// One datagram to send, or a run of equal-sized datagrams to one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// The peer's address.
     pub to: SocketAddr,
-    /// The peer's number, for a port that keeps something ready for each peer.
+    /// The peer's number.
     pub peer: PeerId,
-    /// Which socket of the fan sends it, modulo the fan's size: one flow, one lane.
+    /// Which socket of the fan sends, modulo the fan's size. A flow always uses the same lane.
     pub lane: u16,
-    /// Index of the first of its spans.
+    /// Index of the first span.
     pub first_span: u32,
-    /// How many spans it has.
+    /// Number of spans.
     pub span_count: u32,
-    /// Payload bytes of each datagram but the last, which may be shorter; each datagram starts at the
-    /// start of a span. 0: all the spans are one datagram.
+    /// Payload bytes of each datagram except the last, which may be shorter. Each datagram begins at the
+    /// start of a span. Without meaning if all spans form one datagram; may be 0 then.
     pub segment_size: u16,
-    /// How many datagrams this is; 0 counts as 1.
+    /// Number of datagrams; 0 counts as 1.
     pub segments: u16,
     /// The two ECN bits for the outer IP header.
     pub ecn: u8,
