@@ -2,8 +2,8 @@
 
 use std::io;
 
+use model::error::ConfigError;
 use model::lease::SubnetKey;
-use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;

@@ -303,5 +303,4 @@ fn address<A: FromStr>(
 }
 
 #[cfg(test)]
-#[path = "lease/tests.rs"]
 mod tests;

@@ -4,9 +4,9 @@ use std::fmt;
 
 use wire::addr::{Mac, Vni};
 
+use crate::error::{ConfigError, Warning};
 use crate::json::{Mismatch, Object, shorten};
 use crate::lease::RawJson;
-use crate::net_config::{ConfigError, Warning};
 use crate::secrets::redact;
 
 /// The kernel's own default port, `port` in drivers/net/vxlan/vxlan_core.c; the assigned 4789 came later.
@@ -396,5 +396,4 @@ fn error(key: &'static str, value: String, rule: impl Into<String>) -> ConfigErr
 }
 
 #[cfg(test)]
-#[path = "backend/tests.rs"]
 mod tests;

@@ -1,6 +1,5 @@
 //! The cluster's network configuration (`net-conf.json`, etcd's `config`), with flannel's defaults and checks.
 
-use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
@@ -8,6 +7,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 pub use crate::backend::Backend;
 use crate::backend::UDP_PORT;
 use crate::cidr;
+use crate::error::{ConfigError, Warning};
 use crate::json::{Mismatch, Object, shorten};
 
 /// A subnet has room for a tunnel device, a bridge and a pod beside the base address.
@@ -56,36 +56,6 @@ pub struct Ipv6Pool {
     pub subnet_min: Ipv6Addr,
     /// Base address of the last one; may be below the first, and then there is none.
     pub subnet_max: Ipv6Addr,
-}
-
-/// Something legal that a person should look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Warning {
-    /// Flannel's documents say vxlan, its code says udp.
-    NoBackend,
-    /// A key that no flannel reads.
-    UnknownKey {
-        /// The key as written, `Backend.` before one of the backend's.
-        key: String,
-    },
-}
-
-/// A configuration that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// Not a JSON object.
-    #[error("network configuration: not a JSON object: {0}")]
-    Syntax(String),
-    /// A key whose value breaks a rule.
-    #[error("network configuration: {key} = {value}: {rule}")]
-    Key {
-        /// The key as flannel spells it, `Backend.` before one of the backend's.
-        key: String,
-        /// The value as written, shortened; `(absent)` for a missing one.
-        value: String,
-        /// The rule.
-        rule: String,
-    },
 }
 
 /// Reads a configuration by the rules of Go's JSON decoder and checks it as flannel does with etcd.
@@ -155,20 +125,6 @@ impl Ipv6Pool {
     pub fn allows(&self, subnet: Ipv6Network) -> bool {
         let range = self.subnet_min..=self.subnet_max;
         subnet.prefix() == self.subnet_len && range.contains(&subnet.network())
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Warning::NoBackend => formatter.write_str(
-                "network configuration: no Backend, which means udp, not vxlan: \
-                 every node of the cluster must use udp too; write a Backend with a Type to choose",
-            ),
-            Warning::UnknownKey { key } => {
-                write!(formatter, "network configuration: {key}: unknown key, not used")
-            }
-        }
     }
 }
 
@@ -366,5 +322,4 @@ fn wrong_type(key: &'static str, found: Mismatch) -> ConfigError {
 }
 
 #[cfg(test)]
-#[path = "net_config/tests.rs"]
 mod tests;

@@ -234,5 +234,4 @@ fn single<N: Copy>(networks: &[N]) -> Option<N> {
 }
 
 #[cfg(test)]
-#[path = "subnet_env/tests.rs"]
 mod tests;
