@@ -1,14 +1,14 @@
-//! A loden host and a host with the kernel's ipip, which user-mode-linux brings along where this kernel has
-//! none: what one sends the other understands, and the outer headers follow the same rules.
+//! A loden host and a host with the kernel's ipip: what one sends the other understands, and the outer headers follow the
+//! same rules.
 
 mod common;
 
 use std::process::Command;
 use std::time::Duration;
 
+use common::Cluster;
 use common::capture::Capture;
-use common::guest::Guest;
-use common::{Cluster, await_until};
+use common::guest::{self, Guest};
 use control::store::Wish;
 use lab::Wiring;
 use load::{Stop, VerifyLoad};
@@ -22,7 +22,7 @@ const PORT: u16 = 5299;
 
 #[test]
 fn a_kernel_ipip_peer_and_loden_understand_each_other() {
-    if !common::ready(&["linux.uml", "insmod", "ping"]) {
+    if !common::ready(&["ping"]) || !guest::ready() {
         return;
     }
     let mut cluster = Cluster::build("iop-ipip", 1, Wiring::Switch, CONFIG);
@@ -32,14 +32,13 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     let own = cluster.lease(1);
     let pod = cluster.pod(1, false);
     let mut wire = Capture::start(cluster.lab.switch().expect("a switch"));
-    let guest = boot(&cluster, &kernel, &own, &pod.to_string());
+    let mut guest = Guest::boot(&cluster, &["ipip"], &[]);
+    set_up(&mut guest, &kernel, &own);
     let far = kernel.subnet().expect("IPv4").nth(2).expect("an address").into();
 
-    // In order: the guest's own pings say when its tunnel is there.
-    await_until("the kernel host", || guest.said("ready"));
     let answer = |payload| cluster.host(1).pod().ping(far, payload, Duration::from_secs(5));
     for payload in [0, 56, 1400, 1452] {
-        answer(payload).unwrap_or_else(|error| panic!("{payload} bytes: {error}\n{}", guest.words()));
+        answer(payload).unwrap_or_else(|error| panic!("{payload} bytes: {error}"));
     }
     for options in ["-M do -s 1452", "-M dont -s 600", "-t 9 -M do", "-Q 0xba -M dont", "-Q 0xb9 -t 200"] {
         let line = format!("ping -q -c 2 -W 5 {options} -I {pod} {far}");
@@ -47,13 +46,16 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
         let output = cluster.host(1).pod().output(command.args(["-c", &line])).expect("ping");
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stdout));
     }
+    for options in ["-M do -s 1452", "-M dont -s 600", "-M do -t 9", "-M dont -Q 0xba", "-Q 0xb9 -t 200"] {
+        guest.shell(&format!("ping -q -c 2 -W 5 {options} {pod}"));
+    }
     let load = VerifyLoad { streams: 1, bytes: 16 << 20 };
     let server = std::net::SocketAddr::new(far, PORT);
+    guest.shell(&format!("/programs/loden load server --listen {server} >/dev/null 2>&1 &"));
+    guest.await_listener(PORT);
     let report = cluster.host(1).pod().run(|| load::verify(server, &load, &Stop::default()));
     let report = report.expect("the pod").expect("a transfer");
     assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));
-    await_until("the kernel host's own pings", || guest.said("done"));
-    assert!(!guest.said("FAILED"), "{}", guest.words());
 
     let seen = ipip(&wire.frames());
     for (who, source) in [("loden", cluster.host(1).underlay()), ("the kernel", KERNEL.parse().expect("IP"))]
@@ -90,28 +92,18 @@ fn lease(cluster: &Cluster) -> Lease {
     })
 }
 
-/// The kernel host: its tunnel, its pings, and a load server at its pod's address.
-fn boot(cluster: &Cluster, own: &Lease, peer: &Lease, pod: &str) -> Guest {
+/// Makes the kernel host's tunnel as flannel does, and an address that answers for a pod.
+fn set_up(guest: &mut Guest, own: &Lease, peer: &Lease) {
     let subnet = own.subnet().expect("IPv4");
     let (base, address) = (subnet.network(), subnet.nth(2).expect("an address"));
     let (peer_subnet, peer_ip) = (peer.subnet().expect("IPv4"), peer.attrs.public_ip);
-    let loden = env!("CARGO_BIN_EXE_loden");
-    let script = format!(
-        "for m in tunnel4 ip_tunnel ipip; do insmod $M/net/ipv4/$m.ko; done
-ip link set lo up; ip addr add {KERNEL}/24 dev vec0; ip link set vec0 up
-ip link add flannel.ipip type ipip local {KERNEL} ttl inherit nopmtudisc
-ip addr add {base}/32 dev flannel.ipip; ip link set flannel.ipip mtu 1480 up
-ip addr add {address}/32 dev lo
-ip route add {peer_subnet} via {peer_ip} dev flannel.ipip onlink src {address}
-{loden} load server --listen {address}:{PORT} &
-n=0; until ping -q -c 1 -W 1 {pod} || [ $n = 20 ]; do n=$((n+1)); done
-echo ready
-for options in '-M do -s 1452' '-M dont -s 600' '-M do -t 9' '-M dont -Q 0xba' '-Q 0xb9 -t 200'; do
-    ping -q -c 2 -W 5 $options {pod} || echo FAILED $options
-done
-echo done"
-    );
-    Guest::boot(cluster, &script)
+    guest.shell(&format!(
+        "ip addr add {KERNEL}/24 dev eth0 && ip link set eth0 up && \
+         ip link add flannel.ipip type ipip local {KERNEL} ttl inherit nopmtudisc && \
+         ip addr add {base}/32 dev flannel.ipip && ip link set flannel.ipip mtu 1480 up && \
+         ip addr add {address}/32 dev lo && \
+         ip route add {peer_subnet} via {peer_ip} dev flannel.ipip onlink src {address}"
+    ));
 }
 
 /// An ipip packet on the wire, checked against the packet inside.

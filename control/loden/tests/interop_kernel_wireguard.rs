@@ -5,11 +5,9 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use common::qemu::{self, Guest};
+use common::guest::{self, Guest};
 use common::{Cluster, Daemon, await_until};
 use control::store::Wish;
 use lab::Wiring;
@@ -25,11 +23,10 @@ const KERNEL: [&str; 2] = ["198.18.0.200", "fd00:10de::200"];
 const MOVED: &str = "198.18.0.201";
 const PORTS: [u16; 2] = [51820, 51821];
 const LOAD: u16 = 5299;
-const MODULES: [&str; 5] = ["virtio_pci", "virtio_net", "9pnet_virtio", "9p", "wireguard"];
 
 #[test]
 fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
-    if !common::ready(&["ip", "wg"]) || !qemu::ready() {
+    if !common::ready(&["ip", "wg"]) || !guest::ready() {
         return;
     }
     let config = format!(
@@ -41,12 +38,7 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
     let daemon = start(&cluster);
     cluster.connect_pod(1);
     let own = cluster.lease(1);
-    let switch = cluster.lab.switch().expect("a switch");
-    let tap = "ip tuntap add vm0 mode tap && ip link set vm0 master br0 up";
-    assert!(switch.status(Command::new("sh").args(["-c", tap])).expect("sh").success());
-    let loden = Path::new(env!("CARGO_BIN_EXE_loden"));
-    let programs = loden.parent().expect("its directory");
-    let mut guest = Guest::boot(switch, "vm0", &cluster.file("guest"), programs, &MODULES);
+    let mut guest = Guest::boot(&cluster, &["wireguard"], &[]);
     set_up(&mut guest, &secret, &kernel, &own);
     let far = [pod(&kernel, false), pod(&kernel, true)];
 
@@ -171,7 +163,8 @@ fn reach(cluster: &Cluster, far: IpAddr) {
 fn bulk(cluster: &Cluster, guest: &mut Guest, far: IpAddr, near: IpAddr) {
     let load = VerifyLoad { streams: 1, bytes: 8 << 20 };
     let there = SocketAddr::new(far, LOAD);
-    guest.shell(&format!("/programs/loden load server --listen {there} >/dev/null 2>&1 & sleep 1"));
+    guest.shell(&format!("/programs/loden load server --listen {there} >/dev/null 2>&1 &"));
+    guest.await_listener(LOAD);
     let report = cluster.host(1).pod().run(|| load::verify(there, &load, &Stop::default()));
     let report = report.expect("the pod").expect("a transfer");
     assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));

@@ -10,7 +10,6 @@ pub mod capture;
 pub mod guest;
 mod kernel;
 pub mod packet;
-pub mod qemu;
 pub mod steady;
 mod traffic;
 
@@ -47,13 +46,21 @@ pub const PORT: u16 = 8472;
 /// Nothing here takes longer unless it is broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether the test can run. Prints what is missing; in CI that is a failure, so that nothing is skipped
-/// there unseen.
+/// Returns whether the test can run: as root, with these programs. See [`has_all`].
 pub fn ready(programs: &[&str]) -> bool {
-    let mut missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
-    if !lab::userns::privileged() {
-        missing.push("root");
-    }
+    has_all(&missing(programs))
+}
+
+/// Returns what a test that needs root and these programs lacks.
+pub fn missing(programs: &[&str]) -> Vec<String> {
+    let programs = programs.iter().filter(|program| find(program).is_none());
+    let root = (!lab::userns::privileged()).then_some("root");
+    programs.copied().chain(root).map(str::to_owned).collect()
+}
+
+/// Returns whether nothing is missing. Prints what is; in CI that is a failure, so that nothing is skipped there
+/// unseen.
+pub fn has_all(missing: &[String]) -> bool {
     if missing.is_empty() {
         return true;
     }
