@@ -16,11 +16,11 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::link::InfoKind;
 
 use crate::apply::routes::{self, Scope, Share};
-use crate::instance::{InstanceError, Places};
 use crate::netlink;
 use crate::options::RUN_DIRECTORY;
+use crate::persist::instance::{InstanceError, Places};
+use crate::persist::state_file::{self, FileRecord, RouteRecord, State};
 use crate::plan::Route;
-use crate::state::{self, FileRecord, RouteRecord, State};
 use crate::traffic::cleanup::cleanup;
 use crate::traffic::program::Programs;
 
@@ -86,7 +86,7 @@ struct Report {
 impl Work<'_> {
     async fn clean(&self, places: &Places) -> anyhow::Result<Report> {
         let mut report = Report::default();
-        let state = state::read(&places.state())
+        let state = state_file::read(&places.state())
             .with_context(|| {
                 format!(
                     "cannot read {}, and without it nothing is known to be ours",

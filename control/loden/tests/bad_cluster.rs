@@ -2,9 +2,6 @@
 //! well again by itself when that is mended.
 
 mod common;
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
-#[path = "../../src/store/etcd/testing.rs"]
-mod testing;
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
@@ -18,7 +15,7 @@ use std::time::Duration;
 
 use common::{Cluster, Daemon, VXLAN, await_until, ping, ready};
 use lab::Wiring;
-use testing::{Security, Server};
+use store::testing::etcd::{Security, Server};
 
 const SUBNETS: &str = "/coreos.com/network/subnets";
 

@@ -4,9 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/store/etcd/testing.rs"]
-mod testing;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Cluster, Daemon, LIMIT, VXLAN, await_until, find};
 use lab::Wiring;
 use nix::sys::signal::Signal;
-use testing::{Security, Server};
+use store::testing::etcd::{Security, Server};
 
 const PREFIX: &str = "/coreos.com/network";
 const NODES: usize = 5;

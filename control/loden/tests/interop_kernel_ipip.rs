@@ -9,11 +9,11 @@ use std::time::Duration;
 use common::Cluster;
 use common::capture::Capture;
 use common::guest::{self, Guest};
-use control::store::Wish;
 use lab::Wiring;
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
+use store::Wish;
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 /// The kernel host on the lab's underlay, beside host 1.

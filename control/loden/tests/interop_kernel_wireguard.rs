@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use common::guest::{self, Guest};
 use common::{Cluster, Daemon, await_until};
-use control::store::Wish;
 use lab::Wiring;
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
 use model::wireguard::{WireguardData, render_key};
 use path::wireguard::SecretKey;
+use store::Wish;
 
 const PSK: &str = "cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=";
 /// The kernel host on the lab's underlay, beside host 1.

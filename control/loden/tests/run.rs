@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use control::store::Store;
 use lab::{Lab, Process, Topology};
 use model::lease::{Lease, SubnetKey};
 use nix::sys::signal::Signal;
+use store::Store;
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"vxlan","VNI":7}}"#;

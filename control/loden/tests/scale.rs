@@ -5,9 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/store/etcd/testing.rs"]
-mod testing;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,7 +20,7 @@ use common::steady::Steady;
 use common::{Cluster, Daemon};
 use lab::Wiring;
 use socket2::{Domain, Protocol, Socket, Type};
-use testing::{Security, Server};
+use store::testing::etcd::{Security, Server};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const LEASES: &str = "/coreos.com/network/subnets/";

@@ -5,9 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/store/etcd/testing.rs"]
-mod testing;
 
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -15,7 +12,7 @@ use std::process::{Command, Stdio};
 use common::capture::Capture;
 use common::{Cluster, Daemon, await_until, packet, ping, verified};
 use lab::Wiring;
-use testing::{Security, Server};
+use store::testing::etcd::{Security, Server};
 
 const NODES: usize = 5;
 const BOTH: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48""#;

@@ -8,9 +8,9 @@ use engine::wireguard::Settings;
 use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
 use path::{Fib, Format};
 
-use super::memory::Memory;
 use crate::apply::engine::{self as tables, Numbers};
 use crate::options::RunOptions;
+use crate::persist::remembered::Memory;
 use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
 
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.

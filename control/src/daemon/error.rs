@@ -1,22 +1,21 @@
 //! What can end the daemon. Each is one line: what was tried, what the system answered, what to do next.
 
 use std::io;
-use std::path::PathBuf;
 
 use model::lease::SubnetKey;
 use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
-use crate::health::HealthError;
-use crate::instance::InstanceError;
 use crate::netlink::NetlinkError;
-use crate::options::BadMargin;
+use crate::options::{BadMargin, ConfigFileError};
+use crate::persist::instance::InstanceError;
+use crate::persist::wireguard_key::KeyError;
 use crate::plan::PlanError;
-use crate::store::StoreError;
+use crate::serve::http::HealthError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
-use crate::wireguard_key::KeyError;
+use store::StoreError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +44,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A file named on the command line cannot be read.
-    #[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
-    ConfigFile {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigFileError),
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

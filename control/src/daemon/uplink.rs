@@ -12,13 +12,13 @@ use model::lease::Lease;
 use rtnetlink::Handle;
 use tokio::time::Instant;
 
-use super::asking::Answer;
+use super::store_request::Answer;
 use super::{DaemonError, Node, datapath, underlay_wish};
 use crate::options::RunOptions;
 use crate::plan::{self, Context, Outline};
-use crate::store::StoreError;
 use crate::underlay::select::{self, SelectError};
 use crate::underlay::{self, Underlay};
+use store::StoreError;
 
 /// How long a changed uplink has to be there before it is taken up.
 const LASTING: Duration = Duration::from_secs(1);
@@ -146,9 +146,10 @@ impl Node {
         self.uplink.behind = attrs != self.own.attrs;
         if !self.uplink.behind {
             self.uplink.unpublished = None;
-        } else if self.asking.is_idle() {
+        } else if self.store_request.is_idle() {
             let (store, own, wanted) = (self.store.clone(), self.own.clone(), attrs.clone());
-            self.asking.ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
+            self.store_request
+                .ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
         }
         self.uplink.unpublished.clone()
     }

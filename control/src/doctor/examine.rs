@@ -10,7 +10,8 @@ use io::probe::{self, Probe, TunProbe};
 
 use super::Verdict::{Fact, Needed, No, Unknown, Yes};
 use super::{Choice, Diagnosis, Finding};
-use crate::{host, netlink, underlay};
+use crate::underlay::sysctls;
+use crate::{netlink, underlay};
 
 const TUN: &str = "TUN";
 const SOCKETS: &str = "UDP sockets";
@@ -133,7 +134,7 @@ fn of_rights() -> Vec<Finding> {
 
 async fn of_host() -> Vec<Finding> {
     let mut findings = vec![forwarding(false), forwarding(true)];
-    let gaps = host::gaps(true, true, false);
+    let gaps = sysctls::gaps(true, true, false);
     for finding in &mut findings {
         if let Some(gap) = gaps.iter().find(|gap| gap.what.starts_with(&finding.name)) {
             (finding.cost, finding.fix) = (gap.cost, gap.fix);
@@ -156,7 +157,7 @@ async fn of_host() -> Vec<Finding> {
 
 fn forwarding(ipv6: bool) -> Finding {
     let name = if ipv6 { "IPv6 forwarding" } else { "IPv4 forwarding" };
-    match host::forwards(ipv6) {
+    match sysctls::forwards(ipv6) {
         Some(true) => plain(HOST, name, Yes, String::new()),
         Some(false) => plain(HOST, name, No, String::new()),
         None => plain(HOST, name, Unknown, "the kernel does not say".into()),

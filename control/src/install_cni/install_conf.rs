@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::{directory, given};
-use crate::put;
+use crate::persist::atomic_file;
 
 /// The subcommand, and flannel's program.
 pub const NAME: &str = "install-conf";
@@ -35,8 +35,8 @@ pub fn is_named_so(program: Option<&OsStr>) -> bool {
 /// Copies it, and prints one line.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let wanted = given(&options.source, options.target.clone())?;
-    directory(put::parent(&wanted.path), "TARGET")?;
-    let written = put::put(&wanted.path, &wanted.bytes, wanted.mode).map_err(|error| {
+    directory(atomic_file::parent(&wanted.path), "TARGET")?;
+    let written = atomic_file::write(&wanted.path, &wanted.bytes, wanted.mode).map_err(|error| {
         let next = match error.source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => "mount its directory writable",
             io::ErrorKind::PermissionDenied => "run as root",

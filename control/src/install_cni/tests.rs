@@ -79,7 +79,7 @@ fn what_runtimes_would_take_first_is_found() {
 fn advice_fits_the_systems_answer() {
     let options = parsed(&[]);
     let said = |path: &str, kind: io::ErrorKind| {
-        let error = put::PutError { what: "write", path: path.into(), source: kind.into() };
+        let error = atomic_file::WriteError { what: "write", path: path.into(), source: kind.into() };
         advise(error, &options).to_string()
     };
     let text = said("/opt/cni/bin/flannel", io::ErrorKind::ReadOnlyFilesystem);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use model::backend::Secret;
 
-use crate::store::etcd;
+use store::etcd;
 
 /// Where etcd is and how to enter.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]

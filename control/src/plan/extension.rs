@@ -9,7 +9,7 @@ use model::lease::{Lease, LeaseAttrs};
 
 use super::peers::sift;
 use super::{CommandPeer, Commands, Context, Outline, Paths, Peer, PlanError, inner_mtu};
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 /// What leases of this backend say.
 const TYPE: &str = "extension";

@@ -10,8 +10,8 @@ use model::lease::{Lease, LeaseAttrs};
 
 use super::peers::sift;
 use super::{Context, Direct, Outline, Paths, Peer, PlanError, Route, inner_mtu, missing, places};
-use crate::lease::ledger::LeaseSet;
 use crate::underlay::Endpoint;
+use store::lease::ledger::LeaseSet;
 
 /// What leases of this backend say.
 const TYPE: &str = "host-gw";

@@ -11,7 +11,7 @@ use super::{
     Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, direct, inner_mtu,
     missing,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel.ipip";
 /// Outer IPv4 header.

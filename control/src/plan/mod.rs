@@ -27,9 +27,9 @@ use path::encap::Format;
 use path::wireguard::{PublicKey, SecretKey};
 use wire::addr::{Mac, Mtu};
 
-use crate::lease::ledger::LeaseSet;
 use crate::underlay::Underlay;
 use crate::underlay::reach::Reach;
+use store::lease::ledger::LeaseSet;
 
 /// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
 const LEAST_MTU_V6: u32 = 1280;

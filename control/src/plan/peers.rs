@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use model::lease::{Lease, SubnetKey};
 
 use super::{Ignored, Peer};
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 /// Peers by tunnel, and the leases left out. All sorted, so that equal sets of leases give equal plans.
 pub(super) struct Sifted {

@@ -14,7 +14,7 @@ use super::{
     Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, inner_mtu,
     missing,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 /// The name flannel's `udp` asks for is `flannel%d`; a host has only one.
 const DEVICE: &str = "flannel0";

@@ -15,7 +15,7 @@ use super::peers::sift;
 use super::{
     Context, Link, Outline, Paths, Peer, PlanError, Tunnel, TunnelOutline, direct, inner_mtu, missing, places,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: u32 = 20 + 8 + 8 + 14;

@@ -18,7 +18,7 @@ use super::{
     Context, Link, Outline, Paths, Peer, Place, PlanError, Route, Secrets, Tunnel, TunnelOutline, inner_mtu,
     missing, places,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel-wg";
 const DEVICE_V6: &str = "flannel-wg-v6";

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::board::{Document, TunnelDocument};
+use crate::serve::board::{Document, TunnelDocument};
 
 /// Peers to list before the rest is a number.
 const PEERS: usize = 50;
@@ -142,7 +142,7 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::{DroppedDocument, LeaseDocument, PeerDocument, UnderlayDocument};
+    use crate::serve::board::{DroppedDocument, LeaseDocument, PeerDocument, UnderlayDocument};
 
     #[test]
     fn the_text_is_aligned_and_complete() {

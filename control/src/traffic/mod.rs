@@ -35,8 +35,8 @@ use self::iptables::Iptables;
 use self::nftables::{Nft, Nftables};
 use self::program::{ProgramError, Programs};
 use self::rules::{Nets, Purpose};
-use crate::host;
 use crate::netlink::NetlinkError;
+use crate::underlay::sysctls;
 
 /// Why rules could not be put or removed.
 #[derive(Debug, thiserror::Error)]
@@ -295,8 +295,8 @@ pub fn check_br_netfilter(config: &NetConfig) -> Result<(), TrafficError> {
         return Ok(());
     }
     for (on, ipv6) in [(config.ipv4.is_some(), false), (config.ipv6.is_some(), true)] {
-        if on && !host::has_br_netfilter(ipv6) {
-            return Err(TrafficError::BrNetfilter(host::br_netfilter_switch(ipv6)));
+        if on && !sysctls::has_br_netfilter(ipv6) {
+            return Err(TrafficError::BrNetfilter(sysctls::br_netfilter_switch(ipv6)));
         }
     }
     Ok(())

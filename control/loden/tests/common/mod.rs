@@ -22,11 +22,11 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use control::store::Store;
 use io::mask::{self, Feature};
 use lab::{Host, Lab, PodNetwork, Process, Topology, Wiring};
 use model::lease::Lease;
 use nix::sys::signal::Signal;
+use store::Store;
 
 pub use kernel::KernelNode;
 pub use traffic::{every_size, ping, too_big, unfragmented, verified};
