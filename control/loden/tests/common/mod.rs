@@ -1,10 +1,8 @@
 //! What the integration tests share: hosts in namespaces, real daemons on them, and a kernel host that has
 //! no daemon but the entries that flannel would have made.
 
-// Each test binary compiles this module for itself and uses a part of it.
+// Each suite compiles this module for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
-// clippy.toml allows it in test functions only, not in their helpers.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod capture;
 pub mod guest;

@@ -1,14 +1,11 @@
 //! `loden run` as nodes of a cluster on a real etcd, which comes late, crashes and forgets.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::process::{Command, Stdio};
 
-use common::{Cluster, Daemon, VXLAN, await_until, ping};
 use lab::{Process, Wiring};
 use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, Daemon, VXLAN, await_until, ping};
 
 #[test]
 fn nodes_join_and_outlive_their_etcd() {

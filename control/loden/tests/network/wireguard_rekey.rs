@@ -1,14 +1,13 @@
 //! WireGuard's sessions by the real clock: one is two minutes old when the next one takes its place, and traffic must
 //! not notice.
 
-mod common;
-
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::steady::Steady;
-use common::{Cluster, await_until, verified};
 use lab::{Process, Wiring};
+
+use crate::common::steady::Steady;
+use crate::common::{self, Cluster, await_until, verified};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 /// REKEY_AFTER_TIME is 120 s (section 6.1 of the paper), and the handshake takes no time here.

@@ -1,8 +1,6 @@
 //! What surrounds the daemon: flanneld's command line, probes, metrics, systemd, `loden status`, the memory of a
 //! restart and `loden cleanup`.
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
@@ -11,9 +9,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use common::{Cluster, LIMIT, VXLAN, await_until, ready};
 use lab::Wiring;
 use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, LIMIT, VXLAN, await_until, ready};
 
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
 /// These tests are not about the firewall.

@@ -1,8 +1,6 @@
 //! A node that runs, and a store and a host that do it wrong: what works goes on, what is wrong is said once, and it is
 //! well again by itself when that is mended.
 
-mod common;
-
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -13,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Cluster, Daemon, VXLAN, await_until, ping, ready};
 use lab::Wiring;
 use store::testing::etcd::{Security, Server};
+
+use crate::common::{Cluster, Daemon, VXLAN, await_until, ping, ready};
 
 const SUBNETS: &str = "/coreos.com/network/subnets";
 

@@ -1,13 +1,13 @@
 //! `loden install-cni`, `loden install-conf` and `loden mk-docker-opts` as processes, on real directories.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+
+use crate::common;
 
 const CONF: &str = r#"{"name":"cbr0","plugins":[{"type":"flannel"}],  "cniVersion":"0.3.1"}"#;
 

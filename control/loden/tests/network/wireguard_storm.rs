@@ -1,22 +1,19 @@
 //! Ten thousand WireGuard peers begin a handshake at once: all are answered, those who are told so only with a cookie, and
 //! traffic between two nodes with a session does not notice.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::steady::Steady;
-use common::{Cluster, Daemon, await_until};
 use lab::Wiring;
 use model::wireguard::WireguardData;
 use path::wireguard::peer::{Action, Moment};
 use path::wireguard::{Peer, PublicKey, SecretKey};
+
+use crate::common::steady::Steady;
+use crate::common::{self, Cluster, Daemon, await_until};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"wireguard"}}"#;
 const PEERS: u32 = 10_000;

@@ -1,9 +1,8 @@
 //! The backends that have no peer of their own in the kernel to be compared with: daemons among themselves.
 
-mod common;
-
-use common::{Cluster, Daemon, await_until};
 use lab::Wiring;
+
+use crate::common::{self, Cluster, Daemon, await_until};
 
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
 

@@ -1,15 +1,11 @@
 //! What no well-behaved neighbour sends: each such datagram ends under a drop counter with its name, or
 //! passes unharmed where that is right, and the traffic of others goes on.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use common::packet::{self, UDP};
-use common::{Cluster, DUAL, Daemon, PORT};
 use lab::Wiring;
 use model::backend::VxlanData;
 use model::lease::Lease;
@@ -18,6 +14,9 @@ use nix::sys::socket::sockopt::UdpGsoSegment;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::common::packet::{self, UDP};
+use crate::common::{self, Cluster, DUAL, Daemon, PORT};
 
 const VICTIM: usize = 1;
 const OTHER: usize = 2;

@@ -2,10 +2,6 @@
 //! them, while a flow between the two loses nothing. After each step the routes, the peers and where packets go are
 //! those of the store, one by one.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -16,11 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::steady::Steady;
-use common::{Cluster, Daemon};
 use lab::Wiring;
 use socket2::{Domain, Protocol, Socket, Type};
 use store::testing::etcd::{Security, Server};
+
+use crate::common::steady::Steady;
+use crate::common::{self, Cluster, Daemon};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const LEASES: &str = "/coreos.com/network/subnets/";

@@ -2,17 +2,14 @@
 //! nothing that crosses the wire is in clear. All on etcd, but those with IPv6 alone, which flannel's keys in etcd cannot
 //! say (docs/compatibility.md).
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
-use common::capture::Capture;
-use common::{Cluster, Daemon, await_until, packet, ping, verified};
 use lab::Wiring;
 use store::testing::etcd::{Security, Server};
+
+use crate::common::capture::Capture;
+use crate::common::{self, Cluster, Daemon, await_until, packet, ping, verified};
 
 const NODES: usize = 5;
 const BOTH: &str = r#""Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48""#;

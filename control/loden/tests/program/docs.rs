@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use path::DropReason;
 
-const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+const OPERATIONS: &str = include_str!("../../../../docs/operations.md");
 
 #[test]
 fn every_drop_reason_is_explained_once_and_in_order() {

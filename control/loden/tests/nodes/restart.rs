@@ -1,14 +1,13 @@
 //! What a restart, a swap of stock flannel for loden, and a removed device look like to pods, peers and the host.
 
-mod common;
-
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Cluster, DUAL, UDP, VXLAN, await_until, ping, ready};
 use lab::{Process, Wiring};
 use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, DUAL, UDP, VXLAN, await_until, ping, ready};
 
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 

@@ -1,18 +1,17 @@
 //! The life of a node: what a start puts on the host, what a stop takes away, what survives a crash, and how
 //! peers that come and go show on the others. The forms are flannel's.
 
-mod common;
-
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use common::{Cluster, DUAL, Daemon, UDP, VXLAN};
 use ipnetwork::IpNetwork;
 use lab::Wiring;
 use model::lease::Lease;
 use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, DUAL, Daemon, UDP, VXLAN};
 
 #[test]
 fn signals_end_it_in_good_order() {

@@ -2,13 +2,9 @@
 //! families inside and outside, a handshake begun by either side, a pre-shared key, keepalives, bulk in both directions, and
 //! either side moving to another address or port.
 
-mod common;
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use common::guest::{self, Guest};
-use common::{Cluster, Daemon, await_until};
 use lab::Wiring;
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
@@ -16,6 +12,9 @@ use model::net_config;
 use model::wireguard::{WireguardData, render_key};
 use path::wireguard::SecretKey;
 use store::Wish;
+
+use crate::common::guest::{self, Guest};
+use crate::common::{self, Cluster, Daemon, await_until};
 
 const PSK: &str = "cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=";
 /// The kernel host on the lab's underlay, beside host 1.

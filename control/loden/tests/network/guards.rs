@@ -1,15 +1,14 @@
 //! Exact limits on what the datapath spends, from the daemon's own counters.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use common::{Cluster, Counters, Daemon, VXLAN};
 use lab::Wiring;
 use socket2::SockRef;
+
+use crate::common::{self, Cluster, Counters, Daemon, VXLAN};
 
 const GIB: u64 = 1 << 30;
 

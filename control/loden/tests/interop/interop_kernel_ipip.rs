@@ -1,19 +1,18 @@
 //! A loden host and a host with the kernel's ipip: what one sends the other understands, and the outer headers follow the
 //! same rules.
 
-mod common;
-
 use std::process::Command;
 use std::time::Duration;
 
-use common::Cluster;
-use common::capture::Capture;
-use common::guest::{self, Guest};
 use lab::Wiring;
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
 use store::Wish;
+
+use crate::common::capture::Capture;
+use crate::common::guest::{self, Guest};
+use crate::common::{self, Cluster};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 /// The kernel host on the lab's underlay, beside host 1.

@@ -1,16 +1,15 @@
 //! WireGuard: two lodens, and loden beside `wireguard-go`, which speaks for every other implementation.
 
-mod common;
-
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::capture::Capture;
-use common::{Cluster, Daemon, await_until, packet, ping, verified};
 use lab::{Process, Wiring};
 use model::lease::{LeaseAttrs, SubnetKey};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::common::capture::Capture;
+use crate::common::{self, Cluster, Daemon, await_until, packet, ping, verified};
 
 const PLAIN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","PersistentKeepaliveInterval":1}}"#;

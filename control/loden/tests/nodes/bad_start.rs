@@ -1,7 +1,5 @@
 //! A daemon that cannot do its work says why in one line, exits with 1, and leaves the host as it found it.
 
-mod common;
-
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Cluster, PORT, VXLAN};
 use lab::Wiring;
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
+
+use crate::common::{self, Cluster, PORT, VXLAN};
 
 const PROBES: &str = "10256";
 

@@ -3,11 +3,10 @@
 //!
 //! How fast it is then is the bench's business.
 
-mod common;
-
-use common::{Cluster, Daemon, KernelNode, VXLAN};
 use io::mask::{self, Feature};
 use lab::Wiring;
+
+use crate::common::{self, Cluster, Daemon, KernelNode, VXLAN};
 
 /// Bytes of each bulk transfer.
 const BULK: u64 = 64 << 20;

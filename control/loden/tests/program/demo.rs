@@ -1,8 +1,5 @@
 //! `loden demo` as its user meets it: exit codes, JSON, and nothing left behind whatever happens.
 
-// clippy.toml allows it in test functions only, not in their helpers.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -14,12 +11,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::common;
+
 /// Far beyond what a busy machine needs: only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn every_pair_is_reached_over_udp() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     reach_all(&["--backend", "udp"], "udp", &["IPv4"]);
@@ -27,7 +26,7 @@ fn every_pair_is_reached_over_udp() {
 
 #[test]
 fn every_pair_is_reached_over_vxlan_in_both_families() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     reach_all(&["--ipv6"], "vxlan", &["IPv4", "IPv6"]);
@@ -35,7 +34,7 @@ fn every_pair_is_reached_over_vxlan_in_both_families() {
 
 #[test]
 fn every_pair_is_reached_over_ipip() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let report = reach_all(&["--backend", "ipip"], "ipip", &["IPv4"]);
@@ -44,7 +43,7 @@ fn every_pair_is_reached_over_ipip() {
 
 #[test]
 fn every_pair_is_reached_over_wireguard_in_both_families() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let report = reach_all(&["--backend", "wireguard", "--ipv6"], "wireguard", &["IPv4", "IPv6"]);
@@ -53,7 +52,7 @@ fn every_pair_is_reached_over_wireguard_in_both_families() {
 
 #[test]
 fn every_pair_is_reached_over_plain_routes() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let report = reach_all(&["--backend", "host-gw", "--ipv6"], "host-gw", &["IPv4", "IPv6"]);
@@ -62,7 +61,7 @@ fn every_pair_is_reached_over_plain_routes() {
 
 #[test]
 fn the_table_is_on_stdout_and_the_progress_is_not() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let demo = Demo::start(&["--seconds", "1"]);
@@ -76,7 +75,7 @@ fn the_table_is_on_stdout_and_the_progress_is_not() {
 
 #[test]
 fn signals_leave_nothing_behind() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     for (signal, sign) in [(Signal::SIGINT, "pinging"), (Signal::SIGTERM, "starting loden run")] {
@@ -92,7 +91,7 @@ fn signals_leave_nothing_behind() {
 
 #[test]
 fn a_daemon_that_ends_is_quoted() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let program = script("echo 'cannot open the tunnel: no' >&2; exit 1");
@@ -108,7 +107,7 @@ fn a_daemon_that_ends_is_quoted() {
 
 #[test]
 fn pods_without_a_tunnel_fail_and_are_named() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     // Says that all is in place, and moves nothing.
@@ -134,7 +133,7 @@ fn pods_without_a_tunnel_fail_and_are_named() {
 
 #[test]
 fn a_kept_demo_works_until_it_is_removed() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let demo = Demo::start(&["--keep", "--json", "--seconds", "1"]);
@@ -156,7 +155,7 @@ fn a_kept_demo_works_until_it_is_removed() {
 
 #[test]
 fn a_demo_that_was_killed_can_be_removed() {
-    if !privileged() {
+    if !common::ready(&[]) {
         return;
     }
     let mut demo = Demo::start(&["--seconds", "600"]);
@@ -310,14 +309,4 @@ fn script(text: &str) -> PathBuf {
     let status = Command::new("sh").args(["-c", write, "sh", text]).arg(&path).status().unwrap();
     assert!(status.success());
     path
-}
-
-/// Without rights: says so and skips, unless CI promises them.
-fn privileged() -> bool {
-    let privileged = lab::userns::privileged();
-    if !privileged {
-        assert!(std::env::var("CI").is_err(), "CI must give CAP_SYS_ADMIN and CAP_NET_ADMIN");
-        println!("skipped: needs CAP_SYS_ADMIN and CAP_NET_ADMIN");
-    }
-    privileged
 }

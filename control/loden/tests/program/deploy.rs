@@ -1,16 +1,15 @@
 //! What lies in `deploy/`: systemd understands it, and the daemon lives with what it grants.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Cluster, await_until, ping};
 use lab::Wiring;
 
-const UNIT: &str = include_str!("../../../deploy/systemd/loden.service");
-const DROP_IN: &str = include_str!("../../../deploy/systemd/docker.service.d/loden.conf");
+use crate::common::{self, Cluster, await_until, ping};
+
+const UNIT: &str = include_str!("../../../../deploy/systemd/loden.service");
+const DROP_IN: &str = include_str!("../../../../deploy/systemd/docker.service.d/loden.conf");
 const INSTALLED: &str = "/usr/local/bin/loden";
 
 /// systemd's own measure, in tenths: 0 is nothing at all, 100 everything.

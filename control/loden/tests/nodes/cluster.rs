@@ -1,10 +1,6 @@
 //! Five nodes on one etcd with TLS, client certificates and users, through all that happens to a cluster. After each
 //! step every pair of pods is reached and etcd has the expected keys and values, to the byte.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Daemon, LIMIT, VXLAN, await_until, find};
 use lab::Wiring;
 use nix::sys::signal::Signal;
 use store::testing::etcd::{Security, Server};
+
+use crate::common::{self, Cluster, Daemon, LIMIT, VXLAN, await_until, find};
 
 const PREFIX: &str = "/coreos.com/network";
 const NODES: usize = 5;

@@ -1,16 +1,15 @@
 //! What loden puts on the wire beside what the kernel's vxlan puts there for the same packets, field by field; and that
 //! it survives translation on the way.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use common::capture::Capture;
-use common::packet;
-use common::{Cluster, DUAL, KernelNode, PORT, UDP, VXLAN, await_until, ping, ready, verified};
 use lab::Wiring;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::common::capture::Capture;
+use crate::common::packet;
+use crate::common::{self, Cluster, DUAL, KernelNode, PORT, UDP, VXLAN, await_until, ping, ready, verified};
 
 /// The inner packets are told apart by their destination port.
 const FIRST: u16 = 20_000;

@@ -1,17 +1,11 @@
 //! Traffic rules as packets meet them, in both modes and both families; then those of a running daemon.
 
-// clippy.toml allows it in test functions only, not in their helpers.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Cluster, await_until, ready};
 use control::netlink;
 use control::traffic::program::Programs;
 use control::traffic::rules::Nets;
@@ -19,6 +13,8 @@ use control::traffic::{Networks, Settings, Traffic};
 use lab::{Namespace, Route, Wiring, veth};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, await_until, ready};
 
 const KINDS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
 const NEEDED: [&str; 3] = ["iptables-nft-save", "iptables-legacy-save", "nft"];

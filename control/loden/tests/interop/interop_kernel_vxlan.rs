@@ -4,11 +4,10 @@
 //! The underlay veth pair is used in two ways. As it comes, the kernel hands over super-packets uncut and
 //! with open checksums. With its offloads off it is a wire.
 
-mod common;
-
-use common::capture::Capture;
-use common::{Cluster, DUAL, Daemon, KernelNode, packet};
 use lab::Wiring;
+
+use crate::common::capture::Capture;
+use crate::common::{self, Cluster, DUAL, Daemon, KernelNode, packet};
 
 const LODEN: usize = 1;
 const KERNEL: usize = 2;
