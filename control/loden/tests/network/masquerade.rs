@@ -7,9 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::netlink;
+use control::settings::TrafficSettings;
 use control::traffic::program::Programs;
 use control::traffic::rules::Nets;
-use control::traffic::{Networks, Settings, Traffic};
+use control::traffic::{Networks, Traffic};
 use lab::{Namespace, Route, Wiring, veth};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -190,7 +191,7 @@ fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
         let world = cluster(common::VXLAN);
         let mut daemon = world.spawn(1, &mut without_bridges(&world.command(1)));
         assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
-        assert!(daemon.said("br_netfilter is not there (/proc/sys/net/bridge/bridge-nf-call-iptables"));
+        assert!(daemon.said("br_netfilter is not loaded (/proc/sys/net/bridge/bridge-nf-call-iptables"));
         let mut command = world.command(1);
         let mut daemon = world.spawn(1, &mut without_bridges(command.arg("--require-br-netfilter=false")));
         daemon.await_ready();
@@ -357,13 +358,7 @@ impl World {
             true => Networks { ipv4: None, ipv6: nets },
             false => Networks { ipv4: nets, ipv6: None },
         };
-        let settings = Settings {
-            masquerade: true,
-            forward: true,
-            random_fully: true,
-            blackhole: false,
-            resync: Duration::from_secs(5),
-        };
+        let settings = TrafficSettings { masquerade: true, ..TrafficSettings::default() };
         let place = programs(kind);
         let directories = ["/usr/sbin", "/sbin"].map(|place| Path::new(place).to_owned());
         let programs =
