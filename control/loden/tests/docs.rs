@@ -17,7 +17,7 @@ fn every_drop_reason_is_explained_once_and_in_order() {
 
 #[test]
 fn every_metric_is_explained() {
-    let text = control::board::Board::new("docs", "memory:").metrics();
+    let text = control::serve::board::Board::new("docs", "memory:").metrics();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = line.split(' ').next().unwrap_or_default();
         let short = name.strip_prefix("loden_reconcile").unwrap_or(name);

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use common::{Cluster, await_until, ready};
 use control::netlink;
+use control::settings::TrafficSettings;
 use control::traffic::program::Programs;
 use control::traffic::rules::Nets;
-use control::traffic::{Networks, Settings, Traffic};
+use control::traffic::{Networks, Traffic};
 use lab::{Namespace, Route, Wiring, veth};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -361,13 +362,7 @@ impl World {
             true => Networks { ipv4: None, ipv6: nets },
             false => Networks { ipv4: nets, ipv6: None },
         };
-        let settings = Settings {
-            masquerade: true,
-            forward: true,
-            random_fully: true,
-            blackhole: false,
-            resync: Duration::from_secs(5),
-        };
+        let settings = TrafficSettings { masquerade: true, ..TrafficSettings::default() };
         let place = programs(kind);
         let directories = ["/usr/sbin", "/sbin"].map(|place| Path::new(place).to_owned());
         let programs =

@@ -9,6 +9,9 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use crate::cidr;
 use crate::json::shorten;
 
+/// Where flannel writes a node's subnet, and CNI plugins look for it.
+pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+
 const NETWORK: &str = "FLANNEL_NETWORK";
 const SUBNET: &str = "FLANNEL_SUBNET";
 const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";

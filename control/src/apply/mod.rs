@@ -11,6 +11,7 @@ pub mod engine;
 pub mod links;
 pub mod routes;
 pub mod subnet_file;
+pub mod takeover;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

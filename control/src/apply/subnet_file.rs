@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
 
-use crate::put;
+use crate::persist::atomic_file;
 
 /// The file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +31,9 @@ pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> 
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
-        .create(put::parent(path))
+        .create(atomic_file::parent(path))
         .map_err(failed("make the directory of"))?;
-    put::put(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
+    atomic_file::write(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
 }
 
 /// Whether the file has this content already.

@@ -21,7 +21,6 @@ pub mod program;
 pub mod rules;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::lease::Lease;
@@ -35,8 +34,9 @@ use self::iptables::Iptables;
 use self::nftables::{Nft, Nftables};
 use self::program::{ProgramError, Programs};
 use self::rules::{Nets, Purpose};
-use crate::host;
 use crate::netlink::NetlinkError;
+use crate::settings::TrafficSettings;
+use crate::underlay::sysctls;
 
 /// Why rules could not be put or removed.
 #[derive(Debug, thiserror::Error)]
@@ -70,21 +70,6 @@ pub enum Scope {
     Resync,
 }
 
-/// What the command line asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Masquerade.
-    pub masquerade: bool,
-    /// Accept pods' packets in the forward chain.
-    pub forward: bool,
-    /// Choose source ports of masqueraded flows at random, where that is supported.
-    pub random_fully: bool,
-    /// Keep a blackhole route for the own subnet.
-    pub blackhole: bool,
-    /// Time between two comparisons.
-    pub resync: Duration,
-}
-
 /// What rules are for: the networks of each family that is on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Networks {
@@ -114,7 +99,7 @@ impl Networks {
 #[derive(Debug)]
 pub struct Traffic {
     programs: Programs,
-    settings: Settings,
+    settings: TrafficSettings,
     nftables: bool,
     networks: Networks,
     firewalls: Vec<Firewall>,
@@ -144,7 +129,7 @@ impl Traffic {
     /// told and tried again. `previous` is the `subnet.env` of the run before.
     pub async fn start(
         programs: Programs,
-        settings: Settings,
+        settings: TrafficSettings,
         nftables: bool,
         networks: Networks,
         previous: Option<&Recorded>,
@@ -178,7 +163,7 @@ impl Traffic {
 
     /// Compares once more, and puts back what is missing; how many families or routes were changed.
     pub async fn resync(&mut self) -> usize {
-        let purposes = self.settings.purposes();
+        let purposes = purposes(&self.settings);
         let (mut changed, mut failures) = (0, BTreeSet::new());
         if self.firewalls.is_empty() {
             failures.extend(self.open().await.err().map(|error| error.to_string()));
@@ -210,7 +195,7 @@ impl Traffic {
 
     /// Finds the programs, if any rule is asked for.
     async fn open(&mut self) -> Result<(), TrafficError> {
-        if self.settings.purposes().is_empty() {
+        if purposes(&self.settings).is_empty() {
             return Ok(());
         }
         let random_fully = self.settings.random_fully;
@@ -272,11 +257,10 @@ impl Traffic {
     }
 }
 
-impl Settings {
-    fn purposes(&self) -> Vec<Purpose> {
-        let wanted = [(self.masquerade, Purpose::Masquerade), (self.forward, Purpose::Forward)];
-        wanted.into_iter().filter_map(|(wanted, purpose)| wanted.then_some(purpose)).collect()
-    }
+/// Which rules the settings ask for.
+fn purposes(settings: &TrafficSettings) -> Vec<Purpose> {
+    let wanted = [(settings.masquerade, Purpose::Masquerade), (settings.forward, Purpose::Forward)];
+    wanted.into_iter().filter_map(|(wanted, purpose)| wanted.then_some(purpose)).collect()
 }
 
 /// The running task of [`Traffic::keep`]. It ends with this value, and the rules stay.
@@ -295,8 +279,8 @@ pub fn check_br_netfilter(config: &NetConfig) -> Result<(), TrafficError> {
         return Ok(());
     }
     for (on, ipv6) in [(config.ipv4.is_some(), false), (config.ipv6.is_some(), true)] {
-        if on && !host::has_br_netfilter(ipv6) {
-            return Err(TrafficError::BrNetfilter(host::br_netfilter_switch(ipv6)));
+        if on && !sysctls::has_br_netfilter(ipv6) {
+            return Err(TrafficError::BrNetfilter(sysctls::br_netfilter_switch(ipv6)));
         }
     }
     Ok(())

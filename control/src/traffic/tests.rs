@@ -4,6 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use model::subnet_env;
 use nix::sched::{CloneFlags, unshare};
@@ -178,7 +179,9 @@ fn what_another_run_left_goes() {
         );
         world.start_after(ALL, IPTABLES, v4(), Some(&previous)).await;
         assert_eq!(world.saved("iptables", "nat"), MASQUERADE);
-        world.start_after(Settings { masquerade: false, ..ALL }, IPTABLES, v4(), Some(&previous)).await;
+        world
+            .start_after(TrafficSettings { masquerade: false, ..ALL }, IPTABLES, v4(), Some(&previous))
+            .await;
         assert_eq!(world.saved("iptables", "nat"), "", "it masqueraded, and is told not to any more");
         assert_eq!(world.saved("iptables", "filter"), FORWARD);
     });
@@ -248,7 +251,7 @@ fn missing_and_broken_programs_are_named() {
         assert!(error.contains("cannot find nft: install the package nftables"), "{error}");
         // Without masquerading it is told, and tried again.
         let mut traffic =
-            world.try_start(Settings { masquerade: false, ..ALL }, IPTABLES).await.expect("a start");
+            world.try_start(TrafficSettings { masquerade: false, ..ALL }, IPTABLES).await.expect("a start");
         assert_eq!(traffic.told.len(), 1);
         world.use_kind("nft");
         assert_eq!(traffic.resync().await, 1);
@@ -280,7 +283,7 @@ fn an_old_iptables_is_not_asked_for_what_it_does_not_know() {
     });
     in_namespace(&["iptables-restore"], async |world| {
         world.use_kind("nft");
-        world.start(Settings { random_fully: false, ..ALL }, IPTABLES, v4()).await;
+        world.start(TrafficSettings { random_fully: false, ..ALL }, IPTABLES, v4()).await;
         assert_eq!(world.saved("iptables", "nat"), MASQUERADE.replace(" --random-fully", ""), "by the flag");
     });
 }
@@ -314,14 +317,16 @@ fn noise_in_listings_does_no_harm() {
     });
 }
 
-const ALL: Settings = Settings {
+const ALL: TrafficSettings = TrafficSettings {
+    require_br_netfilter: false,
     masquerade: true,
     forward: true,
     random_fully: true,
     blackhole: false,
     resync: Duration::from_secs(5),
 };
-const BLACKHOLE: Settings = Settings { masquerade: false, forward: false, blackhole: true, ..ALL };
+const BLACKHOLE: TrafficSettings =
+    TrafficSettings { masquerade: false, forward: false, blackhole: true, ..ALL };
 const IPTABLES: bool = false;
 const NFTABLES: bool = true;
 
@@ -389,13 +394,13 @@ fn in_namespace(needed: &[&str], work: impl AsyncFn(&mut World) + Sync) {
 }
 
 impl World {
-    async fn start(&self, settings: Settings, nftables: bool, networks: Networks) -> Traffic {
+    async fn start(&self, settings: TrafficSettings, nftables: bool, networks: Networks) -> Traffic {
         self.start_after(settings, nftables, networks, None).await
     }
 
     async fn start_after(
         &self,
-        settings: Settings,
+        settings: TrafficSettings,
         nftables: bool,
         networks: Networks,
         previous: Option<&Recorded>,
@@ -407,7 +412,7 @@ impl World {
         traffic
     }
 
-    async fn try_start(&self, settings: Settings, nftables: bool) -> Result<Traffic, TrafficError> {
+    async fn try_start(&self, settings: TrafficSettings, nftables: bool) -> Result<Traffic, TrafficError> {
         Traffic::start(self.programs.clone(), settings, nftables, v4(), None, self.netlink.clone()).await
     }
 

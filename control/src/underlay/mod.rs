@@ -5,6 +5,7 @@
 
 pub mod reach;
 pub mod select;
+pub mod sysctls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
