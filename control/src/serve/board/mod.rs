@@ -15,7 +15,7 @@ use model::lease::Lease;
 
 use crate::plan::Plan;
 use crate::underlay::Underlay;
-use store::Sight;
+use store::Health;
 
 pub use document::{
     Document, DroppedDocument, IgnoredDocument, LeaseDocument, PeerDocument, ReconcileDocument,
@@ -55,7 +55,7 @@ struct State {
     files: Vec<String>,
     reconcile: Reconcile,
     calls: BTreeMap<&'static str, Calls>,
-    sight: Option<Sight>,
+    store_health: Option<Health>,
 }
 
 impl std::fmt::Debug for State {
@@ -138,8 +138,8 @@ impl Board {
     }
 
     /// Whether the watch of the leases sees the store.
-    pub fn set_sight(&self, sight: &Sight) {
-        self.state().sight = Some(sight.clone());
+    pub fn set_store_health(&self, health: &Health) {
+        self.state().store_health = Some(health.clone());
     }
 
     /// How the host should look.
