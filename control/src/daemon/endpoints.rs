@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::DaemonError;
-use crate::options::RunOptions;
 use crate::persist::instance::{Lock, Places};
 use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;
 use crate::serve::http::{self, Server};
 use crate::serve::status_socket::{self, Socket};
+use crate::settings::Settings;
 
 /// The outside of a running daemon.
 pub(super) struct Endpoints {
@@ -22,18 +22,21 @@ pub(super) struct Endpoints {
 impl Endpoints {
     /// Takes the instance's name and opens the servers. A host without a place for our files gets a daemon all
     /// the same, after a warning; a name or a port that is taken is an error.
-    pub(super) async fn open(options: &RunOptions) -> Result<Endpoints, DaemonError> {
-        let places = Places::of(options)?;
-        let board = Arc::new(Board::new(places.name(), options.store_spec()));
+    pub(super) async fn open(settings: &Settings) -> Result<Endpoints, DaemonError> {
+        let places = Places::of(settings)?;
+        let board = Arc::new(Board::new(places.name(), &settings.store));
         let lock = match places.make_directory() {
             Ok(()) => places.lock()?,
             Err(error) => Err(error),
         };
         let lock = lock.inspect_err(|error| {
-            let directory = options.run_dir.display();
+            let directory = settings.run_dir.display();
             tracing::warn!(%directory, %error, "no place for our files: no loden status, and a restart starts anew");
         });
-        let health = http::start(&options.health, &board).await?;
+        let health = match settings.health {
+            Some(address) => Some(http::serve(address, &board).await?),
+            None => None,
+        };
         let socket = lock.as_ref().ok().and_then(|_| {
             let path = places.socket();
             let socket = status_socket::serve(&path, &board);
@@ -51,10 +54,10 @@ impl Endpoints {
     }
 
     /// What `loden status` calls the files made by this daemon.
-    pub(super) fn files(&self, options: &RunOptions) -> Vec<String> {
+    pub(super) fn files(&self, settings: &Settings) -> Vec<String> {
         let ours = [self.places.state(), self.places.socket(), self.places.lock_file()];
         let kept = ours.into_iter().filter(|_| self.lock.is_some());
-        let all = std::iter::once(options.subnet_file.clone()).chain(kept);
+        let all = std::iter::once(settings.subnet_file.clone()).chain(kept);
         all.map(|path| path.display().to_string()).collect()
     }
 

@@ -31,12 +31,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::apply::{Applier, ApplyError, subnet_file};
-use crate::options::RunOptions;
-use crate::persist::remembered::Memory;
+use crate::persist::remembered::Remembered;
 use crate::plan::{self, Context, Plan};
 use crate::serve::board::{Board, Phase};
 use crate::serve::counters_file::{self, CountersFile};
 use crate::serve::wireguard_socket::Sockets;
+use crate::settings::{Settings, UplinkSettings};
 use crate::traffic::Keeper;
 use crate::underlay::select;
 use crate::underlay::{self, Underlay};
@@ -62,27 +62,26 @@ const REST: u32 = 4;
 const REST_MOST: Duration = Duration::from_millis(200);
 
 /// Runs the daemon until a signal stops it. A second signal ends it at once.
-pub async fn run(options: &RunOptions) -> Result<(), DaemonError> {
+pub async fn run(settings: &Settings) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
-    refuse_unsupported(options)?;
     // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
-    let endpoints = Endpoints::open(options).await?;
-    let result = live(options, &endpoints, &mut signals).await;
+    let endpoints = Endpoints::open(settings).await?;
+    let result = live(settings, &endpoints, &mut signals).await;
     or_second_signal(endpoints.close(), &mut signals).await;
     result
 }
 
-async fn live(options: &RunOptions, endpoints: &Endpoints, signals: &mut Signals) -> Result<(), DaemonError> {
+async fn live(settings: &Settings, endpoints: &Endpoints, signals: &mut Signals) -> Result<(), DaemonError> {
     let mut report = signal(SignalKind::user_defined1()).map_err(DaemonError::Signals)?;
     let mut from = Origin::Memory;
     let (node, result) = loop {
         let mut node = tokio::select! {
-            node = Node::start(options, endpoints, from) => node?,
+            node = Node::start(settings, endpoints, from) => node?,
             () = signals.received() => return Ok(()),
         };
         notify(&[NotifyState::Ready]);
         tokio::select! {
-            ended = node.serve(options, &mut report) => match ended {
+            ended = node.serve(settings, &mut report) => match ended {
                 Ok(()) => node.stop().await,
                 Err(error) => break (node, Err(error)),
             },
@@ -121,7 +120,7 @@ enum Next {
 /// A node that forwards.
 struct Node {
     board: Arc<Board>,
-    memory: Memory,
+    memory: Remembered,
     context: Context,
     store: Store,
     engine: Arc<Engine>,
@@ -150,7 +149,7 @@ struct Node {
 impl Node {
     /// Follows leases, renews our own and keeps the host as planned, until something cannot be mended. `Ok`: the
     /// node has to be started anew from the store.
-    async fn serve(&mut self, options: &RunOptions, report: &mut Signal) -> Result<(), DaemonError> {
+    async fn serve(&mut self, settings: &Settings, report: &mut Signal) -> Result<(), DaemonError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed: Option<Instant> = None;
@@ -173,7 +172,7 @@ impl Node {
                     let began = Instant::now();
                     self.look_around().await;
                     self.replan()?;
-                    if !self.apply(options).await? {
+                    if !self.apply(settings).await? {
                         self.schedule.ask_again();
                     }
                     rested = Instant::now() + (began.elapsed() * REST).min(REST_MOST);
@@ -183,21 +182,21 @@ impl Node {
                     Next::GoOn => {}
                     Next::Anew => return Ok(()),
                 },
-                () = self.schedule.due() => self.compare(options).await?,
-                _ = tick.tick() => self.tick(options)?,
+                () = self.schedule.due() => self.compare(settings).await?,
+                _ = tick.tick() => self.tick(settings)?,
                 _ = report.recv() => counters_file::log(&self.engine),
             }
         }
     }
 
     /// Compares the whole host with the plan, as nothing may stay that nobody has told us of.
-    async fn compare(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+    async fn compare(&mut self, settings: &Settings) -> Result<(), DaemonError> {
         self.schedule.begin();
-        let uplink = self.follow_uplink(options).await?;
+        let uplink = self.follow_uplink(settings).await?;
         if self.look_around().await || uplink {
             self.replan()?;
         }
-        let whole = self.apply(options).await?;
+        let whole = self.apply(settings).await?;
         self.schedule.end();
         if !whole || !self.uplink.is_settled() {
             self.schedule.ask_again();
@@ -226,12 +225,12 @@ impl Node {
 
     /// Brings the host to the plan; `true` if all of it could be done. What cannot be is told and tried again; a
     /// device that somebody has removed is made anew.
-    async fn apply(&mut self, options: &RunOptions) -> Result<bool, DaemonError> {
+    async fn apply(&mut self, settings: &Settings) -> Result<bool, DaemonError> {
         let mut result = self.applier.apply(&self.plan, &*self.engine).await;
         if let Err(ApplyError::DeviceGone(device)) = &result {
             tracing::warn!(%device, "somebody has removed the device; making it anew");
             let outline = plan::outline(&self.context)?;
-            result = match self.reopen(&outline, options).await {
+            result = match self.reopen(&outline, settings).await {
                 Ok(()) => self.applier.apply(&self.plan, &*self.engine).await,
                 Err(problem) => Err(ApplyError::Closed(problem)),
             };
@@ -243,7 +242,7 @@ impl Node {
                 self.board.reconciled(applied.changes, failures);
                 self.report.tell(&self.plan, &applied);
                 if applied.is_promised() && !self.board.was_ready() {
-                    start::ready(&self.board, &self.own, options);
+                    start::ready(&self.board, &self.own, settings);
                 }
             }
             Err(error) => {
@@ -254,7 +253,7 @@ impl Node {
         Ok(whole)
     }
 
-    fn tick(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
+    fn tick(&mut self, settings: &Settings) -> Result<(), DaemonError> {
         for notice in self.engine.notices() {
             let device =
                 self.plan.tunnels.get(notice.tunnel).map_or("", |tunnel| tunnel.link.device.as_str());
@@ -277,7 +276,7 @@ impl Node {
             }
         }
         // No message tells of a file.
-        if !subnet_file::is_written(&options.subnet_file, &self.plan.subnet_env) {
+        if !subnet_file::is_written(&settings.subnet_file, &self.plan.subnet_env) {
             self.schedule.ask_again();
         }
         self.write_counters();
@@ -329,22 +328,13 @@ impl Signals {
     }
 }
 
-/// What the command line knows and the daemon does not do. Going on without would be worse than an error.
-fn refuse_unsupported(options: &RunOptions) -> Result<(), DaemonError> {
-    let refuse = |flag, advice| Err(DaemonError::NotYet { flag, advice });
-    if options.kube.subnet_mgr {
-        return refuse("--kube-subnet-mgr", "the Kubernetes store is still to come; use --store");
-    }
-    Ok(())
-}
-
 async fn choose_underlay(
     netlink: &Handle,
-    options: &RunOptions,
+    settings: &Settings,
     config: &NetConfig,
 ) -> Result<Underlay, DaemonError> {
-    let wish = underlay_wish(options, config);
-    let observed = underlay::observe(netlink, options.iface_can_reach).await?;
+    let wish = underlay_wish(settings, config);
+    let observed = underlay::observe(netlink, settings.uplink.can_reach).await?;
     let underlay = select::select(&observed, &wish)?;
     let (ipv4, ipv6) = (underlay.ipv4.map(|ends| ends.public), underlay.ipv6.map(|ends| ends.public));
     tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ?ipv4, ?ipv6, "underlay");
@@ -352,13 +342,14 @@ async fn choose_underlay(
 }
 
 /// What the operator and the network configuration ask of the uplink.
-fn underlay_wish(options: &RunOptions, config: &NetConfig) -> select::Wish {
+fn underlay_wish(settings: &Settings, config: &NetConfig) -> select::Wish {
+    let UplinkSettings { ifaces, patterns, can_reach, public_ip, public_ipv6 } = settings.uplink.clone();
     select::Wish {
-        ifaces: options.iface.clone(),
-        patterns: options.iface_regex.clone(),
-        can_reach: options.iface_can_reach,
-        public_ip: options.public_ip,
-        public_ipv6: options.public_ipv6,
+        ifaces,
+        patterns,
+        can_reach,
+        public_ip,
+        public_ipv6,
         ipv4: config.ipv4.is_some(),
         ipv6: config.ipv6.is_some(),
     }

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::store_request::Answer;
 use super::{DaemonError, Next, Node, unix_now, wait_for_store};
-use crate::options::RunOptions;
 use crate::plan;
+use crate::settings::Settings;
 use store::lease::ledger::Own;
 use store::lease::renewal::Step;
 use store::lease::same_node;
@@ -78,12 +78,12 @@ impl Node {
     }
 
     /// After a start from memory: asks for the configuration and for our lease until the store answers.
-    pub(super) fn ask_to_confirm(&mut self, options: &RunOptions) -> Result<(), DaemonError> {
-        let (store, board, options) = (self.store.clone(), self.board.clone(), options.clone());
+    pub(super) fn ask_to_confirm(&mut self, settings: &Settings) -> Result<(), DaemonError> {
+        let (store, board, settings) = (self.store.clone(), self.board.clone(), settings.clone());
         let (config, key) = (self.context.config.clone(), self.own.key);
         let attrs = plan::outline(&self.context)?.attrs;
         self.store_request.ask(attrs.clone(), async move {
-            match wait_for_store::network_config(&store, &options).await {
+            match wait_for_store::network_config(&store, &settings).await {
                 Ok((_, stored)) if stored != config => return Answer::Reconfigured,
                 Ok(_) => {}
                 Err(error) => return Answer::Confirmed(Err(error)),

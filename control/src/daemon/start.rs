@@ -28,13 +28,13 @@ use super::{
 use crate::apply::engine::Numbers;
 use crate::apply::{Applier, subnet_file, takeover};
 use crate::netlink::{self, Changes};
-use crate::options::RunOptions;
-use crate::persist::remembered::{Memory, Past};
+use crate::persist::remembered::{Past, Remembered};
 use crate::persist::wireguard_key;
 use crate::plan::{self, Context, Identity, Outline};
 use crate::serve::board::{Board, Phase};
 use crate::serve::counters_file::CountersFile;
 use crate::serve::wireguard_socket::{self, Sockets};
+use crate::settings::Settings;
 use crate::underlay::reach::Reach;
 use crate::underlay::sysctls;
 use store::lease::Event;
@@ -53,7 +53,7 @@ pub(super) enum Origin {
 
 /// What both ways begin with.
 struct Beginning<'a> {
-    options: &'a RunOptions,
+    settings: &'a Settings,
     endpoints: &'a Endpoints,
     /// What `subnet.env` said before it was written anew: what the run before has left.
     recorded: Option<Recorded>,
@@ -61,7 +61,7 @@ struct Beginning<'a> {
     /// From before the first look at the host.
     changes: Changes,
     store: Store,
-    memory: Memory,
+    memory: Remembered,
 }
 
 /// A datapath with the lease and the peers it is for.
@@ -80,26 +80,25 @@ struct Standing {
 impl Node {
     /// Brings a node up.
     pub(super) async fn start(
-        options: &RunOptions,
+        settings: &Settings,
         endpoints: &Endpoints,
         from: Origin,
     ) -> Result<Node, DaemonError> {
-        options.renew_margin()?;
-        let store = match options.store_spec() {
-            "etcd" => Store::etcd(options.etcd.config())?,
+        let store = match settings.store.as_str() {
+            "etcd" => Store::etcd(settings.etcd.clone())?,
             spec => Store::open(spec).await?,
         };
         let mut beginning = Beginning {
-            options,
+            settings,
             endpoints,
-            recorded: subnet_file::previous(&options.subnet_file),
+            recorded: subnet_file::previous(&settings.subnet_file),
             netlink: netlink::connect()?,
             changes: Changes::listen()?,
             store,
-            memory: Memory::open(endpoints.state_file(), options),
+            memory: Remembered::open(endpoints.state_file(), settings),
         };
         let past = match from {
-            Origin::Memory => beginning.memory.past(options, unix_now()),
+            Origin::Memory => beginning.memory.past(settings, unix_now()),
             Origin::Store => None,
         };
         if let Some(past) = past {
@@ -129,9 +128,9 @@ impl Beginning<'_> {
         ledger.handle(Event::Snapshot(peers));
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         let planned = plan::plan(&context, &own, ledger.peers())?;
-        let switches = datapath::switches(self.options, &outline, &mut self.memory);
+        let switches = datapath::switches(self.settings, &outline, &mut self.memory);
         let (engine, numbers) =
-            datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?;
+            datapath::start(self.settings, &context, &outline, &planned.tunnels, switches)?;
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.endpoints.board;
         board.set_engine(&engine);
@@ -141,14 +140,14 @@ impl Beginning<'_> {
     }
 
     async fn join(&mut self) -> Result<Standing, DaemonError> {
-        let (text, config) = wait_for_store::network_config(&self.store, self.options).await?;
+        let (text, config) = wait_for_store::network_config(&self.store, self.settings).await?;
         self.memory.set_config(text);
         let mut context = self.context(config).await?;
         // Not for a remembered configuration: nothing that commands make is gone on with.
         context.extension_data = extension::before(&context.config).await?;
         let outline = self.outline(&context).await?;
-        let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let (engine, numbers) = datapath::start(self.options, &context, &outline, &[], switches)?;
+        let switches = datapath::switches(self.settings, &outline, &mut self.memory);
+        let (engine, numbers) = datapath::start(self.settings, &context, &outline, &[], switches)?;
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());
@@ -164,14 +163,14 @@ impl Beginning<'_> {
 
     /// What the plan depends on, besides leases.
     async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
-        traffic::check(self.options, &config)?;
-        let underlay = choose_underlay(&self.netlink, self.options, &config).await?;
+        traffic::check(&self.settings.traffic, &config)?;
+        let underlay = choose_underlay(&self.netlink, self.settings, &config).await?;
         self.endpoints.board.set_underlay(&underlay);
         let found = takeover::look(&self.netlink, &config).await?;
         let known = self.memory.identity().unwrap_or_else(|| Identity::from_random(rand::random()));
         let identity = found.over(&known);
         self.memory.set_identity(&identity);
-        let ip_masq = self.options.traffic.ip_masq;
+        let ip_masq = self.settings.traffic.masquerade;
         let private_key = match &config.backend {
             Backend::Wireguard(_) => {
                 let path = wireguard_key::path(|name| std::env::var_os(name));
@@ -193,14 +192,15 @@ impl Beginning<'_> {
 
     /// From a datapath to a node that is ready.
     async fn finish(self, standing: Standing) -> Result<Node, DaemonError> {
-        let Beginning { options, endpoints, recorded, netlink, changes, store, mut memory } = self;
+        let Beginning { settings, endpoints, recorded, netlink, changes, store, mut memory } = self;
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board: &Arc<Board> = &endpoints.board;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
-        memory.promise(traffic::wanted(options));
+        memory.promise(traffic::wanted(&settings.traffic));
         let rules =
-            traffic::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
-        let mut applier = Applier::new(netlink, options.subnet_file.clone());
+            traffic::start(&settings.traffic, &context.config, &own, recorded.as_ref(), netlink.clone())
+                .await?;
+        let mut applier = Applier::new(netlink, settings.subnet_file.clone());
         applier.begin_anew(numbers);
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
@@ -211,11 +211,11 @@ impl Beginning<'_> {
         warn_of_gaps(&context.config);
         datapath::keep(&engine);
         let sockets = control_sockets(&context, board)?;
-        let mut files = endpoints.files(options);
+        let mut files = endpoints.files(settings);
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
         if applied.is_promised() {
-            ready(board, &own, options);
+            ready(board, &own, settings);
         }
         memory.keep(&plan, &own, ledger.peers());
         let mut node = Node {
@@ -224,7 +224,7 @@ impl Beginning<'_> {
             context,
             store,
             engine,
-            renewal: Renewal::new(&own, options.renew_margin()?, unix_now()),
+            renewal: Renewal::new(&own, settings.renew_margin, unix_now()),
             own,
             confirmed,
             store_request: StoreRequest::default(),
@@ -236,21 +236,21 @@ impl Beginning<'_> {
             schedule: Schedule::new(changes),
             rules,
             report,
-            counters_file: options.counters_file.clone().map(CountersFile::new),
+            counters_file: settings.counters_file.clone().map(CountersFile::new),
             _sockets: sockets,
             uplink: Uplink::default(),
             former: None,
         };
         if !confirmed {
-            node.ask_to_confirm(options)?;
+            node.ask_to_confirm(settings)?;
         }
         Ok(node)
     }
 }
 
 /// Pods may come: `subnet.env` is written, and all that it promises is in place.
-pub(super) fn ready(board: &Board, own: &Lease, options: &RunOptions) {
-    tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+pub(super) fn ready(board: &Board, own: &Lease, settings: &Settings) {
+    tracing::info!(lease = %own.key, subnet_file = %settings.subnet_file.display(), "ready");
     board.set_phase(Phase::Ready);
 }
 

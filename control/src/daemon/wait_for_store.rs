@@ -10,7 +10,7 @@ use model::secrets::redact;
 use tokio::time::sleep;
 
 use super::DaemonError;
-use crate::options::RunOptions;
+use crate::settings::Settings;
 use store::{Store, StoreError, Wish};
 
 /// How often to try again, as in flannel.
@@ -19,9 +19,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The configuration from the store with its text, after putting the one from the command line there.
 pub(super) async fn network_config(
     store: &Store,
-    options: &RunOptions,
+    settings: &Settings,
 ) -> Result<(String, NetConfig), DaemonError> {
-    let given = options.given_net_config()?;
+    let given = settings.net_config_text()?;
     // A broken one must not reach the other nodes.
     given.as_deref().map(net_config::parse).transpose()?;
     let mut patience = Patience::default();

@@ -11,7 +11,9 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::options::{RunOptions, SUBNET_FILE};
+use model::subnet_env::SUBNET_FILE;
+
+use crate::settings::Settings;
 
 /// Name of the daemon that writes flannel's usual file.
 const USUAL: &str = "flannel";
@@ -64,14 +66,14 @@ impl Places {
         Ok(Places { name: name.to_owned(), directory: directory.to_owned() })
     }
 
-    /// Those of the daemon with these options. Daemons on one host have different subnet files anyway, so the
+    /// Those of the daemon with these settings. Daemons on one host have different subnet files anyway, so the
     /// name is made of that, unless one is given.
-    pub fn of(options: &RunOptions) -> Result<Places, InstanceError> {
-        let name = match &options.instance {
+    pub fn of(settings: &Settings) -> Result<Places, InstanceError> {
+        let name = match &settings.instance {
             Some(name) => name.clone(),
-            None => name_for(&options.subnet_file),
+            None => name_for(&settings.subnet_file),
         };
-        Places::new(&name, &options.run_dir)
+        Places::new(&name, &settings.run_dir)
     }
 
     /// Every instance that has left something in `directory`, sorted.
@@ -108,6 +110,11 @@ impl Places {
     /// Held while the daemon lives.
     pub fn lock_file(&self) -> PathBuf {
         self.file("lock")
+    }
+
+    /// Tells whether the instance has left any file.
+    pub fn has_any(&self) -> bool {
+        [self.socket(), self.state(), self.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
     }
 
     /// Makes the directory.

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::net_config::{self, NetConfig};
 
-use crate::options::RunOptions;
 use crate::persist::state_file::{State, StateFile, TestRecord};
 use crate::plan::{Identity, Plan};
+use crate::settings::Settings;
 use store::lease::ledger::LeaseSet;
 
 /// At most so often; ten thousand leases are two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The state file, and what is in it.
-pub struct Memory {
+pub struct Remembered {
     file: StateFile,
     state: State,
     subnet_file: PathBuf,
@@ -33,11 +33,11 @@ pub struct Past {
     pub peers: Vec<Lease>,
 }
 
-impl Memory {
+impl Remembered {
     /// Reads what the run before has left.
-    pub fn open(file: StateFile, options: &RunOptions) -> Memory {
+    pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
-        Memory { file, state, subnet_file: options.subnet_file.clone(), written: None }
+        Remembered { file, state, subnet_file: settings.subnet_file.clone(), written: None }
     }
 
     /// Returns the MAC addresses of the previous run, if they can be used.
@@ -53,9 +53,9 @@ impl Memory {
 
     /// Where the run before has ended, if it is still good at `now`: a lease that has run out may be another
     /// node's by now, and a configuration given anew is not the old one.
-    pub fn past(&self, options: &RunOptions, now: u64) -> Option<Past> {
+    pub fn past(&self, settings: &Settings, now: u64) -> Option<Past> {
         let text = self.state.config.as_deref()?;
-        let given = options.given_net_config().ok()?;
+        let given = settings.net_config_text().ok()?;
         if given.is_some_and(|given| given != text) {
             return None;
         }
@@ -123,11 +123,9 @@ fn boot() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::options::{Command, Options};
     use crate::persist::state_file::LeaseRecord;
+    use crate::settings::NetConfigSource;
 
     const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
     const NOW: u64 = 1_000_000;
@@ -147,39 +145,31 @@ mod tests {
         };
         let good = own("10.244.3.0-24", Some(NOW + 1));
         let reserved = own("10.244.3.0-24", None);
+        let text = |text: &str| Some(NetConfigSource::Text(text.to_owned()));
+        let file = |path: &str| Some(NetConfigSource::File(path.into()));
         let cases = [
-            ("all is well", state(Some(CONFIG), good.clone()), vec![], true),
-            ("a reservation has no end", state(Some(CONFIG), reserved), vec![], true),
-            (
-                "the same given anew",
-                state(Some(CONFIG), good.clone()),
-                vec!["--net-config-json", CONFIG],
-                true,
-            ),
-            ("another given", state(Some(CONFIG), good.clone()), vec!["--net-config-json", "{}"], false),
-            (
-                "one that is not there",
-                state(Some(CONFIG), good.clone()),
-                vec!["--net-config", "/nowhere"],
-                false,
-            ),
-            ("no configuration", state(None, good.clone()), vec![], false),
-            ("a broken configuration", state(Some("{"), good), vec![], false),
-            ("run out", state(Some(CONFIG), own("10.244.3.0-24", Some(NOW))), vec![], false),
-            ("no lease", state(Some(CONFIG), own("nonsense", None)), vec![], false),
-            ("nothing", State::default(), vec![], false),
+            ("all is well", state(Some(CONFIG), good.clone()), None, true),
+            ("a reservation has no end", state(Some(CONFIG), reserved), None, true),
+            ("the same given anew", state(Some(CONFIG), good.clone()), text(CONFIG), true),
+            ("another given", state(Some(CONFIG), good.clone()), text("{}"), false),
+            ("one that is not there", state(Some(CONFIG), good.clone()), file("/nowhere"), false),
+            ("no configuration", state(None, good.clone()), None, false),
+            ("a broken configuration", state(Some("{"), good), None, false),
+            ("run out", state(Some(CONFIG), own("10.244.3.0-24", Some(NOW))), None, false),
+            ("no lease", state(Some(CONFIG), own("nonsense", None)), None, false),
+            ("nothing", State::default(), None, false),
         ];
-        for (what, state, more, expected) in cases {
-            let options = options(&more);
+        for (what, state, net_config, expected) in cases {
+            let settings = Settings { net_config, ..Settings::default() };
             let memory =
-                Memory { state, subnet_file: PathBuf::new(), written: None, file: StateFile::new(None) };
-            assert_eq!(memory.past(&options, NOW).is_some(), expected, "{what}");
+                Remembered { state, subnet_file: PathBuf::new(), written: None, file: StateFile::new(None) };
+            assert_eq!(memory.past(&settings, NOW).is_some(), expected, "{what}");
         }
     }
 
     #[test]
     fn a_self_test_holds_for_its_boot_and_its_question() {
-        let mut memory = Memory::open(StateFile::new(None), &options(&[]));
+        let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(memory.tested(&[]), None);
         memory.set_tested(&names(&["tso"]), names(&["tso", "uso"]));
@@ -187,13 +177,5 @@ mod tests {
         assert_eq!(memory.tested(&[]), None);
         memory.state.tested.as_mut().expect("a test").boot = "another".into();
         assert_eq!(memory.tested(&names(&["tso"])), None);
-    }
-
-    fn options(more: &[&str]) -> RunOptions {
-        let line = ["loden", "run"].iter().chain(more);
-        match Options::try_parse_from(line).expect("options").command {
-            Command::Run(options) => *options,
-            other => panic!("{other:?}"),
-        }
     }
 }

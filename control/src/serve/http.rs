@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::options::HealthOptions;
 use crate::serve::board::Board;
 
 /// Connections at a time. Probes and a scraper need a handful.
@@ -45,9 +44,6 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// The address is none.
-    #[error("--healthz-ip {0}: not an IP address")]
-    Address(String),
     /// The system refused the address.
     #[error(
         "cannot serve health and metrics on {address}: {source}; choose another with --healthz-ip and --healthz-port"
@@ -68,15 +64,8 @@ pub struct Server {
     task: JoinHandle<()>,
 }
 
-/// Starts the server on the running tokio runtime; `None` when port 0 says that there is to be none.
-pub async fn start(options: &HealthOptions, board: &Arc<Board>) -> Result<Option<Server>, HealthError> {
-    if options.port == 0 {
-        return Ok(None);
-    }
-    serve(SocketAddr::new(address(&options.ip)?, options.port), board).await.map(Some)
-}
-
-async fn serve(address: SocketAddr, board: &Arc<Board>) -> Result<Server, HealthError> {
+/// Starts the server on the running tokio runtime.
+pub async fn serve(address: SocketAddr, board: &Arc<Board>) -> Result<Server, HealthError> {
     let failed = |source| HealthError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -96,16 +85,6 @@ impl Server {
     pub async fn stop(self) {
         let _ = self.stop.send(true);
         let _ = timeout(GRACE, self.task).await;
-    }
-}
-
-/// An empty address is every IPv4 address, as for flannel's manifests that leave the variable unset.
-fn address(text: &str) -> Result<IpAddr, HealthError> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    match bare {
-        "" => Ok(Ipv4Addr::UNSPECIFIED.into()),
-        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
-        _ => bare.parse().map_err(|_| HealthError::Address(text.to_owned())),
     }
 }
 
@@ -176,6 +155,8 @@ fn answer(path: &str, board: &Board) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::serve::board::Phase;
     use proptest::prelude::*;
@@ -218,13 +199,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_use_is_one_sentence() {
         let (server, board) = server().await;
-        let options = HealthOptions { ip: "127.0.0.1".into(), port: server.address().port() };
-        let error = start(&options, &board).await.expect_err("in use").to_string();
+        let error = serve(server.address(), &board).await.expect_err("in use").to_string();
         assert!(error.contains("in use") && error.contains("--healthz-port"), "{error}");
-        let options = HealthOptions { ip: "example.org".into(), port: 1 };
-        assert!(matches!(start(&options, &board).await, Err(HealthError::Address(_))));
-        let off = HealthOptions { ip: "example.org".into(), port: 0 };
-        assert!(start(&off, &board).await.expect("off").is_none());
     }
 
     proptest! {
