@@ -92,7 +92,7 @@ impl Work<'_> {
         let Some(link) = netlink::find_link(self.netlink, interface).await? else { return Ok(Vec::new()) };
         let ours = records.iter().filter(|record| record.interface == interface).filter_map(route);
         let put: BTreeSet<Route> = ours.collect();
-        let scope = Scope::Underlay { places: &[], put: &put };
+        let scope = Scope::Underlay { places: &[], installed: &put };
         let shares = [Share { device: interface, index: link.header.index, scope, routes: &[] }];
         let there = routes::observe(self.netlink, &shares).await?;
         let mut failures = Vec::new();

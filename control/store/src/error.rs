@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use model::net_config::ConfigError;
+use model::error::ConfigError;
 
 use crate::etcd::EtcdError;
 use crate::lease::allocator::OutOfSubnets;

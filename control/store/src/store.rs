@@ -1,7 +1,8 @@
 //! The one door: a store of any kind, and what each kind answers.
 
+use model::error::{ConfigError, Warning};
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
-use model::net_config::{self, ConfigError, NetConfig, Warning};
+use model::net_config::{self, NetConfig};
 use model::secrets::redact;
 
 use crate::error::{Cause, StoreError};
