@@ -1,4 +1,4 @@
-//! `loden cleanup`: takes from this host what a daemon has made and left.
+//! Takes from this host what a daemon has made and left.
 //!
 //! What that is the state file says; each thing is looked at again before it goes, and only what still is as the
 //! daemon made it is removed: a device only if it is a TUN, a route only if it leads the same way, the subnet
@@ -6,70 +6,53 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-use anyhow::{Context, bail};
-use clap::Args;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::InfoKind;
 
 use crate::apply::routes::{self, Scope, Share};
-use crate::instance::{InstanceError, Places};
-use crate::netlink;
-use crate::options::RUN_DIRECTORY;
+use crate::netlink::{self, NetlinkError};
+use crate::persist::instance::Places;
+use crate::persist::state_file::{self, FileRecord, RouteRecord, State};
 use crate::plan::Route;
-use crate::state::{self, FileRecord, RouteRecord, State};
 use crate::traffic::cleanup::cleanup;
 use crate::traffic::program::Programs;
 
-/// `loden cleanup`.
-#[derive(Clone, Debug, Args)]
-pub struct Options {
-    /// Only what the daemon of this name has made.
-    #[arg(long, value_name = "NAME")]
-    pub instance: Option<String>,
-    /// Where the daemons' state files are.
-    #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
-    pub run_dir: PathBuf,
-    /// Say what would go, and leave it.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Go on although a daemon runs.
-    #[arg(long)]
-    pub force: bool,
+/// The state file cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}, and without it nothing is known to be ours: {source}", .path.display())]
+pub struct UnreadableState {
+    path: PathBuf,
+    source: io::Error,
 }
 
-/// Removes, or lists, what each instance has left. Needs the network namespace of the daemon.
-pub async fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let all = match &options.instance {
-        Some(name) => vec![Places::new(name, &options.run_dir)?],
-        None => Places::all(&options.run_dir),
-    };
-    let netlink = netlink::connect()?;
-    let mut found = 0;
-    let mut failed = false;
-    for places in all.iter().filter(|places| has_any(places)) {
-        let lock = match places.lock() {
-            Ok(lock) => lock.ok(),
-            Err(error @ InstanceError::Taken { .. }) if !options.force && !options.dry_run => {
-                bail!("{error}\nStop the daemon first; --force goes on while it runs")
-            }
-            Err(_) => None,
-        };
-        let work = Work { netlink: &netlink, dry_run: options.dry_run };
-        let report = work.clean(places).await?;
-        found += report.lines.len();
-        report.lines.iter().for_each(|line| println!("{}: {line}", places.name()));
-        report.failures.iter().for_each(|failure| eprintln!("{}: {failure}", places.name()));
-        failed |= !report.failures.is_empty();
-        drop(lock);
-    }
-    if found == 0 {
-        println!("nothing to remove");
-    }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+/// What became of the things that one instance has left.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What was removed, or would be in a dry run; one line each.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why; one line each.
+    pub failures: Vec<String>,
+}
+
+/// Removes what the instance has left; a dry run only lists it. Needs the network namespace of the daemon.
+pub async fn clean(netlink: &Handle, places: &Places, dry_run: bool) -> Result<Report, UnreadableState> {
+    let path = places.state();
+    let state = state_file::read(&path).map_err(|source| UnreadableState { path, source })?;
+    let mut report = Report::default();
+    Work { netlink, dry_run }.clean(places, &state.unwrap_or_default(), &mut report).await;
+    Ok(report)
+}
+
+/// Why one thing could not be removed.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error("cannot remove {}: {source}", .path.display())]
+    File { path: PathBuf, source: io::Error },
 }
 
 struct Work<'a> {
@@ -77,28 +60,13 @@ struct Work<'a> {
     dry_run: bool,
 }
 
-#[derive(Default)]
-struct Report {
-    lines: Vec<String>,
-    failures: Vec<String>,
-}
-
 impl Work<'_> {
-    async fn clean(&self, places: &Places) -> anyhow::Result<Report> {
-        let mut report = Report::default();
-        let state = state::read(&places.state())
-            .with_context(|| {
-                format!(
-                    "cannot read {}, and without it nothing is known to be ours",
-                    places.state().display()
-                )
-            })?
-            .unwrap_or_default();
+    async fn clean(&self, places: &Places, state: &State, report: &mut Report) {
         let interfaces: BTreeSet<&str> = state.routes.iter().map(|route| route.interface.as_str()).collect();
         for interface in interfaces {
             match self.routes(interface, &state.routes).await {
-                Ok(routes) => report.lines.extend(routes),
-                Err(error) => report.failures.push(format!("{error:#}")),
+                Ok(routes) => report.removed.extend(routes),
+                Err(error) => report.failures.push(error.to_string()),
             }
         }
         for device in &state.devices {
@@ -109,7 +77,7 @@ impl Work<'_> {
             let result = self.subnet_file(file);
             report.take(format!("file {}", file.path.display()), result);
         }
-        self.firewall(&state, &mut report).await;
+        self.firewall(state, report).await;
         // What a failed step has left must still be known to be ours the next time.
         if report.failures.is_empty() {
             for path in [places.socket(), places.state(), places.lock_file()] {
@@ -117,15 +85,14 @@ impl Work<'_> {
                 report.take(format!("file {}", path.display()), result);
             }
         }
-        Ok(report)
     }
 
     /// Removes the recorded routes by one interface, and names those that were there.
-    async fn routes(&self, interface: &str, records: &[RouteRecord]) -> anyhow::Result<Vec<String>> {
+    async fn routes(&self, interface: &str, records: &[RouteRecord]) -> Result<Vec<String>, NetlinkError> {
         let Some(link) = netlink::find_link(self.netlink, interface).await? else { return Ok(Vec::new()) };
         let ours = records.iter().filter(|record| record.interface == interface).filter_map(route);
         let put: BTreeSet<Route> = ours.collect();
-        let scope = Scope::Underlay { places: &[], put: &put };
+        let scope = Scope::Underlay { places: &[], installed: &put };
         let shares = [Share { device: interface, index: link.header.index, scope, routes: &[] }];
         let there = routes::observe(self.netlink, &shares).await?;
         let mut failures = Vec::new();
@@ -133,14 +100,14 @@ impl Work<'_> {
             failures = routes::apply(self.netlink, &shares).await?.failures;
         }
         match failures.pop() {
-            Some(failure) => Err(failure.into()),
+            Some(failure) => Err(failure),
             None => {
                 Ok(there.iter().map(|(_, route)| format!("route {} dev {interface}", route.to)).collect())
             }
         }
     }
 
-    async fn device(&self, name: &str) -> anyhow::Result<bool> {
+    async fn device(&self, name: &str) -> Result<bool, StepError> {
         let found = netlink::find_link(self.netlink, name).await?;
         let Some(link) = found.filter(|link| netlink::is_kind(link, InfoKind::Tun)) else { return Ok(false) };
         if !self.dry_run {
@@ -149,21 +116,21 @@ impl Work<'_> {
         Ok(true)
     }
 
-    fn subnet_file(&self, record: &FileRecord) -> anyhow::Result<bool> {
+    fn subnet_file(&self, record: &FileRecord) -> Result<bool, StepError> {
         match fs::read(&record.path) {
             Ok(text) if text == record.text.as_bytes() => self.file(&record.path),
             _ => Ok(false),
         }
     }
 
-    fn file(&self, path: &Path) -> anyhow::Result<bool> {
+    fn file(&self, path: &Path) -> Result<bool, StepError> {
         if self.dry_run {
             return Ok(path.symlink_metadata().is_ok());
         }
         match fs::remove_file(path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+            Err(source) => Err(StepError::File { path: path.to_owned(), source }),
         }
     }
 
@@ -172,30 +139,25 @@ impl Work<'_> {
             return;
         }
         if self.dry_run {
-            report.lines.push("the firewall rules in flannel's chains".to_owned());
+            report.removed.push("the firewall rules in flannel's chains".to_owned());
             return;
         }
         let recorded = state.subnet_file.as_ref().map(|file| model::subnet_env::parse(&file.text));
         let programs = Programs::from_env();
         let cleaned = cleanup(&programs, self.netlink, recorded.as_ref()).await;
-        report.lines.extend(cleaned.removed.iter().map(|rule| format!("firewall: {rule}")));
+        report.removed.extend(cleaned.removed.iter().map(|rule| format!("firewall: {rule}")));
         report.failures.extend(cleaned.failures.iter().map(ToString::to_string));
     }
 }
 
 impl Report {
-    fn take(&mut self, what: String, result: anyhow::Result<bool>) {
+    fn take(&mut self, what: String, result: Result<bool, StepError>) {
         match result {
-            Ok(true) => self.lines.push(what),
+            Ok(true) => self.removed.push(what),
             Ok(false) => {}
-            Err(error) => self.failures.push(format!("{error:#}")),
+            Err(error) => self.failures.push(error.to_string()),
         }
     }
-}
-
-/// Whether the instance has left anything; taking the lock of one that has not would make a file.
-fn has_any(places: &Places) -> bool {
-    [places.socket(), places.state(), places.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
 }
 
 fn route(record: &RouteRecord) -> Option<Route> {

@@ -1,42 +1,26 @@
-//! The control side of loden: everything that is not packet work.
+//! The daemon: everything that is not packet work.
 //!
 //! A lease travels one way through it, and every arrow is a plain value:
 //!
 //! ```text
-//! store ──► lease::ledger ──► plan ──► apply ──► kernel: links, routes
-//!                              ▲         ├─────► engine: forwarding tables
-//!              underlay ───────┘         └─────► subnet.env, last: it says "ready"
+//! store ──► store::lease::ledger ──► plan ──► apply ──► kernel: links, routes
+//!                                     ▲         ├─────► engine: forwarding tables
+//!                     underlay ───────┘         └─────► subnet.env, last: it says "ready"
 //! ```
 //!
-//! `plan` and most of `lease` are pure; `store`, `underlay` and `apply` talk to the world. [`daemon`] puts
-//! them together. The same binary carries `demo`, `doctor` and the load generator.
+//! [`plan`] is pure; [`underlay`], [`apply`] and [`traffic`] talk to the kernel; [`persist`] holds what a daemon
+//! keeps in files, [`serve`] what it shows of itself. [`daemon`] puts them together, as [`settings`] ask for it.
 //!
 //! Nothing here may panic: a wrong input is an error with a sentence, at worst the end of the process with
 //! exit code 1.
 
 pub mod apply;
-pub mod board;
 pub mod cleanup;
-pub mod counters;
 pub mod daemon;
-pub mod demo;
-pub mod docker_opts;
-pub mod doctor;
-pub mod flanneld;
-pub mod health;
-pub mod host;
-pub mod install_cni;
-pub mod instance;
-pub mod lease;
-pub mod load_command;
 pub mod netlink;
-pub mod options;
+pub mod persist;
 pub mod plan;
-pub mod put;
-pub mod state;
-pub mod status;
-pub mod store;
+pub mod serve;
+pub mod settings;
 pub mod traffic;
-pub mod uapi;
 pub mod underlay;
-pub mod wireguard_key;

@@ -1,16 +1,21 @@
 //! `loden`: parse the command line, do it, set the exit code.
 
+mod command;
+mod flanneld;
+mod options;
+
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
-use control::flanneld::Request;
-use control::install_cni::install_conf;
-use control::options::{Command, Options, RunOptions};
-use control::{cleanup, daemon, demo, docker_opts, doctor, flanneld, install_cni, load_command, status};
 use tracing::level_filters::LevelFilter;
+
+use self::command::install_cni::install_conf;
+use self::command::{cleanup, demo, doctor, install_cni, load, mk_docker_opts, run, status};
+use self::flanneld::Request;
+use self::options::{Command, CommandLine};
 
 /// The command line makes no sense: what clap uses as well.
 const USAGE: u8 = 2;
@@ -22,42 +27,32 @@ fn main() -> ExitCode {
         return as_flanneld(arguments);
     }
     // flannel's programs, whose names are subcommands here.
-    let name = if docker_opts::is_named_so(program.as_deref()) {
-        Some(docker_opts::NAME)
+    let name = if mk_docker_opts::is_named_so(program.as_deref()) {
+        Some(mk_docker_opts::NAME)
     } else {
         install_conf::is_named_so(program.as_deref()).then_some(install_conf::NAME)
     };
-    let options = match name {
-        Some(name) => Options::parse_from(["loden", name].map(OsString::from).into_iter().chain(arguments)),
-        None => Options::parse(),
+    let line = match name {
+        Some(name) => {
+            CommandLine::parse_from(["loden", name].map(OsString::from).into_iter().chain(arguments))
+        }
+        None => CommandLine::parse(),
     };
-    if !matches!(options.command, Command::Flanneld(_)) {
-        log_to_stderr(options.verbose);
+    if !matches!(line.command, Command::Flanneld(_)) {
+        log_to_stderr(line.verbose);
     }
-    match &options.command {
-        Command::Run(run) => run_daemon(run),
-        Command::Flanneld(line) => as_flanneld(line.arguments.iter().cloned()),
-        Command::Status(options) => {
-            status::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::Cleanup(options) => {
-            in_runtime(cleanup::run(options)).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::Doctor(doctor) => {
-            in_runtime(doctor::run(doctor)).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::Demo(demo) => demo::run(demo).unwrap_or_else(|error| failed(&format!("{error:#}"))),
-        Command::InstallCni(options) => {
-            install_cni::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::InstallConf(options) => {
-            install_conf::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::MkDockerOpts(options) => {
-            docker_opts::run(options).unwrap_or_else(|error| failed(&format!("{error:#}")))
-        }
-        Command::Load(load) => load_command::run(load).unwrap_or_else(|error| failed(&format!("{error:#}"))),
-    }
+    exit_code(match &line.command {
+        Command::Run(options) => in_runtime(run::run(options)),
+        Command::Flanneld(line) => return as_flanneld(line.arguments.iter().cloned()),
+        Command::Status(options) => status::run(options),
+        Command::Cleanup(options) => in_runtime(cleanup::run(options)),
+        Command::Doctor(options) => in_runtime(doctor::run(options)),
+        Command::Demo(options) => demo::run(options),
+        Command::InstallCni(options) => install_cni::run(options),
+        Command::InstallConf(options) => install_conf::run(options),
+        Command::MkDockerOpts(options) => mk_docker_opts::run(options),
+        Command::Load(options) => load::run(options),
+    })
 }
 
 /// flanneld's command line in place of our own.
@@ -66,7 +61,7 @@ fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Request::Run(invocation)) => {
             log_to_stderr(invocation.verbose);
             invocation.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
-            run_daemon(&invocation.options)
+            exit_code(in_runtime(run::run(&invocation.options)))
         }
         Ok(Request::Version) => {
             eprintln!("loden {}", env!("CARGO_PKG_VERSION"));
@@ -83,22 +78,35 @@ fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run_daemon(options: &RunOptions) -> ExitCode {
-    in_runtime(daemon::run(options)).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
-}
-
-/// Runs the future on this thread; its error or the runtime's own.
-fn in_runtime<T, E: From<std::io::Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// Runs the future on this thread.
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot set up the event loop; check the limits on open files and threads")?;
     let result = runtime.block_on(work);
     // Not waiting for threads that are still stopping: after a second signal nobody wants to.
     runtime.shutdown_background();
     result
 }
 
-fn failed(error: &dyn Display) -> ExitCode {
-    eprintln!("loden: {error}");
-    ExitCode::FAILURE
+fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("loden: {}", with_causes(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// The error's text, with the causes that it does not name itself.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.is_empty() {
+            true => cause,
+            false if text.contains(&cause) => text,
+            false => format!("{text}: {cause}"),
+        }
+    })
 }
 
 fn log_to_stderr(verbose: u8) {
@@ -113,4 +121,17 @@ fn log_to_stderr(verbose: u8) {
         .with_ansi(stderr().is_terminal())
         .with_target(false)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_the_error_names_already_is_not_repeated() {
+        let cause = || std::io::Error::other("refused");
+        let named = anyhow::Error::new(cause()).context("cannot ask: refused; be root");
+        assert_eq!(with_causes(&named), "cannot ask: refused; be root");
+        assert_eq!(with_causes(&anyhow::Error::new(cause()).context("cannot ask")), "cannot ask: refused");
+    }
 }

@@ -1,7 +1,7 @@
 //! The operator's commands of the `extension` backend.
 //!
-//! As in flannel no shell sees them: a command is split at blanks, then `$NAME` and `${NAME}` in each word
-//! are replaced from the event's variables and the environment. Quotes and pipes mean nothing.
+//! As in flannel, commands run without a shell: a command is split at blanks, then `$NAME` and `${NAME}` in
+//! each word are replaced from the event's variables and the environment. Quotes and pipes have no meaning.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,33 +13,33 @@ use tokio::sync::mpsc;
 
 use crate::plan::{CommandPeer, Commands};
 
-/// A command that did not do its work.
+/// The failure of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It could not be started, or not be waited for.
-    #[error("cannot run the command {command:?}: {source}; it is started without a shell")]
+    /// The command could not be started or waited for.
+    #[error("cannot run the command {command:?}: {source}; commands run without a shell")]
     Start {
         /// The command as configured.
         command: String,
-        /// The system's answer.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// It ended with an error.
-    #[error("the command {command:?} failed, {status}: {output}")]
+    /// The command exited with an error.
+    #[error("the command {command:?} failed ({status}): {output}")]
     Failed {
         /// The command as configured.
         command: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// What it printed.
+        /// The text that the command printed.
         output: String,
     },
 }
 
-/// Runs one command to its end. Returns what it printed to either output, without blanks around.
+/// Runs one command to completion. Returns everything it printed to stdout and stderr, trimmed.
 ///
-/// It gets `variables` beside our own environment, and `stdin` with a newline.
+/// The command inherits our environment plus `variables`, and reads `stdin` followed by a newline.
 pub async fn run(
     command: &str,
     variables: &[(&'static str, String)],
@@ -48,9 +48,9 @@ pub async fn run(
     let failed = |source| CommandError::Start { command: command.to_owned(), source };
     let mut words = command.split_ascii_whitespace().map(|word| expand(word, variables));
     let Some(program) = words.next() else {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is blank")));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "the command is blank")));
     };
-    // One pipe for both outputs, so that their order stands.
+    // One pipe for both outputs preserves their order.
     let (mut reader, writer) = io::pipe().map_err(failed)?;
     let mut process = Command::new(program);
     process
@@ -60,13 +60,13 @@ pub async fn run(
         .stdout(writer.try_clone().map_err(failed)?)
         .stderr(writer);
     let mut child = process.spawn().map_err(failed)?;
-    // The writing ends of the pipe that are left are the child's.
+    // Leaves only the child's copies of the pipe's write end open.
     drop(process);
     let mut input = child.stdin.take();
     let line = format!("{stdin}\n");
     let feed = async move {
         if let Some(input) = &mut input {
-            // A command need not read its input.
+            // A command may exit without reading its input.
             let _ = input.write_all(line.as_bytes()).await;
         }
     };
@@ -84,11 +84,11 @@ pub async fn run(
     Err(CommandError::Failed { command: command.to_owned(), status, output })
 }
 
-/// Tells the commands which peers came and went. They run one after the other on a task of their own, so that
-/// a slow one delays nothing but the next; a failure is logged and, as in flannel, not tried again.
+/// Runs the operator's commands as peers come and go. The commands run one after another on their own task,
+/// so that a slow one delays only the next; a failure is logged and, as in flannel, not retried.
 #[derive(Debug, Default)]
 pub(super) struct Runner {
-    told: BTreeMap<String, CommandPeer>,
+    known: BTreeMap<String, CommandPeer>,
     queue: Option<mpsc::UnboundedSender<Call>>,
 }
 
@@ -99,10 +99,10 @@ struct Call {
 }
 
 impl Runner {
-    /// Queues what separates the peers told of from those there are; how many calls that makes.
+    /// Queues a call for every peer that appeared, changed or left. Returns the number of calls.
     pub(super) fn apply(&mut self, wanted: &Commands) -> usize {
-        let calls = diff(&self.told, wanted);
-        self.told.clone_from(&wanted.peers);
+        let calls = diff(&self.known, wanted);
+        self.known.clone_from(&wanted.peers);
         let made = calls.len();
         if made > 0 {
             let queue = self.queue.get_or_insert_with(start);
@@ -115,10 +115,10 @@ impl Runner {
     }
 }
 
-fn diff(told: &BTreeMap<String, CommandPeer>, wanted: &Commands) -> Vec<Call> {
+fn diff(known: &BTreeMap<String, CommandPeer>, wanted: &Commands) -> Vec<Call> {
     let call = |command: &String, peer: &CommandPeer| Call { command: command.clone(), peer: peer.clone() };
-    let gone = told.iter().filter(|(key, _)| !wanted.peers.contains_key(*key));
-    let new = wanted.peers.iter().filter(|(key, peer)| told.get(*key) != Some(peer));
+    let gone = known.iter().filter(|(key, _)| !wanted.peers.contains_key(*key));
+    let new = wanted.peers.iter().filter(|(key, peer)| known.get(*key) != Some(peer));
     let removals = gone.map(|(_, peer)| call(&wanted.remove, peer));
     let calls = removals.chain(new.map(|(_, peer)| call(&wanted.add, peer)));
     calls.filter(|call| !call.command.trim().is_empty()).collect()
@@ -137,7 +137,7 @@ fn start() -> mpsc::UnboundedSender<Call> {
     sender
 }
 
-/// Go's `os.Expand`: an unknown name is nothing, a lone `$` stays.
+/// Expands variables as Go's `os.Expand` does: an unknown name becomes empty, a lone `$` stays.
 fn expand(word: &str, variables: &[(&'static str, String)]) -> String {
     let value = |name: &str| match variables.iter().find(|(known, _)| *known == name) {
         Some((_, value)) => value.clone(),
@@ -149,7 +149,7 @@ fn expand(word: &str, variables: &[(&'static str, String)]) -> String {
         out.push_str(before);
         rest = after;
         if let Some(braced) = after.strip_prefix('{') {
-            // Without its end it is a mistake; Go drops the two signs.
+            // An unclosed brace is a syntax error; Go drops the two characters.
             rest = match braced.split_once('}') {
                 Some((name, tail)) => {
                     out.push_str(&value(name));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn much_input_that_nobody_reads_and_much_output_hang_nothing() {
+    async fn a_megabyte_of_unread_input_or_of_output_does_not_hang() {
         assert_eq!(run("true", &[], &"x".repeat(1 << 20)).await.unwrap(), "");
         assert_eq!(run("cat", &[], &"x".repeat(1 << 20)).await.unwrap().len(), 1 << 20);
     }
@@ -233,8 +233,8 @@ mod tests {
             remove: "remove".into(),
             peers: peers.iter().map(|(key, stdin)| ((*key).to_owned(), peer(stdin))).collect(),
         };
-        let texts = |told: &[(&str, &str)], now: &[(&str, &str)]| {
-            let calls = diff(&wanted(told).peers, &wanted(now));
+        let texts = |known: &[(&str, &str)], now: &[(&str, &str)]| {
+            let calls = diff(&wanted(known).peers, &wanted(now));
             calls.iter().map(|call| format!("{} {}", call.command, call.peer.stdin)).collect::<Vec<_>>()
         };
         assert_eq!(texts(&[], &[("a", "1"), ("b", "2")]), ["add 1", "add 2"]);

@@ -1,10 +1,11 @@
-//! One route for all while many are being put.
+//! A temporary route for the whole cluster network while many peer routes are being added.
 //!
-//! Ten thousand routes take the kernel more than a second; the workers' tables are there in milliseconds. So where
-//! many routes into a tunnel are missing, one for the whole cluster network comes first and goes when they are
-//! there. Its metric is the worst there is: any route of anybody's to the same network is better, and every route to
-//! a part of it. A packet for a subnet that nobody has is then refused by the tunnel instead of taking the default
-//! route. A cover that a crash has left looks like any stale route of ours and is removed by the next comparison.
+//! The kernel needs more than a second for ten thousand routes, but the workers' tables are published within
+//! milliseconds. Where many routes into a tunnel are missing, one route for the whole cluster network is
+//! added first and removed once they are in place. It has the worst possible metric, so any other route to
+//! the same network, or to a part of it, takes precedence. Meanwhile a packet for an unassigned subnet is
+//! rejected by the tunnel instead of following the default route. A cover left behind by a crash looks like
+//! any stale route of ours, so the next comparison removes it.
 
 use ipnetwork::IpNetwork;
 use rtnetlink::Handle;
@@ -13,14 +14,14 @@ use rtnetlink::packet_route::route::RouteAttribute;
 use super::routes::{Change, Scope, Share, message};
 use crate::plan::Route;
 
-/// Fewer missing routes than this are there in no time.
+/// Number of missing routes from which a cover pays off; fewer are added in no time.
 const MANY: usize = 100;
-/// Metric of the cover, in both families the last to be taken.
+/// Metric of the cover: the lowest precedence in both families.
 const LAST: u32 = u32::MAX;
 
-/// Puts a cover for each tunnel for which many routes are to be put, where the kernel takes one; gives the shares
-/// that have one, with the network covered.
-pub(super) async fn put(
+/// Adds a cover to each tunnel that misses many routes, unless the kernel rejects it. Returns the shares that
+/// have a cover, each with the covered network.
+pub(super) async fn add(
     netlink: &Handle,
     shares: &[Share<'_>],
     changes: &[Change],
@@ -40,15 +41,19 @@ pub(super) async fn put(
             cover.attributes.push(RouteAttribute::Priority(LAST));
             match netlink.route().add(cover).execute().await {
                 Ok(()) => covered.push((number, cluster)),
-                // The single routes do without; they only take longer.
-                Err(error) => tracing::debug!(device = share.device, %error, "no route for all at once"),
+                // The peer routes work without a cover; packets only have to wait longer.
+                Err(error) => tracing::debug!(
+                    device = share.device,
+                    %error,
+                    "cannot add a temporary route for the whole cluster network; adding the peer routes without it"
+                ),
             }
         }
     }
     covered
 }
 
-/// The removals of the covers.
+/// Returns the changes that remove the covers.
 pub(super) fn removals(covered: &[(usize, IpNetwork)]) -> Vec<Change> {
     let of = |(number, cluster): &(usize, IpNetwork)| Change::Remove(*number, Route::into_device(*cluster));
     covered.iter().map(of).collect()

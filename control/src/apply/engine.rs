@@ -1,4 +1,4 @@
-//! Forwarding tables: from the plan's list of peers to what the workers read.
+//! Forwarding tables: converts the plan's list of peers into the tables that the workers read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use path::wireguard::PublicKey;
 
 use crate::plan::{Peer, Tunnel};
 
-/// Whoever takes finished tables: the engine, or a test.
+/// The receiver of finished tables: the engine, or a test.
 pub trait Tables {
-    /// Makes `fib` the table of the tunnel with this index, replacing the one before.
+    /// Replaces the table of the tunnel with this index by `fib`.
     fn publish(&self, tunnel: usize, fib: Arc<Fib>);
-    /// Makes these the peers of a tunnel that seals.
+    /// Replaces the peers of a tunnel that encrypts.
     fn set_peers(&self, tunnel: usize, peers: Vec<PeerConfig>);
 }
 
@@ -29,8 +29,8 @@ impl Tables for engine::Engine {
     }
 }
 
-/// The numbers that peers with a key have in tables and workers. One is never given again: what belongs to a peer that
-/// is gone must not be taken for another's.
+/// The numbers by which tables and workers identify peers with a key. A number is never reused, so that state
+/// of a removed peer cannot be mistaken for another peer's.
 #[derive(Debug, Default)]
 pub struct Numbers(BTreeMap<PublicKey, u32>, u32);
 
@@ -43,14 +43,14 @@ impl Numbers {
         })
     }
 
-    /// Forgets the keys that no peer has.
+    /// Forgets the keys that no peer has anymore.
     fn keep(&mut self, peers: &[Peer]) {
         let keys: BTreeSet<PublicKey> = peers.iter().filter_map(|peer| peer.key).collect();
         self.0.retain(|key, _| keys.contains(key));
     }
 }
 
-/// The peers of a tunnel that seals, one for each key; none for other tunnels.
+/// Returns the peers of a tunnel that encrypts, one for each key; empty for other tunnels.
 pub fn sealed_peers(tunnel: &Tunnel, numbers: &mut Numbers) -> Vec<PeerConfig> {
     let Some(secrets) = &tunnel.secrets else { return Vec::new() };
     numbers.keep(&tunnel.peers);
@@ -68,7 +68,7 @@ pub fn sealed_peers(tunnel: &Tunnel, numbers: &mut Numbers) -> Vec<PeerConfig> {
     peers.into_values().collect()
 }
 
-/// Builds the table of one tunnel.
+/// Builds the forwarding table of one tunnel.
 pub fn build(tunnel: &Tunnel, numbers: &mut Numbers) -> Result<Fib, FibError> {
     let (mut v4, mut v6) = (None, None);
     for address in tunnel.link.addresses() {

@@ -1,8 +1,8 @@
-//! Tunnel devices: MTU, queue length, addresses, up.
+//! Tunnel devices: MTU, queue length, addresses and state.
 //!
-//! The engine opens and closes the TUN; this module makes it look as planned. It touches nothing but the
-//! named device, and on it only what the plan speaks of: an address outside the cluster network that
-//! somebody else put there stays.
+//! The engine opens and closes the TUN; this module configures it according to the plan. It touches only the
+//! named device, and on that device only what the plan covers: an address outside the cluster network that
+//! another program added stays.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,33 +20,34 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use crate::netlink::{NetlinkError, find_link, own_address};
 use crate::plan::Link;
 
-/// Packets the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and drops when it
-/// is full; the default of 500 is 8 ms of 64-byte packets at 60,000 a second, less than one scheduling delay.
+/// Number of packets that the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and
+/// drops when it is full; the default of 500 is 8 ms of 64-byte packets at 60,000 a second, less than one
+/// scheduling delay.
 pub const QUEUE_LENGTH: u32 = 10_000;
 
 /// A device as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// The kernel's number for it.
+    /// The interface index.
     pub index: u32,
     /// MTU in bytes.
     pub mtu: u32,
     /// Transmit queue length in packets.
     pub queue_length: u32,
-    /// Whether it is up.
+    /// Whether the device is up.
     pub up: bool,
-    /// Whether the kernel makes up IPv6 link-local addresses for it.
+    /// Whether the kernel generates IPv6 link-local addresses for the device.
     pub link_local: bool,
-    /// The `accept_ra` setting; `None` when the kernel has no IPv6 or hides it.
+    /// The `accept_ra` setting; `None` if the kernel has no IPv6 or hides the setting.
     pub accept_ra: Option<bool>,
-    /// Its addresses, both families.
+    /// The addresses of both families.
     pub addresses: Vec<IpNetwork>,
 }
 
 /// One step towards the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Stop the kernel from making up link-local addresses.
+    /// Stop the kernel from generating link-local addresses.
     NoLinkLocal,
     /// Stop router advertisements from configuring the device.
     NoRouterAdvertisements,
@@ -62,7 +63,7 @@ pub enum Change {
     Up,
 }
 
-/// The device of this name, or `None` if there is none.
+/// Reads the state of the device with this name; `None` if there is no such device.
 pub async fn observe(netlink: &Handle, device: &str) -> Result<Option<Observed>, NetlinkError> {
     let what = || format!("look at {device}");
     let Some(message) = find_link(netlink, device).await? else { return Ok(None) };
@@ -78,10 +79,10 @@ pub async fn observe(netlink: &Handle, device: &str) -> Result<Option<Observed>,
     Ok(Some(from_messages(device, &message, &addresses)))
 }
 
-/// What separates the device from the plan, in the order in which to change it.
+/// Returns the changes that make the device match the plan, in the order in which to apply them.
 pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     let mut changes = Vec::new();
-    // Before anything can bring an address up on its own.
+    // Comes first: setting the device up would generate an address.
     if observed.link_local {
         changes.push(Change::NoLinkLocal);
     }
@@ -105,9 +106,9 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     changes
 }
 
-/// Observes the device, changes what differs and returns its index and the number of changes made.
+/// Observes the device and changes what differs. Returns the device's index and the number of changes.
 ///
-/// Fails if the device is missing, since only the engine makes it.
+/// Fails if the device is missing, since only the engine can create it.
 pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), NetlinkError> {
     let device = &desired.device;
     let Some(observed) = observe(netlink, device).await? else {
@@ -115,17 +116,17 @@ pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), Net
     };
     let changes = diff(&observed, desired);
     for change in &changes {
-        make(netlink, device, observed.index, change).await?;
+        make_change(netlink, device, observed.index, change).await?;
     }
     Ok((observed.index, changes.len()))
 }
 
-/// The kernel's number for the device of this name, if there is one.
+/// Returns the index of the device with this name, if there is one.
 pub async fn index(netlink: &Handle, device: &str) -> Result<Option<u32>, NetlinkError> {
     Ok(find_link(netlink, device).await?.map(|message| message.header.index))
 }
 
-/// What the kernel would say to `what` about a device that is not there.
+/// Returns the error that the kernel gives for the operation `what` on a missing device.
 pub fn gone(what: String) -> NetlinkError {
     NetlinkError::Refused { what, source: io::Error::from_raw_os_error(nix::libc::ENODEV) }
 }
@@ -144,14 +145,14 @@ fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage])
         match attribute {
             LinkAttribute::Mtu(mtu) => observed.mtu = *mtu,
             LinkAttribute::TxQueueLen(length) => observed.queue_length = *length,
-            LinkAttribute::AfSpecUnspec(families) => observed.link_local = makes_link_local(families),
+            LinkAttribute::AfSpecUnspec(families) => observed.link_local = has_link_local(families),
             _ => {}
         }
     }
     observed
 }
 
-fn makes_link_local(families: &[AfSpecUnspec]) -> bool {
+fn has_link_local(families: &[AfSpecUnspec]) -> bool {
     families.iter().any(|family| match family {
         AfSpecUnspec::Inet6(settings) => settings.iter().any(
             |setting| matches!(setting, AfSpecInet6::AddrGenMode(mode) if *mode != In6AddrGenMode::None),
@@ -164,26 +165,34 @@ fn network(message: &AddressMessage) -> Option<IpNetwork> {
     IpNetwork::new(own_address(message)?, message.header.prefix_len).ok()
 }
 
-/// flannel removes from the IPv4 device what lies in the cluster network, and from the IPv6 device all but
-/// link-local addresses. We keep to the cluster network in both, so that a stranger's address survives.
+/// Returns true for an address that an earlier configuration left behind.
+///
+/// flannel removes addresses in the cluster network from the IPv4 device, and everything but link-local
+/// addresses from the IPv6 device. We stay within the cluster network on both, so that addresses added by
+/// others survive.
 fn is_leftover(address: IpNetwork, desired: &Link) -> bool {
     let inside = desired.places.iter().any(|place| place.cluster.contains(address.ip()));
     inside && desired.addresses().all(|ours| ours != address)
 }
 
-async fn make(netlink: &Handle, device: &str, index: u32, change: &Change) -> Result<(), NetlinkError> {
+async fn make_change(
+    netlink: &Handle,
+    device: &str,
+    index: u32,
+    change: &Change,
+) -> Result<(), NetlinkError> {
     let link = || LinkUnspec::new_with_index(index);
     let (what, result) = match change {
         Change::NoLinkLocal => {
-            // The device works with a link-local address too, so a kernel that refuses is not an error.
+            // Not an error: the device also works with a link-local address.
             if let Err(error) = netlink.link().set(without_link_local(link()).build()).execute().await {
-                tracing::debug!(device, %error, "the kernel keeps making link-local addresses");
+                tracing::debug!(device, %error, "cannot turn link-local addresses off; the device keeps one");
             }
             return Ok(());
         }
         Change::NoRouterAdvertisements => {
             if let Err(error) = fs::write(accept_ra(device), "0") {
-                tracing::warn!(device, %error, "cannot set accept_ra=0; router advertisements stay on");
+                tracing::warn!(device, %error, "cannot set accept_ra=0; the device still accepts router advertisements");
             }
             return Ok(());
         }
@@ -197,7 +206,7 @@ async fn make(netlink: &Handle, device: &str, index: u32, change: &Change) -> Re
         }
         Change::Add(address) => {
             let mut request = netlink.address().add(index, address.ip(), address.prefix());
-            // flannel sets none, and `ip address` would show a broadcast address that means nothing here.
+            // flannel sets no broadcast address either; on this device it would have no meaning.
             let attributes = &mut request.message_mut().attributes;
             attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
             (format!("add {address} to {device}"), request.replace().execute().await)

@@ -1,9 +1,9 @@
-//! Makes the host look as planned: observe, compare, change what differs.
+//! Makes the host match the plan: observe, compare, change what differs.
 //!
-//! Level-triggered: [`Applier::apply`] is called with every new plan and again after changes of the host with the
-//! same one, so that whatever anybody else removed comes back and no lost event stays lost. The order is
-//! fixed: devices, then the workers' tables, then the routes that send packets there, and `subnet.env` at
-//! the very end, because it promises all the rest.
+//! Level-triggered: [`Applier::apply`] runs with every new plan, and again with the current plan whenever the
+//! host changes, so that anything another program removes comes back and no lost event stays lost. The order
+//! is fixed: devices, the workers' tables, the routes that send packets into the devices, and `subnet.env`
+//! last, because it announces that the rest is in place.
 
 pub mod commands;
 mod cover;
@@ -11,6 +11,7 @@ pub mod engine;
 pub mod links;
 pub mod routes;
 pub mod subnet_file;
+pub mod takeover;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,19 +27,19 @@ use self::subnet_file::SubnetFileError;
 use crate::netlink::NetlinkError;
 use crate::plan::{Direct, Plan, Route, Tunnel};
 
-/// Why the host could not be brought to the plan.
+/// Reasons why the host could not be made to match the plan.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The tunnel device is gone. Only the engine makes a new one.
-    #[error("the device {0} has disappeared; somebody has removed it")]
+    /// The tunnel device is gone. Only the engine can create another.
+    #[error("the device {0} has disappeared: another program removed it")]
     DeviceGone(String),
-    /// A removed device could not be made anew.
+    /// A removed device could not be recreated.
     #[error("{0}")]
     Closed(String),
-    /// The kernel refused something without which nothing works.
+    /// The kernel rejected a change that everything else depends on.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The peers do not make a table.
+    /// The peers do not form a valid forwarding table.
     #[error("cannot build the forwarding table of {device}: {source}")]
     Table {
         /// The tunnel device.
@@ -52,24 +53,24 @@ pub enum ApplyError {
     SubnetFile(#[from] SubnetFileError),
 }
 
-/// What one round did.
+/// The outcome of one round.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Changes made to devices and routes, tables published, files written. 0: all was as planned.
+    /// Devices and routes changed, tables published, files written; 0 if the host matched the plan.
     pub changes: usize,
-    /// Single routes the kernel refused, or `subnet.env`; the next round tries them again.
+    /// Routes that the kernel rejected, or a failed write of `subnet.env`; the next round retries them.
     pub failures: Vec<ApplyError>,
 }
 
 impl Applied {
-    /// Whether `subnet.env` says what is planned.
+    /// Returns true if `subnet.env` matches the plan.
     pub fn is_promised(&self) -> bool {
         !self.failures.iter().any(|failure| matches!(failure, ApplyError::SubnetFile(_)))
     }
 }
 
-/// Applies plans, and remembers only what cannot be observed: which tables the workers have, and which routes
-/// by a device of the host's are ours.
+/// Applies plans. Remembers only what cannot be observed: which tables the workers have, and which routes on
+/// the host's own interface are ours.
 #[derive(Debug)]
 pub struct Applier {
     netlink: Handle,
@@ -81,7 +82,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Applies to the namespace of `netlink` and to the file `subnet_file`.
+    /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`.
     pub fn new(netlink: Handle, subnet_file: PathBuf) -> Applier {
         Applier {
             netlink,
@@ -93,13 +94,14 @@ impl Applier {
         }
     }
 
-    /// The workers are new; their first tables have these numbers, one set for each tunnel.
+    /// Forgets the published tables after the workers were started: their first tables use these numbers, one
+    /// set for each tunnel.
     pub fn begin_anew(&mut self, numbers: Vec<Numbers>) {
         self.published.clear();
         self.numbers = numbers;
     }
 
-    /// The connection to the kernel.
+    /// Returns the connection to the kernel.
     pub fn netlink(&self) -> &Handle {
         &self.netlink
     }
@@ -126,7 +128,7 @@ impl Applier {
         }
         match subnet_file::apply(&self.subnet_file, &plan.subnet_env) {
             Ok(written) => applied.changes += usize::from(written),
-            // Packets flow without it; only pods have to wait.
+            // Packets flow without the file; only new pods have to wait.
             Err(error) => applied.failures.push(error.into()),
         }
         Ok(applied)
@@ -144,10 +146,10 @@ impl Applier {
         if let Some(Direct { interface, places, routes, .. }) = &plan.direct {
             match links::index(&self.netlink, interface).await? {
                 Some(index) => {
-                    let scope = Scope::Underlay { places, put: &self.direct };
+                    let scope = Scope::Underlay { places, installed: &self.direct };
                     shares.push(Share { device: interface, index, scope, routes });
                 }
-                // It may come back; the kernel has dropped its routes with it.
+                // The interface may come back; the kernel has removed its routes along with it.
                 None => missing = Some(links::gone(format!("route by {interface}"))),
             }
         }

@@ -1,10 +1,11 @@
-//! Kernel routes that lead into a tunnel device, or straight to a peer by the underlay's interface.
+//! Kernel routes into a tunnel device, or directly to a peer through the underlay interface.
 //!
-//! Ours are those in the main table with protocol boot that leave by a device of the plan and have the form
-//! that the plan gives routes there. Into a tunnel: they lie in the cluster network, or lead through the base
-//! address of their destination. By the underlay's interface, which is not ours: they lie in the cluster
-//! network, are as long as a node's subnet and have a gateway, or this process put them there. Only those are
-//! ever removed; a route is put with replace, as flannel does.
+//! A route is ours if it is in the main table, has protocol boot, leaves through a device of the plan and has
+//! the form of the plan's routes on that device. Into a tunnel: the destination lies in the cluster network,
+//! or the gateway is the destination's base address. Through the underlay interface, which belongs to the
+//! host: the destination lies in the cluster network, has the prefix length of a node subnet and has a
+//! gateway; or this process added the route. No other route is ever removed. Routes are added with replace,
+//! as flannel does.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -21,52 +22,52 @@ use crate::netlink::NetlinkError;
 use crate::plan::{Place, Route};
 use crate::underlay::address_of;
 
-/// Requests put to the kernel before the first answer is read. One at a time, ten thousand routes take
-/// seconds; all at once, the answers overrun the socket's buffer.
+/// Number of requests in flight. One at a time, ten thousand routes take seconds; all at once, the answers
+/// overrun the socket's buffer.
 const IN_FLIGHT: usize = 64;
 
-/// The routes wanted by one device.
+/// The routes wanted on one device.
 #[derive(Debug)]
 pub struct Share<'a> {
-    /// Its name, for messages.
+    /// The device's name, for messages.
     pub device: &'a str,
-    /// The kernel's number for it.
+    /// The device's interface index.
     pub index: u32,
-    /// Which of its routes are ours.
+    /// Which of the device's routes are ours.
     pub scope: Scope<'a>,
-    /// The routes.
+    /// The wanted routes.
     pub routes: &'a [Route],
 }
 
-/// Which routes by a device are ours.
+/// Decides which routes on a device are ours.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
-    /// The device is a tunnel of ours over the cluster networks of these places; gateways are on its link.
+    /// The device is one of our tunnels, for the cluster networks of these places; gateways are on its link.
     Tunnel(&'a [Place]),
-    /// The device is the host's.
+    /// The device belongs to the host.
     Underlay {
         /// Where our routes can lie.
         places: &'a [Place],
-        /// Those we put there earlier.
-        put: &'a BTreeSet<Route>,
+        /// The routes that this process added earlier.
+        installed: &'a BTreeSet<Route>,
     },
 }
 
-/// One step towards the plan; the number is that of the share.
+/// One step towards the plan, with the index of the share that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Add the route, or replace the one to the same destination.
+    /// Add the route, replacing any other route to the same destination.
     Put(usize, Route),
     /// Remove the route.
     Remove(usize, Route),
 }
 
-/// What [`apply`] did.
+/// The outcome of [`apply`].
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Changes made.
+    /// Number of changes made.
     pub changed: usize,
-    /// Changes the kernel refused. One peer's bad route does not keep the others waiting.
+    /// The kernel's errors. One peer's bad route does not hold up the others.
     pub failures: Vec<NetlinkError>,
 }
 
@@ -78,30 +79,30 @@ impl Share<'_> {
             Scope::Tunnel(places) => {
                 places.iter().any(|place| within(place.cluster)) || route.via == Some(route.to.network())
             }
-            Scope::Underlay { places, put } => {
-                let formed = |place: &Place| {
+            Scope::Underlay { places, installed } => {
+                let has_our_form = |place: &Place| {
                     within(place.cluster) && route.to.prefix() == place.subnet.prefix() && route.via.is_some()
                 };
-                places.iter().any(formed) || put.contains(route)
+                places.iter().any(has_our_form) || installed.contains(route)
             }
         }
     }
 
     fn has_family(&self, ipv6: bool) -> bool {
         match self.scope {
-            Scope::Tunnel(places) => lies(places, ipv6),
-            Scope::Underlay { places, put } => {
-                lies(places, ipv6) || put.iter().any(|route| route.to.is_ipv6() == ipv6)
+            Scope::Tunnel(places) => any_of_family(places, ipv6),
+            Scope::Underlay { places, installed } => {
+                any_of_family(places, ipv6) || installed.iter().any(|route| route.to.is_ipv6() == ipv6)
             }
         }
     }
 }
 
-fn lies(places: &[Place], ipv6: bool) -> bool {
+fn any_of_family(places: &[Place], ipv6: bool) -> bool {
     places.iter().any(|place| place.cluster.is_ipv6() == ipv6)
 }
 
-/// Our routes, each with the number of the share it belongs to.
+/// Lists our routes, each with the index of the share that it belongs to.
 pub async fn observe(
     netlink: &Handle,
     shares: &[Share<'_>],
@@ -127,8 +128,8 @@ pub async fn observe(
     Ok(ours)
 }
 
-/// What separates the kernel from the plan: additions first, so that no subnet is without a route between.
-/// A route that moves to another device is replaced, not removed.
+/// Returns the changes that make the kernel match the plan: additions first, so that no subnet is ever left
+/// without a route. A route that moves to another device is replaced, not removed.
 pub fn diff(observed: &BTreeSet<(usize, Route)>, shares: &[Share<'_>]) -> Vec<Change> {
     let wanted: BTreeSet<(usize, Route)> = shares
         .iter()
@@ -136,9 +137,9 @@ pub fn diff(observed: &BTreeSet<(usize, Route)>, shares: &[Share<'_>]) -> Vec<Ch
         .flat_map(|(number, share)| share.routes.iter().map(move |route| (number, *route)))
         .collect();
     let replaced: BTreeSet<IpNetwork> = wanted.iter().map(|(_, route)| route.to).collect();
-    let put = wanted.difference(observed).map(|(share, route)| Change::Put(*share, *route));
+    let missing = wanted.difference(observed).map(|(share, route)| Change::Put(*share, *route));
     let stale = observed.difference(&wanted).filter(|(_, route)| !replaced.contains(&route.to));
-    put.chain(stale.map(|(share, route)| Change::Remove(*share, *route))).collect()
+    missing.chain(stale.map(|(share, route)| Change::Remove(*share, *route))).collect()
 }
 
 /// Observes the routes of all shares and changes what differs.
@@ -147,23 +148,23 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
     let (put, remove): (Vec<_>, Vec<_>) =
         diff(&observed, shares).into_iter().partition(|change| matches!(change, Change::Put(..)));
     let mut outcome = Outcome::default();
-    let covered = cover::put(netlink, shares, &put).await;
-    let refused = make_all(netlink, shares, put, &mut outcome).await;
-    // IPv6 takes no gateway on the link of one device while a route leads to it by another (net/ipv6/route.c,
-    // ip6_route_check_nh_onlink), so there the old route goes first.
-    let (blocked, refused): (Vec<_>, Vec<_>) =
-        refused.into_iter().partition(|(change, _)| blockers(&observed, change).next().is_some());
+    let covered = cover::add(netlink, shares, &put).await;
+    let rejected = make_all(netlink, shares, put, &mut outcome).await;
+    // IPv6 rejects a gateway on the link of one device while a route leads to it through another
+    // (net/ipv6/route.c, ip6_route_check_nh_onlink), so the old route has to be removed first.
+    let (blocked, rejected): (Vec<_>, Vec<_>) =
+        rejected.into_iter().partition(|(change, _)| blockers(&observed, change).next().is_some());
     let blockers = blocked.iter().flat_map(|(change, _)| blockers(&observed, change)).collect();
-    let again = blocked.iter().map(|(change, _)| *change).collect();
-    for changes in [blockers, again, remove, cover::removals(&covered)] {
-        let refused = make_all(netlink, shares, changes, &mut outcome).await;
-        outcome.failures.extend(refused.into_iter().map(|(_, error)| error));
+    let retried = blocked.iter().map(|(change, _)| *change).collect();
+    for changes in [blockers, retried, remove, cover::removals(&covered)] {
+        let rejected = make_all(netlink, shares, changes, &mut outcome).await;
+        outcome.failures.extend(rejected.into_iter().map(|(_, error)| error));
     }
-    outcome.failures.extend(refused.into_iter().map(|(_, error)| error));
+    outcome.failures.extend(rejected.into_iter().map(|(_, error)| error));
     Ok(outcome)
 }
 
-/// The removals of what is to be replaced by an IPv6 route by another device.
+/// Returns the removals of the observed IPv6 routes on other devices that block this change.
 fn blockers(observed: &BTreeSet<(usize, Route)>, change: &Change) -> impl Iterator<Item = Change> {
     let (Change::Put(share, wanted) | Change::Remove(share, wanted)) = *change;
     let in_the_way = observed
@@ -172,26 +173,27 @@ fn blockers(observed: &BTreeSet<(usize, Route)>, change: &Change) -> impl Iterat
     in_the_way.map(|(share, route)| Change::Remove(*share, *route))
 }
 
-/// Makes the changes, many at a time; those the kernel refused come back.
+/// Makes the changes concurrently. Returns those that the kernel rejected.
 async fn make_all(
     netlink: &Handle,
     shares: &[Share<'_>],
     changes: Vec<Change>,
     outcome: &mut Outcome,
 ) -> Vec<(Change, NetlinkError)> {
-    let requests = changes.into_iter().map(async |change| (change, make(netlink, shares, change).await));
+    let requests =
+        changes.into_iter().map(async |change| (change, make_change(netlink, shares, change).await));
     let mut answers = stream::iter(requests).buffer_unordered(IN_FLIGHT);
-    let mut refused = Vec::new();
+    let mut rejected = Vec::new();
     while let Some((change, answer)) = answers.next().await {
         match answer {
             Ok(()) => outcome.changed += 1,
-            Err(error) => refused.push((change, error)),
+            Err(error) => rejected.push((change, error)),
         }
     }
-    refused
+    rejected
 }
 
-async fn make(netlink: &Handle, shares: &[Share<'_>], change: Change) -> Result<(), NetlinkError> {
+async fn make_change(netlink: &Handle, shares: &[Share<'_>], change: Change) -> Result<(), NetlinkError> {
     let (Change::Put(share, route) | Change::Remove(share, route)) = change;
     let Some(Share { device, index, scope, .. }) = shares.get(share) else { return Ok(()) };
     let onlink = matches!(scope, Scope::Tunnel(_));
@@ -205,7 +207,7 @@ async fn make(netlink: &Handle, shares: &[Share<'_>], change: Change) -> Result<
     })
 }
 
-/// The device and the route of a message, if it may be ours.
+/// Returns the interface index and the route of a message, if the route may be ours.
 fn candidate(message: &RouteMessage) -> Option<(u32, Route)> {
     let header = &message.header;
     let is_candidate = header.table == RouteHeader::RT_TABLE_MAIN
@@ -228,7 +230,7 @@ fn candidate(message: &RouteMessage) -> Option<(u32, Route)> {
     Some((out?, Route { to, via, link_scope }))
 }
 
-/// A route by a device of this number; `onlink` takes its gateway to be on the link.
+/// Builds a route through the device with this index; `onlink` declares its gateway to be on the link.
 pub(super) fn message(index: u32, route: Route, onlink: bool) -> RouteMessage {
     let mut message = match route.to {
         IpNetwork::V4(to) => {

@@ -1,7 +1,7 @@
 //! `subnet.env`: the file whose appearance tells the CNI plugin that this node is ready.
 //!
-//! Written whole and atomically, after everything it promises is in place, and never removed: a restarted
-//! daemon reads its previous subnet from it.
+//! The file is replaced atomically, after everything that it describes is in place. It is never removed,
+//! because a restarted daemon reads its previous subnet from it.
 
 use std::fs;
 use std::io;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
 
-use crate::put;
+use crate::persist::atomic_file;
 
-/// The file could not be written or read.
+/// A failure to write `subnet.env`.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}: {source}; choose another place with --subnet-file")]
 pub struct SubnetFileError {
@@ -22,32 +22,32 @@ pub struct SubnetFileError {
     source: io::Error,
 }
 
-/// Brings the file to this content; `true` if it had to be written.
+/// Writes the file unless it already has this content. Returns true if it was written.
 ///
-/// Mode 0644 whatever the umask; missing directories are made with mode 0755.
+/// The file has mode 0644 regardless of the umask; missing directories are created with mode 0755.
 pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> {
     let text = subnet_env::render(desired);
     let failed = |what| move |source| SubnetFileError { what, path: path.to_owned(), source };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
-        .create(put::parent(path))
-        .map_err(failed("make the directory of"))?;
-    put::put(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
+        .create(atomic_file::parent(path))
+        .map_err(failed("create the directory of"))?;
+    atomic_file::write(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
 }
 
-/// Whether the file has this content already.
+/// Returns true if the file already has this content.
 pub fn is_written(path: &Path, desired: &SubnetEnv) -> bool {
     fs::read(path).is_ok_and(|present| present == subnet_env::render(desired).as_bytes())
 }
 
-/// What an earlier run wrote, if anything readable is there.
+/// Reads what an earlier run wrote; `None` if there is no readable file.
 pub fn previous(path: &Path) -> Option<Recorded> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read the previous subnet file");
+            tracing::warn!(path = %path.display(), %error, "cannot read the previous subnet file; ignoring it");
             return None;
         }
     };

@@ -1,4 +1,4 @@
-//! Plans applied in a network namespace that ends with the test: from clean and from dirty states, twice.
+//! Plans applied twice, from clean and from dirty states, in a network namespace that ends with the test.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -82,7 +82,7 @@ fn peers_come_and_go() {
 }
 
 #[test]
-fn what_somebody_else_changed_comes_back() {
+fn changes_by_other_programs_are_reverted() {
     in_namespace(async |world| {
         let plan = plan(&[2, 3]);
         world.apply(&plan).await;
@@ -90,7 +90,7 @@ fn what_somebody_else_changed_comes_back() {
         world.shell("ip addr del 10.244.1.0/32 dev flannel.1");
         world.shell("ip link set flannel.1 mtu 1300");
         let repaired = world.apply(&plan).await;
-        // With the address the kernel dropped the other route as well.
+        // When the address went, the kernel removed the other route as well.
         assert_eq!(repaired.changes, 4);
         world.shell("ip link set flannel.1 down");
         assert!(world.apply(&plan).await.changes > 0);
@@ -100,7 +100,7 @@ fn what_somebody_else_changed_comes_back() {
 }
 
 #[test]
-fn strangers_are_left_alone() {
+fn addresses_and_routes_of_others_are_left_alone() {
     in_namespace(async |world| {
         world.shell("ip addr add 203.0.113.5/32 dev flannel.1");
         world.shell("ip link set flannel.1 up");
@@ -116,7 +116,7 @@ fn strangers_are_left_alone() {
 }
 
 #[test]
-fn leftovers_in_the_cluster_network_go() {
+fn leftovers_in_the_cluster_network_are_removed() {
     in_namespace(async |world| {
         world.shell("ip addr add 10.244.7.0/32 dev flannel.1");
         world.shell("ip -6 addr add fd00:244:7::/128 dev flannel-v6.1");
@@ -134,12 +134,12 @@ fn leftovers_in_the_cluster_network_go() {
 fn many_routes_come_under_a_cover_that_goes() {
     in_namespace(async |world| {
         let many: Vec<u8> = (2..=200).collect();
-        // Of the same network, by somebody else: the cover must neither replace it nor stay.
+        // A route of others to the same network: the cover must not replace it.
         world.shell("ip link set lo up; ip route add 10.244.0.0/16 dev lo metric 50");
         let mut monitor = std::process::Command::new("ip");
         let monitor = monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped());
-        let mut seen = monitor.spawn().expect("ip monitor");
-        // It has to listen before there is something to hear.
+        let mut monitor = monitor.spawn().expect("ip monitor");
+        // The monitor has to be subscribed before the first change.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         let applied = world.apply(&plan(&many)).await;
         assert!(applied.failures.is_empty(), "{:?}", applied.failures);
@@ -148,17 +148,17 @@ fn many_routes_come_under_a_cover_that_goes() {
         }
         assert_eq!(world.shell("ip route show 10.244.0.0/16"), "10.244.0.0/16 dev lo scope link metric 50");
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        let _ = seen.kill();
-        let heard = seen.wait_with_output().expect("its words");
-        let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
-        let covers: Vec<&str> = heard.lines().filter(|line| line.contains("metric 4294967295")).collect();
+        let _ = monitor.kill();
+        let output = monitor.wait_with_output().expect("the monitor's output");
+        let events = String::from_utf8_lossy(&output.stdout).into_owned();
+        let covers: Vec<&str> = events.lines().filter(|line| line.contains("metric 4294967295")).collect();
         let of = |start: &str| covers.iter().filter(|line| line.starts_with(start)).count();
         assert_eq!((of("10.244.0.0/16"), of("Deleted 10.244.0.0/16")), (1, 1), "{covers:?}");
         assert_eq!((of("fd00:244::/32"), of("Deleted fd00:244::/32")), (1, 1), "{covers:?}");
-        let first = |words: &str| heard.lines().position(|line| line.starts_with(words)).expect("heard");
+        let first = |start: &str| events.lines().position(|line| line.starts_with(start)).expect("an event");
         assert!(first("10.244.0.0/16") < first("10.244.2.0/24"));
         assert!(first("Deleted 10.244.0.0/16") > first("10.244.200.0/24"));
-        // A cover that a crash has left goes.
+        // A cover left behind by a crash is removed.
         world.shell(&format!("ip route add 10.244.0.0/16 dev {DEVICE} scope global metric 4294967295"));
         let applied = world.apply(&plan(&many)).await;
         assert_eq!(applied.changes, 1, "{applied:?} {}", world.shell("ip route show 10.244.0.0/16"));
@@ -167,7 +167,7 @@ fn many_routes_come_under_a_cover_that_goes() {
 }
 
 #[test]
-fn a_missing_device_is_said_to_be_gone() {
+fn a_missing_device_is_reported_as_gone() {
     in_namespace(async |world| {
         let plan = plan(&[2]);
         world.apply(&plan).await;
@@ -182,11 +182,10 @@ fn a_missing_device_is_said_to_be_gone() {
 fn the_subnet_file_comes_last() {
     in_namespace(async |world| {
         let mut broken = plan(&[2]);
-        // A route that no kernel takes: the file must still wait for a failing device, not for a route.
         broken.tunnels[1].link.device = "nosuch0".into();
         let mut applier = Applier::new(world.netlink.clone(), world.subnet_file());
         applier.apply(&broken, world).await.expect_err("no such device");
-        assert!(!world.subnet_file().exists(), "it would promise what is not there");
+        assert!(!world.subnet_file().exists(), "written before the device exists");
         assert!(world.published.lock().expect("lock").is_empty());
         world.apply(&plan(&[2])).await;
         assert!(world.subnet_file().exists());
@@ -197,7 +196,8 @@ fn the_subnet_file_comes_last() {
 fn routes_without_a_tunnel_follow_the_plan_and_strangers_stay() {
     in_namespace(async |world| {
         world.underlay();
-        // What an earlier run left, and what others made: by length, protocol, gateway, network.
+        // Leftovers of an earlier run, and routes of others that differ in length, protocol, gateway or
+        // network.
         world.shell("ip route add 10.244.9.0/24 via 192.0.2.9 dev up0");
         world.shell("ip route add 10.244.10.0/24 via 192.0.2.9 dev up0 proto static");
         world.shell("ip route add 10.244.128.0/20 via 192.0.2.9 dev up0");
@@ -237,7 +237,7 @@ fn routes_without_a_tunnel_follow_the_plan_and_strangers_stay() {
 }
 
 #[test]
-fn a_route_moves_between_the_tunnel_and_the_link() {
+fn a_route_moves_between_the_tunnel_and_the_underlay() {
     in_namespace(async |world| {
         world.underlay();
         let (tunnelled, direct) = (plan(&[2]), direct(&[2]));
@@ -318,7 +318,7 @@ fn draw<S: Strategy>(runner: &mut TestRunner, strategy: &S) -> S::Value {
     strategy.new_tree(runner).expect("a value").current()
 }
 
-/// Two overlays of node 1, with these other nodes.
+/// Builds the plan of node 1 with two overlays and these other nodes.
 fn plan(nodes: &[u8]) -> Plan {
     let v4 = |node: u8| -> IpNetwork { format!("10.244.{node}.0/24").parse().expect("subnet") };
     let v6 = |node: u8| -> IpNetwork { format!("fd00:244:{node}::/64").parse().expect("subnet") };
@@ -362,7 +362,7 @@ fn plan(nodes: &[u8]) -> Plan {
     }
 }
 
-/// Node 1 without tunnels, with routes to these other nodes.
+/// Builds the plan of node 1 without tunnels and with routes to these other nodes.
 fn direct(nodes: &[u8]) -> Plan {
     let network = |text: String| -> IpNetwork { text.parse().expect("network") };
     let v4 = nodes
@@ -420,7 +420,7 @@ impl World {
         self.directory.path().join("subnet.env")
     }
 
-    /// Destinations of the unicast routes out of the device that the kernel did not make itself.
+    /// Lists the destinations of the device's unicast routes, without those that the kernel added itself.
     fn routes(&self, device: &str) -> Vec<String> {
         let family = if device == DEVICE_V6 { "-6" } else { "-4" };
         let text = self.shell(&format!("ip {family} route show dev {device}"));
@@ -441,14 +441,14 @@ impl World {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// An interface that is not ours, `up0` at 192.0.2.1 and 2001:db8::1.
+    /// Adds an interface that is not ours: `up0` with 192.0.2.1 and 2001:db8::1.
     fn underlay(&self) {
         self.shell("ip link add up0 type veth peer name far0; ip link set far0 up; ip link set up0 up");
         self.shell("ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad");
     }
 }
 
-/// Runs the test in a fresh namespace that vanishes with its thread, or says why it cannot.
+/// Runs the test in a new namespace that ends with its thread; if that is not possible, prints why.
 fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
     let work = move || {
         if let Err(missing) = unshare(CloneFlags::CLONE_NEWNET)

@@ -1,17 +1,15 @@
 //! Starts the engine with what the command line allows and the self-test has seen working.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::selftest::{self, Outcome};
-use engine::wireguard::Settings;
-use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy};
+use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy, wireguard};
 use path::{Fib, Format};
 
-use super::memory::Memory;
 use crate::apply::engine::{self as tables, Numbers};
-use crate::options::RunOptions;
+use crate::persist::remembered::Remembered;
 use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
+use crate::settings::Settings;
 
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
@@ -19,19 +17,19 @@ const FAN: u16 = 16;
 /// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
 /// planned yet. New devices are down. The numbers that the tables have are for the [`Applier`](crate::apply::Applier).
 pub(super) fn start(
-    options: &RunOptions,
+    settings: &Settings,
     context: &Context,
     outline: &Outline,
     planned: &[Tunnel],
     switches: Switches,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
     let config = engine::Config {
-        workers: options.workers.map_or(0, usize::from),
-        pin: options.pin,
-        wait: options.spin_us.map_or_else(WaitPolicy::default, |micros| WaitPolicy {
-            spin: Duration::from_micros(micros.into()),
-            ..WaitPolicy::default()
-        }),
+        workers: settings.workers.count.map_or(0, usize::from),
+        pin: settings.workers.pin,
+        wait: settings
+            .workers
+            .spin
+            .map_or_else(WaitPolicy::default, |spin| WaitPolicy { spin, ..WaitPolicy::default() }),
         switches,
     };
     let opened = outline.tunnels.iter().enumerate();
@@ -51,17 +49,17 @@ pub(super) fn keep(engine: &Engine) {
 
 /// What may be used of the kernel's help: what the command line allows and the self-test has seen working. The test
 /// takes a good part of a start and means the same until the next boot, so a restart remembers it.
-pub(super) fn switches(options: &RunOptions, outline: &Outline, memory: &mut Memory) -> Switches {
-    let wanted = without(&options.without);
+pub(super) fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> Switches {
+    let wanted = without(&settings.workers.without);
     if outline.tunnels.is_empty() {
         return wanted;
     }
-    if let Some(off) = memory.tested(&options.without) {
+    if let Some(off) = memory.tested(&settings.workers.without) {
         return without(off);
     }
     let switches = tested(wanted);
     let off = switches.named().into_iter().filter(|(_, on)| !on).map(|(name, _)| name.to_owned());
-    memory.set_tested(&options.without, off.collect());
+    memory.set_tested(&settings.workers.without, off.collect());
     switches
 }
 
@@ -115,7 +113,11 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
         table: Arc::new(table.unwrap_or_else(|| Fib::empty(outline.format))),
         mtu: outline.mtu,
         fan: FAN,
-        wireguard: context.private_key.clone().filter(|_| sealed).map(|private| Settings { private, peers }),
+        wireguard: context
+            .private_key
+            .clone()
+            .filter(|_| sealed)
+            .map(|private| wireguard::Settings { private, peers }),
     };
     (config, numbers)
 }

@@ -1,37 +1,25 @@
 //! What can end the daemon. Each is one line: what was tried, what the system answered, what to do next.
 
 use std::io;
-use std::path::PathBuf;
 
+use model::error::ConfigError;
 use model::lease::SubnetKey;
-use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
-use crate::health::HealthError;
-use crate::instance::InstanceError;
 use crate::netlink::NetlinkError;
-use crate::options::BadMargin;
+use crate::persist::instance::InstanceError;
+use crate::persist::wireguard_key::KeyError;
 use crate::plan::PlanError;
-use crate::store::StoreError;
+use crate::serve::http::HealthError;
+use crate::settings::NetConfigFileError;
 use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
-use crate::wireguard_key::KeyError;
+use store::StoreError;
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The renewal margin is longer than a lease.
-    #[error(transparent)]
-    Margin(#[from] BadMargin),
-    /// A flag that the command line takes and the daemon cannot do.
-    #[error("{flag} is not supported yet: {advice}")]
-    NotYet {
-        /// The flag.
-        flag: &'static str,
-        /// What to do instead.
-        advice: &'static str,
-    },
     /// The instance's name is bad or taken.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -45,13 +33,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A file named on the command line cannot be read.
-    #[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
-    ConfigFile {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    ConfigFile(#[from] NetConfigFileError),
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -87,9 +70,6 @@ pub enum DaemonError {
         /// What happened and what to do.
         why: String,
     },
-    /// The runtime itself could not be set up.
-    #[error("cannot set up the event loop: {0}; check the limits on open files and threads")]
-    Runtime(#[from] io::Error),
     /// A worker ended on its own.
     #[error("worker {worker} of the datapath failed: {why}; restart to go on")]
     WorkerFailed {

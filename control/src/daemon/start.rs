@@ -17,28 +17,30 @@ use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use rtnetlink::Handle;
 
-use super::asking::Asking;
-use super::comparing::Comparing;
-use super::memory::{Memory, Past};
-use super::surface::Surface;
-use super::told::Told;
+use super::endpoints::Endpoints;
+use super::report::Report;
+use super::schedule::Schedule;
+use super::store_request::StoreRequest;
 use super::uplink::Uplink;
-use super::{DaemonError, Node, choose_underlay, datapath, room, rules, startup, unix_now, waiting, ways};
+use super::{
+    DaemonError, Node, choose_underlay, datapath, extension, traffic, unix_now, wait_for_store, ways,
+};
 use crate::apply::engine::Numbers;
-use crate::apply::{Applier, subnet_file};
-use crate::board::{Board, Phase};
-use crate::counters::CountersFile;
-use crate::host;
-use crate::lease::Event;
-use crate::lease::ledger::Ledger;
-use crate::lease::renewal::Renewal;
+use crate::apply::{Applier, subnet_file, takeover};
 use crate::netlink::{self, Changes};
-use crate::options::RunOptions;
+use crate::persist::remembered::{Past, Remembered};
+use crate::persist::wireguard_key;
 use crate::plan::{self, Context, Identity, Outline};
-use crate::store::{Store, Watch};
-use crate::uapi::{self, Sockets};
+use crate::serve::board::{Board, Phase};
+use crate::serve::counters_file::CountersFile;
+use crate::serve::wireguard_socket::{self, Sockets};
+use crate::settings::Settings;
 use crate::underlay::reach::Reach;
-use crate::wireguard_key;
+use crate::underlay::sysctls;
+use store::lease::Event;
+use store::lease::ledger::Ledger;
+use store::lease::renewal::Renewal;
+use store::{Store, Watch};
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +53,15 @@ pub(super) enum Origin {
 
 /// What both ways begin with.
 struct Beginning<'a> {
-    options: &'a RunOptions,
-    surface: &'a Surface,
+    settings: &'a Settings,
+    endpoints: &'a Endpoints,
     /// What `subnet.env` said before it was written anew: what the run before has left.
     recorded: Option<Recorded>,
     netlink: Handle,
     /// From before the first look at the host.
     changes: Changes,
     store: Store,
-    memory: Memory,
+    memory: Remembered,
 }
 
 /// A datapath with the lease and the peers it is for.
@@ -78,26 +80,25 @@ struct Standing {
 impl Node {
     /// Brings a node up.
     pub(super) async fn start(
-        options: &RunOptions,
-        surface: &Surface,
+        settings: &Settings,
+        endpoints: &Endpoints,
         from: Origin,
     ) -> Result<Node, DaemonError> {
-        options.renew_margin()?;
-        let store = match options.store_spec() {
-            "etcd" => Store::etcd(options.etcd.config())?,
+        let store = match settings.store.as_str() {
+            "etcd" => Store::etcd(settings.etcd.clone())?,
             spec => Store::open(spec).await?,
         };
         let mut beginning = Beginning {
-            options,
-            surface,
-            recorded: subnet_file::previous(&options.subnet_file),
+            settings,
+            endpoints,
+            recorded: subnet_file::previous(&settings.subnet_file),
             netlink: netlink::connect()?,
             changes: Changes::listen()?,
             store,
-            memory: Memory::open(surface.state_file(), options),
+            memory: Remembered::open(endpoints.state_file(), settings),
         };
         let past = match from {
-            Origin::Memory => beginning.memory.past(options, unix_now()),
+            Origin::Memory => beginning.memory.past(settings, unix_now()),
             Origin::Store => None,
         };
         if let Some(past) = past {
@@ -127,11 +128,11 @@ impl Beginning<'_> {
         ledger.handle(Event::Snapshot(peers));
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         let planned = plan::plan(&context, &own, ledger.peers())?;
-        let switches = datapath::switches(self.options, &outline, &mut self.memory);
+        let switches = datapath::switches(self.settings, &outline, &mut self.memory);
         let (engine, numbers) =
-            datapath::start(self.options, &context, &outline, &planned.tunnels, switches)?;
+            datapath::start(self.settings, &context, &outline, &planned.tunnels, switches)?;
         tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
-        let board = &self.surface.board;
+        let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own);
         let watch = self.store.watch().await?;
@@ -139,21 +140,21 @@ impl Beginning<'_> {
     }
 
     async fn join(&mut self) -> Result<Standing, DaemonError> {
-        let (text, config) = waiting::network_config(&self.store, self.options).await?;
+        let (text, config) = wait_for_store::network_config(&self.store, self.settings).await?;
         self.memory.set_config(text);
         let mut context = self.context(config).await?;
         // Not for a remembered configuration: nothing that commands make is gone on with.
-        context.extension_data = startup::before(&context.config).await?;
+        context.extension_data = extension::before(&context.config).await?;
         let outline = self.outline(&context).await?;
-        let switches = datapath::switches(self.options, &outline, &mut self.memory);
-        let (engine, numbers) = datapath::start(self.options, &context, &outline, &[], switches)?;
-        let board = &self.surface.board;
+        let switches = datapath::switches(self.settings, &outline, &mut self.memory);
+        let (engine, numbers) = datapath::start(self.settings, &context, &outline, &[], switches)?;
+        let board = &self.endpoints.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());
-        let first = waiting::first_lease(&self.store, &context.config, outline.attrs, previous);
+        let first = wait_for_store::first_lease(&self.store, &context.config, outline.attrs, previous);
         let own = board.timed("acquire", first).await?;
         board.set_own(&own);
-        startup::after(&context.config, &own).await?;
+        extension::after(&context.config, &own).await?;
         let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key)));
         ledger.handle(watch.next().await);
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
@@ -162,12 +163,14 @@ impl Beginning<'_> {
 
     /// What the plan depends on, besides leases.
     async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
-        rules::check(self.options, &config)?;
-        let underlay = choose_underlay(&self.netlink, self.options, &config).await?;
-        self.surface.board.set_underlay(&underlay);
-        let found = room::look(&self.netlink, &config).await?;
-        let identity = self.memory.identity(&found, || Identity::from_random(rand::random()));
-        let ip_masq = self.options.traffic.ip_masq;
+        traffic::check(&self.settings.traffic, &config)?;
+        let underlay = choose_underlay(&self.netlink, self.settings, &config).await?;
+        self.endpoints.board.set_underlay(&underlay);
+        let found = takeover::look(&self.netlink, &config).await?;
+        let known = self.memory.identity().unwrap_or_else(|| Identity::from_random(rand::random()));
+        let identity = found.over(&known);
+        self.memory.set_identity(&identity);
+        let ip_masq = self.settings.traffic.masquerade;
         let private_key = match &config.backend {
             Backend::Wireguard(_) => {
                 let path = wireguard_key::path(|name| std::env::var_os(name));
@@ -183,34 +186,36 @@ impl Beginning<'_> {
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
         let outline = plan::outline(context)?;
         outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
-        room::make(&self.netlink, &outline, self.memory.devices()).await?;
+        takeover::make(&self.netlink, &outline, self.memory.devices()).await?;
         Ok(outline)
     }
 
     /// From a datapath to a node that is ready.
     async fn finish(self, standing: Standing) -> Result<Node, DaemonError> {
-        let Beginning { options, surface, recorded, netlink, changes, store, mut memory } = self;
+        let Beginning { settings, endpoints, recorded, netlink, changes, store, mut memory } = self;
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
-        let board: &Arc<Board> = &surface.board;
+        let board: &Arc<Board> = &endpoints.board;
         let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
-        memory.promise(rules::wanted(options));
-        let rules = rules::start(options, &context.config, &own, recorded.as_ref(), netlink.clone()).await?;
-        let mut applier = Applier::new(netlink, options.subnet_file.clone());
+        memory.promise(traffic::wanted(&settings.traffic));
+        let rules =
+            traffic::start(&settings.traffic, &context.config, &own, recorded.as_ref(), netlink.clone())
+                .await?;
+        let mut applier = Applier::new(netlink, settings.subnet_file.clone());
         applier.begin_anew(numbers);
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
         board.set_sight(watch.sight());
         board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
-        let mut told = Told::default();
-        told.tell(&plan, &applied);
+        let mut report = Report::default();
+        report.tell(&plan, &applied);
         warn_of_gaps(&context.config);
         datapath::keep(&engine);
         let sockets = control_sockets(&context, board)?;
-        let mut files = surface.files(options);
+        let mut files = endpoints.files(settings);
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
         if applied.is_promised() {
-            ready(board, &own, options);
+            ready(board, &own, settings);
         }
         memory.keep(&plan, &own, ledger.peers());
         let mut node = Node {
@@ -219,33 +224,33 @@ impl Beginning<'_> {
             context,
             store,
             engine,
-            renewal: Renewal::new(&own, options.renew_margin()?, unix_now()),
+            renewal: Renewal::new(&own, settings.renew_margin, unix_now()),
             own,
             confirmed,
-            asking: Asking::default(),
+            store_request: StoreRequest::default(),
             removed_meanwhile: false,
             watch,
             ledger,
             plan,
             applier,
-            comparing: Comparing::new(changes),
+            schedule: Schedule::new(changes),
             rules,
-            told,
-            counters_file: options.counters_file.clone().map(CountersFile::new),
+            report,
+            counters_file: settings.counters_file.clone().map(CountersFile::new),
             _sockets: sockets,
             uplink: Uplink::default(),
             former: None,
         };
         if !confirmed {
-            node.ask_to_confirm(options)?;
+            node.ask_to_confirm(settings)?;
         }
         Ok(node)
     }
 }
 
 /// Pods may come: `subnet.env` is written, and all that it promises is in place.
-pub(super) fn ready(board: &Board, own: &Lease, options: &RunOptions) {
-    tracing::info!(lease = %own.key, subnet_file = %options.subnet_file.display(), "ready");
+pub(super) fn ready(board: &Board, own: &Lease, settings: &Settings) {
+    tracing::info!(lease = %own.key, subnet_file = %settings.subnet_file.display(), "ready");
     board.set_phase(Phase::Ready);
 }
 
@@ -255,12 +260,12 @@ fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Socke
     let tunnels = plan::outline(context)?.tunnels.into_iter().enumerate();
     let devices: Vec<_> =
         tunnels.map(|(index, tunnel)| (index, tunnel.device, tunnel.listen.port())).collect();
-    Ok(Some(uapi::serve(&devices, private, board)))
+    Ok(Some(wireguard_socket::serve(&devices, private, board)))
 }
 
 /// What somebody else has to set for pods to be reachable.
 fn warn_of_gaps(config: &NetConfig) {
-    for gap in host::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
+    for gap in sysctls::gaps(config.ipv4.is_some(), config.ipv6.is_some(), config.nftables) {
         tracing::warn!("{}: {}; to change it: {}", gap.what, gap.cost, gap.fix);
     }
 }

@@ -12,13 +12,13 @@ use model::lease::Lease;
 use rtnetlink::Handle;
 use tokio::time::Instant;
 
-use super::asking::Answer;
+use super::store_request::Answer;
 use super::{DaemonError, Node, datapath, underlay_wish};
-use crate::options::RunOptions;
 use crate::plan::{self, Context, Outline};
-use crate::store::StoreError;
+use crate::settings::Settings;
 use crate::underlay::select::{self, SelectError};
 use crate::underlay::{self, Underlay};
+use store::StoreError;
 
 /// How long a changed uplink has to be there before it is taken up.
 const LASTING: Duration = Duration::from_secs(1);
@@ -52,13 +52,13 @@ impl Uplink {
 
 impl Node {
     /// Looks at the uplink; `true` if the plan has to be made anew.
-    pub(super) async fn follow_uplink(&mut self, options: &RunOptions) -> Result<bool, DaemonError> {
+    pub(super) async fn follow_uplink(&mut self, settings: &Settings) -> Result<bool, DaemonError> {
         let mut problems = BTreeSet::new();
         let mut changed = false;
-        match look(self.applier.netlink(), options, &self.context).await {
+        match look(self.applier.netlink(), settings, &self.context).await {
             Ok(underlay) if underlay != self.context.underlay && !self.is_lasting(&underlay) => {}
             Ok(underlay) if underlay != self.context.underlay => {
-                match self.take_up(underlay, options).await {
+                match self.take_up(underlay, settings).await {
                     Ok(()) => changed = true,
                     Err(problem) => _ = problems.insert(problem),
                 }
@@ -66,7 +66,7 @@ impl Node {
             Ok(_) if self.uplink.closed => {
                 self.uplink.candidate = None;
                 let outline = plan::outline(&self.context)?;
-                match self.reopen(&outline, options).await {
+                match self.reopen(&outline, settings).await {
                     Ok(()) => changed = true,
                     Err(problem) => _ = problems.insert(problem),
                 }
@@ -102,7 +102,7 @@ impl Node {
         }
     }
 
-    async fn take_up(&mut self, underlay: Underlay, options: &RunOptions) -> Result<(), String> {
+    async fn take_up(&mut self, underlay: Underlay, settings: &Settings) -> Result<(), String> {
         let before = plan::outline(&self.context).map_err(|error| error.to_string())?;
         let context = Context { underlay, ..self.context.clone() };
         let outline = plan::outline(&context).map_err(|error| format!("the uplink has changed: {error}"))?;
@@ -112,21 +112,21 @@ impl Node {
         self.board.set_underlay(&context.underlay);
         self.context = context;
         if outline.tunnels != before.tunnels || self.uplink.closed {
-            self.reopen(&outline, options).await?;
+            self.reopen(&outline, settings).await?;
         }
         Ok(())
     }
 
     /// Closes the tunnels and opens them as outlined.
-    pub(super) async fn reopen(&mut self, outline: &Outline, options: &RunOptions) -> Result<(), String> {
+    pub(super) async fn reopen(&mut self, outline: &Outline, settings: &Settings) -> Result<(), String> {
         let engine = Arc::clone(&self.engine);
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
         self.uplink.closed = true;
         let planned = plan::plan(&self.context, &self.own, self.ledger.peers());
         let tunnels = planned.map(|plan| plan.tunnels).unwrap_or_default();
-        let switches = datapath::switches(options, outline, &mut self.memory);
-        let (engine, numbers) = datapath::start(options, &self.context, outline, &tunnels, switches)
+        let switches = datapath::switches(settings, outline, &mut self.memory);
+        let (engine, numbers) = datapath::start(settings, &self.context, outline, &tunnels, switches)
             .map_err(|error| format!("cannot open the tunnels anew: {error}"))?;
         datapath::keep(&engine);
         self.uplink.closed = false;
@@ -146,9 +146,10 @@ impl Node {
         self.uplink.behind = attrs != self.own.attrs;
         if !self.uplink.behind {
             self.uplink.unpublished = None;
-        } else if self.asking.is_idle() {
+        } else if self.store_request.is_idle() {
             let (store, own, wanted) = (self.store.clone(), self.own.clone(), attrs.clone());
-            self.asking.ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
+            self.store_request
+                .ask(attrs, async move { Answer::Published(store.update(&own, &wanted).await) });
         }
         self.uplink.unpublished.clone()
     }
@@ -170,8 +171,8 @@ impl Node {
     }
 }
 
-async fn look(netlink: &Handle, options: &RunOptions, context: &Context) -> Result<Underlay, String> {
-    let observed = underlay::observe(netlink, options.iface_can_reach).await.map_err(|e| e.to_string())?;
-    select::select(&observed, &underlay_wish(options, &context.config))
+async fn look(netlink: &Handle, settings: &Settings, context: &Context) -> Result<Underlay, String> {
+    let observed = underlay::observe(netlink, settings.uplink.can_reach).await.map_err(|e| e.to_string())?;
+    select::select(&observed, &underlay_wish(settings, &context.config))
         .map_err(|error: SelectError| format!("the uplink is not usable, going on as before: {error}"))
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use rtnetlink::Handle;
 
-use crate::lease::ledger::LeaseSet;
 use crate::plan::Context;
 use crate::underlay::reach;
+use store::lease::ledger::LeaseSet;
 
 /// Asks the kernel anew, where the plan depends on it; `true` if a way has changed.
 pub(super) async fn refresh(netlink: &Handle, context: &mut Context, peers: &LeaseSet) -> bool {

@@ -1,4 +1,4 @@
-//! flannel's `alloc` backend: a lease and `subnet.env`, and nothing that carries packets.
+//! flannel's `alloc` backend: a lease and `subnet.env`, but no way to carry packets.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,7 @@ use super::{Context, Outline, PlanError, inner_mtu};
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
     let public_ip = context.underlay.ipv4.map(|ends| ends.public);
-    // Stock nodes leave it out, also in dual-stack; a node without IPv4 needs it to know its lease by.
+    // flannel leaves it out, even in dual-stack; a node without IPv4 needs it to recognise its lease.
     let public_ipv6 = context.underlay.ipv6.map(|ends| ends.public).filter(|_| public_ip.is_none());
     let attrs = LeaseAttrs {
         public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),

@@ -1,6 +1,6 @@
-//! `DirectRouting`: a peer on the underlay's link gets a plain route in the place of one into the tunnel.
+//! `DirectRouting`: a peer on the underlay's link gets a plain route instead of one into the tunnel.
 //!
-//! Its entry in the forwarding table stays, so that packets which are on their way when its route moves still
+//! The peer's entry in the forwarding table stays, so that packets in flight when the route moves still
 //! arrive.
 
 use std::net::IpAddr;
@@ -8,16 +8,17 @@ use std::net::IpAddr;
 use super::{Context, Direct, Ignored, Peer, Place, Route};
 use crate::underlay::reach::Way;
 
-/// Parts each tunnel's peers into routes through the tunnel, made by `through`, and direct ones.
-pub(super) fn part(
+/// Splits each tunnel's peers into routes through the tunnel, with the gateway given by `through`, and direct
+/// routes.
+pub(super) fn split(
     context: &Context,
-    asked: bool,
+    enabled: bool,
     places: &[Place],
     peers: &[Vec<Peer>],
     through: impl Fn(&Peer) -> IpAddr,
 ) -> (Vec<Vec<Route>>, Option<Direct>) {
     let tunnelled = |peer: &Peer| Route::via(peer.subnet, through(peer));
-    if !asked {
+    if !enabled {
         return (peers.iter().map(|peers| peers.iter().map(tunnelled).collect()).collect(), None);
     }
     let (mut routes, mut detours) = (Vec::new(), Vec::new());
@@ -29,7 +30,8 @@ pub(super) fn part(
             match context.reach.get(&public) {
                 Some(Way::OnLink) => routes.push(Route::via(peer.subnet, public)),
                 way => {
-                    let why = way.map_or_else(|| "its address was not looked up".to_owned(), Way::to_string);
+                    let why =
+                        way.map_or_else(|| "its route has not been looked up".to_owned(), Way::to_string);
                     let reason = format!("{public}: {why}");
                     detours.push(Ignored { subnet: peer.subnet.to_string(), reason });
                     into_tunnel.push(tunnelled(peer));

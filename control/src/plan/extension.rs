@@ -1,4 +1,4 @@
-//! flannel's `extension` backend: commands of the operator's make the paths; we say which peers there are.
+//! flannel's `extension` backend: the operator's commands build the paths; loden runs them for each peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,14 +9,14 @@ use model::lease::{Lease, LeaseAttrs};
 
 use super::peers::sift;
 use super::{CommandPeer, Commands, Context, Outline, Paths, Peer, PlanError, inner_mtu};
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
-/// What leases of this backend say.
+/// The backend type in leases.
 const TYPE: &str = "extension";
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
     let attrs = LeaseAttrs {
-        // As in flannel the interface's own address, whatever --public-ip says.
+        // As in flannel: the interface's own address, regardless of --public-ip.
         public_ip: context.underlay.ipv4.map_or(Ipv4Addr::UNSPECIFIED, |ends| ends.local),
         public_ipv6: context.underlay.ipv6.map(|ends| ends.local),
         backend_type: TYPE.to_owned(),
@@ -55,8 +55,8 @@ pub(super) fn paths(extension: &Extension, own: &Lease, leases: &LeaseSet) -> Pa
     Paths { commands: Some(commands), ignored: sifted.ignored, ..Paths::default() }
 }
 
-/// What a command learns of a lease. flannel passes the IPv6 ones only to PostStartupCommand, and documents
-/// them for all.
+/// Returns a command's variables for a lease. flannel passes the IPv6 variables only to PostStartupCommand,
+/// but documents them for all commands.
 pub(super) fn variables(lease: &Lease) -> [(&'static str, String); 4] {
     let text = |value: Option<String>| value.unwrap_or_default();
     [
@@ -67,8 +67,8 @@ pub(super) fn variables(lease: &Lease) -> [(&'static str, String); 4] {
     ]
 }
 
-/// The text that the peer's PreStartupCommand printed.
+/// Returns the text that the peer's PreStartupCommand printed.
 fn data(lease: &Lease) -> Result<String, String> {
     let Some(data) = &lease.attrs.backend_data else { return Ok(String::new()) };
-    serde_json::from_str(data.as_str()).map_err(|_| "its extension data is no JSON string".to_owned())
+    serde_json::from_str(data.as_str()).map_err(|_| "its extension data is not a JSON string".to_owned())
 }

@@ -1,7 +1,7 @@
 //! flannel's `host-gw` backend: no tunnel, a kernel route to each peer on the same link.
 //!
-//! Packets cross as they are, so every node must be reachable without a router in between; the kernel
-//! refuses the route to one that is not.
+//! Packets cross the network unmodified, so every node must be reachable without a router in between; the
+//! kernel rejects the route to a node that is not.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,10 +10,10 @@ use model::lease::{Lease, LeaseAttrs};
 
 use super::peers::sift;
 use super::{Context, Direct, Outline, Paths, Peer, PlanError, Route, inner_mtu, missing, places};
-use crate::lease::ledger::LeaseSet;
 use crate::underlay::Endpoint;
+use store::lease::ledger::LeaseSet;
 
-/// What leases of this backend say.
+/// The backend type in leases.
 const TYPE: &str = "host-gw";
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
@@ -21,8 +21,8 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
     let ends_v4 = ipv4.then(|| context.underlay.ipv4.ok_or(missing("IPv4", "the underlay"))).transpose()?;
     let ends_v6 = ipv6.then(|| context.underlay.ipv6.ok_or(missing("IPv6", "the underlay"))).transpose()?;
     if ends_v4.is_some_and(behind_nat) || ends_v6.is_some_and(behind_nat) {
-        let problem = "the public address is not the interface's, so there is a NAT between the nodes, and routes \
-                       do not cross one; use vxlan, or leave --public-ip and --public-ipv6 out";
+        let problem = "the public address is not the interface's, so there is a NAT between the nodes, which \
+                       host-gw's routes cannot cross; use vxlan, or omit --public-ip and --public-ipv6";
         return Err(PlanError::Backend { backend: TYPE, problem });
     }
     let attrs = LeaseAttrs {
@@ -61,7 +61,7 @@ fn behind_nat<A: PartialEq>(ends: Endpoint<A>) -> bool {
     ends.public != ends.local
 }
 
-/// A node without this family is no peer in it, and no reason for a warning.
+/// Returns the peer for IPv4. A node without an IPv4 subnet is not a peer, which is no reason for a warning.
 fn gateway_v4(lease: &Lease) -> Result<Option<Peer>, String> {
     let Some(subnet) = lease.subnet() else { return Ok(None) };
     if lease.attrs.public_ip.is_unspecified() {

@@ -11,12 +11,12 @@ use super::{
     Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, direct, inner_mtu,
     missing,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel.ipip";
 /// Outer IPv4 header.
 const OVERHEAD: u32 = 20;
-/// What leases of this backend say.
+/// The backend type in leases.
 const TYPE: &str = "ipip";
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
@@ -31,7 +31,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
         listen: SocketAddr::new(IpAddr::V4(ends.local), 0),
         listen_besides: Vec::new(),
         send_from: None,
-        // The interface's address, whatever is published: only there do packets for us arrive.
+        // The interface's address, whatever is published, because packets for us arrive there only.
         format: Format::Ipip(encap::ipip::Ipip { local: ends.local }),
     };
     Ok(Outline::ipv4_only(context, tunnel, ends.public))
@@ -50,7 +50,7 @@ pub(super) fn paths(
     let sifted = sift(own, leases, 1, peer);
     let places = [Place { cluster, subnet }];
     let gateway = |peer: &Peer| peer.remote.ip();
-    let (routes, direct) = direct::part(context, direct_routing, &places, &sifted.peers, gateway);
+    let (routes, direct) = direct::split(context, direct_routing, &places, &sifted.peers, gateway);
     let parts = sifted.peers.into_iter().zip(routes);
     let tunnels = outline.tunnels.iter().zip(parts).map(|(outline, (peers, routes))| Tunnel {
         link: Link { device: outline.device.clone(), places: places.to_vec(), mtu: outline.mtu },
@@ -67,7 +67,7 @@ fn peer(lease: &Lease) -> Result<Vec<(usize, Peer)>, String> {
         return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
     }
     let Some(subnet) = lease.subnet() else {
-        return Err("it has no IPv4 subnet, and ipip carries no other".into());
+        return Err("it has no IPv4 subnet, and ipip carries only IPv4".into());
     };
     if lease.attrs.public_ip.is_unspecified() {
         return Err("it publishes no IPv4 address".into());

@@ -1,8 +1,8 @@
-//! From leases to intent: a pure function, so the same input always gives the same plan.
+//! Plans: a pure function from leases to intent, so that the same input always gives the same plan.
 //!
-//! A [`Plan`] says how the host should look: tunnel devices with address and MTU, routes, the peers each
-//! tunnel forwards to, and the content of `subnet.env`. It is computed afresh from the complete set of
-//! leases every time; `apply` then changes only what differs. One file per backend, mirroring `path`'s
+//! A [`Plan`] describes the desired state of the host: tunnel devices with address and MTU, routes, the peers
+//! that each tunnel forwards to, and the content of `subnet.env`. It is always computed from the complete
+//! set of leases; `apply` then changes only what differs. One file per backend, named like those of `path`'s
 //! `encap/*`: there the bytes, here the intent.
 
 mod alloc;
@@ -27,40 +27,41 @@ use path::encap::Format;
 use path::wireguard::{PublicKey, SecretKey};
 use wire::addr::{Mac, Mtu};
 
-use crate::lease::ledger::LeaseSet;
 use crate::underlay::Underlay;
 use crate::underlay::reach::Reach;
+use store::lease::ledger::LeaseSet;
 
-/// Least MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
+/// Minimum MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
 const LEAST_MTU_V6: u32 = 1280;
 
-/// What a dual-stack node hears of a backend that carries one family.
+/// The note for a dual-stack node whose backend carries one family.
 const IPV4_ONLY: &str =
-    "the backend carries IPv4 only: pods have IPv6 addresses, but no path to those of other nodes";
-/// What an IPv6 node hears of it.
-const NO_IPV4: &str = "carries IPv4 only, and the network configuration has none; use vxlan or host-gw";
+    "the backend carries IPv4 only: pods get IPv6 addresses, but cannot reach those of other nodes";
+/// The error for an IPv6-only node whose backend carries IPv4 only.
+const NO_IPV4: &str =
+    "carries IPv4 only, but the network configuration has no IPv4 network; use vxlan or host-gw";
 
-/// Everything a plan depends on, besides the leases.
+/// Everything that a plan depends on, except the leases.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// The cluster's network configuration.
     pub config: NetConfig,
     /// The chosen interface and addresses.
     pub underlay: Underlay,
-    /// This node's link addresses on the overlays.
+    /// This node's MAC addresses on the overlays.
     pub identity: Identity,
-    /// Whether `subnet.env` is to say that we masquerade.
+    /// Whether `subnet.env` declares that this daemon masquerades.
     pub ip_masq: bool,
-    /// What PreStartupCommand printed, for `extension`.
+    /// The output of PreStartupCommand, for `extension`.
     pub extension_data: Option<RawJson>,
-    /// The ways to the peers, for `DirectRouting`.
+    /// The kernel's routes to the peers, for `DirectRouting`.
     pub reach: Reach,
     /// This node's private key, for `wireguard`.
     pub private_key: Option<SecretKey>,
 }
 
 impl Context {
-    /// Whether the plan depends on the ways to the peers.
+    /// Returns true if the plan depends on the kernel's routes to the peers.
     pub fn routes_directly(&self) -> bool {
         match &self.config.backend {
             Backend::Vxlan(vxlan) => vxlan.direct_routing,
@@ -71,17 +72,17 @@ impl Context {
     }
 }
 
-/// The link addresses this node made up for itself, one for each overlay.
+/// The MAC addresses that this node generated for itself, one for each overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// On the IPv4 overlay.
+    /// The address on the IPv4 overlay.
     pub mac: Mac,
-    /// On the IPv6 overlay.
+    /// The address on the IPv6 overlay.
     pub mac_v6: Mac,
 }
 
 impl Identity {
-    /// Two unicast addresses of local meaning (IEEE 802c) out of twelve random bytes.
+    /// Makes two locally administered unicast addresses (IEEE 802c) from twelve random bytes.
     pub fn from_random(bytes: [u8; 12]) -> Identity {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         let local_unicast = |first: u8| (first | 0x02) & !0x01;
@@ -92,22 +93,22 @@ impl Identity {
     }
 }
 
-/// What can be said before there is a lease: which tunnels to open and what to publish about them.
+/// The part of a plan that is known before there is a lease: which tunnels to open and what to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {
     /// The tunnels to open, in the order of [`Plan::tunnels`].
     pub tunnels: Vec<TunnelOutline>,
     /// This node's lease attributes.
     pub attrs: LeaseAttrs,
-    /// `FLANNEL_MTU`: what pods get.
+    /// `FLANNEL_MTU`: the MTU of pods.
     pub pod_mtu: Mtu,
-    /// What the configuration asks for and will not get, one sentence each.
+    /// Requests of the configuration that cannot be met, one sentence each.
     pub notes: Vec<&'static str>,
 }
 
 impl Outline {
-    /// One tunnel that carries IPv4 and publishes nothing but its type and the public address. In a
-    /// dual-stack cluster IPv6 stays out, and a note says so.
+    /// Builds the outline of one tunnel that carries IPv4 and publishes only its type and the public address.
+    /// In a dual-stack cluster a note says that IPv6 is left out.
     fn ipv4_only(context: &Context, tunnel: TunnelOutline, public: Ipv4Addr) -> Outline {
         let attrs = LeaseAttrs {
             public_ip: public,
@@ -126,30 +127,30 @@ impl Outline {
 pub struct TunnelOutline {
     /// Name of the TUN device.
     pub device: String,
-    /// Its MTU.
+    /// MTU of the device.
     pub mtu: Mtu,
-    /// Where peers' datagrams arrive.
+    /// The address that receives peers' datagrams.
     pub listen: SocketAddr,
-    /// Where they arrive as well; of each family the first address is the one that sends.
+    /// More receiving addresses; the first address of each family also sends.
     pub listen_besides: Vec<SocketAddr>,
-    /// Where ours come from; `None`: from the listening socket.
+    /// The source address of our datagrams; `None`: the listening socket's.
     pub send_from: Option<IpAddr>,
-    /// How packets are wrapped.
+    /// The encapsulation.
     pub format: Format,
 }
 
-/// How this host should look.
+/// The desired state of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// One per tunnel, in the order of [`Outline::tunnels`].
     pub tunnels: Vec<Tunnel>,
-    /// Routes that need no tunnel, where the backend makes such.
+    /// Routes that need no tunnel, if the backend uses them.
     pub direct: Option<Direct>,
-    /// Commands to run as peers come and go, where the backend consists of such.
+    /// Commands to run as peers come and go, if the backend uses them.
     pub commands: Option<Commands>,
     /// The file that tells the CNI plugin and others about our subnet.
     pub subnet_env: SubnetEnv,
-    /// Leases left out, and why; sorted.
+    /// Leases left out, with the reasons; sorted.
     pub ignored: Vec<Ignored>,
 }
 
@@ -160,89 +161,90 @@ pub struct Tunnel {
     pub link: Link,
     /// Kernel routes that lead into the device, sorted.
     pub routes: Vec<Route>,
-    /// How packets are wrapped.
+    /// The encapsulation.
     pub format: Format,
-    /// What all peers share, where packets are sealed.
+    /// The settings shared by all peers, if the tunnel encrypts.
     pub secrets: Option<Secrets>,
-    /// Where they go, one per peer subnet, sorted.
+    /// The peers, one per peer subnet, sorted.
     pub peers: Vec<Peer>,
 }
 
 impl Tunnel {
-    /// How many nodes it leads to; one node may have a subnet of each family behind one key.
+    /// Returns the number of nodes behind the tunnel; one node may have a subnet of each family behind one
+    /// key.
     pub fn nodes(&self) -> usize {
         let keys: BTreeSet<PublicKey> = self.peers.iter().filter_map(|peer| peer.key).collect();
         keys.len() + self.peers.iter().filter(|peer| peer.key.is_none()).count()
     }
 }
 
-/// What a WireGuard tunnel's peers have in common.
+/// The settings shared by all peers of a WireGuard tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secrets {
-    /// The key besides their own; zeros for none.
+    /// The preshared key; zeros for none.
     pub psk: SecretKey,
-    /// Seconds between keepalives; 0 is off.
+    /// Seconds between keepalives; 0 turns them off.
     pub keepalive: u16,
 }
 
-/// A tunnel device as the kernel should show it.
+/// The desired state of a tunnel device in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its name.
+    /// The device's name.
     pub device: String,
-    /// What it carries, one place for each family. It owns the base address of each place's subnet; others on it that
-    /// lie in a place's cluster network are leftovers.
+    /// The networks that the device carries, one place for each family. The device owns the base address of
+    /// each place's subnet; any other address of the device within a place's cluster network is a leftover.
     pub places: Vec<Place>,
-    /// Its MTU.
+    /// The device's MTU.
     pub mtu: Mtu,
 }
 
 impl Link {
-    /// Its addresses, as host networks.
+    /// Returns the addresses of the device, as host networks.
     pub fn addresses(&self) -> impl Iterator<Item = IpNetwork> {
         self.places.iter().map(|place| base(place.subnet))
     }
 }
 
-/// Kernel routes by the underlay's interface straight to peers on its link.
+/// Kernel routes through the underlay interface directly to peers on its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Direct {
     /// Name of the interface.
     pub interface: String,
-    /// Where such routes can lie, one place for each family.
+    /// The networks of such routes, one place for each family.
     pub places: Vec<Place>,
     /// The routes, sorted; each has a gateway.
     pub routes: Vec<Route>,
-    /// Peers that take a tunnel although `DirectRouting` is on, and why.
+    /// Peers reached through a tunnel although `DirectRouting` is on, with the reasons.
     pub detours: Vec<Ignored>,
 }
 
-/// A family's pod networks.
+/// The pod networks of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The cluster network.
     pub cluster: IpNetwork,
-    /// Our own node subnet in it.
+    /// This node's subnet of the cluster network.
     pub subnet: IpNetwork,
 }
 
-/// The operator's commands and the peers they are told of.
+/// The operator's commands and the peers to run them for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commands {
-    /// Run for each new or changed peer; blank for none.
+    /// The command for each new or changed peer; blank for none.
     pub add: String,
-    /// Run for each peer that is gone; blank for none.
+    /// The command for each peer that has left; blank for none.
     pub remove: String,
-    /// The peers by their leases' keys.
+    /// The peers by the keys of their leases.
     pub peers: BTreeMap<String, CommandPeer>,
 }
 
-/// What a command learns of a peer.
+/// The input of a command that runs for a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandPeer {
     /// Environment variables.
     pub variables: Vec<(&'static str, String)>,
-    /// What the peer published.
+    /// The data that the peer published.
     pub stdin: String,
 }
 
@@ -251,57 +253,58 @@ pub struct CommandPeer {
 pub struct Route {
     /// Destination.
     pub to: IpNetwork,
-    /// Gateway; into a tunnel it is taken to be on the link. Without one the device is the destination.
+    /// Gateway, treated as on the link if the route leads into a tunnel. `None` leads straight into the
+    /// device.
     pub via: Option<IpAddr>,
-    /// Whether its scope is the link (rtnetlink(7)). IPv6 knows none.
+    /// Whether the route has link scope (rtnetlink(7)). IPv6 routes have no scope.
     pub link_scope: bool,
 }
 
 impl Route {
-    /// Through a gateway.
+    /// Makes a route through a gateway.
     pub fn via(to: IpNetwork, gateway: IpAddr) -> Route {
         Route { to, via: Some(gateway), link_scope: false }
     }
 
-    /// To whatever is behind the device.
+    /// Makes a route straight into a device.
     pub fn into_device(to: IpNetwork) -> Route {
         Route { to, via: None, link_scope: false }
     }
 }
 
-/// Where one peer subnet's packets go.
+/// The destination of packets for one peer subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
     /// The peer's node subnet.
     pub subnet: IpNetwork,
     /// The peer's address on the underlay.
     pub remote: SocketAddr,
-    /// The peer's link address on the overlay, where the format has one.
+    /// The peer's MAC address on the overlay, if the encapsulation uses one.
     pub mac: Option<Mac>,
-    /// The peer's public key, where packets are sealed.
+    /// The peer's public key, if the tunnel encrypts.
     pub key: Option<PublicKey>,
 }
 
-/// A lease that got no place in the plan.
+/// A lease that the plan leaves out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ignored {
     /// The lease's key.
     pub subnet: String,
-    /// Why, as a clause: "it has our own public address".
+    /// The reason, as a clause: "it has our own public address".
     pub reason: String,
 }
 
-/// Why no plan is possible with this configuration on this host.
+/// Reasons why this configuration does not work on this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The tunnel headers leave no room.
+    /// The tunnel headers leave too little room.
     #[error(
-        "MTU {outer} leaves {inner} bytes beside {overhead} of tunnel headers, but {family} needs {least}; raise the MTU of {interface} or Backend.MTU"
+        "MTU {outer} leaves {inner} bytes after {overhead} bytes of tunnel headers, but {family} needs {least}; raise the MTU of {interface} or Backend.MTU"
     )]
     MtuTooSmall {
-        /// Bytes on the underlay.
+        /// The MTU of the underlay.
         outer: u32,
-        /// Bytes left, 0 at least.
+        /// Bytes left for the packet, or 0.
         inner: u32,
         /// Bytes of headers.
         overhead: u32,
@@ -312,33 +315,33 @@ pub enum PlanError {
         /// Name of the underlay interface.
         interface: String,
     },
-    /// The backend is not built, or cannot carry what the configuration enables.
+    /// The backend is not supported, or cannot carry what the configuration enables.
     #[error("Backend.Type = {backend}: {problem}")]
     Backend {
         /// The configured type.
         backend: &'static str,
-        /// What is wrong with it and what to do.
+        /// The problem and the remedy.
         problem: &'static str,
     },
-    /// An option of the backend is not built.
+    /// An option of the backend is not supported.
     #[error("Backend.{key} = true: {problem}")]
     Option {
         /// The key.
         key: &'static str,
-        /// What is wrong with it and what to do.
+        /// The problem and the remedy.
         problem: &'static str,
     },
     /// An enabled family has no address on the underlay or no subnet in the lease.
-    #[error("{family} is enabled, but {what} has none; restart once it has")]
+    #[error("{family} is enabled, but {what} has none; restart loden once it has one")]
     FamilyMissing {
         /// `IPv4` or `IPv6`.
         family: &'static str,
-        /// What lacks it.
+        /// What lacks an address or subnet.
         what: &'static str,
     },
 }
 
-/// The tunnels and the lease attributes for this configuration on this host.
+/// Computes the tunnels and the lease attributes for this configuration on this host.
 pub fn outline(context: &Context) -> Result<Outline, PlanError> {
     let backend = context.config.backend.name();
     let refused = |problem| Err(PlanError::Backend { backend, problem });
@@ -351,23 +354,23 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
         Backend::Ipip { .. } => ipip::outline(context),
         Backend::Wireguard(wireguard) => wireguard::outline(context, wireguard),
         Backend::Ipsec(_) => refused(
-            "not supported: it needs strongSwan and the kernel's IPsec; use vxlan, ipip, udp or host-gw, \
-             none of which encrypts",
+            "not supported: it needs strongSwan and the kernel's IPsec; use wireguard, or vxlan, ipip, udp or \
+             host-gw, which do not encrypt",
         ),
         Backend::TencentVpc { .. } => refused(
-            "not supported: loden talks to no cloud; use vxlan, host-gw within one subnet, or alloc where \
-             something else installs the cloud's routes",
+            "not supported: loden does not use cloud APIs; use vxlan, host-gw within one subnet, or alloc where \
+             another program installs the cloud's routes",
         ),
     }
 }
 
-/// Variables for the command that runs once our own lease is there.
+/// Returns the variables of the command that runs once this node has its lease.
 pub fn startup_variables(config: &NetConfig, own: &Lease) -> Vec<(&'static str, String)> {
     let network = config.ipv4.as_ref().map(|pool| pool.network.to_string()).unwrap_or_default();
     std::iter::once(("NETWORK", network)).chain(extension::variables(own)).collect()
 }
 
-/// The complete plan, given our own lease and those of all other nodes.
+/// Computes the complete plan from our own lease and those of all other nodes.
 pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, PlanError> {
     let outline = outline(context)?;
     let paths = match &context.config.backend {
@@ -378,7 +381,7 @@ pub fn plan(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Plan, P
         Backend::Extension(extension) => extension::paths(extension, own, leases),
         Backend::Wireguard(wireguard) => wireguard::paths(context, &outline, wireguard, own, leases)?,
         Backend::Alloc => Paths::default(),
-        // `outline` has refused these. Named, so that a new one cannot come up ready and without paths.
+        // Rejected by `outline`. Named, so that a new backend cannot become ready without paths.
         Backend::Ipsec(_) | Backend::TencentVpc { .. } => Paths::default(),
     };
     let Paths { tunnels, direct, commands, ignored } = paths;
@@ -400,7 +403,7 @@ struct Paths {
     ignored: Vec<Ignored>,
 }
 
-/// The cluster network and our own subnet for each family that is on.
+/// Returns the cluster network and our own subnet for each enabled family.
 fn places(context: &Context, own: &Lease) -> Result<Vec<Place>, PlanError> {
     let mut places = Vec::new();
     if let Some(pool) = &context.config.ipv4 {
@@ -418,17 +421,17 @@ fn missing(family: &'static str, what: &'static str) -> PlanError {
     PlanError::FamilyMissing { family, what }
 }
 
-/// What `overhead` bytes of headers leave of `outer` for a device of this family.
+/// Returns the MTU that `overhead` bytes of headers leave of `outer` for a device of this family.
 fn inner_mtu(context: &Context, outer: u32, overhead: u32, ipv6: bool) -> Result<Mtu, PlanError> {
     let (family, least) = if ipv6 { ("IPv6", LEAST_MTU_V6) } else { ("IPv4", u32::from(Mtu::MIN)) };
     let inner = outer.saturating_sub(overhead);
-    // An interface such as `lo` may offer more than an IP packet can be long.
+    // The MTU of an interface such as `lo` may exceed the longest IP packet.
     let mtu = Mtu::new(inner.min(u32::from(u16::MAX))).filter(|_| inner >= least);
     let interface = context.underlay.interface.clone();
     mtu.ok_or(PlanError::MtuTooSmall { outer, inner, overhead, least, family, interface })
 }
 
-/// The base address of a node subnet, as the device owns it.
+/// Returns the base address of a node subnet as a host network, as the device owns it.
 fn base(subnet: IpNetwork) -> IpNetwork {
     match subnet {
         IpNetwork::V4(subnet) => IpNetwork::V4(Ipv4Network::from(subnet.network())),
@@ -437,5 +440,4 @@ fn base(subnet: IpNetwork) -> IpNetwork {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

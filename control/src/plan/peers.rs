@@ -1,4 +1,4 @@
-//! Which leases become peers, and which are left out with a reason.
+//! Selects the leases that become peers, and leaves the others out with a reason.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,9 +7,9 @@ use ipnetwork::IpNetwork;
 use model::lease::{Lease, SubnetKey};
 
 use super::{Ignored, Peer};
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
-/// Peers by tunnel, and the leases left out. All sorted, so that equal sets of leases give equal plans.
+/// Peers by tunnel, and the leases left out; both sorted, so that equal sets of leases give equal plans.
 pub(super) struct Sifted {
     /// One list per tunnel.
     pub peers: Vec<Vec<Peer>>,
@@ -17,13 +17,13 @@ pub(super) struct Sifted {
     pub ignored: Vec<Ignored>,
 }
 
-/// Sorts out the leases that no backend can use, and lets `to_peers` say for the others what they are on
-/// each tunnel, or what is wrong with them.
+/// Leaves out the leases that no backend can use. For each of the others, `to_peers` returns its peer on each
+/// tunnel, or what is wrong with it.
 ///
-/// Two leases may claim one IPv4 subnet, one with an IPv6 part and one without: a node that went dual-stack
-/// leaves the old key behind until it runs out. The one with both parts counts. Of leases that overlap otherwise, which
-/// only a mistake or malice brings about, the one of our own length counts: the longer prefix must not draw its
-/// packets away.
+/// Two leases may claim the same IPv4 subnet, one with an IPv6 part and one without: a node that went
+/// dual-stack leaves its old key behind until the lease expires. The lease with both parts wins. Leases that
+/// overlap in any other way are the result of a mistake or malice. Of those, the lease with prefixes as long
+/// as our own wins, so that a longer prefix cannot divert its packets.
 pub(super) fn sift(
     own: &Lease,
     leases: &LeaseSet,
@@ -66,8 +66,8 @@ fn lengths(key: &SubnetKey) -> (Option<u8>, Option<u8>) {
     (key.ipv4().map(|subnet| subnet.prefix()), key.ipv6().map(|subnet| subnet.prefix()))
 }
 
-/// A subnet in use that shares addresses with this one. Those in use share none with each other, so only the nearest on
-/// either side can.
+/// Finds a subnet in use that overlaps `subnet`. Subnets in use do not overlap each other, so only the
+/// nearest on either side can.
 fn overlapped(holders: &BTreeMap<IpNetwork, SubnetKey>, subnet: IpNetwork) -> Option<(IpNetwork, SubnetKey)> {
     let share = |(other, _): &(&IpNetwork, &SubnetKey)| {
         other.is_ipv4() == subnet.is_ipv4()

@@ -1,4 +1,4 @@
-//! Leases in, plan out, as text a person can check against flannel's documentation.
+//! Plans for given leases, as text that a person can check against flannel's documentation.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -106,7 +106,7 @@ fn udp_takes_every_backend_type_and_one_route() {
 fn ipip_leads_through_public_addresses() {
     let mut context =
         context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","DirectRouting":true}}"#, 1500);
-    // Published is the address before the NAT; packets leave from the interface's.
+    // The published address is the NAT's; packets leave from the interface's.
     context.underlay.ipv4 =
         context.underlay.ipv4.map(|ends| Endpoint { public: [203, 0, 113, 9].into(), ..ends });
     expect_outline(
@@ -138,7 +138,7 @@ fn ipip_leads_through_public_addresses() {
         direct by eth0
           in 10.244.0.0/16 of length 24
           route 10.244.3.0/24 via 192.0.2.3
-        tunnelled 10.244.2.0/24: 192.0.2.2: its address was not looked up
+        tunnelled 10.244.2.0/24: 192.0.2.2: its route has not been looked up
         ignored 10.244.4.0-24: its backend type is "vxlan", ours is "ipip"
         FLANNEL_NETWORK=10.244.0.0/16
         FLANNEL_SUBNET=10.244.1.1/24
@@ -192,7 +192,7 @@ fn host_gw_is_one_route_per_peer_and_family() {
 #[test]
 fn host_gw_serves_ipv6_alone_and_refuses_a_nat() {
     let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"host-gw"}}"#;
-    let outline_v6 = outline(&context(config, 1500)).expect("IPv6 alone");
+    let outline_v6 = outline(&context(config, 1500)).expect("IPv6 only");
     assert_eq!(
         outline_v6.attrs.to_json(),
         r#"{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1","BackendType":"host-gw"}"#
@@ -223,7 +223,7 @@ fn leases_that_cannot_be_peers_are_left_out_with_a_reason() {
         }),
         vxlan("10.244.26.0-24", 26),
         vxlan("10.244.26.0-24&fd00:244:26::-64", 27),
-        // Inside of one, and around two.
+        // One inside another lease, one around two.
         vxlan("10.244.26.128-25", 28),
         vxlan("10.244.24.0-22", 29),
     ];
@@ -264,7 +264,7 @@ fn mtu_follows_flannel_per_family() {
     assert_eq!(mtus(VXLAN_DUAL, 9000), (vec![8950, 8930], 8950));
     let smaller = VXLAN_DUAL.replace(r#""VNI""#, r#""MTU":1400,"VNI""#);
     assert_eq!(mtus(&smaller, 1500), (vec![1350, 1350], 1350));
-    // The promise to pods follows the key, the device what the interface carries.
+    // The pods' MTU follows the key, the device's MTU the interface.
     let larger = VXLAN_DUAL.replace(r#""VNI""#, r#""MTU":9000,"VNI""#);
     assert_eq!(mtus(&larger, 1500), (vec![1450, 1430], 8950));
     assert_eq!(mtus(UDP, 65536), (vec![65508], 65508));
@@ -275,7 +275,7 @@ fn an_mtu_without_room_is_refused_by_name() {
     let error = outline(&context(VXLAN, 100)).expect_err("50 bytes are too few").to_string();
     assert_eq!(
         error,
-        "MTU 100 leaves 50 bytes beside 50 of tunnel headers, but IPv4 needs 68; raise the MTU of eth0 or Backend.MTU"
+        "MTU 100 leaves 50 bytes after 50 bytes of tunnel headers, but IPv4 needs 68; raise the MTU of eth0 or Backend.MTU"
     );
     let error = outline(&context(VXLAN_DUAL, 1340)).expect_err("IPv6 has 1270").to_string();
     assert!(error.contains("IPv6 needs 1280"), "{error}");
@@ -286,17 +286,17 @@ fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
         (
             r#"{"Type":"wireguard","Mode":"ipv6"}"#,
-            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses, and the network configuration has IPv4 \
-             alone; use auto or ipv4",
+            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses, but the network configuration has \
+             only IPv4; use auto or ipv4",
         ),
         (
             r#"{"Type":"tencent-vpc"}"#,
-            "Backend.Type = tencent-vpc: not supported: loden talks to no cloud; use vxlan, host-gw within one \
-             subnet, or alloc where something else installs the cloud's routes",
+            "Backend.Type = tencent-vpc: not supported: loden does not use cloud APIs; use vxlan, host-gw within one \
+             subnet, or alloc where another program installs the cloud's routes",
         ),
         (
             r#"{"Type":"vxlan","GBP":true}"#,
-            "Backend.GBP = true: the policy id is the packet's mark, which no kernel hands to a tunnel in \
+            "Backend.GBP = true: the policy ID is the packet's mark, which kernels do not pass to a tunnel in \
              userspace; set it to false on all nodes",
         ),
     ] {
@@ -306,7 +306,7 @@ fn backends_that_are_not_built_are_named() {
     let ipsec =
         format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"ipsec","PSK":"{}"}}}}"#, "k".repeat(96));
     let error = outline(&context(&ipsec, 1500)).expect_err("no ipsec").to_string();
-    assert!(error.contains("use vxlan") && !error.contains("kkk"), "{error}");
+    assert!(error.contains("use wireguard") && !error.contains("kkk"), "{error}");
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn a_dual_stack_node_keeps_ipv4_where_the_backend_has_no_more() {
 #[test]
 fn alloc_is_a_lease_and_a_file() {
     let alone = context(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}"#, 9000);
-    assert!(alone.underlay.ipv6.is_some(), "it has an address that is not published");
+    assert!(alone.underlay.ipv6.is_some(), "the node has an address that is not published");
     for config in [alone.clone(), context(&VXLAN_DUAL.replace("vxlan", "alloc"), 9000)] {
         expect_outline(&config, r#"publishes {"PublicIP":"192.0.2.1","PublicIPv6":null}"#);
     }
@@ -395,7 +395,7 @@ fn extension_tells_commands_of_its_own_kind() {
         commands "add $SUBNET", "del"
           peer SUBNET=10.244.2.0/24 PUBLIC_IP=192.0.2.2 IPV6SUBNET=fd00:244:2::/64 PUBLIC_IPV6=2001:db8::2 "two\nlines"
           peer SUBNET=10.244.3.0/24 PUBLIC_IP=192.0.2.3 IPV6SUBNET= PUBLIC_IPV6= ""
-        ignored 10.244.4.0-24: its extension data is no JSON string
+        ignored 10.244.4.0-24: its extension data is not a JSON string
         ignored 10.244.5.0-24: its backend type is "vxlan", ours is "extension"
         FLANNEL_NETWORK=10.244.0.0/16
         FLANNEL_SUBNET=10.244.1.1/24
@@ -448,8 +448,8 @@ fn direct_routing_parts_the_peers_by_the_way_to_them() {
           in 10.244.0.0/16 of length 24
           in fd00:244::/40 of length 64
           route 10.244.2.0/24 via 192.0.2.2
-        tunnelled 10.244.3.0/24: 192.0.2.3: the route to it leaves by another interface
-        tunnelled 10.244.4.0/24: 192.0.2.4: its address was not looked up
+        tunnelled 10.244.3.0/24: 192.0.2.3: the route to it leaves through another interface
+        tunnelled 10.244.4.0/24: 192.0.2.4: its route has not been looked up
         tunnelled fd00:244:2::/64: 2001:db8::2: the route to it leads through the gateway 2001:db8::fe
         FLANNEL_NETWORK=10.244.0.0/16
         FLANNEL_SUBNET=10.244.1.1/24
@@ -475,7 +475,7 @@ fn a_public_address_elsewhere_is_published_but_not_sent_from() {
 }
 
 #[test]
-fn made_up_addresses_are_local_and_unicast() {
+fn generated_addresses_are_local_and_unicast() {
     for byte in 0..=255 {
         let Identity { mac, mac_v6 } = Identity::from_random([byte; 12]);
         assert!(mac.is_local() && !mac.is_multicast(), "{mac}");
@@ -517,7 +517,7 @@ fn own(key: &str) -> Lease {
     vxlan(key, 1)
 }
 
-/// A node at 192.0.2.NODE and 2001:db8::NODE, with the data it publishes.
+/// Makes the lease of a vxlan node at 192.0.2.NODE and 2001:db8::NODE.
 fn vxlan(key: &str, node: u8) -> Lease {
     let key: SubnetKey = key.parse().expect("a key");
     let data = |family: u8| raw(&format!(r#"{{"VNI":1,"VtepMAC":"0e:2a:00:00:{node:02x}:{family:02x}"}}"#));
@@ -600,7 +600,7 @@ fn render(plan: &Plan) -> String {
     text + &subnet_env::render(&plan.subnet_env)
 }
 
-/// Drops the indentation of the first line from every line, and the blank ends.
+/// Removes the first line's indentation from every line, and surrounding blank lines.
 fn dedent(text: &str) -> String {
     let text = text.trim_start_matches('\n').trim_end();
     let indent = text.len() - text.trim_start().len();

@@ -1,7 +1,7 @@
 //! flannel's `udp` backend: one device, one route for the whole cluster network, IPv4 only.
 //!
-//! Leases of any backend type are peers, and every peer listens on our own port: the type publishes
-//! nothing that could say otherwise.
+//! Leases of any backend type are peers, and every peer is assumed to listen on our own port, because `udp`
+//! publishes no port.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,9 +14,9 @@ use super::{
     Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, inner_mtu,
     missing,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
-/// The name flannel's `udp` asks for is `flannel%d`; a host has only one.
+/// Device name: flannel's `udp` asks for `flannel%d`, and a host has only one.
 const DEVICE: &str = "flannel0";
 /// Outer IPv4 and UDP headers.
 const OVERHEAD: u32 = 20 + 8;
@@ -32,7 +32,7 @@ pub(super) fn outline(context: &Context, port: u16) -> Result<Outline, PlanError
         mtu,
         listen: SocketAddr::new(IpAddr::V4(ends.source), port),
         listen_besides: Vec::new(),
-        // The port we listen on is also the one we send from.
+        // Sends from the port that it listens on.
         send_from: None,
         format: Format::Udp,
     };
@@ -66,7 +66,7 @@ pub(super) fn paths(
 
 fn peer(lease: &Lease, port: u16) -> Result<Vec<(usize, Peer)>, String> {
     let Some(subnet) = lease.subnet() else {
-        return Err("it has no IPv4 subnet, and udp carries no other".into());
+        return Err("it has no IPv4 subnet, and udp carries only IPv4".into());
     };
     if lease.attrs.public_ip.is_unspecified() {
         return Err("it publishes no IPv4 address".into());

@@ -1,4 +1,4 @@
-//! flannel's `vxlan` backend: one overlay for each family, with a device, a MAC and lease data of its own.
+//! flannel's `vxlan` backend: one overlay for each family, with its own device, MAC address and lease data.
 //!
 //! IPv4 travels in IPv4 on `flannel.<VNI>`, IPv6 in IPv6 on `flannel-v6.<VNI>`. Each peer subnet is a route
 //! through the peer's base address, which is how tools recognise a flannel node.
@@ -15,19 +15,19 @@ use super::peers::sift;
 use super::{
     Context, Link, Outline, Paths, Peer, PlanError, Tunnel, TunnelOutline, direct, inner_mtu, missing, places,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: u32 = 20 + 8 + 8 + 14;
-/// The same with an outer IPv6 header.
+/// Outer IPv6, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD_V6: u32 = OVERHEAD + 20;
-/// What leases of this backend say.
+/// The backend type in leases.
 const TYPE: &str = "vxlan";
 
 pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanError> {
     if vxlan.gbp {
-        let problem = "the policy id is the packet's mark, which no kernel hands to a tunnel in userspace; set it to false on \
-                       all nodes";
+        let problem = "the policy ID is the packet's mark, which kernels do not pass to a tunnel in userspace; \
+                       set it to false on all nodes";
         return Err(PlanError::Option { key: "GBP", problem });
     }
     let (nic, vni) = (context.underlay.mtu, vxlan.vni);
@@ -43,8 +43,8 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
             backend_data: None,
             backend_v6_data: None,
         },
-        // flannel promises this to pods of both families, although an IPv6 tunnel takes 20 bytes more; the
-        // smaller IPv6 device answers with packet-too-big.
+        // flannel gives pods of both families this MTU, although an IPv6 tunnel needs 20 bytes more; the IPv6
+        // device, whose MTU is smaller, answers with packet-too-big.
         pod_mtu: inner_mtu(context, outer, OVERHEAD, false)?,
         notes: Vec::new(),
     };
@@ -54,7 +54,7 @@ pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanE
         outline.attrs.backend_data = Some(data(context.identity.mac));
         outline.tunnels.push(TunnelOutline {
             device: format!("flannel.{vni}"),
-            // The kernel caps a vxlan device to what its interface can carry.
+            // The kernel limits a vxlan device to what the underlying interface can carry.
             mtu: inner_mtu(context, outer.min(nic), OVERHEAD, false)?,
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), vxlan.port),
             listen_besides: Vec::new(),
@@ -100,7 +100,7 @@ pub(super) fn paths(
         Ok(found)
     });
     let base_of = |peer: &Peer| peer.subnet.network();
-    let (routes, direct) = direct::part(context, vxlan.direct_routing, &places, &sifted.peers, base_of);
+    let (routes, direct) = direct::split(context, vxlan.direct_routing, &places, &sifted.peers, base_of);
     let parts = places.into_iter().zip(sifted.peers).zip(routes);
     let tunnels = outline.tunnels.iter().zip(parts);
     let tunnels = tunnels.map(|(outline, ((place, peers), routes))| Tunnel {
@@ -113,7 +113,8 @@ pub(super) fn paths(
     Ok(Paths { tunnels: tunnels.collect(), direct, ignored: sifted.ignored, ..Paths::default() })
 }
 
-/// A node without this family is no peer on its overlay, and no reason for a warning.
+/// Returns the peer on the IPv4 overlay. A node without an IPv4 subnet is not a peer, which is no reason for
+/// a warning.
 fn peer_v4(lease: &Lease, port: u16) -> Result<Option<Peer>, String> {
     let Some(subnet) = lease.subnet() else { return Ok(None) };
     if lease.attrs.public_ip.is_unspecified() {

@@ -1,8 +1,8 @@
 //! flannel's `wireguard` backend.
 //!
-//! Mode `separate`: IPv4 pods in IPv4 on `flannel-wg`, IPv6 pods in IPv6 on `flannel-wg-v6`. The other modes: one
-//! `flannel-wg` for both families, each peer with both subnets of its lease behind one key, reached by IPv4 or by
-//! IPv6 as the mode says.
+//! Mode `separate`: IPv4 pods in IPv4 on `flannel-wg`, IPv6 pods in IPv6 on `flannel-wg-v6`. The other modes:
+//! one `flannel-wg` for both families; each peer has both subnets of its lease behind one key, and is reached
+//! over IPv4 or IPv6 depending on the mode.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -18,16 +18,16 @@ use super::{
     Context, Link, Outline, Paths, Peer, Place, PlanError, Route, Secrets, Tunnel, TunnelOutline, inner_mtu,
     missing, places,
 };
-use crate::lease::ledger::LeaseSet;
+use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel-wg";
 const DEVICE_V6: &str = "flannel-wg-v6";
-/// What flannel counts for both families: an outer IPv6 and a UDP header, a record's header and tag.
+/// flannel's overhead for both families: outer IPv6 and UDP headers, a data message's header and tag.
 const OVERHEAD: u32 = 40 + 8 + 16 + 16;
-/// What leases of this backend say.
+/// The backend type in leases.
 const TYPE: &str = "wireguard";
 
-/// Whether the families have a tunnel each; with one family there is nothing to choose.
+/// Returns true if each family has its own tunnel.
 fn is_separate(wireguard: &Wireguard) -> bool {
     wireguard.mode == WireguardMode::Separate
 }
@@ -38,12 +38,12 @@ pub(super) fn outline(context: &Context, wireguard: &Wireguard) -> Result<Outlin
     match wireguard.mode {
         WireguardMode::Ipv4 if !ipv4 => {
             return refused(
-                "Mode ipv4 needs nodes with IPv4 addresses, and the network configuration has IPv6 alone; use auto or ipv6",
+                "Mode ipv4 needs nodes with IPv4 addresses, but the network configuration has only IPv6; use auto or ipv6",
             );
         }
         WireguardMode::Ipv6 if !ipv6 => {
             return refused(
-                "Mode ipv6 needs nodes with IPv6 addresses, and the network configuration has IPv4 alone; use auto or ipv4",
+                "Mode ipv6 needs nodes with IPv6 addresses, but the network configuration has only IPv4; use auto or ipv4",
             );
         }
         _ => {}
@@ -88,8 +88,8 @@ pub(super) fn outline(context: &Context, wireguard: &Wireguard) -> Result<Outlin
         outline.attrs.backend_v6_data = Some(data(wireguard.listen_port_v6));
         let at = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
         listen.push(at(wireguard.listen_port_v6));
-        // What is published is that port; what flannel's one device opens, and expects of peers that publish none, is
-        // the other one.
+        // flannel publishes the IPv6 port, but its single device listens on the IPv4 port, and expects the
+        // same of peers that publish no port.
         if !is_separate(wireguard) && wireguard.listen_port != wireguard.listen_port_v6 {
             listen.push(at(wireguard.listen_port));
         }
@@ -139,7 +139,7 @@ pub(super) fn paths(
             false => Ok(found),
         }
     });
-    // The configuration's check has let only keys through.
+    // The check of the configuration has admitted only valid keys.
     let psk = wireguard.psk.as_ref().and_then(|psk| parse_key(psk.reveal())).unwrap_or_default();
     let secrets = Secrets { psk: SecretKey(psk), keepalive: wireguard.keepalive };
     let tunnels = outline.tunnels.iter().zip(places.into_iter().zip(sifted.peers));
@@ -153,12 +153,12 @@ pub(super) fn paths(
     Ok(Paths { tunnels: tunnels.collect(), ignored: sifted.ignored, ..Paths::default() })
 }
 
-/// As flannel's: of link scope, which only IPv4 has.
+/// Makes the route into the tunnel. As in flannel it has link scope, which exists only in IPv4.
 fn route(cluster: IpNetwork) -> Route {
     Route { link_scope: cluster.is_ipv4(), ..Route::into_device(cluster) }
 }
 
-/// One subnet of a peer that has all its subnets behind one key and one endpoint.
+/// Returns one subnet of a peer that has all its subnets behind one key and one endpoint.
 fn peer_in_one(
     context: &Context,
     lease: &Lease,
@@ -172,16 +172,16 @@ fn peer_in_one(
     let Some(subnet) = subnet else { return Ok(None) };
     let (v4, v6) = (lease.attrs.backend_data.as_ref(), lease.attrs.backend_v6_data.as_ref());
     let public = endpoint(context, lease, wireguard.mode)?;
-    // As flannel's: the key from beside the IPv6 subnet where there is one; in practice both say the same.
+    // As in flannel, the IPv6 data's key comes first; in practice both are the same.
     let key = parse(v6.or(v4))?.public_key;
-    // The port beside the IPv4 subnet in both families: the only one that flannel's one device has open, whatever it
-    // publishes beside the IPv6 subnet.
+    // The IPv4 data's port, for both families: flannel's single device listens on no other, whatever its IPv6
+    // data says.
     let published = v4.map(|data| parse(Some(data))).transpose()?.and_then(|data| data.port);
     let remote = SocketAddr::new(public, published.unwrap_or(wireguard.listen_port));
     Ok(Some(Peer { subnet, remote, mac: None, key: Some(PublicKey(key)) }))
 }
 
-/// The address at which a peer is reached, where there is a choice.
+/// Chooses the address of a peer that publishes both families.
 fn endpoint(context: &Context, lease: &Lease, mode: WireguardMode) -> Result<IpAddr, String> {
     let v4 = Some(lease.attrs.public_ip).filter(|ip| !ip.is_unspecified());
     let v6 = lease.attrs.public_ipv6;
@@ -202,10 +202,11 @@ fn endpoint(context: &Context, lease: &Lease, mode: WireguardMode) -> Result<IpA
         true => (v4.map(IpAddr::V4), "IPv4"),
         false => (v6.map(IpAddr::V6), "IPv6"),
     };
-    address.ok_or_else(|| format!("it publishes no {family} address, by which peers are reached here"))
+    address.ok_or_else(|| format!("it publishes no {family} address, which this node needs to reach peers"))
 }
 
-/// A node without this family is no peer on its tunnel, and no reason for a warning.
+/// Returns the peer on the IPv4 tunnel. A node without an IPv4 subnet is not a peer, which is no reason for a
+/// warning.
 fn peer_v4(lease: &Lease, wireguard: &Wireguard) -> Result<Option<Peer>, String> {
     let Some(subnet) = lease.subnet() else { return Ok(None) };
     if lease.attrs.public_ip.is_unspecified() {
@@ -223,7 +224,7 @@ fn peer_v6(lease: &Lease, wireguard: &Wireguard) -> Result<Option<Peer>, String>
     peer(IpNetwork::V6(subnet), IpAddr::V6(public), data, wireguard.listen_port_v6).map(Some)
 }
 
-/// Old nodes publish no port: they listen where we do.
+/// Builds a peer. Old nodes publish no port; they listen on the same one as we do.
 fn peer(subnet: IpNetwork, public: IpAddr, data: Option<&RawJson>, port: u16) -> Result<Peer, String> {
     let data = parse(data)?;
     let remote = SocketAddr::new(public, data.port.unwrap_or(port));
@@ -233,7 +234,7 @@ fn peer(subnet: IpNetwork, public: IpAddr, data: Option<&RawJson>, port: u16) ->
 fn parse(data: Option<&RawJson>) -> Result<WireguardData, String> {
     let data = WireguardData::parse(data.ok_or("it publishes no wireguard data")?.as_str())?;
     match PublicKey(data.public_key).is_weak() {
-        true => Err("anybody could speak with its public key, which is a point of small order".to_owned()),
+        true => Err("its public key is a point of small order, so anybody could impersonate it".to_owned()),
         false => Ok(data),
     }
 }
@@ -247,7 +248,7 @@ mod tests {
     use super::super::{Context, outline, plan};
     use super::*;
 
-    /// What `wg pubkey` makes of 32 sevens, the context's private key.
+    /// The output of `wg pubkey` for 32 bytes of 7, the context's private key.
     const OWN: &str = "E75P6uryBMf9M1j8nAByGIHRdCeBKCJ+xnTzf3/pe20=";
 
     #[test]
@@ -285,9 +286,9 @@ mod tests {
     fn the_other_modes_are_one_tunnel_that_listens_on_both_ports() {
         for (mode, second) in [
             ("ipv4", "192.0.2.2:51000"),
-            // Whatever is published for IPv6: flannel has but one port open.
+            // Whatever is published for IPv6: flannel listens on a single port.
             ("ipv6", "[2001:db8::2]:51000"),
-            // Documentation addresses are public in both families, and IPv4 comes first.
+            // Documentation addresses count as public in both families, and IPv4 comes first.
             ("auto", "192.0.2.2:51000"),
         ] {
             let context = dual(mode);
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_be_reached_as_the_mode_says_is_named() {
+    fn a_peer_that_the_mode_cannot_reach_is_named() {
         let mut blind = node(2);
         blind.attrs.public_ipv6 = None;
         let mut bare = node(3);
@@ -379,25 +380,25 @@ mod tests {
             Lease { attrs: LeaseAttrs { backend_v6_data: data(OWN, 1), ..node(5).attrs }, ..node(5) };
         let leases = [blind, bare, old, own_key].into_iter().collect();
         let plan = plan(&dual("ipv6"), &own(), &leases).expect("a plan");
-        let said: Vec<String> =
+        let reasons: Vec<String> =
             plan.ignored.iter().map(|lease| format!("{}: {}", lease.subnet, lease.reason)).collect();
         assert_eq!(
-            said,
+            reasons,
             [
-                "10.244.2.0-24&fd00:244:2::-64: it publishes no IPv6 address, by which peers are reached here",
+                "10.244.2.0-24&fd00:244:2::-64: it publishes no IPv6 address, which this node needs to reach peers",
                 "10.244.3.0-24&fd00:244:3::-64: it publishes no wireguard data",
                 "10.244.5.0-24&fd00:244:5::-64: it has our own public key",
             ]
         );
         let ports: Vec<u16> = plan.tunnels[0].peers.iter().map(|peer| peer.remote.port()).collect();
-        assert_eq!(ports, [51820, 51820], "without a port it listens where we do");
+        assert_eq!(ports, [51820, 51820], "a peer without a port listens on ours");
     }
 
     #[test]
     fn a_mode_without_its_family_is_refused() {
         let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/40","Backend":{"Type":"wireguard","Mode":"ipv4"}}"#;
         let error = outline(&context(config, 1500)).expect_err("no IPv4").to_string();
-        assert!(error.contains("IPv6 alone; use auto or ipv6"), "{error}");
+        assert!(error.contains("only IPv6; use auto or ipv6"), "{error}");
     }
 
     fn dual(mode: &str) -> Context {
@@ -410,7 +411,7 @@ mod tests {
         )
     }
 
-    /// The outline's text, with what all modes publish.
+    /// Returns the text of an outline, with the attributes that all modes publish.
     fn published(tunnels: &str) -> String {
         format!(
             r#"{tunnels}
@@ -423,7 +424,7 @@ publishes {{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"wir
         node(1)
     }
 
-    /// A node at 192.0.2.NODE and 2001:db8::NODE whose key is its number, over and over.
+    /// Makes a node at 192.0.2.NODE and 2001:db8::NODE whose key repeats its number.
     fn node(node: u8) -> Lease {
         let key_text = format!("10.244.{node}.0-24&fd00:244:{node}::-64");
         let attrs = LeaseAttrs {

@@ -1,5 +1,5 @@
-//! A route that drops what is for this node's subnet but for no pod of it, so that it does not follow the
-//! default route out. For set-ups where each pod has a route of its own.
+//! A route that drops packets to unassigned addresses of this node's subnet, so that they do not leave by the
+//! default route. For set-ups where each pod has its own route.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,9 +13,9 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::netlink::NetlinkError;
 
-/// Makes sure that a route to `subnet` is there; `true` if it had to be put.
+/// Ensures that there is a route to `subnet`. Returns true if it had to be added.
 ///
-/// Asks for no list of routes: the kernel refuses a second one.
+/// Does not list the routes first: the kernel rejects a second route to the same network.
 pub async fn ensure(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
     let added = netlink.route().add(message(subnet)).execute().await;
     let added = added.map_err(|error| NetlinkError::from_rtnetlink(format!("add blackhole {subnet}"), error));
@@ -26,7 +26,7 @@ pub async fn ensure(netlink: &Handle, subnet: IpNetwork) -> Result<bool, Netlink
     }
 }
 
-/// Whether the route to `subnet` is a blackhole. It is not when a bridge has the whole subnet.
+/// Returns true if the route to `subnet` is a blackhole; it is not where a bridge has the whole subnet.
 pub async fn is_there(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
     let query = match subnet {
         IpNetwork::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
@@ -42,7 +42,7 @@ pub async fn is_there(netlink: &Handle, subnet: IpNetwork) -> Result<bool, Netli
     Ok(false)
 }
 
-/// Removes the route; `false` if there was none.
+/// Removes the blackhole route. Returns false if there was none.
 pub async fn remove(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
     let removed = netlink.route().del(message(subnet)).execute().await;
     match removed.map_err(|error| NetlinkError::from_rtnetlink(format!("remove blackhole {subnet}"), error)) {

@@ -1,4 +1,4 @@
-//! Takes away everything of [`super`] that may be on a host, whichever mode or run made it.
+//! Removes everything that [`super`] may have added to a host, in any mode and any run.
 
 use ipnetwork::IpNetwork;
 use model::subnet_env::Recorded;
@@ -7,17 +7,17 @@ use rtnetlink::Handle;
 use super::program::Programs;
 use super::{TrafficError, blackhole, iptables, nftables};
 
-/// What [`cleanup`] did.
+/// The outcome of [`cleanup`].
 #[derive(Debug, Default)]
 pub struct Cleaned {
-    /// What was there and is gone, one line each.
+    /// What was removed, one line each.
     pub removed: Vec<String>,
-    /// What may still be there.
+    /// Errors, each about rules or routes that may still exist.
     pub failures: Vec<TrafficError>,
 }
 
 /// Removes the rules of both modes, and the blackhole routes of the subnets in `previous`, the last
-/// `subnet.env`. Goes on after a failure.
+/// `subnet.env`. Continues after a failure.
 pub async fn cleanup(programs: &Programs, netlink: &Handle, previous: Option<&Recorded>) -> Cleaned {
     let mut cleaned = Cleaned::default();
     cleaned.take(iptables::clean(programs).await);
@@ -32,8 +32,8 @@ pub async fn cleanup(programs: &Programs, netlink: &Handle, previous: Option<&Re
     cleaned
 }
 
-/// Removes what the mode that is not in use has left. What cannot be removed is told, and left: both modes'
-/// rules together still do what one's do.
+/// Removes the rules of the mode that is not in use. A failure is only logged, because the rules of both
+/// modes together have the same effect as those of one.
 pub(super) async fn clean_other(programs: &Programs, nftables_in_use: bool) {
     let (removed, failures) = match nftables_in_use {
         true => iptables::clean(programs).await,
@@ -43,7 +43,7 @@ pub(super) async fn clean_other(programs: &Programs, nftables_in_use: bool) {
         tracing::info!(removed = removed.join(", "), "removed the rules of the mode that is not in use");
     }
     for failure in failures {
-        tracing::warn!("rules of the mode that is not in use may be left: {failure}");
+        tracing::warn!("cannot remove the rules of the mode that is not in use: {failure}");
     }
 }
 

@@ -1,8 +1,8 @@
-//! Rules by iptables: observe with `iptables-save`, compare, change with one `iptables-restore`.
+//! Rules in iptables: observe with `iptables-save`, compare, change with one `iptables-restore`.
 //!
-//! The programs know whether this host's rules are kept by the old interface or by nftables' one, what the
-//! other side's lock is, and how to leave the rules of others alone; a second implementation of that would
-//! have to be kept equal with them.
+//! The programs know whether this host keeps its rules in the legacy interface or in nftables, which lock to
+//! take, and how to leave the rules of others alone; a second implementation would have to be kept in step
+//! with them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use super::{Scope, TrafficError};
 const PACKAGE: &str = "iptables";
 /// The first version that waits for another program's lock and knows `--random-fully`.
 const MODERN: (u32, u32, u32) = (1, 6, 2);
-/// How long it waits for that lock, in seconds.
+/// The option that waits up to 10 seconds for the lock.
 const WAIT: &str = "--wait=10";
 
 /// The rules of one family.
@@ -26,21 +26,21 @@ pub struct Iptables {
     save: PathBuf,
     restore: PathBuf,
     waits: bool,
-    /// How this iptables spells our rules, where that is not how we do.
+    /// Our rules in this iptables' spelling, where it differs from ours.
     spelled: BTreeMap<Purpose, (String, Vec<String>)>,
 }
 
 /// A table as `iptables-save` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// Names of its chains.
+    /// The names of the chains.
     pub chains: Vec<String>,
-    /// Its rules, in order.
+    /// The rules, in order.
     pub rules: Vec<String>,
 }
 
 impl Iptables {
-    /// Finds the programs and what they can do.
+    /// Finds the programs and their features.
     pub async fn open(programs: &Programs, nets: Nets, random_fully: bool) -> Result<Iptables, TrafficError> {
         let family = if nets.is_ipv6() { "ip6tables" } else { "iptables" };
         let save = programs.find(&format!("{family}-save"), PACKAGE)?;
@@ -51,7 +51,7 @@ impl Iptables {
         Ok(Iptables { nets, random_fully, save, restore, waits: modern, spelled: BTreeMap::new() })
     }
 
-    /// Brings the rules of these purposes to what they should be; `true` if something was changed.
+    /// Makes the rules of these purposes match the wanted ones. Returns true if anything was changed.
     pub async fn apply(&mut self, purposes: &[Purpose], scope: Scope) -> Result<bool, TrafficError> {
         let wanted: Vec<Chain> = purposes.iter().map(|purpose| self.wanted(*purpose)).collect();
         let mut script = String::new();
@@ -77,8 +77,8 @@ impl Iptables {
         chain
     }
 
-    /// Looks whether what was put is there, and how it is spelled: otherwise the next round would find a
-    /// difference for ever.
+    /// Checks that the added rules exist, and remembers their spelling; otherwise every later round would
+    /// find a difference.
     async fn verify(&mut self, wanted: Chain) -> Result<(), TrafficError> {
         let table = self.observe(wanted.table).await?;
         if diff(&table, &wanted, Scope::Resync).is_empty() {
@@ -88,7 +88,8 @@ impl Iptables {
         let jump = table.rules_of(wanted.parent).into_iter().rfind(|line| leads_to(line, wanted.name));
         match jump {
             Some(jump) if found.len() == wanted.rules.len() => {
-                tracing::debug!(chain = wanted.name, ?found, "this iptables spells rules in its own way");
+                let listed = found.join("; ");
+                tracing::debug!(chain = wanted.name, %listed, "this iptables spells rules in its own way");
                 self.spelled.insert(wanted.purpose, (jump, found));
                 Ok(())
             }
@@ -108,9 +109,11 @@ impl Iptables {
     }
 }
 
-/// Removes our chains and what leads to them, from every iptables of this host; what was removed.
+/// Removes our chains and the rules that lead to them, from every iptables of this host. Returns what was
+/// removed, and the errors.
 ///
-/// A host may have both kinds of iptables, each blind for the other's rules. A missing one has none.
+/// A host may have both kinds of iptables, and neither sees the other's rules. A kind that is not installed
+/// has no rules.
 pub async fn clean(programs: &Programs) -> (Vec<String>, Vec<TrafficError>) {
     let (mut removed, mut failures) = (Vec::new(), Vec::new());
     for family in ["iptables", "ip6tables"] {
@@ -124,7 +127,7 @@ pub async fn clean(programs: &Programs) -> (Vec<String>, Vec<TrafficError>) {
     (removed, failures)
 }
 
-/// Removes the rules of one purpose, as far as the iptables in use has them.
+/// Removes the rules of one purpose from the iptables in use. Returns false if there were none.
 pub async fn remove(programs: &Programs, ipv6: bool, purpose: Purpose) -> Result<bool, TrafficError> {
     let family = if ipv6 { "ip6tables" } else { "iptables" };
     let (table, chain) = match purpose {
@@ -143,7 +146,7 @@ pub async fn remove(programs: &Programs, ipv6: bool, purpose: Purpose) -> Result
 }
 
 async fn clean_one(save: &std::path::Path, restore: &std::path::Path) -> Result<Vec<String>, TrafficError> {
-    // Without a table's name: naming one would make the kernel load it.
+    // No table is named, because naming one would make the kernel load it.
     let tables = parse(&run(save, &[], "").await?);
     let ours = [POSTROUTING_CHAIN, FORWARD_CHAIN];
     let script = removal(&tables, &ours);
@@ -164,11 +167,11 @@ fn pairs(programs: &Programs, family: &str) -> Vec<(PathBuf, PathBuf)> {
         Some((find("save")?, find("restore")?))
     };
     let kinds: Vec<_> = ["-nft", "-legacy"].into_iter().filter_map(pair).collect();
-    // Where neither kind has a name of its own, there is one kind.
+    // If neither kind has its own name, the host has only one kind.
     if kinds.is_empty() { pair("").into_iter().collect() } else { kinds }
 }
 
-/// The lines of `iptables-save`, by table. What is none of them is passed over.
+/// Parses the output of `iptables-save` by table. Unknown lines are skipped.
 pub fn parse(text: &str) -> BTreeMap<String, Table> {
     let mut tables: BTreeMap<String, Table> = BTreeMap::new();
     let mut current: Option<&mut Table> = None;
@@ -187,13 +190,13 @@ pub fn parse(text: &str) -> BTreeMap<String, Table> {
 }
 
 impl Table {
-    /// The rules of one chain, in order.
+    /// Returns the rules of one chain, in order.
     pub fn rules_of(&self, chain: &str) -> Vec<String> {
         self.rules.iter().filter(|rule| chain_of(rule) == chain).cloned().collect()
     }
 }
 
-/// The input for `iptables-restore --noflush` that brings the table to `wanted`; empty if it is there.
+/// Returns the input for `iptables-restore --noflush` that makes the table match `wanted`; empty if it does.
 pub fn diff(table: &Table, wanted: &Chain, scope: Scope) -> String {
     let exact = scope == Scope::Start;
     let exists = table.chains.iter().any(|chain| chain == wanted.name);
@@ -211,7 +214,7 @@ pub fn diff(table: &Table, wanted: &Chain, scope: Scope) -> String {
         Repair::Nothing => wanted.rules.len(),
         Repair::Append(present) => present,
         Repair::Refill => {
-            // Naming a chain makes it, or empties it.
+            // Declaring a chain creates or empties it.
             lines.push(format!(":{} - [0:0]", wanted.name));
             0
         }
@@ -225,7 +228,7 @@ pub fn diff(table: &Table, wanted: &Chain, scope: Scope) -> String {
     lines.join("\n")
 }
 
-/// The input that removes these chains and everything that leads to them; empty if they are not there.
+/// Returns the input that removes these chains and every rule that leads to them; empty if there are none.
 pub fn removal(tables: &BTreeMap<String, Table>, chains: &[&str]) -> String {
     let mut script = String::new();
     for (name, table) in tables {
@@ -263,7 +266,7 @@ fn deletion(rule: &str) -> Option<String> {
     rule.strip_prefix("-A ").map(|rest| format!("-D {rest}"))
 }
 
-/// The number in `iptables-restore v1.8.9 (nf_tables)`.
+/// Parses the version number in text such as `iptables-restore v1.8.9 (nf_tables)`.
 fn version_of(text: &str) -> Option<(u32, u32, u32)> {
     let number = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
     let mut parts = number.split('.').map(|part| part.parse::<u32>());

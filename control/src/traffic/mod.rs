@@ -1,17 +1,17 @@
-//! flannel's traffic rules: masquerading, forwarding, and the blackhole route of the own subnet.
+//! flannel's traffic rules: masquerading, forwarding, and the blackhole route for this node's own subnet.
 //!
 //! ```text
-//! rules      which lines there have to be: pure
-//! program    runs one program to its end
-//! iptables   observe, compare, change, by iptables-save and iptables-restore
-//! nftables   the same by nft
-//! blackhole  the route, over netlink
-//! cleanup    everything away again
+//! rules      computes the wanted rules: pure
+//! program    runs one program to completion
+//! iptables   observes, compares and changes rules with iptables-save and iptables-restore
+//! nftables   observes, compares and changes rules with nft
+//! blackhole  adds and removes the blackhole route over netlink
+//! cleanup    removes everything
 //! ```
 //!
-//! Level-triggered like everything that is applied: compared at the start, and again every few seconds, and
-//! changed only where it differs, in one transaction. A stop removes nothing, as in flannel: pods go on
-//! while the daemon is away. No firewall rule of others is touched, and no kernel switch set.
+//! Level-triggered: the rules are compared at the start and every few seconds, and changed only where they
+//! differ, in one transaction. As in flannel, stopping the daemon removes nothing, so that pods keep working
+//! while it is down. Firewall rules of others are left alone, and no kernel setting is changed.
 
 pub mod blackhole;
 pub mod cleanup;
@@ -21,7 +21,6 @@ pub mod program;
 pub mod rules;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::lease::Lease;
@@ -35,57 +34,43 @@ use self::iptables::Iptables;
 use self::nftables::{Nft, Nftables};
 use self::program::{ProgramError, Programs};
 use self::rules::{Nets, Purpose};
-use crate::host;
 use crate::netlink::NetlinkError;
+use crate::settings::TrafficSettings;
+use crate::underlay::sysctls;
 
-/// Why rules could not be put or removed.
+/// Reasons why rules could not be added or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TrafficError {
-    /// A firewall program is missing or refused.
+    /// A firewall program is missing or failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The rules were put, but are not there.
-    #[error("the rules in {what} were put and are not there; does something else remove them?")]
+    /// The rules were added, but are missing afterwards.
+    #[error("the rules in {what} were added and are missing again; does another program remove them?")]
     NotKept {
-        /// Which chain.
+        /// The chain.
         what: String,
     },
-    /// The kernel refused a route.
+    /// The kernel rejected a route.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The kernel does not show bridged packets to iptables.
+    /// The kernel does not pass bridged packets to iptables.
     #[error(
-        "br_netfilter is not there ({0} is missing), so service rules would not see packets between pods of \
-         one bridge; `modprobe br_netfilter`, or set EnableNFTables, or --require-br-netfilter=false to go on without"
+        "br_netfilter is not loaded ({0} is missing), so service rules would not see packets between pods on \
+         one bridge; run `modprobe br_netfilter`, set EnableNFTables, or start without it by --require-br-netfilter=false"
     )]
     BrNetfilter(&'static str),
 }
 
-/// How far a round goes.
+/// How thorough a round is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The first one: what an earlier run has left in our chains goes.
+    /// The first round: removes what an earlier run left in our chains.
     Start,
-    /// A later one: what is missing comes back.
+    /// A later round: restores what is missing.
     Resync,
 }
 
-/// What the command line asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Masquerade.
-    pub masquerade: bool,
-    /// Accept pods' packets in the forward chain.
-    pub forward: bool,
-    /// Choose source ports of masqueraded flows at random, where that is supported.
-    pub random_fully: bool,
-    /// Keep a blackhole route for the own subnet.
-    pub blackhole: bool,
-    /// Time between two comparisons.
-    pub resync: Duration,
-}
-
-/// What rules are for: the networks of each family that is on.
+/// The networks that rules apply to, for each enabled family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Networks {
     /// IPv4.
@@ -95,7 +80,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Those of a node with this lease.
+    /// Returns the networks of a node with this lease.
     pub fn of(config: &NetConfig, lease: &Lease) -> Networks {
         let nets =
             |cluster: Option<IpNetwork>, own: Option<IpNetwork>| Some(Nets { cluster: cluster?, own: own? });
@@ -110,16 +95,16 @@ impl Networks {
     }
 }
 
-/// Keeps the rules of this node.
+/// Maintains the rules of this node.
 #[derive(Debug)]
 pub struct Traffic {
     programs: Programs,
-    settings: Settings,
+    settings: TrafficSettings,
     nftables: bool,
     networks: Networks,
     firewalls: Vec<Firewall>,
     netlink: Handle,
-    told: BTreeSet<String>,
+    reported: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -138,21 +123,21 @@ impl Firewall {
 }
 
 impl Traffic {
-    /// Removes the rules of the mode that is not in use, and puts those that are asked for.
+    /// Removes the rules of the mode that is not in use, and adds the wanted ones.
     ///
-    /// Only masquerading is worth an error: without it pods look reachable and are not. Everything else is
-    /// told and tried again. `previous` is the `subnet.env` of the run before.
+    /// Only masquerading is worth an error: without it pods look reachable and are not. Every other failure
+    /// is logged and retried. `previous` is the `subnet.env` of the previous run.
     pub async fn start(
         programs: Programs,
-        settings: Settings,
+        settings: TrafficSettings,
         nftables: bool,
         networks: Networks,
         previous: Option<&Recorded>,
         netlink: Handle,
     ) -> Result<Traffic, TrafficError> {
         cleanup::clean_other(&programs, nftables).await;
-        let (firewalls, told) = (Vec::new(), BTreeSet::new());
-        let mut traffic = Traffic { programs, settings, nftables, networks, firewalls, netlink, told };
+        let (firewalls, reported) = (Vec::new(), BTreeSet::new());
+        let mut traffic = Traffic { programs, settings, nftables, networks, firewalls, netlink, reported };
         let mut failures = BTreeSet::new();
         match traffic.open().await {
             Err(error) if settings.masquerade => return Err(error),
@@ -172,13 +157,13 @@ impl Traffic {
             }
         }
         failures.extend(traffic.keep_blackholes(Scope::Start).await);
-        traffic.tell(failures);
+        traffic.report(failures);
         Ok(traffic)
     }
 
-    /// Compares once more, and puts back what is missing; how many families or routes were changed.
+    /// Compares again and restores what is missing. Returns the number of families that were changed.
     pub async fn resync(&mut self) -> usize {
-        let purposes = self.settings.purposes();
+        let purposes = purposes(&self.settings);
         let (mut changed, mut failures) = (0, BTreeSet::new());
         if self.firewalls.is_empty() {
             failures.extend(self.open().await.err().map(|error| error.to_string()));
@@ -187,18 +172,18 @@ impl Traffic {
             match firewall.apply(&purposes, Scope::Resync).await {
                 Ok(true) => {
                     changed += 1;
-                    tracing::info!("traffic rules were missing or out of order; they are back");
+                    tracing::info!("traffic rules were missing or out of order; restored");
                 }
                 Ok(false) => {}
                 Err(error) => failures.extend([error.to_string()]),
             }
         }
         failures.extend(self.keep_blackholes(Scope::Resync).await);
-        self.tell(failures);
+        self.report(failures);
         changed
     }
 
-    /// Does that for ever, on a task of its own, one program at a time.
+    /// Resyncs periodically on its own task, running one program at a time.
     pub fn keep(mut self) -> Keeper {
         Keeper(tokio::spawn(async move {
             loop {
@@ -208,9 +193,9 @@ impl Traffic {
         }))
     }
 
-    /// Finds the programs, if any rule is asked for.
+    /// Finds the firewall programs, if any rule is wanted.
     async fn open(&mut self) -> Result<(), TrafficError> {
-        if self.settings.purposes().is_empty() {
+        if purposes(&self.settings).is_empty() {
             return Ok(());
         }
         let random_fully = self.settings.random_fully;
@@ -229,7 +214,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// The run before masqueraded, and this one is told not to.
+    /// Removes the masquerade rules of the previous run, after masquerading was turned off.
     async fn stop_masquerading(&self) {
         for nets in self.networks.each() {
             let removed = match self.nftables {
@@ -238,10 +223,12 @@ impl Traffic {
             };
             match removed {
                 Ok(true) => {
-                    tracing::info!(cluster = %nets.cluster, "masquerading is off; its rules are removed")
+                    tracing::info!(cluster = %nets.cluster, "masquerading is off; removed its rules")
                 }
                 Ok(false) => {}
-                Err(error) => tracing::warn!("the masquerade rules of the run before may be left: {error}"),
+                Err(error) => {
+                    tracing::warn!("cannot remove the masquerade rules of the previous run: {error}")
+                }
             }
         }
     }
@@ -257,29 +244,28 @@ impl Traffic {
                 && matches!(answer, Ok(false))
                 && matches!(blackhole::is_there(&self.netlink, nets.own).await, Ok(false));
             if hidden {
-                tracing::warn!(subnet = %nets.own, "no blackhole route: another route to the subnet is there");
+                tracing::warn!(subnet = %nets.own, "blackhole route not added: the subnet already has a route");
             }
             failures.extend(answer.err().map(|error| error.to_string()));
         }
         failures
     }
 
-    fn tell(&mut self, failures: BTreeSet<String>) {
-        for failure in failures.difference(&self.told) {
-            tracing::error!("traffic rules: {failure}; it is tried again and again");
+    fn report(&mut self, failures: BTreeSet<String>) {
+        for failure in failures.difference(&self.reported) {
+            tracing::error!("cannot apply the traffic rules, retrying: {failure}");
         }
-        self.told = failures;
+        self.reported = failures;
     }
 }
 
-impl Settings {
-    fn purposes(&self) -> Vec<Purpose> {
-        let wanted = [(self.masquerade, Purpose::Masquerade), (self.forward, Purpose::Forward)];
-        wanted.into_iter().filter_map(|(wanted, purpose)| wanted.then_some(purpose)).collect()
-    }
+/// Which rules the settings ask for.
+fn purposes(settings: &TrafficSettings) -> Vec<Purpose> {
+    let wanted = [(settings.masquerade, Purpose::Masquerade), (settings.forward, Purpose::Forward)];
+    wanted.into_iter().filter_map(|(wanted, purpose)| wanted.then_some(purpose)).collect()
 }
 
-/// The running task of [`Traffic::keep`]. It ends with this value, and the rules stay.
+/// The running task of [`Traffic::keep`]. Dropping the value ends the task; the rules stay.
 #[derive(Debug)]
 pub struct Keeper(JoinHandle<()>);
 
@@ -289,14 +275,14 @@ impl Drop for Keeper {
     }
 }
 
-/// What flannel asks of the kernel before it uses iptables.
+/// Checks for `br_netfilter`, which flannel requires before it uses iptables.
 pub fn check_br_netfilter(config: &NetConfig) -> Result<(), TrafficError> {
     if config.nftables {
         return Ok(());
     }
     for (on, ipv6) in [(config.ipv4.is_some(), false), (config.ipv6.is_some(), true)] {
-        if on && !host::has_br_netfilter(ipv6) {
-            return Err(TrafficError::BrNetfilter(host::br_netfilter_switch(ipv6)));
+        if on && !sysctls::has_br_netfilter(ipv6) {
+            return Err(TrafficError::BrNetfilter(sysctls::br_netfilter_switch(ipv6)));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! Rules by nftables: observe with `nft list table`, compare, change with one `nft -f -`.
+//! Rules in nftables: observe with `nft list table`, compare, change with one `nft -f -`.
 //!
-//! Each family has a table of its own, so nothing of others is ever in the way, and no iptables is needed.
+//! Each family has its own table, so rules of others never get in the way. iptables is not needed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,12 +11,12 @@ use super::rules::{self, Nets, NftChain, Purpose, Repair};
 use super::{Scope, TrafficError};
 
 const PACKAGE: &str = "nftables";
-/// flannel's tables, and the family as `nft` calls it.
+/// `nft`'s name of each family, with flannel's table in it.
 const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")];
-/// A table that only ever exists in a dry run.
+/// A table that exists only in dry runs.
 const PROBE: &str = "flannel-probe";
 
-/// What this nft and this kernel can do.
+/// The program, and what it and the kernel support.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nft {
     program: PathBuf,
@@ -31,35 +31,36 @@ pub struct Nftables {
     nets: Nets,
     family: &'static str,
     table: &'static str,
-    /// How this nft spells our chains, where that is not how we do.
+    /// Our chains in this nft's spelling, where it differs from ours.
     spelled: BTreeMap<Purpose, Listed>,
 }
 
 /// A chain as `nft list` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// What it says about itself: comment, type, hook.
+    /// The declarations: comment, type and hook.
     pub head: Vec<String>,
-    /// Its rules, in order.
+    /// The rules, in order.
     pub rules: Vec<String>,
 }
 
 impl Nft {
-    /// Finds the program, and tries in a dry run what it and the kernel understand.
+    /// Finds the program, and probes its and the kernel's features with dry runs.
     pub async fn open(programs: &Programs, random_fully: bool) -> Result<Nft, TrafficError> {
         let program = programs.find("nft", PACKAGE)?;
-        let comments = tries(&program, &format!("add table ip {PROBE} {{ comment \"probe\" ; }}\n")).await
-            && tries(&program, &chain_probe("comment \"probe\" ;", "return")).await;
-        let random_fully = random_fully && tries(&program, &chain_probe("", "masquerade fully-random")).await;
+        let comments = accepts(&program, &format!("add table ip {PROBE} {{ comment \"probe\" ; }}\n")).await
+            && accepts(&program, &chain_probe("comment \"probe\" ;", "return")).await;
+        let random_fully =
+            random_fully && accepts(&program, &chain_probe("", "masquerade fully-random")).await;
         Ok(Nft { program, random_fully, comments })
     }
 
-    /// Makes the tables of both families, as flannel does even when one family is off.
+    /// Creates the tables of both families, as flannel does even if one family is off.
     pub async fn make_tables(&self, ipv4: bool, ipv6: bool) -> Result<(), TrafficError> {
         for ((family, table), needed) in TABLES.into_iter().zip([ipv4, ipv6]) {
             match run(&self.program, &["-f", "-"], &self.add_table(family, table)).await {
                 Err(error) if needed => return Err(error.into()),
-                Err(error) => tracing::debug!(table, "cannot make a table that is not needed: {error}"),
+                Err(error) => tracing::debug!(table, "cannot create a table that is not needed: {error}"),
                 Ok(_) => {}
             }
         }
@@ -74,13 +75,13 @@ impl Nft {
 }
 
 impl Nftables {
-    /// The table for these networks.
+    /// Describes the table for these networks.
     pub fn new(nft: &Nft, nets: Nets) -> Nftables {
         let (family, table) = TABLES[usize::from(nets.is_ipv6())];
         Nftables { nft: nft.clone(), nets, family, table, spelled: BTreeMap::new() }
     }
 
-    /// Brings the chains of these purposes to what they should be; `true` if something was changed.
+    /// Makes the chains of these purposes match the wanted ones. Returns true if anything was changed.
     pub async fn apply(&mut self, purposes: &[Purpose], scope: Scope) -> Result<bool, TrafficError> {
         let wanted: Vec<NftChain> = purposes
             .iter()
@@ -91,7 +92,7 @@ impl Nftables {
         if changes.iter().all(String::is_empty) {
             return Ok(false);
         }
-        // The table too: a flushed ruleset has none.
+        // Adds the table as well: a flushed ruleset has none.
         let script = self.nft.add_table(self.family, self.table) + &changes.concat();
         run(&self.nft.program, &["-f", "-"], &script).await?;
         let listed = self.observe().await?;
@@ -109,7 +110,7 @@ impl Nftables {
         }
     }
 
-    /// The input for `nft -f -` that brings the chain to `wanted`; empty if it is there.
+    /// Returns the input for `nft -f -` that makes the chain match `wanted`; empty if it does.
     fn diff(&self, listed: &BTreeMap<String, Listed>, wanted: &NftChain, scope: Scope) -> String {
         let spelled = self.spelled.get(&wanted.purpose).cloned().unwrap_or_else(|| self.listed(wanted));
         let found = listed.get(wanted.name);
@@ -148,21 +149,22 @@ impl Nftables {
         script
     }
 
-    /// The chain as the nft of our time lists it.
+    /// Returns the chain as a current nft lists it.
     fn listed(&self, chain: &NftChain) -> Listed {
         let comment = self.nft.comments.then(|| format!("comment \"{}\"", chain.comment));
         let hook = format!("{} priority {}; policy accept;", chain.hook, chain.priority_name);
         Listed { head: comment.into_iter().chain([hook]).collect(), rules: chain.rules.clone() }
     }
 
-    /// Looks whether what was put is there, and how it is spelled.
+    /// Checks that the added chain exists, and remembers its spelling.
     fn verify(&mut self, listed: &BTreeMap<String, Listed>, wanted: &NftChain) -> Result<(), TrafficError> {
         if self.diff(listed, wanted, Scope::Resync).is_empty() {
             return Ok(());
         }
         match listed.get(wanted.name) {
             Some(found) if found.rules.len() == wanted.rules.len() => {
-                tracing::debug!(chain = wanted.name, ?found, "this nft spells rules in its own way");
+                let listed = [found.head.as_slice(), &found.rules].concat().join("; ");
+                tracing::debug!(chain = wanted.name, %listed, "this nft spells rules in its own way");
                 self.spelled.insert(wanted.purpose, found.clone());
                 Ok(())
             }
@@ -173,7 +175,8 @@ impl Nftables {
     }
 }
 
-/// Removes our tables of both families; what was removed. Without nft there are none.
+/// Removes our tables of both families. Returns what was removed, and the errors. A host without nft has no
+/// tables.
 pub async fn clean(programs: &Programs) -> (Vec<String>, Vec<TrafficError>) {
     let (mut removed, mut failures) = (Vec::new(), Vec::new());
     let Ok(program) = programs.find("nft", PACKAGE) else { return (removed, failures) };
@@ -187,7 +190,7 @@ pub async fn clean(programs: &Programs) -> (Vec<String>, Vec<TrafficError>) {
     (removed, failures)
 }
 
-/// Removes the chain of one purpose, if it is there.
+/// Removes the chain of one purpose. Returns false if there was none.
 pub async fn remove(programs: &Programs, ipv6: bool, purpose: Purpose) -> Result<bool, TrafficError> {
     let program = programs.find("nft", PACKAGE)?;
     let (family, table) = TABLES[usize::from(ipv6)];
@@ -203,7 +206,7 @@ pub async fn remove(programs: &Programs, ipv6: bool, purpose: Purpose) -> Result
     }
 }
 
-/// The chains in the listing of a table. What is not understood becomes a rule that nobody wants.
+/// Parses the chains in the listing of a table. An unknown line counts as a rule, and so as a difference.
 pub fn parse(text: &str) -> BTreeMap<String, Listed> {
     let mut chains: BTreeMap<String, Listed> = BTreeMap::new();
     let mut current: Option<String> = None;
@@ -225,7 +228,7 @@ pub fn parse(text: &str) -> BTreeMap<String, Listed> {
     chains
 }
 
-async fn tries(program: &Path, script: &str) -> bool {
+async fn accepts(program: &Path, script: &str) -> bool {
     run(program, &["--check", "-f", "-"], script).await.is_ok()
 }
 

@@ -1,4 +1,4 @@
-//! Runs one program of the firewall to its end, with input and a time limit.
+//! Runs one firewall program to completion, with input and a time limit.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,70 +10,71 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Longest run of one program. Waiting for the lock of another one is part of it.
+/// Time limit for one program, including the time that it waits for another program's lock.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Where Debian and others keep them, though an ordinary PATH may end before.
+/// Directories to search after PATH: an ordinary user's PATH may lack those where Debian and others install
+/// firewall programs.
 const USUAL_PLACES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
-/// As much of a program's complaint as an error quotes, in characters.
+/// Number of characters of a program's output that an error quotes.
 const QUOTE: usize = 300;
 
-/// A program did not do what it was asked.
+/// The failure of a program.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// It is not installed.
+    /// The program is not installed.
     #[error("cannot find {name}: install the package {package}{}", alternative(package))]
     Missing {
         /// The program.
         name: String,
-        /// The package it comes with.
+        /// The package that contains the program.
         package: &'static str,
     },
-    /// It could not be started, or its pipes broke.
+    /// The program could not be started, or its pipes broke.
     #[error("cannot run {}: {source}", program.display())]
     Start {
         /// The program.
         program: PathBuf,
-        /// The system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It ended with an error.
+    /// The program exited with an error.
     #[error("{} failed ({status}): {complaint}", program.display())]
     Failed {
         /// The program.
         program: PathBuf,
-        /// Its exit code, or the signal that ended it.
+        /// The exit code, or the signal that ended the program.
         status: std::process::ExitStatus,
-        /// What it said, shortened.
+        /// The program's output, shortened.
         complaint: String,
     },
-    /// It did not end.
-    #[error("{} has not ended within {} seconds and was stopped", program.display(), LIMIT.as_secs())]
+    /// The program did not finish in time.
+    #[error("{} did not finish within {} seconds and was killed", program.display(), LIMIT.as_secs())]
     Slow {
         /// The program.
         program: PathBuf,
     },
 }
 
-/// The directories in which programs are looked for.
+/// The directories in which to search for programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     directories: Vec<PathBuf>,
 }
 
 impl Programs {
-    /// Those of `PATH`, then the usual ones.
+    /// Returns the directories of `PATH`, followed by the usual ones.
     pub fn from_env() -> Programs {
         let path: OsString = std::env::var_os("PATH").unwrap_or_default();
         let usual = USUAL_PLACES.map(PathBuf::from);
         Programs { directories: std::env::split_paths(&path).chain(usual).collect() }
     }
 
-    /// These alone.
+    /// Restricts the search to these directories.
     pub fn in_directories(directories: Vec<PathBuf>) -> Programs {
         Programs { directories }
     }
 
-    /// The first of that name, which comes with `package`.
+    /// Returns the first program of this name; the error names its `package`.
     pub fn find(&self, name: &str, package: &'static str) -> Result<PathBuf, ProgramError> {
         let mut places = self.directories.iter().map(|directory| directory.join(name));
         places
@@ -82,7 +83,7 @@ impl Programs {
     }
 }
 
-/// Runs `program` with `input`; what it printed. It ends with the future.
+/// Runs `program` with `input` and returns what it printed. Dropping the future kills the program.
 pub async fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, ProgramError> {
     let output = timeout(LIMIT, output(program, arguments, input))
         .await
@@ -114,12 +115,12 @@ async fn output(program: &Path, arguments: &[&str], input: &str) -> io::Result<O
     let write = async {
         let Some(mut stdin) = stdin else { return Ok(()) };
         match stdin.write_all(input.as_bytes()).await {
-            // It has ended before it read all; its exit code says more than the broken pipe.
+            // The program exited before it read everything; its exit code says more than a broken pipe.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             answer => answer,
         }
     };
-    // Both at once: a full pipe on one side must not stop the other.
+    // Concurrently, because a full pipe in one direction must not block the other.
     let (written, output) = tokio::join!(write, child.wait_with_output());
     written?;
     output

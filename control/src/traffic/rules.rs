@@ -1,42 +1,42 @@
-//! Which rules there have to be: configuration and lease in, lines of text out. Pure.
+//! The wanted rules as lines of text, computed from configuration and lease. Pure.
 //!
-//! A line is spelled as `iptables-save` or `nft list` prints it, which both take as input too, so one text
-//! serves to put a rule, to find it again, and to be compared with flannel's.
+//! A line is spelled as `iptables-save` or `nft list` prints it, and both programs accept that form as input,
+//! so the same text adds a rule, finds it later and can be compared with flannel's.
 
 use ipnetwork::IpNetwork;
 
-/// kube-proxy marks what it masquerades itself; twice confuses some kernels.
+/// kube-proxy's mark on packets that it masquerades itself; masquerading them twice confuses some kernels.
 const KUBE_PROXY_MARK: &str = "0x4000/0x4000";
 const MASQUERADE_COMMENT: &str = "flanneld masq";
 const FORWARD_COMMENT: &str = "flanneld forward";
 
-/// flannel's chain for masquerading, in iptables.
+/// flannel's iptables chain for masquerading.
 pub const POSTROUTING_CHAIN: &str = "FLANNEL-POSTRTG";
-/// flannel's chain for forwarding, in iptables.
+/// flannel's iptables chain for forwarding.
 pub const FORWARD_CHAIN: &str = "FLANNEL-FWD";
 
 /// The networks of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nets {
-    /// The whole cluster's.
+    /// The cluster network.
     pub cluster: IpNetwork,
-    /// This node's part of it.
+    /// This node's subnet.
     pub own: IpNetwork,
 }
 
-/// What a set of rules is for.
+/// The purpose of a set of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// Hide pods behind the node where the outside could not answer them.
+    /// Hide pods behind the node's address where hosts outside the cluster could not reply to them.
     Masquerade,
-    /// Let pods' packets through a filter that would drop them.
+    /// Accept packets of pods that a filter would otherwise drop.
     Forward,
 }
 
-/// A chain of ours in iptables, and the rule that leads to it.
+/// One of our iptables chains, and the rule that leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// What it is for.
+    /// The chain's purpose.
     pub purpose: Purpose,
     /// `nat` or `filter`.
     pub table: &'static str,
@@ -50,38 +50,38 @@ pub struct Chain {
     pub rules: Vec<String>,
 }
 
-/// A chain of ours in nftables, hooked into the kernel by itself.
+/// One of our nftables chains, which has its own hook in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftChain {
-    /// What it is for.
+    /// The chain's purpose.
     pub purpose: Purpose,
-    /// Its name.
+    /// The chain's name.
     pub name: &'static str,
-    /// What it says about itself.
+    /// The chain's comment.
     pub comment: &'static str,
     /// Type and hook, up to the priority.
     pub hook: &'static str,
-    /// The priority as a number, which every nft reads.
+    /// The priority as a number, which every nft accepts.
     pub priority: i32,
-    /// The priority's name, which nft prints.
+    /// The priority's name, as nft prints it.
     pub priority_name: &'static str,
     /// The rules, in order.
     pub rules: Vec<String>,
 }
 
-/// What a chain needs to hold the wanted rules in order.
+/// The repair that a chain needs to hold the wanted rules in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Nothing.
+    /// No repair.
     Nothing,
-    /// The first so many are there, the others are nowhere: put them at the end.
+    /// Append all wanted rules from this index on; only those before it are in the chain.
     Append(usize),
-    /// Empty it, or make it, and put all.
+    /// Create or empty the chain, and add all rules.
     Refill,
 }
 
 impl Nets {
-    /// Whether this is IPv6.
+    /// Returns true for the IPv6 networks.
     pub fn is_ipv6(&self) -> bool {
         self.cluster.is_ipv6()
     }
@@ -91,7 +91,7 @@ impl Nets {
     }
 }
 
-/// The chains of `purpose` in iptables.
+/// Returns the iptables chain of `purpose`.
 pub fn iptables(purpose: Purpose, nets: &Nets, random_fully: bool) -> Chain {
     let Nets { cluster, own } = nets;
     let (table, parent, name, comment) = match purpose {
@@ -122,10 +122,10 @@ pub fn iptables(purpose: Purpose, nets: &Nets, random_fully: bool) -> Chain {
     Chain { purpose, table, parent, name, jump: rule(parent, "", name), rules }
 }
 
-/// The chain of `purpose` in nftables.
+/// Returns the nftables chain of `purpose`.
 ///
-/// Its fourth rule takes more than iptables' does, so what comes from outside to a pod of another node is
-/// not masqueraded here. That is flannel's, and nodes of one cluster have to agree.
+/// The fourth masquerade rule matches more than its iptables counterpart: traffic from outside the cluster to
+/// a pod on another node is not masqueraded. flannel does the same, and the nodes of a cluster have to agree.
 pub fn nftables(purpose: Purpose, nets: &Nets, random_fully: bool) -> NftChain {
     let Nets { cluster, own } = nets;
     let family = if nets.is_ipv6() { "ip6" } else { "ip" };
@@ -165,11 +165,11 @@ pub fn nftables(purpose: Purpose, nets: &Nets, random_fully: bool) -> NftChain {
     }
 }
 
-/// What brings `found`, the rules of a chain of ours, to `wanted`.
+/// Returns the repair that turns `found`, the rules of one of our chains, into `wanted`.
 ///
-/// `exact` is for a start: whatever else an earlier run has left goes. Later, rules between ours are let
-/// be: an administrator's, or those of a second daemon on this host, which does the same, so that the two
-/// come to rest.
+/// `exact` is for the start: it removes everything else that an earlier run left. Later, rules between ours
+/// stay. They are an administrator's, or those of a second daemon on this host; that daemon spares ours in
+/// turn, so that the two settle.
 pub fn compare(found: &[String], wanted: &[String], exact: bool) -> Repair {
     if found == wanted {
         return Repair::Nothing;
@@ -183,15 +183,15 @@ pub fn compare(found: &[String], wanted: &[String], exact: bool) -> Repair {
     }
     match &wanted[present..] {
         [] => Repair::Nothing,
-        // A rule that stands before its turn can only be moved by emptying the chain.
+        // A rule that comes too early can only be moved by emptying the chain.
         missing if missing.iter().any(|line| found.contains(line)) => Repair::Refill,
         _ => Repair::Append(present),
     }
 }
 
-/// `text` as one argument of `iptables-restore`, which knows double quotes and the backslash.
+/// Quotes `text` as one argument of `iptables-restore`, which understands double quotes and backslashes.
 ///
-/// A line end would begin another command, so it becomes a blank.
+/// A newline would start another command, so it becomes a blank.
 pub fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -207,5 +207,4 @@ pub fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "rules_tests.rs"]
 mod tests;

@@ -1,9 +1,10 @@
-//! Rules put into network namespaces that end with the test, by each kind of iptables and by nft.
+//! Rules added to network namespaces that end with the test, by each kind of iptables and by nft.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use model::subnet_env;
 use nix::sched::{CloneFlags, unshare};
@@ -60,7 +61,7 @@ fn iptables_rules_are_as_flannel_saves_them_and_a_second_round_changes_nothing()
         assert_eq!(traffic.resync().await, 0);
         let mut again = world.start(ALL, IPTABLES, dual()).await;
         assert_eq!(again.resync().await, 0);
-        assert_eq!(world.saved("iptables", "nat"), MASQUERADE, "the jump is there once");
+        assert_eq!(world.saved("iptables", "nat"), MASQUERADE, "one jump");
     });
 }
 
@@ -85,7 +86,7 @@ fn nftables_rules_are_as_flannel_lists_them_and_need_no_iptables() {
         world.only(&["nft"]);
         world.start(ALL, NFTABLES, v4()).await;
         let v6 = world.shell("nft list table ip6 flannel-ipv6");
-        assert_eq!(v6, "table ip6 flannel-ipv6 {\n\tcomment \"rules for flannel-ipv6\"\n}", "both are made");
+        assert_eq!(v6, "table ip6 flannel-ipv6 {\n\tcomment \"rules for flannel-ipv6\"\n}", "both tables");
     });
 }
 
@@ -147,12 +148,12 @@ fn rules_of_others_stay_and_keep_their_order() {
         assert_eq!(others(world), before);
         let forward = world.shell("iptables-save -t filter | grep '^-A FORWARD'");
         assert!(forward.lines().last().expect("rules").ends_with("-j FLANNEL-FWD"), "appended: {forward}");
-        // One of others after ours, one in the midst of ours.
+        // Rules of others: one after ours, one between ours.
         world.shell(
             "printf '*filter\\n-A FORWARD -s 2.2.2.2/32 -j ACCEPT\\n-I FLANNEL-FWD 2 -s 3.3.3.3/32 -j DROP\\nCOMMIT\\n' | iptables-restore -n",
         );
         let with_late = world.shell("iptables-save -t filter | grep '^-A'");
-        assert_eq!(traffic.resync().await, 0, "an exception in our chain is let be");
+        assert_eq!(traffic.resync().await, 0, "an exception in our chain stays");
         assert_eq!(world.shell("iptables-save -t filter | grep '^-A'"), with_late);
         world.shell("printf '*nat\\n-F FLANNEL-POSTRTG\\nCOMMIT\\n' | iptables-restore -n");
         assert_eq!(traffic.resync().await, 1);
@@ -178,8 +179,10 @@ fn what_another_run_left_goes() {
         );
         world.start_after(ALL, IPTABLES, v4(), Some(&previous)).await;
         assert_eq!(world.saved("iptables", "nat"), MASQUERADE);
-        world.start_after(Settings { masquerade: false, ..ALL }, IPTABLES, v4(), Some(&previous)).await;
-        assert_eq!(world.saved("iptables", "nat"), "", "it masqueraded, and is told not to any more");
+        world
+            .start_after(TrafficSettings { masquerade: false, ..ALL }, IPTABLES, v4(), Some(&previous))
+            .await;
+        assert_eq!(world.saved("iptables", "nat"), "", "masquerading was turned off");
         assert_eq!(world.saved("iptables", "filter"), FORWARD);
     });
 }
@@ -246,18 +249,18 @@ fn missing_and_broken_programs_are_named() {
         assert!(error.contains("iptables-save") && error.contains("install the package iptables"), "{error}");
         let error = world.try_start(ALL, NFTABLES).await.expect_err("no nft").to_string();
         assert!(error.contains("cannot find nft: install the package nftables"), "{error}");
-        // Without masquerading it is told, and tried again.
+        // Without masquerading a failure is logged and retried.
         let mut traffic =
-            world.try_start(Settings { masquerade: false, ..ALL }, IPTABLES).await.expect("a start");
-        assert_eq!(traffic.told.len(), 1);
+            world.try_start(TrafficSettings { masquerade: false, ..ALL }, IPTABLES).await.expect("a start");
+        assert_eq!(traffic.reported.len(), 1);
         world.use_kind("nft");
         assert_eq!(traffic.resync().await, 1);
-        assert_eq!((world.saved("iptables", "filter").as_str(), traffic.told.len()), (FORWARD, 0));
+        assert_eq!((world.saved("iptables", "filter").as_str(), traffic.reported.len()), (FORWARD, 0));
 
         for (script, expected) in [
             ("echo oh no >&2; exit 3", "oh no"),
             ("kill -9 $$", "signal: 9"),
-            ("head -c 300000 /dev/urandom; cat >/dev/null", "were put and are not there"),
+            ("head -c 300000 /dev/urandom; cat >/dev/null", "were added and are missing again"),
         ] {
             world.program("iptables-restore", script);
             world.program("iptables-save", script);
@@ -268,7 +271,7 @@ fn missing_and_broken_programs_are_named() {
 }
 
 #[test]
-fn an_old_iptables_is_not_asked_for_what_it_does_not_know() {
+fn an_old_iptables_gets_no_options_that_it_lacks() {
     in_namespace(&["iptables-restore"], async |world| {
         world.use_kind("nft");
         world.program(
@@ -280,13 +283,13 @@ fn an_old_iptables_is_not_asked_for_what_it_does_not_know() {
     });
     in_namespace(&["iptables-restore"], async |world| {
         world.use_kind("nft");
-        world.start(Settings { random_fully: false, ..ALL }, IPTABLES, v4()).await;
+        world.start(TrafficSettings { random_fully: false, ..ALL }, IPTABLES, v4()).await;
         assert_eq!(world.saved("iptables", "nat"), MASQUERADE.replace(" --random-fully", ""), "by the flag");
     });
 }
 
 #[test]
-fn an_iptables_that_spells_rules_in_its_own_way_is_not_fought() {
+fn rules_that_iptables_spells_differently_are_not_rewritten() {
     in_namespace(&["iptables-restore"], async |world| {
         world.use_kind("nft");
         world.program("iptables-save", "/usr/sbin/iptables-nft-save \"$@\" | sed 's,0x4000/0x4000,16384/16384,; s,^-A POSTROUTING,& -m dull,'");
@@ -314,14 +317,16 @@ fn noise_in_listings_does_no_harm() {
     });
 }
 
-const ALL: Settings = Settings {
+const ALL: TrafficSettings = TrafficSettings {
+    require_br_netfilter: false,
     masquerade: true,
     forward: true,
     random_fully: true,
     blackhole: false,
     resync: Duration::from_secs(5),
 };
-const BLACKHOLE: Settings = Settings { masquerade: false, forward: false, blackhole: true, ..ALL };
+const BLACKHOLE: TrafficSettings =
+    TrafficSettings { masquerade: false, forward: false, blackhole: true, ..ALL };
 const IPTABLES: bool = false;
 const NFTABLES: bool = true;
 
@@ -336,14 +341,14 @@ fn dual() -> Networks {
     Networks { ipv6: Some(ipv6), ..v4() }
 }
 
-/// A namespace, and a directory of programs that stands before all others.
+/// A namespace, and a directory of programs that is searched first.
 struct World {
     place: TempDir,
     programs: Programs,
     netlink: Handle,
 }
 
-/// With each kind of iptables in turn.
+/// Runs `work` with each kind of iptables in turn.
 fn each_kind(work: impl AsyncFn(&mut World) + Sync) {
     for kind in KINDS {
         in_namespace(&["iptables-nft-save", "iptables-legacy-save", "nft"], async |world| {
@@ -353,7 +358,7 @@ fn each_kind(work: impl AsyncFn(&mut World) + Sync) {
     }
 }
 
-/// Runs `work` on a thread with a namespace of its own, if root and the programs are there.
+/// Runs `work` on a thread with its own namespace, if the programs are installed and the user is root.
 fn in_namespace(needed: &[&str], work: impl AsyncFn(&mut World) + Sync) {
     let all = Programs::from_env();
     let mut missing: Vec<&str> = needed.iter().copied().filter(|name| all.find(name, "").is_err()).collect();
@@ -366,7 +371,7 @@ fn in_namespace(needed: &[&str], work: impl AsyncFn(&mut World) + Sync) {
         eprintln!("skipped: this test needs {missing}");
         return;
     }
-    // They wait for one another's lock of the old iptables long enough to time out.
+    // Tests in parallel would wait for the lock of the legacy iptables until they time out.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let inside = || {
@@ -389,13 +394,13 @@ fn in_namespace(needed: &[&str], work: impl AsyncFn(&mut World) + Sync) {
 }
 
 impl World {
-    async fn start(&self, settings: Settings, nftables: bool, networks: Networks) -> Traffic {
+    async fn start(&self, settings: TrafficSettings, nftables: bool, networks: Networks) -> Traffic {
         self.start_after(settings, nftables, networks, None).await
     }
 
     async fn start_after(
         &self,
-        settings: Settings,
+        settings: TrafficSettings,
         nftables: bool,
         networks: Networks,
         previous: Option<&Recorded>,
@@ -403,15 +408,15 @@ impl World {
         let (programs, netlink) = (self.programs.clone(), self.netlink.clone());
         let traffic = Traffic::start(programs, settings, nftables, networks, previous, netlink).await;
         let traffic = traffic.expect("a start");
-        assert_eq!(traffic.told, BTreeSet::new());
+        assert_eq!(traffic.reported, BTreeSet::new());
         traffic
     }
 
-    async fn try_start(&self, settings: Settings, nftables: bool) -> Result<Traffic, TrafficError> {
+    async fn try_start(&self, settings: TrafficSettings, nftables: bool) -> Result<Traffic, TrafficError> {
         Traffic::start(self.programs.clone(), settings, nftables, v4(), None, self.netlink.clone()).await
     }
 
-    /// `iptables` means that kind from now on.
+    /// Makes `iptables` an alias of this kind.
     fn use_kind(&self, kind: &str) {
         for family in ["iptables", "ip6tables"] {
             for what in ["save", "restore"] {
@@ -422,7 +427,7 @@ impl World {
         }
     }
 
-    /// There are no programs but these from now on.
+    /// Hides all programs but these.
     fn only(&mut self, programs: &[&str]) {
         for program in programs {
             let real = Programs::from_env().find(program, "").expect("asked for before");
@@ -431,7 +436,7 @@ impl World {
         self.programs = Programs::in_directories(vec![self.place.path().to_owned()]);
     }
 
-    /// Puts a shell script in a program's place.
+    /// Replaces a program by a shell script.
     fn program(&self, name: &str, script: &str) {
         let path = self.place.path().join(name);
         let _ = std::fs::remove_file(&path);
@@ -446,7 +451,7 @@ impl World {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// What flannel's end-to-end tests look at: its rules in a table, jumps included.
+    /// Returns flannel's rules in a table, jumps included, as flannel's end-to-end tests read them.
     fn saved(&self, program: &str, table: &str) -> String {
         self.shell(&format!("{program}-save -t {table} | grep '^-A.*FLANNEL' || true"))
     }
@@ -456,7 +461,7 @@ impl World {
     }
 }
 
-/// The chains of a listing in alphabetical order: a chain made anew stands last.
+/// Returns the chains of a listing in alphabetical order, because a recreated chain comes last.
 fn sorted_chains(listing: &str) -> Vec<String> {
     let mut chains: Vec<String> =
         listing.split("\tchain ").map(|chain| chain.trim_end_matches(['}', '\n', '\t']).to_owned()).collect();

@@ -1,10 +1,11 @@
-//! What the host offers to carry the tunnels: interfaces, their addresses and MTU, default routes.
+//! The host's network that carries the tunnels: interfaces, addresses, MTUs and default routes.
 //!
-//! [`observe`] takes one snapshot over netlink; [`select`] decides on it without looking again, so the
-//! choice can be tested as a table of cases.
+//! [`observe`] takes one snapshot over netlink; [`select`] chooses from the snapshot alone, so the choice can
+//! be tested as a table of cases.
 
 pub mod reach;
 pub mod select;
+pub mod sysctls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -27,102 +28,102 @@ pub struct Observed {
     pub interfaces: Vec<Interface>,
     /// Default routes of the main table, best first within a family.
     pub default_routes: Vec<DefaultRoute>,
-    /// The way to the address that [`observe`] was asked about, or why there is none.
+    /// The route to the target of [`observe`], or why there is none.
     pub reached: Option<Result<Reached, String>>,
 }
 
-/// How the kernel would reach an address.
+/// The kernel's route to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reached {
     /// Index of the outgoing interface.
     pub interface: u32,
-    /// The address it would send from.
+    /// The source address that the kernel would use.
     pub source: Option<IpAddr>,
 }
 
 /// One network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// The kernel's number for it.
+    /// The interface index.
     pub index: u32,
-    /// Its name, `eth0`.
+    /// The name, such as `eth0`.
     pub name: String,
-    /// Bytes of the largest IP packet it takes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Its addresses of both families, in the kernel's order.
+    /// The addresses of both families, in the kernel's order.
     pub addresses: Vec<Address>,
 }
 
-/// One address of an interface, with the facts that rank it.
+/// One address of an interface, with the properties that rank it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
-    /// Scope link: usable on one segment only.
+    /// Has link scope: usable on one segment only.
     pub link_scope: bool,
-    /// Given by hand, not by a lease or an advertisement that can end.
+    /// Has no lifetime, unlike an address from DHCP or a router advertisement.
     pub permanent: bool,
-    /// An IPv6 privacy address (RFC 8981); a secondary address in IPv4.
+    /// An IPv6 privacy address (RFC 8981); in IPv4 a secondary address.
     pub temporary: bool,
-    /// Past its preferred lifetime, or refused by duplicate address detection.
+    /// Past its preferred lifetime, or rejected by duplicate address detection.
     pub deprecated: bool,
 }
 
-/// A default route's way out.
+/// A default route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// Whether it is the route of `::/0`.
+    /// Whether the destination is `::/0`.
     pub ipv6: bool,
     /// Index of the outgoing interface.
     pub interface: u32,
 }
 
-/// The chosen interface and the addresses used on it. A family that is off has none.
+/// The chosen interface and its addresses in use; `None` for a family that is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
     /// Name of the interface.
     pub interface: String,
-    /// The kernel's number for it.
+    /// The interface index.
     pub index: u32,
-    /// Its MTU when it was chosen, bytes; never 0.
+    /// The MTU in bytes when the interface was chosen; never 0.
     pub mtu: u32,
-    /// IPv4 side.
+    /// The IPv4 addresses.
     pub ipv4: Option<Endpoint<Ipv4Addr>>,
-    /// IPv6 side.
+    /// The IPv6 addresses.
     pub ipv6: Option<Endpoint<Ipv6Addr>>,
 }
 
 /// One family's addresses on the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<A> {
-    /// The address our datagrams come from: the public one where this host holds it, since peers that
-    /// learn addresses expect no other, and the interface's behind a NAT.
+    /// The source address of our datagrams: the public address if this host has it, since peers that learn
+    /// addresses expect no other; behind a NAT the interface's own.
     pub source: A,
-    /// The address other nodes send to.
+    /// The address that other nodes send to.
     pub public: A,
     /// The chosen interface's own address, whatever is published.
     pub local: A,
 }
 
-/// Reads interfaces, addresses and default routes of the handle's namespace, and the route to `target`.
+/// Reads the interfaces, addresses and default routes of the handle's namespace, and the route to `target`.
 pub async fn observe(netlink: &Handle, target: Option<IpAddr>) -> Result<Observed, NetlinkError> {
-    let refused =
+    let failed =
         |error| NetlinkError::from_rtnetlink("list the host's interfaces, addresses and routes", error);
-    let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await.map_err(refused)?;
+    let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await.map_err(failed)?;
     let addresses: Vec<AddressMessage> =
-        netlink.address().get().execute().try_collect().await.map_err(refused)?;
+        netlink.address().get().execute().try_collect().await.map_err(failed)?;
     let mut default_routes = Vec::new();
     for query in
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
     {
         let ipv6 = query.header.address_family == AddressFamily::Inet6;
-        // Of ten thousand routes one is kept.
+        // Filtered while streaming: of ten thousand routes one is kept.
         let listed = netlink.route().get(query).execute().try_filter(|route| ready(is_default(route)));
         let mut routes: Vec<RouteMessage> = match listed.try_collect().await {
             Ok(routes) => routes,
             // A kernel without IPv6 has no IPv6 routes to list.
             Err(_) if ipv6 => Vec::new(),
-            Err(error) => return Err(refused(error)),
+            Err(error) => return Err(failed(error)),
         };
         routes.sort_by_key(metric);
         default_routes
@@ -153,8 +154,8 @@ async fn reach(netlink: &Handle, target: IpAddr) -> Result<Reached, String> {
         .map_err(|error| {
             NetlinkError::from_rtnetlink(format!("find a route to {target}"), error).to_string()
         })?
-        .ok_or_else(|| format!("the kernel names no route to {target}"))?;
-    let interface = outgoing(&route).ok_or_else(|| format!("the route to {target} names no interface"))?;
+        .ok_or_else(|| format!("the kernel returned no route to {target}"))?;
+    let interface = outgoing(&route).ok_or_else(|| format!("the route to {target} has no interface"))?;
     let source = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
         RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),

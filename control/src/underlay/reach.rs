@@ -1,7 +1,7 @@
-//! By which way the kernel would send to each peer: on the underlay's link, or not.
+//! The kernel's route to each peer: on the underlay's link, or not.
 //!
-//! flannel's test for `DirectRouting`: the route to a peer has no gateway. Asked of the kernel for each peer,
-//! so that every rule and table of the host counts.
+//! flannel's test for `DirectRouting` is that the route to a peer has no gateway. The kernel is asked for
+//! each peer, so that every rule and routing table of the host counts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,41 +14,41 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::{Underlay, outgoing};
 use crate::netlink::NetlinkError;
 
-/// Questions put to the kernel before the first answer is read.
+/// Number of requests in flight.
 const IN_FLIGHT: usize = 64;
 
-/// The ways to all peers that were asked about.
+/// The kernel's routes to peers.
 pub type Reach = BTreeMap<IpAddr, Way>;
 
-/// The way to a peer.
+/// The kernel's route to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// It is a neighbour on the underlay's link.
+    /// The peer is a neighbour on the underlay's link.
     OnLink,
-    /// A router stands between.
+    /// The route leads through a router.
     Gateway(IpAddr),
-    /// It is reached by another interface.
+    /// The route leaves through another interface.
     Elsewhere,
-    /// The kernel knows no way, or a way that is no unicast route.
+    /// There is no route, or it is not a unicast route.
     None(String),
 }
 
-/// As a clause about the peer.
+/// Prints a clause about the peer.
 impl fmt::Display for Way {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Way::OnLink => write!(out, "it is on our link"),
             Way::Gateway(gateway) => write!(out, "the route to it leads through the gateway {gateway}"),
-            Way::Elsewhere => write!(out, "the route to it leaves by another interface"),
-            Way::None(why) => write!(out, "there is no route to it: {why}"),
+            Way::Elsewhere => write!(out, "the route to it leaves through another interface"),
+            Way::None(why) => write!(out, "there is no usable route to it: {why}"),
         }
     }
 }
 
-/// Asks the kernel for the way to each of `peers`.
+/// Asks the kernel for the route to each of `peers`.
 pub async fn observe(netlink: &Handle, underlay: &Underlay, peers: impl Iterator<Item = IpAddr>) -> Reach {
-    let questions = peers.map(async |peer| (peer, way(netlink, underlay.index, peer).await));
-    stream::iter(questions).buffer_unordered(IN_FLIGHT).collect().await
+    let requests = peers.map(async |peer| (peer, way(netlink, underlay.index, peer).await));
+    stream::iter(requests).buffer_unordered(IN_FLIGHT).collect().await
 }
 
 async fn way(netlink: &Handle, interface: u32, peer: IpAddr) -> Way {
@@ -57,8 +57,8 @@ async fn way(netlink: &Handle, interface: u32, peer: IpAddr) -> Way {
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
     };
     match Box::pin(netlink.route().get(query).execute()).try_next().await {
-        Ok(Some(route)) => read(&route, interface),
-        Ok(None) => Way::None("the kernel gave no answer".to_owned()),
+        Ok(Some(route)) => classify(&route, interface),
+        Ok(None) => Way::None("the kernel returned none".to_owned()),
         Err(error) => Way::None(match NetlinkError::from_rtnetlink("", error) {
             NetlinkError::Refused { source, .. } => source.to_string(),
             other => other.to_string(),
@@ -66,13 +66,13 @@ async fn way(netlink: &Handle, interface: u32, peer: IpAddr) -> Way {
     }
 }
 
-fn read(route: &RouteMessage, interface: u32) -> Way {
+fn classify(route: &RouteMessage, interface: u32) -> Way {
     if route.header.kind != RouteType::Unicast {
-        return Way::None(format!("its type is {:?}", route.header.kind));
+        return Way::None(format!("the route's type is {}", type_name(route)));
     }
     let gateway = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(address) => super::address_of(address),
-        // IPv4 through an IPv6 router has this in the gateway's place.
+        // IPv4 through an IPv6 router: takes the place of the gateway.
         RouteAttribute::Via(_) => Some(Ipv6Addr::UNSPECIFIED.into()),
         _ => None,
     });
@@ -81,6 +81,22 @@ fn read(route: &RouteMessage, interface: u32) -> Way {
         None if outgoing(route) == Some(interface) => Way::OnLink,
         None => Way::Elsewhere,
     }
+}
+
+/// Returns iproute2's name of the route's type, or its number (rtnetlink(7), `rtm_type`).
+fn type_name(route: &RouteMessage) -> String {
+    let name = match route.header.kind {
+        RouteType::Local => "local",
+        RouteType::Broadcast => "broadcast",
+        RouteType::Anycast => "anycast",
+        RouteType::Multicast => "multicast",
+        RouteType::BlackHole => "blackhole",
+        RouteType::Unreachable => "unreachable",
+        RouteType::Prohibit => "prohibit",
+        RouteType::Throw => "throw",
+        other => return u8::from(other).to_string(),
+    };
+    name.to_owned()
 }
 
 #[cfg(test)]

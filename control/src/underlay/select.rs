@@ -1,8 +1,7 @@
-//! Which interface and addresses carry the tunnels: flannel's rules, as a pure function.
+//! Selects the interface and addresses that carry the tunnels: flannel's rules, as a pure function.
 //!
-//! Without `--iface` and its like the public address names the interface, and without that the default
-//! route does. Otherwise every `--iface` is tried, then every `--iface-regex`, then `--iface-can-reach`; the
-//! first that fits wins.
+//! Every `--iface` is tried, then every `--iface-regex`, then `--iface-can-reach`; the first that fits wins.
+//! If none is given, the public address determines the interface, or else the default route.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,14 +10,14 @@ use regex::Regex;
 
 use super::{Address, Endpoint, Interface, Observed, Underlay};
 
-/// What the operator and the network configuration ask for.
+/// The requests of the operator and of the network configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
     /// `--iface`: names or addresses, tried in order.
     pub ifaces: Vec<String>,
     /// `--iface-regex`: patterns of addresses, then of names, tried in order.
     pub patterns: Vec<String>,
-    /// `--iface-can-reach`; [`Observed::reached`] is the answer.
+    /// `--iface-can-reach`; [`Observed::reached`] holds the kernel's answer.
     pub can_reach: Option<IpAddr>,
     /// `--public-ip`.
     pub public_ip: Option<Ipv4Addr>,
@@ -30,20 +29,18 @@ pub struct Wish {
     pub ipv6: bool,
 }
 
-/// Why no interface could be chosen.
+/// Reasons why no interface could be chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SelectError {
-    /// Neither a flag nor a default route names an interface.
-    #[error(
-        "no {family} default route to choose an interface by; name one with --iface NAME or --public-ip IP"
-    )]
+    /// Neither an option nor a default route determines an interface.
+    #[error("no {family} default route, so no interface can be chosen; set --iface NAME or --public-ip IP")]
     NoDefaultRoute {
         /// `IPv4` or `IPv6`.
         family: &'static str,
     },
     /// The two families' default routes leave by different interfaces.
     #[error(
-        "the IPv4 default route leaves by {ipv4}, the IPv6 one by {ipv6}; one interface must serve both: name it with --iface"
+        "the IPv4 default route leaves through {ipv4}, the IPv6 one through {ipv6}, but one interface must serve both; set --iface"
     )]
     SplitDefaultRoutes {
         /// Interface of the IPv4 default route.
@@ -51,7 +48,7 @@ pub enum SelectError {
         /// Interface of the IPv6 default route.
         ipv6: String,
     },
-    /// No candidate fitted.
+    /// No candidate fits.
     #[error("no usable interface: {}", .0.join("; "))]
     NoneFits(
         /// One sentence per candidate.
@@ -59,19 +56,19 @@ pub enum SelectError {
     ),
 }
 
-/// Chooses the interface and the addresses on it.
+/// Chooses the interface and its addresses.
 pub fn select(observed: &Observed, wish: &Wish) -> Result<Underlay, SelectError> {
-    let mut refusals = Vec::new();
+    let mut rejections = Vec::new();
     for candidate in candidates(observed, wish)? {
         match candidate.and_then(|candidate| complete(observed, candidate, wish)) {
             Ok(underlay) => return Ok(underlay),
-            Err(refusal) => refusals.push(refusal),
+            Err(rejection) => rejections.push(rejection),
         }
     }
-    Err(SelectError::NoneFits(refusals))
+    Err(SelectError::NoneFits(rejections))
 }
 
-/// An interface, with the addresses the wish already pins down.
+/// An interface, with the addresses that the wish already determines.
 struct Candidate<'a> {
     interface: &'a Interface,
     ipv4: Option<Ipv4Addr>,
@@ -115,16 +112,20 @@ fn by_value<'a>(
     let holder = holder(observed, ip).ok_or_else(|| {
         let advice =
             if flag == "--iface" { "" } else { " (an address outside this host needs --iface as well)" };
-        format!("{flag} {value}: no interface holds this address{advice}")
+        format!("{flag} {value}: no interface has this address{advice}")
     })?;
     match ip {
-        IpAddr::V4(_) if !wish.ipv4 => Err(format!("{flag} {value}: the network configuration has IPv4 off")),
-        IpAddr::V6(_) if !wish.ipv6 => Err(format!("{flag} {value}: the network configuration has IPv6 off")),
+        IpAddr::V4(_) if !wish.ipv4 => {
+            Err(format!("{flag} {value}: IPv4 is disabled in the network configuration"))
+        }
+        IpAddr::V6(_) if !wish.ipv6 => {
+            Err(format!("{flag} {value}: IPv6 is disabled in the network configuration"))
+        }
         IpAddr::V4(ipv4) => {
-            // Dual stack: the address given for the other family has to be here too.
+            // In dual stack the same interface must also have the IPv6 public address.
             if let Some(ipv6) = wish.public_ipv6.filter(|_| wish.ipv6) {
-                if !holds(holder, ipv6.into()) {
-                    return Err(format!("{flag} {value}: its interface {} has no {ipv6}", holder.name));
+                if !has_address(holder, ipv6.into()) {
+                    return Err(format!("{flag} {value}: interface {} does not have {ipv6}", holder.name));
                 }
                 return Ok(Candidate { interface: holder, ipv4: Some(ipv4), ipv6: Some(ipv6) });
             }
@@ -134,8 +135,8 @@ fn by_value<'a>(
     }
 }
 
-/// Addresses first: in dual stack one of each family on the same interface. Then names. The pattern may
-/// match anywhere.
+/// Matches the pattern, unanchored, against addresses first (in dual stack one of each family on the same
+/// interface), then against names.
 fn by_pattern<'a>(observed: &'a Observed, wish: &Wish, pattern: &str) -> Result<Candidate<'a>, String> {
     let regex = Regex::new(pattern).map_err(|error| format!("--iface-regex {pattern}: {error}"))?;
     let matches = |ip: IpAddr| regex.is_match(&ip.to_string());
@@ -151,20 +152,21 @@ fn by_pattern<'a>(observed: &'a Observed, wish: &Wish, pattern: &str) -> Result<
     }
     let named = observed.interfaces.iter().find(|interface| regex.is_match(&interface.name));
     let interface =
-        named.ok_or_else(|| format!("--iface-regex {pattern}: matches no address and no name"))?;
+        named.ok_or_else(|| format!("--iface-regex {pattern}: no interface address or name matches"))?;
     Ok(Candidate { interface, ipv4: None, ipv6: None })
 }
 
-/// The interface and, for the target's family, the source address of the route.
+/// Returns the interface of the route to `target` and, for the target's family, the route's source address.
 fn by_reach<'a>(observed: &'a Observed, wish: &Wish, target: IpAddr) -> Result<Candidate<'a>, String> {
-    let refused = |why: &str| format!("--iface-can-reach {target}: {why}");
+    let rejected = |why: &str| format!("--iface-can-reach {target}: {why}");
     let reached = match &observed.reached {
         Some(Ok(reached)) => reached,
-        Some(Err(why)) => return Err(refused(why)),
-        None => return Err(refused("nobody has asked the kernel")),
+        Some(Err(why)) => return Err(rejected(why)),
+        None => return Err(rejected("the route has not been looked up")),
     };
     let interface = observed.interfaces.iter().find(|interface| interface.index == reached.interface);
-    let interface = interface.ok_or_else(|| refused("its route leaves by an interface that is gone"))?;
+    let interface =
+        interface.ok_or_else(|| rejected("the route leaves through an interface that is gone"))?;
     let (ipv4, ipv6) = match reached.source {
         Some(IpAddr::V4(ip)) => (Some(ip).filter(|_| wish.ipv4), None),
         Some(IpAddr::V6(ip)) => (None, Some(ip).filter(|_| wish.ipv6)),
@@ -174,7 +176,7 @@ fn by_reach<'a>(observed: &'a Observed, wish: &Wish, target: IpAddr) -> Result<C
 }
 
 fn by_default_route<'a>(observed: &'a Observed, wish: &Wish) -> Result<&'a Interface, SelectError> {
-    let leaves_by = |ipv6: bool, family| {
+    let outgoing = |ipv6: bool, family| {
         let route = observed.default_routes.iter().find(|route| route.ipv6 == ipv6);
         route
             .and_then(|route| observed.interfaces.iter().find(|interface| interface.index == route.interface))
@@ -182,7 +184,7 @@ fn by_default_route<'a>(observed: &'a Observed, wish: &Wish) -> Result<&'a Inter
     };
     match (wish.ipv4, wish.ipv6) {
         (true, true) => {
-            let (ipv4, ipv6) = (leaves_by(false, "IPv4")?, leaves_by(true, "IPv6")?);
+            let (ipv4, ipv6) = (outgoing(false, "IPv4")?, outgoing(true, "IPv6")?);
             if ipv4.name != ipv6.name {
                 return Err(SelectError::SplitDefaultRoutes {
                     ipv4: ipv4.name.clone(),
@@ -191,19 +193,18 @@ fn by_default_route<'a>(observed: &'a Observed, wish: &Wish) -> Result<&'a Inter
             }
             Ok(ipv4)
         }
-        (false, true) => leaves_by(true, "IPv6"),
-        _ => leaves_by(false, "IPv4"),
+        (false, true) => outgoing(true, "IPv6"),
+        _ => outgoing(false, "IPv4"),
     }
 }
 
 fn complete(observed: &Observed, candidate: Candidate<'_>, wish: &Wish) -> Result<Underlay, String> {
     let interface = candidate.interface;
     if interface.mtu == 0 {
-        return Err(format!("{}: its MTU is 0, no tunnel fits", interface.name));
+        return Err(format!("{}: its MTU is 0", interface.name));
     }
-    let missing = |family: &str| {
-        format!("{}: no usable {family} address, which the network configuration needs", interface.name)
-    };
+    let missing =
+        |family: &str| format!("{}: no usable {family} address, but {family} is enabled", interface.name);
     let ipv4 = match wish.ipv4 {
         false => None,
         true => {
@@ -226,8 +227,8 @@ fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Optio
     Endpoint { source, public: public.unwrap_or(local), local }
 }
 
-/// The address flannel would take: global before link-local, permanent before dynamic, stable before
-/// temporary, and otherwise the kernel's order.
+/// Returns the address that flannel would choose: global before link-local, permanent before dynamic, stable
+/// before temporary, and otherwise the first in the kernel's order.
 fn best<A>(interface: &Interface, of_family: fn(IpAddr) -> Option<A>) -> Option<A> {
     usable(interface)
         .filter_map(|address| of_family(address.ip).map(|ip| (rank(address), ip)))
@@ -275,10 +276,10 @@ fn is_link_local(address: &Address) -> bool {
 }
 
 fn holder(observed: &Observed, ip: IpAddr) -> Option<&Interface> {
-    observed.interfaces.iter().find(|interface| holds(interface, ip))
+    observed.interfaces.iter().find(|interface| has_address(interface, ip))
 }
 
-fn holds(interface: &Interface, ip: IpAddr) -> bool {
+fn has_address(interface: &Interface, ip: IpAddr) -> bool {
     interface.addresses.iter().any(|address| address.ip == ip)
 }
 
@@ -304,9 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn no_default_route_asks_for_a_flag() {
+    fn without_a_default_route_the_error_asks_for_an_option() {
         let host = Observed { default_routes: vec![], ..host() };
-        let error = select(&host, &v4()).expect_err("nothing names an interface");
+        let error = select(&host, &v4()).expect_err("nothing determines an interface");
         assert_eq!(error, SelectError::NoDefaultRoute { family: "IPv4" });
         assert!(error.to_string().contains("--iface"), "{error}");
     }
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_iface_that_fits_wins_and_misses_are_told() {
+    fn the_first_iface_that_fits_wins_and_misses_are_reported() {
         let second = Wish { ifaces: vec!["nosuch0".into(), "eth1".into()], ..v4() };
         assert_eq!(select(&host(), &second).expect("eth1 fits").interface, "eth1");
         let none = Wish { ifaces: vec!["nosuch0".into(), "203.0.113.9".into()], ..v4() };
@@ -375,7 +376,7 @@ mod tests {
         let wish = Wish { ifaces: vec!["2001:db8::7".into()], ..dual() };
         assert_eq!(select(&host(), &wish).expect("eth0 fits").ipv4, Some(same("192.0.2.7")));
         let off = Wish { ifaces: vec!["2001:db8::7".into()], ..v4() };
-        assert!(select(&host(), &off).expect_err("IPv6 is off").to_string().contains("IPv6 off"));
+        assert!(select(&host(), &off).expect_err("IPv6 is off").to_string().contains("IPv6 is disabled"));
     }
 
     #[test]
@@ -386,7 +387,7 @@ mod tests {
         assert_eq!((chosen.interface.as_str(), chosen.ipv4), ("eth1", Some(same("198.51.100.8"))));
         // Unanchored; a name gets the interface's best address.
         assert_eq!(by("th1", v4()).expect("a name").ipv4, Some(same("198.51.100.7")));
-        // A loopback address is no candidate, and neither is an address of a family that is off.
+        // Neither a loopback address nor an address of a disabled family is a candidate.
         assert!(by("^127", v4()).is_err() && by("^2001", v4()).is_err());
         let nat = Wish { public_ip: Some([203, 0, 113, 9].into()), ..v4() };
         let chosen = by("51.100.8", nat).expect("an address of eth1").ipv4.expect("IPv4");
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_patterns_and_empty_ones_do_no_harm() {
+    fn a_bad_pattern_is_skipped_and_an_empty_one_matches_all() {
         let wish = Wish { patterns: vec!["(".into(), "eth1".into()], ..v4() };
         assert_eq!(select(&host(), &wish).expect("the second").interface, "eth1");
         let only = Wish { patterns: vec!["(".into()], ..v4() };
@@ -435,11 +436,11 @@ mod tests {
         let v6 = reaching(2, Some("2001:db8::7"));
         let chosen = select(&v6, &to("2001:db8::1", dual())).expect("eth0");
         assert_eq!(chosen.ipv4, Some(same("192.0.2.7")), "the other family is looked up");
-        // The way of a family that is off still names an interface.
+        // The route of a disabled family still determines an interface.
         assert_eq!(select(&v6, &to("2001:db8::1", v4())).expect("eth0").ipv4, Some(same("192.0.2.7")));
         assert!(select(&reaching(9, None), &to("192.0.2.1", v4())).is_err(), "an interface that is gone");
         let unreachable = Observed { reached: Some(Err("Network is unreachable".into())), ..host() };
-        let error = select(&unreachable, &to("192.0.2.1", v4())).expect_err("no way").to_string();
+        let error = select(&unreachable, &to("192.0.2.1", v4())).expect_err("no route").to_string();
         assert!(error.contains("--iface-can-reach 192.0.2.1: Network is unreachable"), "{error}");
         assert!(select(&host(), &to("192.0.2.1", v4())).is_err());
     }

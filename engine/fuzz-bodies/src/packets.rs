@@ -194,7 +194,7 @@ fn is_whole(write: &[u8]) {
     let packet = &write[wire::virtio::HEADER_LEN..];
     let len = match (ipv4::Header::parse(packet), ipv6::Header::parse(packet)) {
         (Ok(header), _) => {
-            assert!(ipv4::checksum_is_right(&packet[..header.header_len]));
+            assert!(ipv4::checksum_is_valid(&packet[..header.header_len]));
             usize::from(header.total_len)
         }
         (_, Ok(header)) => ipv6::HEADER_LEN + usize::from(header.payload_len),

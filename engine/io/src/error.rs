@@ -1,26 +1,26 @@
-//! The error of everything that is opened or configured here.
+//! The error type for opening and configuring ports.
 
 use std::fmt;
 use std::io;
 
-/// What was tried, what the system answered, and what to do next.
+/// A failed operation: what was attempted, the system's error, and what to do about it.
 #[derive(Debug)]
 pub struct Error {
-    /// What was being done, for instance "creating the TUN device flannel.1".
+    /// What was attempted, for instance "creating the TUN device flannel.1".
     pub doing: String,
-    /// The system's answer.
+    /// The system's error.
     pub cause: io::Error,
-    /// What the reader can do about it; empty when there is nothing better to say than the cause.
+    /// What the user can do about the failure; empty if the cause already says everything.
     pub advice: String,
 }
 
 impl Error {
-    /// An error without advice.
+    /// Creates an error without advice.
     pub fn new(doing: impl Into<String>, cause: io::Error) -> Error {
         Error { doing: doing.into(), cause, advice: String::new() }
     }
 
-    /// The same error with a sentence about what to do next.
+    /// Adds a sentence that tells the user what to do.
     pub fn advise(mut self, advice: impl Into<String>) -> Error {
         self.advice = advice.into();
         self

@@ -1,41 +1,41 @@
-//! Bytes in and out of the kernel: TUN queues, batched UDP sockets, waiting. No meaning.
+//! Moves bytes in and out of the kernel through TUN queues and batched sockets, without interpreting them.
 //!
 //! # Map
 //!
-//! | module | holds | may be called per packet |
+//! | module | contents | may be called per packet |
 //! |---|---|---|
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
-//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::Port`] is an [`Underlay`] too | receive and transmit |
+//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::Port`] is also an [`Underlay`] | receive and transmit |
 //! | [`udp`] | a worker's sockets; a [`udp::Port`] is an [`Underlay`] | receive and transmit |
-//! | [`memory`] | both traits without a kernel, for tests | yes |
-//! | [`wait`] | sleeping until a port has something, or another thread calls | once a turn |
-//! | [`probe`] | what this kernel and container grant | no |
-//! | [`netns`], [`thread`] | a private network namespace, a core, for one thread | no |
-//! | [`mask`] | an older kernel, for tests | no |
-//! | `sys` | one wrapper per system call | through the above |
+//! | [`memory`] | in-memory ports of both kinds, for tests | yes |
+//! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
+//! | [`probe`] | the features that this kernel and container grant | no |
+//! | [`netns`], [`thread`] | a private network namespace and a core for one thread | no |
+//! | [`mask`] | hiding kernel features from tests | no |
+//! | `sys` | one wrapper per system call | through the modules above |
 //!
-//! `sys` knows no other module; `tun`, `udp`, `raw` and `wait` use `sys`; nothing here knows packet formats.
-//! Nothing on the packet path allocates, locks or logs, and nothing panics on what the kernel or a
-//! caller hands in: a span outside the arena is an error outcome.
+//! `sys` depends on no other module; `tun`, `udp`, `raw` and `wait` use `sys`. No module knows packet
+//! formats. Nothing on the packet path allocates, locks or logs. No input from the kernel or a caller causes
+//! a panic: a span outside the arena is an error outcome.
 //!
 //! # Safety
 //!
-//! This is the only crate of the workspace with `unsafe`, and it has three kinds of it:
+//! This is the only crate in the workspace that contains `unsafe`. It uses it in three ways:
 //!
-//! 1. **A system call with pointers the kernel follows.** The wrapper in `sys` takes slices or
-//!    references, so that the memory is live and of the stated length for the whole call, and the
-//!    kernel keeps none of the pointers once it has returned. `msghdr` arrays are the exception: they
-//!    hold raw pointers. They are refilled from slices at the start of each `receive` or `transmit`,
-//!    used before that call returns, and never read through afterwards; the borrow of the arena lasts
-//!    as long as the call. This is why [`udp::Port`] may move between threads.
-//! 2. **A descriptor fresh from the kernel becoming an `OwnedFd`.** Done at once, in the wrapper that
-//!    received it, so that there is exactly one owner.
-//! 3. **Plain C structures made of zero bytes, or read as one of a union's views.** Only for types
-//!    where every bit pattern is a value, and the family field is checked before a view is chosen.
+//! 1. **A system call whose pointers the kernel follows.** The wrapper in `sys` takes slices or
+//!    references, so the memory is live and has the stated length for the whole call, and the kernel
+//!    keeps no pointer after the call returns. `msghdr` arrays are the exception: they hold raw
+//!    pointers. They are refilled from slices at the start of each `receive` or `transmit`, used before
+//!    that call returns, and never dereferenced afterwards; the arena is borrowed for the whole call.
+//!    [`udp::Port`] can therefore move between threads.
+//! 2. **A new descriptor that becomes an `OwnedFd`.** The wrapper that received the descriptor converts
+//!    it immediately, so there is exactly one owner.
+//! 3. **Plain C structures that are zeroed, or read through one field of a union.** Only for types
+//!    for which every bit pattern is valid; the family is checked before a union field is chosen.
 //!
-//! A span ([`Range<u32>`](std::ops::Range)) is turned into a pointer in one place each for TUN and UDP,
-//! after it was checked against the arena. What the kernel wrote into control buffers is parsed as
-//! bytes, with checked lengths, in safe code.
+//! Spans ([`Range<u32>`](std::ops::Range)) become pointers in one place for TUN and one for UDP, after a
+//! bounds check against the arena. Control buffers that the kernel has written are parsed in safe code, as
+//! bytes with checked lengths.
 
 mod error;
 pub mod mask;

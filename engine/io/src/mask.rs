@@ -1,14 +1,15 @@
-//! Makes the kernel look older: for tests of every fall-back on one machine.
+//! Hides kernel features, so that one machine can test every fallback.
 //!
-//! A seccomp filter answers the calls of a feature as a kernel without it would. It holds for the calling
-//! thread and for every thread and program it starts afterwards, and cannot be taken off.
+//! A seccomp filter makes a feature's system calls fail as they would on a kernel without the feature. The
+//! filter applies to the calling thread and to every thread and program that the thread starts afterwards,
+//! and cannot be removed.
 
 use std::ffi::c_long;
 use std::io;
 
 use crate::sys;
 
-/// What can be hidden.
+/// A kernel feature that can be hidden, and the error that its callers see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// sendmmsg and recvmmsg: ENOSYS.
@@ -17,11 +18,11 @@ pub enum Feature {
     UdpSegment,
     /// The UDP_GRO socket option: ENOPROTOOPT.
     UdpGro,
-    /// TUNSETOFFLOAD, whatever it asks for: EINVAL.
+    /// TUNSETOFFLOAD with any flags: EINVAL.
     TunOffload,
     /// TUNSETOFFLOAD with USO: EINVAL.
     TunUso,
-    /// Sockets of family AF_XDP: EAFNOSUPPORT.
+    /// AF_XDP sockets: EAFNOSUPPORT.
     AfXdp,
     /// bpf(2): EPERM.
     Bpf,
@@ -29,7 +30,7 @@ pub enum Feature {
     IoUring,
 }
 
-/// Everything that can be hidden.
+/// All features that can be hidden.
 pub const ALL: [Feature; 8] = [
     Feature::BatchCalls,
     Feature::UdpSegment,
@@ -41,8 +42,8 @@ pub const ALL: [Feature; 8] = [
     Feature::IoUring,
 ];
 
-/// Hides `features` from the calling thread and all it starts, also without root: it gives up gaining
-/// rights by running set-uid programs.
+/// Hides `features` from the calling thread and everything it starts. Works without root: it first sets
+/// PR_SET_NO_NEW_PRIVS, after which set-uid programs gain no privileges.
 pub fn hide(features: &[Feature]) -> io::Result<()> {
     let mut program = Vec::new();
     for &feature in features {
@@ -50,7 +51,7 @@ pub fn hide(features: &[Feature]) -> io::Result<()> {
             rule.compile(&mut program);
         }
     }
-    program.push(jump_free(RET, SECCOMP_RET_ALLOW));
+    program.push(statement(RET, SECCOMP_RET_ALLOW));
     sys::install_filter(&mut program)
 }
 
@@ -78,10 +79,11 @@ struct Rule {
 }
 
 impl Rule {
-    /// Each test that fails skips to the instruction after the rule.
+    /// Appends the rule's instructions to `program`. A test that fails jumps to the instruction after the
+    /// rule.
     fn compile(&self, program: &mut Vec<libc::sock_filter>) {
         let mut left = 2 * self.tests.len() as u8 + 1;
-        program.push(jump_free(LOAD_WORD, 0));
+        program.push(statement(LOAD_WORD, 0));
         program.push(libc::sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: left, k: self.call as u32 });
         for test in &self.tests {
             left -= 2;
@@ -89,16 +91,16 @@ impl Rule {
                 Test::Equal(argument, value) => (JUMP_IF_EQUAL, argument, value),
                 Test::AnyBit(argument, bits) => (JUMP_IF_ANY_BIT, argument, bits),
             };
-            // Arguments are 64 bits wide; the low half holds every value tested for.
+            // Arguments are 64 bits wide; every value that is tested fits the low half.
             let low = if cfg!(target_endian = "big") { 4 } else { 0 };
-            program.push(jump_free(LOAD_WORD, ARGUMENTS + 8 * u32::from(argument) + low));
+            program.push(statement(LOAD_WORD, ARGUMENTS + 8 * u32::from(argument) + low));
             program.push(libc::sock_filter { code, jt: 0, jf: left, k: value });
         }
-        program.push(jump_free(RET, SECCOMP_RET_ERRNO | self.errno as u32));
+        program.push(statement(RET, SECCOMP_RET_ERRNO | self.errno as u32));
     }
 }
 
-fn jump_free(code: u16, k: u32) -> libc::sock_filter {
+fn statement(code: u16, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt: 0, jf: 0, k }
 }
 
@@ -138,7 +140,7 @@ mod tests {
     use crate::probe;
 
     #[test]
-    fn what_is_hidden_is_gone_and_the_rest_stays() {
+    fn hidden_features_fail_and_the_others_still_work() {
         std::thread::spawn(|| {
             let before = (probe::udp_gro(), probe::af_xdp());
             hide(&[Feature::UdpSegment, Feature::Bpf, Feature::IoUring]).unwrap();

@@ -1,7 +1,7 @@
-//! Both kinds of port without a kernel: for tests of what lies between them.
+//! In-memory ports of both kinds, for testing the code between them without a kernel.
 //!
-//! Packets go through queues that the test's handle, or the other end, fills and empties. A port in use
-//! allocates nothing once its queues have grown: buffers go back to where they came from.
+//! Packets pass through queues that a test's handle, or the peer port, fills and drains. Buffers are
+//! recycled, so a port allocates nothing once its queues have grown.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,12 +16,11 @@ use crate::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay
 /// How an in-memory underlay behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Whether runs of datagrams stay in one piece when sent, as with UDP_SEGMENT: one unit in the
-    /// counters. The datagrams that come out are the same.
+    /// Whether a run of datagrams counts as one write, as with UDP_SEGMENT. Does not affect the datagrams.
     pub segment: bool,
-    /// Whether consecutive equal-sized datagrams of one sender are joined when received, as with UDP_GRO.
+    /// Whether consecutive datagrams of equal size from one sender are joined on receipt, as with UDP_GRO.
     pub gro: bool,
-    /// Datagrams that fit between sender and receiver; more are dropped as full.
+    /// Maximum datagrams in transit; any more are dropped as full.
     pub capacity: usize,
 }
 
@@ -34,11 +33,11 @@ impl Default for Options {
 /// One datagram on the in-memory wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Sender's address and port.
+    /// The sender's address and port.
     pub from: SocketAddr,
-    /// The peer it was sent to.
+    /// The destination.
     pub to: SocketAddr,
-    /// The lane that sent it.
+    /// The sending lane.
     pub lane: u16,
     /// ECN bits of the outer header.
     pub ecn: u8,
@@ -78,21 +77,21 @@ pub struct UnderlayHandle {
     from_port: Arc<Queue<Datagram>>,
 }
 
-/// A TUN queue and the pod's end of it. Packets have their virtio header first, both ways.
+/// Creates a TUN queue and its pod end. Packets begin with their virtio header in both directions.
 pub fn overlay() -> (MemoryOverlay, OverlayHandle) {
     let (incoming, outgoing) = (Arc::default(), Arc::default());
     let handle = OverlayHandle { to_port: Arc::clone(&incoming), from_port: Arc::clone(&outgoing) };
     (MemoryOverlay { incoming, outgoing, counters: PortCounters::default() }, handle)
 }
 
-/// Sockets that listen on `local` and send from its address, and the wire's end of them.
+/// Creates sockets that listen on `local` and send from its address, and their wire end.
 pub fn underlay(local: SocketAddr, options: Options) -> (MemoryUnderlay, UnderlayHandle) {
     let (incoming, outgoing) = (Arc::default(), Arc::default());
     let handle = UnderlayHandle { to_port: Arc::clone(&incoming), from_port: Arc::clone(&outgoing) };
     (MemoryUnderlay { local, options, incoming, outgoing, counters: PortCounters::default() }, handle)
 }
 
-/// Two sets of sockets joined by a wire: what one sends the other receives, whatever the address.
+/// Creates two sets of sockets joined by a wire. Each receives whatever the other sends, to any address.
 pub fn underlay_pair(a: SocketAddr, b: SocketAddr, options: Options) -> (MemoryUnderlay, MemoryUnderlay) {
     let (to_a, to_b) = (Arc::<Queue<Datagram>>::default(), Arc::<Queue<Datagram>>::default());
     let counters = PortCounters::default();
@@ -107,24 +106,24 @@ pub fn underlay_pair(a: SocketAddr, b: SocketAddr, options: Options) -> (MemoryU
 }
 
 impl OverlayHandle {
-    /// Hands the port a packet to read, virtio header first.
+    /// Queues a packet, virtio header first, for the port to read.
     pub fn inject(&self, packet: &[u8]) {
         self.to_port.push(|spare: &mut Vec<u8>| spare.extend_from_slice(packet));
     }
 
-    /// Takes everything the port has written, in order.
+    /// Returns and removes everything that the port has written, in order.
     pub fn collect(&self) -> Vec<Vec<u8>> {
         self.from_port.lock().items.drain(..).collect()
     }
 }
 
 impl UnderlayHandle {
-    /// Hands the port a datagram to receive.
+    /// Queues a datagram for the port to receive.
     pub fn inject(&self, datagram: Datagram) {
         self.to_port.push(|spare| *spare = datagram);
     }
 
-    /// Takes every datagram the port has sent, in order.
+    /// Returns and removes every datagram that the port has sent, in order.
     pub fn collect(&self) -> Vec<Datagram> {
         self.from_port.lock().items.drain(..).collect()
     }
@@ -138,7 +137,7 @@ impl Overlay for MemoryOverlay {
             self.counters.would_block += 1;
             return Err(io::ErrorKind::WouldBlock.into());
         };
-        // A TUN cuts what does not fit (drivers/net/tun.c tun_put_user).
+        // A TUN truncates a packet that does not fit (drivers/net/tun.c tun_put_user).
         let len = packet.len().min(buffer.len());
         buffer[..len].copy_from_slice(&packet[..len]);
         queue.spare.push(packet);
@@ -149,8 +148,8 @@ impl Overlay for MemoryOverlay {
     }
 
     fn write(&mut self, arena: &[u8], spans: &[Range<u32>]) -> io::Result<()> {
-        let sound = spans.len() <= crate::tun::MAX_SPANS && spans.iter().all(|s| slice(arena, s).is_some());
-        if !sound {
+        let valid = spans.len() <= crate::tun::MAX_SPANS && spans.iter().all(|s| slice(arena, s).is_some());
+        if !valid {
             self.counters.errors += 1;
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -200,7 +199,8 @@ impl Underlay for MemoryUnderlay {
             room.copy_from_slice(&first.bytes);
             let size = first.bytes.len();
             let (mut len, mut datagrams) = (size, 1);
-            // As the kernel joins: equal sizes of one flow with equal ECN, a shorter one ends the run.
+            // As in the kernel, datagrams of one flow with equal size and ECN are joined; a shorter one ends
+            // the run.
             while self.options.gro && len == size * datagrams && size > 0 && datagrams < 64 {
                 let fits = |next: &Datagram| {
                     (next.from, next.to, next.ecn) == (first.from, first.to, first.ecn)
@@ -237,8 +237,8 @@ impl Underlay for MemoryUnderlay {
         for transmit in batch {
             let first = transmit.first_span as usize;
             let own = spans.get(first..first.saturating_add(transmit.span_count as usize));
-            let sound = own.filter(|own| !own.is_empty() && own.iter().all(|s| slice(arena, s).is_some()));
-            let Some(own) = sound else {
+            let valid = own.filter(|own| !own.is_empty() && own.iter().all(|s| slice(arena, s).is_some()));
+            let Some(own) = valid else {
                 self.counters.errors += 1;
                 outcome.dropped_error += u32::from(transmit.segments.max(1));
                 continue;
@@ -260,7 +260,7 @@ impl Underlay for MemoryUnderlay {
                     outcome.dropped_full += 1;
                     continue;
                 }
-                // A lane is a source port, as in a fan.
+                // Each lane has its own source port, as in a fan.
                 let from = SocketAddr::new(self.local.ip(), 49_152 + transmit.lane % 16_384);
                 self.outgoing.push(|spare: &mut Datagram| {
                     (spare.from, spare.to) = (from, transmit.to);
@@ -290,7 +290,7 @@ impl Underlay for MemoryUnderlay {
     }
 }
 
-/// What can wait in a queue and be used again.
+/// A queue entry that can be cleared and reused.
 trait Item {
     fn blank() -> Self;
     fn clear(&mut self);
@@ -339,7 +339,7 @@ impl<T> std::fmt::Debug for Inner<T> {
 }
 
 impl<T> Queue<T> {
-    /// A panic elsewhere leaves nothing half-done here.
+    /// Locks the queue. Ignores poisoning: no panic leaves a queue inconsistent.
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -368,7 +368,7 @@ impl<T: Item> Queue<T> {
         fill(&mut item);
         inner.items.push_back(item);
         if let Some((waker, token)) = &inner.reader {
-            // A reader that is gone needs no call.
+            // Fails only if the reader no longer exists.
             let _ = waker.report(*token);
         }
     }

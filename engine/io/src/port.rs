@@ -1,4 +1,4 @@
-//! The two kinds of port a worker owns, and the plain records that cross them.
+//! The traits for a worker's two kinds of port, and the plain records that they exchange.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,67 +6,67 @@ use std::ops::Range;
 
 use crate::wait::Waiter;
 
-/// One filled receive slot: a datagram, or several equal ones of one sender that the kernel joined.
+/// One filled receive slot: a datagram, or several of equal size from one sender that the kernel joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Where in the arena the bytes begin.
+    /// Offset of the first byte in the arena.
     pub at: u32,
-    /// How many bytes there are.
+    /// Length in bytes.
     pub len: u32,
-    /// Size of each joined datagram; the last may be shorter. 0: the slot holds one datagram.
+    /// Size of each joined datagram; the last may be shorter. 0 if the slot holds one datagram.
     pub segment_size: u16,
     /// The two ECN bits of the outer IP header (RFC 3168 section 5).
     pub ecn: u8,
-    /// Who sent it.
+    /// The sender's address and port.
     pub source: SocketAddr,
 }
 
-/// One datagram to send, or a run of equal-sized ones to one peer.
+/// One datagram to send, or a run of equal-sized datagrams to one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// The peer.
     pub to: SocketAddr,
-    /// Which socket of the fan sends it, modulo the fan's size: one flow, one lane.
+    /// Which socket of the fan sends, modulo the fan's size. A flow always uses the same lane.
     pub lane: u16,
-    /// Index of the first of its spans.
+    /// Index of the first span.
     pub first_span: u32,
-    /// How many spans it has.
+    /// Number of spans.
     pub span_count: u32,
-    /// Payload bytes of each datagram but the last, which may be shorter; each datagram starts at the
-    /// start of a span. 0: all the spans are one datagram.
+    /// Payload bytes of each datagram except the last, which may be shorter. Each datagram begins at the
+    /// start of a span. 0 if all spans form one datagram.
     pub segment_size: u16,
-    /// How many datagrams this is; 0 counts as 1.
+    /// Number of datagrams; 0 counts as 1.
     pub segments: u16,
     /// The two ECN bits for the outer IP header.
     pub ecn: u8,
 }
 
-/// What became of a batch of [`Transmit`]s, in datagrams as they go on the wire.
+/// The result of sending a batch of [`Transmit`]s, counted in datagrams on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TransmitOutcome {
-    /// Taken by the kernel.
+    /// Accepted by the kernel.
     pub sent: u32,
     /// Dropped because the send buffer or the device's queue was full.
     pub dropped_full: u32,
-    /// Dropped because the kernel refused them, or because their spans made no sense.
+    /// Dropped because the kernel rejected them or their spans were invalid.
     pub dropped_error: u32,
 }
 
 impl TransmitOutcome {
-    /// Every datagram of the batch, sent or not.
+    /// Returns the number of datagrams in the batch, sent or not.
     pub fn total(&self) -> u32 {
         self.sent + self.dropped_full + self.dropped_error
     }
 }
 
-/// Plain counters of one port; they only grow.
+/// Monotonic counters of one port.
 ///
-/// `read` is from the kernel to us and `write` from us to the kernel, whichever side the port is on.
+/// `read` means from the kernel to the process and `write` the reverse, for overlay and underlay alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortCounters {
     /// Units handed to the caller: packets, super-packets, or runs of joined datagrams.
     pub reads: u64,
-    /// Units taken by the kernel.
+    /// Units accepted by the kernel.
     pub writes: u64,
     /// Datagrams inside `reads`; equals `reads` on a TUN queue.
     pub read_datagrams: u64,
@@ -74,33 +74,33 @@ pub struct PortCounters {
     pub write_datagrams: u64,
     /// Bytes handed to the caller.
     pub read_bytes: u64,
-    /// Bytes taken by the kernel.
+    /// Bytes accepted by the kernel.
     pub write_bytes: u64,
-    /// System calls made to read, also those that found nothing.
+    /// System calls made to read, including those that found nothing.
     pub read_calls: u64,
-    /// System calls made to write, also those that failed.
+    /// System calls made to write, including those that failed.
     pub write_calls: u64,
     /// Read calls that found nothing.
     pub would_block: u64,
     /// Datagrams or packets dropped because the kernel had no room.
     pub write_full: u64,
-    /// Datagrams that did not fit their slot, cut by the kernel and skipped.
+    /// Datagrams dropped because they were longer than their slot and the kernel truncated them.
     pub truncated: u64,
-    /// Times a feature was switched off for good because the kernel refused it in use.
+    /// Features disabled permanently because the kernel rejected them in use.
     pub downgrades: u64,
-    /// Datagrams sent a second time, plainly, because the kernel refused the joined send.
+    /// Datagrams sent again one by one because the kernel rejected the joined send.
     pub resent: u64,
     /// Calls or packets that failed for any other reason.
     pub errors: u64,
 }
 
 impl PortCounters {
-    /// System calls of both directions.
+    /// Returns the number of system calls in both directions.
     pub fn calls(&self) -> u64 {
         self.read_calls + self.write_calls
     }
 
-    /// The counters of two ports together.
+    /// Adds the counters of another port.
     pub fn plus(&self, other: &PortCounters) -> PortCounters {
         PortCounters {
             reads: self.reads + other.reads,
@@ -120,7 +120,7 @@ impl PortCounters {
         }
     }
 
-    /// Every counter with its name, in a fixed order.
+    /// Returns every counter with its name, in a fixed order.
     pub fn named(&self) -> [(&'static str, u64); 14] {
         [
             ("reads", self.reads),
@@ -141,40 +141,42 @@ impl PortCounters {
     }
 }
 
-/// The pod side: a TUN queue, or memory.
+/// The port towards the pods: a TUN queue, or memory in tests.
 pub trait Overlay: Send {
-    /// Reads one packet or super-packet into `buffer`, its virtio header first; returns its length.
-    /// `WouldBlock` when there is none. A buffer of 65,550 bytes holds any.
+    /// Reads one packet or super-packet into `buffer`, virtio header first, and returns its length.
+    /// Fails with `WouldBlock` if there is none. A buffer of 65,550 bytes holds any packet.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Writes one packet or super-packet gathered from `spans` of `arena`, its virtio header first.
-    /// `InvalidInput` when a span lies outside the arena or there are more than [`crate::tun::MAX_SPANS`].
+    /// Writes one packet or super-packet gathered from `spans` of `arena`, virtio header first.
+    /// Fails with `InvalidInput` if a span lies outside the arena or there are more than
+    /// [`crate::tun::MAX_SPANS`].
     fn write(&mut self, arena: &[u8], spans: &[Range<u32>]) -> io::Result<()>;
 
-    /// The counters so far.
+    /// Returns the current counters.
     fn counters(&self) -> &PortCounters;
 
-    /// Lets `waiter` report under `token` that there may be something to read. Edge-triggered: after a
-    /// report, read until `WouldBlock` before the next wait, or remember that more may be waiting.
+    /// Makes `waiter` report `token` when there may be something to read. Edge-triggered: after a report,
+    /// read until `WouldBlock` before the next wait, or remember that more may be waiting.
     fn register(&self, waiter: &mut Waiter, token: usize) -> io::Result<()>;
 }
 
-/// The wire side: a worker's UDP sockets, or memory.
+/// The port towards the other hosts: a worker's sockets, or memory in tests.
 pub trait Underlay: Send {
-    /// Fills `out` with what has arrived, datagram run *i* in `arena[i * slot_len..]`.
+    /// Receives a batch of datagrams into `out`, each run of joined datagrams into a slot of the arena.
     ///
-    /// Clears `out` and never grows it beyond its capacity, which with the arena's size bounds the batch.
-    /// `WouldBlock` when nothing is there; `Ok` with an empty `out` when all that was there was skipped.
+    /// Clears `out` and never grows it beyond its capacity; capacity and arena size bound the batch.
+    /// Fails with `WouldBlock` if nothing has arrived. Returns `Ok` with an empty `out` if every datagram
+    /// was skipped.
     fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()>;
 
-    /// Sends all of `batch`, in order; each names its bytes as a run of `spans`, which index `arena`.
-    /// What could not be sent is counted and gone: the caller does not send it again.
+    /// Sends all of `batch` in order. Each entry names its bytes as a range of `spans` into `arena`.
+    /// Datagrams that cannot be sent are counted and dropped: the caller does not send them again.
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome;
 
-    /// The counters so far.
+    /// Returns the current counters.
     fn counters(&self) -> &PortCounters;
 
-    /// As [`Overlay::register`].
+    /// Registers the port with `waiter`; see [`Overlay::register`].
     fn register(&self, waiter: &mut Waiter, token: usize) -> io::Result<()>;
 }
 
@@ -214,7 +216,7 @@ impl<T: Underlay + ?Sized> Underlay for Box<T> {
     }
 }
 
-/// The bytes of `span`, or nothing when it is inverted or reaches beyond the arena.
+/// Returns the bytes of `span`, or `None` if the span is inverted or reaches beyond the arena.
 #[inline]
 pub(crate) fn slice<'a>(arena: &'a [u8], span: &Range<u32>) -> Option<&'a [u8]> {
     arena.get(span.start as usize..span.end as usize)

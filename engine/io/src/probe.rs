@@ -1,6 +1,6 @@
-//! What this kernel and this container grant, found by asking for it and giving it back at once.
+//! Probes the features that this kernel and container grant, by requesting each and releasing it again.
 //!
-//! A version number says little: features are back-ported, compiled out, and masked by seccomp.
+//! A kernel version proves little: features are backported, compiled out, and blocked by seccomp.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,22 +17,22 @@ const CAPABILITIES: [(&str, u32); 6] = [
     ("CAP_BPF", 39),
 ];
 
-/// The answer to one question.
+/// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// It is there and may be used.
+    /// The feature exists and may be used.
     Granted,
-    /// It is not.
+    /// The feature cannot be used.
     Missing {
         /// The likely reason, in one clause.
         why: String,
-        /// The system's answer, when a call was refused.
+        /// The error number, if a system call failed.
         errno: Option<i32>,
     },
 }
 
 impl Probe {
-    /// Whether it is granted.
+    /// Whether the feature may be used.
     pub fn is_granted(&self) -> bool {
         *self == Probe::Granted
     }
@@ -42,24 +42,25 @@ impl Probe {
     }
 }
 
-/// What the TUN driver grants; the offloads are tried on a device in a namespace of its own.
+/// The TUN features that are granted. Offloads are tried on a device in a scratch namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunProbe {
-    /// Whether /dev/net/tun opens.
+    /// Opening /dev/net/tun.
     pub device: Probe,
-    /// Whether a device may be created.
+    /// Creating a device.
     pub create: Probe,
-    /// Whether packets can carry a virtio header.
+    /// A virtio header before each packet.
     pub vnet_hdr: Probe,
-    /// Whether a device may have several queues.
+    /// Several queues per device.
     pub multi_queue: Probe,
-    /// Whether TCP super-packets are handed over whole.
+    /// TCP super-packets.
     pub tso: Probe,
-    /// Whether UDP super-packets are handed over whole.
+    /// UDP super-packets.
     pub uso: Probe,
 }
 
-/// Whether TUN can be used at all: shorthand for the first gap of [`tun_details`].
+/// Probes whether TUN is usable at all. Returns the first required feature of [`tun_details`] that is
+/// missing.
 pub fn tun() -> Probe {
     let details = tun_details();
     [details.device, details.create, details.vnet_hdr]
@@ -68,97 +69,100 @@ pub fn tun() -> Probe {
         .unwrap_or(Probe::Granted)
 }
 
-/// Every question about TUN. Leaves nothing behind.
+/// Probes every TUN feature. Leaves nothing behind.
 pub fn tun_details() -> TunProbe {
     let fd = match sys::open_device(sys::TUN_PATH) {
         Ok(fd) => fd,
         Err(error) => {
             let why = match error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => "/dev/net/tun may not be opened",
+                Some(libc::EPERM | libc::EACCES) => "no permission to open /dev/net/tun",
                 _ => "/dev/net/tun is missing",
             };
-            let gap = || Probe::missing("there is no /dev/net/tun to ask");
+            let gap = || Probe::missing("not probed: /dev/net/tun could not be opened");
             let device = refused(&error, why);
             let (create, vnet_hdr, multi_queue) = (gap(), gap(), gap());
             return TunProbe { device, create, vnet_hdr, multi_queue, tso: gap(), uso: gap() };
         }
     };
     let features = sys::tun_features(fd.as_fd()).unwrap_or(0);
-    let known = |flag: i32, why: &str| {
+    let supported = |flag: i32, why: &str| {
         if features & flag as u32 != 0 { Probe::Granted } else { Probe::missing(why) }
     };
-    let vnet_hdr = known(tun::IFF_VNET_HDR, "the TUN driver knows no vnet_hdr (Linux 2.6.27)");
-    let multi_queue = known(tun::IFF_MULTI_QUEUE, "the TUN driver knows no multi-queue (Linux 3.8)");
-    // The namespace a thread enters goes away with the thread, and the device with its descriptor.
-    let trial = std::thread::spawn(trial_device).join();
+    let vnet_hdr = supported(tun::IFF_VNET_HDR, "the TUN driver does not support vnet_hdr (Linux 2.6.27)");
+    let multi_queue =
+        supported(tun::IFF_MULTI_QUEUE, "the TUN driver does not support multi-queue (Linux 3.8)");
+    // The scratch namespace disappears with its thread, and the device with its descriptor.
+    let trial = std::thread::spawn(probe_scratch_device).join();
     let (create, tso, uso) = trial.unwrap_or_else(|_| {
-        let gap = || Probe::missing("the trial device could not be examined");
+        let gap = || Probe::missing("not probed: examining the scratch device failed");
         (gap(), gap(), gap())
     });
     TunProbe { device: Probe::Granted, create, vnet_hdr, multi_queue, tso, uso }
 }
 
-/// Whether a UDP socket can send many datagrams in one call (linux/udp.h UDP_SEGMENT, Linux 4.18).
+/// Probes sending many datagrams in one call (linux/udp.h UDP_SEGMENT, Linux 4.18).
 pub fn udp_segment() -> Probe {
-    udp_option(libc::UDP_SEGMENT, 0, "the kernel has no UDP_SEGMENT (Linux 4.18) or a filter hides it")
+    udp_option(libc::UDP_SEGMENT, 0, "the kernel lacks UDP_SEGMENT (Linux 4.18) or a seccomp filter hides it")
 }
 
-/// Whether a UDP socket can receive joined datagrams (linux/udp.h UDP_GRO, Linux 5.0).
+/// Probes receiving joined datagrams (linux/udp.h UDP_GRO, Linux 5.0).
 pub fn udp_gro() -> Probe {
-    udp_option(libc::UDP_GRO, 1, "the kernel has no UDP_GRO (Linux 5.0) or a filter hides it")
+    udp_option(libc::UDP_GRO, 1, "the kernel lacks UDP_GRO (Linux 5.0) or a seccomp filter hides it")
 }
 
-/// Whether AF_XDP sockets can be made (linux/if_xdp.h).
+/// Probes creating an AF_XDP socket (linux/if_xdp.h).
 pub fn af_xdp() -> Probe {
     let answer = sys::socket(libc::AF_XDP, libc::SOCK_RAW);
-    judge(answer.map(drop), "the kernel has no AF_XDP (CONFIG_XDP_SOCKETS)", "AF_XDP needs CAP_NET_RAW")
+    judge(answer.map(drop), "the kernel lacks AF_XDP (CONFIG_XDP_SOCKETS)", "AF_XDP needs CAP_NET_RAW")
 }
 
-/// Whether bpf(2) may be called.
+/// Probes calling bpf(2).
 pub fn bpf() -> Probe {
     judge(
         sys::bpf_array_map(),
-        "the kernel has no bpf(2) (CONFIG_BPF_SYSCALL)",
-        "bpf(2) needs CAP_BPF, or a filter forbids it",
+        "the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL)",
+        "bpf(2) needs CAP_BPF, or a seccomp filter blocks it",
     )
 }
 
-/// Whether io_uring may be used.
+/// Probes creating an io_uring.
 pub fn io_uring() -> Probe {
     judge(
         sys::io_uring_ring(),
-        "the kernel has no io_uring, or a filter hides it",
-        "sysctl kernel.io_uring_disabled or a filter forbids it",
+        "the kernel lacks io_uring, or a seccomp filter hides it",
+        "blocked by sysctl kernel.io_uring_disabled or a seccomp filter",
     )
 }
 
-/// The capabilities that matter to us, by name, as the calling thread holds them.
+/// Returns each capability that loden can use, by name, and whether the calling thread holds it.
 pub fn capabilities() -> Vec<(&'static str, Probe)> {
     let held = effective_capabilities();
     let judge = |number: u32| match &held {
         Ok(bits) if bits & (1 << number) != 0 => Probe::Granted,
         Ok(_) => Probe::missing("not in the effective set of this process"),
-        Err(error) => refused(error, "/proc/thread-self/status cannot be read"),
+        Err(error) => refused(error, "/proc/thread-self/status is not readable"),
     };
     CAPABILITIES.into_iter().map(|(name, number)| (name, judge(number))).collect()
 }
 
-fn trial_device() -> (Probe, Probe, Probe) {
+/// Probes device creation, TSO and USO in a new network namespace.
+fn probe_scratch_device() -> (Probe, Probe, Probe) {
     let gap = |why: &str| (Probe::missing(why), Probe::missing(why), Probe::missing(why));
     if let Err(error) = netns::enter_scratch() {
-        return gap(&format!("not tried: {error}"));
+        return gap(&format!("not probed: {error}"));
     }
     let wanted = tun::Offloads { csum: true, tso: true, uso: true };
     let config = tun::Config { name: "loden-probe".to_owned(), queues: 1, offloads: wanted, persist: false };
     match tun::open(&config) {
         Err(error) => {
             let create = refused(&error.cause, &error.to_string());
-            (create, Probe::missing("no device to try it on"), Probe::missing("no device to try it on"))
+            let gap = || Probe::missing("not probed: no TUN device could be created");
+            (create, gap(), gap())
         }
         Ok(device) => {
             let verdict = |on: bool, why: &str| if on { Probe::Granted } else { Probe::missing(why) };
-            let tso = verdict(device.granted.tso, "TUNSETOFFLOAD refuses TSO");
-            let uso = verdict(device.granted.uso, "TUNSETOFFLOAD refuses USO (Linux 6.2)");
+            let tso = verdict(device.granted.tso, "TUNSETOFFLOAD rejected TSO");
+            let uso = verdict(device.granted.uso, "TUNSETOFFLOAD rejected USO (Linux 6.2)");
             (Probe::Granted, tso, uso)
         }
     }
@@ -198,8 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_probe_answers_and_leaves_no_descriptor() {
-        // Counting descriptors would race with the other tests; what is dropped is closed.
+    fn every_probe_returns_a_result_with_a_reason() {
         for probe in [tun(), udp_segment(), udp_gro(), af_xdp(), bpf(), io_uring()] {
             match probe {
                 Probe::Granted => {}
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn absence_and_refusal_are_told_apart() {
+    fn missing_features_and_missing_permissions_have_different_reasons() {
         let answer = |errno| judge(Err(io::Error::from_raw_os_error(errno)), "absent", "forbidden");
         assert_eq!(answer(libc::ENOSYS), Probe::Missing { why: "absent".into(), errno: Some(libc::ENOSYS) });
         assert_eq!(answer(libc::EPERM), Probe::Missing { why: "forbidden".into(), errno: Some(libc::EPERM) });

@@ -1,12 +1,12 @@
-//! A worker's raw IPv4 socket: whole packets of one IP protocol, their IP headers included both ways.
+//! A worker's raw IPv4 socket, which sends and receives whole packets of one IP protocol, IP header included.
 //!
-//! Every raw socket gets a copy of every packet: there is no group that shares them. So each worker's socket
-//! has a filter that keeps the flows of its share, see [`share`]. That a socket is open at all also keeps the
-//! kernel from answering with "protocol unreachable" (net/ipv4/ip_input.c, ip_protocol_deliver_rcu), whatever
-//! the filter says.
+//! Every raw socket gets a copy of every packet: raw sockets have no SO_REUSEPORT group. Each worker's socket
+//! therefore has a filter that keeps its share of the flows, see [`share`]. An open socket also stops the
+//! kernel from replying "protocol unreachable" (net/ipv4/ip_input.c, ip_protocol_deliver_rcu), whatever its
+//! filter drops.
 //!
-//! The kernel hands over packets after putting fragments together, and, where a device joined segments of one
-//! flow, those too in one piece.
+//! The kernel delivers packets reassembled from their fragments. Segments of one flow that a device has
+//! joined arrive as one packet.
 
 mod share;
 
@@ -21,16 +21,16 @@ use crate::udp::{self, Features, receive, transmit};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
 
-/// Sockets that share the packets at most. Each packet is offered to all of them, so more workers than this
-/// only send.
+/// The maximum number of sockets that receive. Each packet is offered to all of them, so workers beyond this
+/// number only send.
 pub const MAX_RECEIVERS: usize = 8;
 
-/// What to open.
+/// How to open the sockets.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The IP protocol.
     pub protocol: u8,
-    /// The address at which packets arrive.
+    /// The local address that packets are sent to.
     pub local: Ipv4Addr,
     /// Whether to move several packets per call (sendmmsg, recvmmsg).
     pub mmsg: bool,
@@ -42,8 +42,8 @@ pub struct Config {
 
 /// One worker's socket: its [`Underlay`].
 ///
-/// What it receives and sends begins with the outer IP header. Of the one to be sent the kernel fills in
-/// length, checksum, and an id of 0; the address of a [`Transmit`] only chooses the route.
+/// Packets begin with the outer IP header in both directions. When sending, the kernel fills in the length,
+/// the checksum, and the id if it is 0; the address of a [`Transmit`] only selects the route.
 #[derive(Debug)]
 pub struct Port {
     socket: Socket,
@@ -53,7 +53,7 @@ pub struct Port {
     counters: PortCounters,
 }
 
-/// Opens `queues` ports (0 counts as 1), one per worker, that share the packets by the flows inside them.
+/// Opens `queues` ports (0 counts as 1), one per worker, and divides the inner flows among them.
 pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     let queues = queues.max(1);
     (0..queues).map(|index| Port::open(config, index, queues)).collect()
@@ -73,10 +73,10 @@ impl Port {
                 Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
                 _ => "",
             };
-            Error::new(format!("making a raw socket for IP protocol {protocol}"), cause).advise(advice)
+            Error::new(format!("creating a raw socket for IP protocol {protocol}"), cause).advise(advice)
         })?;
         let doing = |what: &str| format!("setting {what} on the raw socket at {local}");
-        // The filter comes before the address: an unbound socket would queue what is not its share.
+        // The filter comes before the address: an unbound socket would queue packets outside its share.
         match share::program(index, queues.min(MAX_RECEIVERS)) {
             Some(mut program) => sys::attach_filter(socket.as_fd(), &mut program),
             None => sys::attach_drop_all(socket.as_fd()),
@@ -90,7 +90,7 @@ impl Port {
         udp::size_buffers(&socket, config.receive_buffer, config.send_buffer, &mut notes);
         socket.bind(&SocketAddr::new(IpAddr::V4(local), 0).into()).map_err(|cause| {
             let advice = match cause.raw_os_error() {
-                Some(libc::EADDRNOTAVAIL) => "no interface here has this address",
+                Some(libc::EADDRNOTAVAIL) => "no interface on this host has this address",
                 _ => "",
             };
             Error::new(format!("binding a raw socket to {local}"), cause).advise(advice)
@@ -104,12 +104,12 @@ impl Port {
         })
     }
 
-    /// The features in use now.
+    /// Returns the features in use now.
     pub fn features(&self) -> Features {
         Features { segment: false, gro: false, mmsg: self.receiver.mmsg() && self.sender.mmsg() }
     }
 
-    /// What was asked for and not granted, one sentence each.
+    /// Returns one sentence for each requested feature that was not granted.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -1,11 +1,11 @@
-//! Test helpers: a network namespace per test, and what the machine must have for it.
+//! Test helpers: a network namespace per test, and skipping a test whose requirements are not met.
 
 use std::process::Command;
 
 use crate::netns;
 
-/// Runs `test` on a thread of its own in a network namespace of its own. Skips, aloud, where that is not
-/// granted; with CI=true it fails instead.
+/// Runs `test` on its own thread in its own network namespace. If namespaces are not permitted, skips the
+/// test with a message, or fails it when CI=true.
 pub(crate) fn run(test: impl FnOnce() + Send + 'static) {
     let body = move || match netns::enter_scratch() {
         Ok(()) => test(),
@@ -16,13 +16,13 @@ pub(crate) fn run(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Says what a test misses; with CI=true that is a failure.
+/// Reports a requirement that this machine does not meet. Panics when CI=true.
 pub(crate) fn missing(what: &str) {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have it: {what}");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "required in CI: {what}");
     eprintln!("skipped: {what}");
 }
 
-/// Runs a tool in the calling thread's namespace; false, aloud, when it is not installed.
+/// Runs a command in the calling thread's namespace. Returns false, with a message, if it is not installed.
 pub(crate) fn tool(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let program = words.next().unwrap();

@@ -1,7 +1,7 @@
-//! One thin wrapper per system call, with the kernel header its constants come from.
+//! One thin wrapper per system call, with the kernel header that defines its constants.
 //!
-//! Headers are named by their path in the kernel tree, `include/uapi/` left out. The packet calls at the
-//! end retry nothing and allocate nothing; `io::Error` holds just the error number.
+//! Headers are named by their path below `include/uapi/` in the kernel tree. The packet calls at the end
+//! retry nothing and allocate nothing; their `io::Error` holds only the error number.
 
 use std::ffi::c_int;
 use std::io;
@@ -24,18 +24,19 @@ const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
 const SIOCETHTOOL: u32 = 0x8946;
 
-/// Where TUN devices come from.
+/// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
 
-/// open(2) of a device node, non-blocking and not inherited.
+/// open(2): opens a device node, non-blocking and close-on-exec.
 pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     // SAFETY: `path` is a terminated string; the result is checked before use.
     let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
-    // SAFETY: a descriptor the kernel has just made for us has no other owner.
+    // SAFETY: the descriptor is new, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// TUNSETIFF (linux/if_tun.h): attaches `fd` to the device `name`, made if absent; returns its real name.
+/// TUNSETIFF (linux/if_tun.h): attaches `fd` to device `name`, creating it if absent; returns its actual
+/// name.
 pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<String> {
     let mut request = interface_request(name)?;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -44,90 +45,91 @@ pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Re
     Ok(String::from_utf8_lossy(&name).into_owned())
 }
 
-/// TUNGETIFF (linux/if_tun.h): the flags of the device `fd` is attached to.
+/// TUNGETIFF (linux/if_tun.h): returns the flags of the device that `fd` is attached to.
 pub(crate) fn tun_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
-    // SAFETY: an ifreq is plain integers and unions of such; zero is a value of each.
+    // SAFETY: an ifreq consists of integers and unions of integers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     ioctl_interface(fd, TUNGETIFF, &mut request)?;
-    // SAFETY: every bit pattern is a short, and the kernel has filled this view.
+    // SAFETY: every bit pattern is a valid short, and the kernel has written this field.
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16))
 }
 
-/// TUNGETFEATURES (linux/if_tun.h): the IFF_ flags this kernel's TUN driver knows.
+/// TUNGETFEATURES (linux/if_tun.h): returns the IFF_ flags that this kernel's TUN driver supports.
 pub(crate) fn tun_features(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut features: u32 = 0;
-    // SAFETY: the kernel writes one unsigned int, to a live one of ours.
+    // SAFETY: the kernel writes one unsigned int into `features`.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETFEATURES as _, &raw mut features) })?;
     Ok(features)
 }
 
-/// TUNSETVNETHDRSZ (linux/if_tun.h): bytes of the virtio header before each packet.
+/// TUNSETVNETHDRSZ (linux/if_tun.h): sets the length of the virtio header before each packet.
 pub(crate) fn tun_set_header_len(fd: BorrowedFd<'_>, len: c_int) -> io::Result<()> {
-    // SAFETY: the kernel reads one int, from a live one of ours.
+    // SAFETY: the kernel reads one int from `len`.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const len) }).map(drop)
 }
 
-/// TUNSETOFFLOAD (linux/if_tun.h): which unfinished packets we take; all the TUN_F_ bits at once.
+/// TUNSETOFFLOAD (linux/if_tun.h): sets which unfinished packets the kernel may deliver, as TUN_F_ bits.
 pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, bits: u32) -> io::Result<()> {
     // SAFETY: this request takes its argument by value and follows no pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD as _, libc::c_ulong::from(bits)) }).map(drop)
 }
 
-/// TUNSETPERSIST (linux/if_tun.h): whether the device outlives its last descriptor.
+/// TUNSETPERSIST (linux/if_tun.h): sets whether the device outlives its last descriptor.
 pub(crate) fn tun_set_persist(fd: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     // SAFETY: this request takes its argument by value and follows no pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST as _, libc::c_ulong::from(persist)) }).map(drop)
 }
 
-/// SIOCGIFFLAGS (linux/sockios.h, linux/if.h): an interface's IFF_ flags; `ENODEV` when there is none.
+/// SIOCGIFFLAGS (linux/sockios.h, linux/if.h): returns an interface's IFF_ flags, or `ENODEV` if it is
+/// absent.
 pub(crate) fn interface_flags(name: &str) -> io::Result<libc::c_short> {
     let mut request = interface_request(name)?;
     ioctl_interface(borrow(&control_socket()?), SIOCGIFFLAGS, &mut request)?;
-    // SAFETY: every bit pattern is a short, and the kernel has filled this view.
+    // SAFETY: every bit pattern is a valid short, and the kernel has written this field.
     Ok(unsafe { request.ifr_ifru.ifru_flags })
 }
 
-/// SIOCETHTOOL with ETHTOOL_GLINK (linux/ethtool.h): whether an interface is up and has a carrier, which
-/// for a TUN means that a descriptor is attached. Unlike IFF_RUNNING it does not lag behind.
+/// SIOCETHTOOL with ETHTOOL_GLINK (linux/ethtool.h): returns whether an interface is up with a carrier. For a
+/// TUN a carrier means that a descriptor is attached. Unlike IFF_RUNNING the answer does not lag.
 pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
     const ETHTOOL_GLINK: u32 = 0x0a;
     let mut request = interface_request(name)?;
-    // struct ethtool_value: the command, then the answer.
+    // struct ethtool_value: the command, then the result.
     let mut value = [ETHTOOL_GLINK, 0];
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
     Ok(value[1] != 0)
 }
 
-/// SIOCSIFFLAGS (linux/sockios.h).
+/// SIOCSIFFLAGS (linux/sockios.h): sets an interface's IFF_ flags.
 pub(crate) fn set_interface_flags(name: &str, flags: libc::c_short) -> io::Result<()> {
     let mut request = interface_request(name)?;
     request.ifr_ifru.ifru_flags = flags;
     ioctl_interface(borrow(&control_socket()?), SIOCSIFFLAGS, &mut request)
 }
 
-/// SIOCSIFADDR (linux/sockios.h).
+/// SIOCSIFADDR (linux/sockios.h): sets an interface's IPv4 address.
 pub(crate) fn set_interface_address(name: &str, address: Ipv4Addr) -> io::Result<()> {
     set_interface_inet(name, SIOCSIFADDR, address)
 }
 
-/// SIOCSIFNETMASK (linux/sockios.h).
+/// SIOCSIFNETMASK (linux/sockios.h): sets an interface's IPv4 netmask.
 pub(crate) fn set_interface_netmask(name: &str, mask: Ipv4Addr) -> io::Result<()> {
     set_interface_inet(name, SIOCSIFNETMASK, mask)
 }
 
-/// unshare(2) with CLONE_NEWNET (linux/sched.h): for the calling thread alone.
+/// unshare(2) with CLONE_NEWNET (linux/sched.h): moves only the calling thread into a new network namespace.
 pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: no pointers; the other threads keep their namespace.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
-/// sched_setaffinity(2) of the calling thread to one core.
+/// sched_setaffinity(2): pins the calling thread to one core.
 pub(crate) fn set_affinity(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: a cpu_set_t is an array of integers; zero is the empty set.
+    // SAFETY: a cpu_set_t is an array of integers; all zeros is the empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: `core` was checked against the size of the set.
     unsafe { libc::CPU_SET(core, &mut set) };
@@ -135,38 +137,39 @@ pub(crate) fn set_affinity(core: usize) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &raw const set) }).map(drop)
 }
 
-/// sched_getaffinity(2) of the calling thread.
+/// sched_getaffinity(2): returns the cores that the calling thread may run on.
 pub(crate) fn affinity() -> io::Result<Vec<usize>> {
-    // SAFETY: a cpu_set_t is an array of integers; zero is the empty set.
+    // SAFETY: a cpu_set_t is an array of integers; all zeros is the empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes into `set`, whose size is passed with it.
     check(unsafe { libc::sched_getaffinity(0, mem::size_of_val(&set), &raw mut set) })?;
-    // SAFETY: the core numbers asked for lie below the size of the set.
+    // SAFETY: every core number is below the size of the set.
     Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
-/// socket(2) only to see whether this kernel and container have the family.
+/// socket(2): creates a close-on-exec socket, for probing a family or as a handle for ioctl(2).
 pub(crate) fn socket(family: c_int, kind: c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked before use.
     let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: a descriptor the kernel has just made for us has no other owner.
+    // SAFETY: the descriptor is new, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// setsockopt(2) with an int.
+/// setsockopt(2): sets an option whose value is an int.
 pub(crate) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     let len = mem::size_of::<c_int>() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes from a live int of ours.
+    // SAFETY: the kernel reads `len` bytes from `value`.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
 }
 
-/// SO_ATTACH_FILTER with the classic-BPF program `ret 0` (linux/filter.h): the socket never takes a packet.
+/// SO_ATTACH_FILTER with the classic BPF program `ret 0` (linux/filter.h): makes the socket drop every
+/// packet.
 pub(crate) fn attach_drop_all(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // BPF_RET | BPF_K of linux/bpf_common.h: keep k = 0 bytes of the packet.
+    // BPF_RET | BPF_K (linux/bpf_common.h): keep k = 0 bytes of the packet.
     attach_filter(fd, &mut [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }])
 }
 
-/// SO_ATTACH_FILTER (asm-generic/socket.h): which packets the socket takes, by classic BPF (linux/filter.h).
+/// SO_ATTACH_FILTER (asm-generic/socket.h): filters a socket's packets with classic BPF (linux/filter.h).
 pub(crate) fn attach_filter(fd: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
@@ -184,8 +187,8 @@ pub(crate) fn attach_filter(fd: BorrowedFd<'_>, program: &mut [libc::sock_filter
     .map(drop)
 }
 
-/// prctl(2) PR_SET_NO_NEW_PRIVS (linux/prctl.h), then seccomp(2) SECCOMP_SET_MODE_FILTER
-/// (linux/seccomp.h): for the calling thread and what it starts.
+/// prctl(2) PR_SET_NO_NEW_PRIVS (linux/prctl.h), then seccomp(2) SECCOMP_SET_MODE_FILTER (linux/seccomp.h):
+/// filters the system calls of the calling thread and of everything it starts.
 pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
     const SECCOMP_SET_MODE_FILTER: c_int = 1;
     // SAFETY: no pointers.
@@ -197,7 +200,7 @@ pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()
         .map(drop)
 }
 
-/// bpf(2) (linux/bpf.h): makes and drops a one-element array map.
+/// bpf(2) (linux/bpf.h): creates and drops an array map of one element.
 pub(crate) fn bpf_array_map() -> io::Result<()> {
     const BPF_MAP_CREATE: c_int = 0;
     const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -206,98 +209,99 @@ pub(crate) fn bpf_array_map() -> io::Result<()> {
     let len = mem::size_of_val(&attributes);
     // SAFETY: the kernel reads `len` bytes from `attributes`; the result is checked before use.
     let fd = check_long(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attributes.as_ptr(), len) })?;
-    // SAFETY: a descriptor the kernel has just made for us has no other owner; dropping closes it.
+    // SAFETY: the descriptor is new, so it has no other owner; dropping closes it.
     drop(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
     Ok(())
 }
 
-/// io_uring_setup(2) (linux/io_uring.h): makes and drops a ring of one entry.
+/// io_uring_setup(2) (linux/io_uring.h): creates and drops a ring of one entry.
 pub(crate) fn io_uring_ring() -> io::Result<()> {
     // struct io_uring_params is 120 bytes, all zero for the defaults.
     let mut parameters = [0u64; 15];
     // SAFETY: the kernel reads and writes 120 bytes of `parameters`; the result is checked before use.
     let fd = check_long(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })?;
-    // SAFETY: a descriptor the kernel has just made for us has no other owner; dropping closes it.
+    // SAFETY: the descriptor is new, so it has no other owner; dropping closes it.
     drop(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
     Ok(())
 }
 
-/// read(2): one packet from a TUN queue.
+/// read(2): reads one packet from a TUN queue.
 #[inline]
 pub(crate) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
     check_size(unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) })
 }
 
-/// writev(2): one packet to a TUN queue.
+/// writev(2): writes one packet to a TUN queue.
 ///
 /// # Safety
 ///
-/// Each element of `vectors` points to as many readable bytes as it says.
+/// Each element of `vectors` points to readable memory of at least the stated length.
 #[inline]
 pub(crate) unsafe fn write_vectors(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> io::Result<usize> {
-    // SAFETY: the caller answers for the memory behind `vectors`; the kernel only reads it.
+    // SAFETY: the caller guarantees the memory behind `vectors`; the kernel only reads it.
     check_size(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), vectors.len() as c_int) })
 }
 
-/// sendmsg(2) without waiting.
+/// sendmsg(2): sends one message without blocking.
 ///
 /// # Safety
 ///
-/// All pointers in `message` are null or lead to as much readable memory as their lengths say.
+/// Every pointer in `message` is null or points to readable memory of at least the stated length.
 #[inline]
 pub(crate) unsafe fn send_one(fd: BorrowedFd<'_>, message: &libc::msghdr) -> io::Result<usize> {
-    // SAFETY: the caller answers for the pointers; the kernel only reads through them.
+    // SAFETY: the caller guarantees the pointers; the kernel only reads through them.
     check_size(unsafe { libc::sendmsg(fd.as_raw_fd(), message, SEND_FLAGS) })
 }
 
-/// sendmmsg(2) without waiting; how many of `messages` were sent. An error is about the first one.
+/// sendmmsg(2): sends messages without blocking and returns how many were sent. An error concerns the first
+/// one.
 ///
 /// # Safety
 ///
-/// As [`send_one`], for each of `messages`.
+/// Each of `messages` meets the requirements of [`send_one`].
 #[inline]
 pub(crate) unsafe fn send_many(fd: BorrowedFd<'_>, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let (pointer, count) = (messages.as_mut_ptr(), messages.len() as libc::c_uint);
-    // SAFETY: the caller answers for the pointers; the kernel writes only `msg_len` of each message.
+    // SAFETY: the caller guarantees the pointers; the kernel writes only `msg_len` of each message.
     check(unsafe { libc::sendmmsg(fd.as_raw_fd(), pointer, count, SEND_FLAGS as _) })
         .map(|sent| sent as usize)
 }
 
-/// recvmsg(2) without waiting; the datagram's length.
+/// recvmsg(2): receives one datagram without blocking and returns its length.
 ///
 /// # Safety
 ///
-/// All pointers in `message` are null or lead to as much memory of ours as their lengths say, which
-/// nothing else reads or writes during the call.
+/// Every pointer in `message` is null or points to writable memory of at least the stated length, which
+/// nothing else accesses during the call.
 #[inline]
 pub(crate) unsafe fn receive_one(fd: BorrowedFd<'_>, message: &mut libc::msghdr) -> io::Result<usize> {
-    // SAFETY: the caller answers for the pointers.
+    // SAFETY: the caller guarantees the pointers.
     check_size(unsafe { libc::recvmsg(fd.as_raw_fd(), message, libc::MSG_DONTWAIT) })
 }
 
-/// recvmmsg(2) without waiting; how many of `messages` were filled.
+/// recvmmsg(2): receives datagrams without blocking and returns how many of `messages` were filled.
 ///
 /// # Safety
 ///
-/// As [`receive_one`], for each of `messages`, and no two share memory.
+/// Each of `messages` meets the requirements of [`receive_one`], and no two of them share memory.
 #[inline]
 pub(crate) unsafe fn receive_many(fd: BorrowedFd<'_>, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let (pointer, count) = (messages.as_mut_ptr(), messages.len() as libc::c_uint);
     let no_timeout = std::ptr::null_mut();
-    // SAFETY: the caller answers for the pointers.
+    // SAFETY: the caller guarantees the pointers.
     check(unsafe { libc::recvmmsg(fd.as_raw_fd(), pointer, count, libc::MSG_DONTWAIT as _, no_timeout) })
         .map(|filled| filled as usize)
 }
 
-/// A broken pipe is an error number, not a signal that ends the process.
+/// MSG_NOSIGNAL: a broken pipe returns EPIPE and does not raise SIGPIPE.
 const SEND_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 fn interface_request(name: &str) -> io::Result<libc::ifreq> {
-    // SAFETY: an ifreq is plain integers and unions of such; zero is a value of each.
+    // SAFETY: an ifreq consists of integers and unions of integers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     let name = name.as_bytes();
-    // The kernel wants the terminating zero inside the 16 bytes (IFNAMSIZ, linux/if.h).
+    // The terminating zero must fit within the 16 bytes (IFNAMSIZ, linux/if.h).
     if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains(&0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -308,15 +312,15 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn ioctl_interface(fd: BorrowedFd<'_>, code: u32, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: every request passed here reads and writes one ifreq at most, and through it, for
-    // SIOCETHTOOL, the ethtool_value its caller keeps alive.
+    // SAFETY: every request passed here reads and writes at most one ifreq and, for SIOCETHTOOL, the
+    // ethtool_value it points to, which the caller keeps alive.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code as _, &raw mut *request) }).map(drop)
 }
 
 fn set_interface_inet(name: &str, code: u32, address: Ipv4Addr) -> io::Result<()> {
     let mut request = interface_request(name)?;
     let mut bytes = [0; 14];
-    // struct sockaddr_in (linux/in.h): after the family come two bytes of port, then the address.
+    // struct sockaddr_in (linux/in.h): the family is followed by a two-byte port, then the address.
     for (to, from) in bytes[2..6].iter_mut().zip(address.octets()) {
         *to = from as libc::c_char;
     }

@@ -1,16 +1,16 @@
-//! Cores and threads.
+//! Pinning threads to cores.
 
 use std::io;
 
 use crate::sys;
 
-/// Pins the calling thread to `core`, one of [`allowed_cores`]. Fails with `InvalidInput` for others.
+/// Pins the calling thread to `core`. Fails with `InvalidInput` unless it is one of [`allowed_cores`].
 pub fn pin_to_core(core: usize) -> io::Result<()> {
     sys::set_affinity(core)
 }
 
-/// The cores the calling thread may run on, ascending, as the scheduler and the container's cpuset
-/// allow; their count, not the machine's, is what workers should be counted by.
+/// Returns the cores that the scheduler and the container's cpuset allow the calling thread, in ascending
+/// order. The number of workers should follow this count, not the machine's.
 pub fn allowed_cores() -> io::Result<Vec<usize>> {
     sys::affinity()
 }
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_to_each_allowed_core_and_to_no_other() {
+    fn a_thread_can_be_pinned_to_allowed_cores_only() {
         std::thread::spawn(|| {
             let cores = allowed_cores().unwrap();
             assert!(!cores.is_empty());

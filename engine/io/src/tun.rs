@@ -1,8 +1,8 @@
 //! TUN devices with a virtio header before each packet, and their queues.
 //!
-//! The header (linux/virtio_net.h) is just the first [`HEADER_LEN`] bytes of each packet here; who reads
-//! and writes it is the caller. A flow's replies are read on the queue its packets were written to: the
-//! driver learns that from our writes.
+//! This module treats the header (linux/virtio_net.h) as the first [`HEADER_LEN`] bytes of a packet; the
+//! caller reads and writes it. The driver learns from writes which queue a flow uses, and delivers the flow's
+//! replies on that queue.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,10 +16,10 @@ use crate::{Error, Overlay, PortCounters, sys};
 /// Bytes of `struct virtio_net_hdr` (linux/virtio_net.h), in native byte order.
 pub const HEADER_LEN: usize = 10;
 
-/// Spans one write may gather: UIO_MAXIOV (linux/uio.h).
+/// Maximum spans that one write gathers: UIO_MAXIOV (linux/uio.h).
 pub const MAX_SPANS: usize = 1024;
 
-/// Queues one device may have: MAX_TAP_QUEUES (drivers/net/tun.c).
+/// Maximum queues of one device: MAX_TAP_QUEUES (drivers/net/tun.c).
 pub const MAX_QUEUES: usize = 256;
 
 // linux/if_tun.h
@@ -36,48 +36,48 @@ const TUN_F_TSO_ECN: u32 = 0x08;
 pub(crate) const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 
-/// Which unfinished packets the kernel may hand us; what it grants can be less.
+/// The kinds of unfinished packet that the kernel may deliver. It can grant fewer than requested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
-    /// Packets whose transport checksum is still to be finished.
+    /// Packets with an incomplete transport checksum.
     pub csum: bool,
-    /// TCP super-packets up to 64 KiB, IPv4 and IPv6, with or without CWR. Needs `csum`.
+    /// TCP super-packets up to 64 KiB, IPv4 and IPv6, with or without CWR. Requires `csum`.
     pub tso: bool,
-    /// UDP super-packets, IPv4 and IPv6. Needs `csum`; kernel 6.2 or later.
+    /// UDP super-packets, IPv4 and IPv6. Requires `csum` and Linux 6.2.
     pub uso: bool,
 }
 
-/// What to open.
+/// How to open a device.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Interface name, up to 15 bytes; `%d` in it lets the kernel number it.
+    /// Interface name, up to 15 bytes; the kernel replaces `%d` with a number.
     pub name: String,
-    /// Queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
+    /// Number of queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
     pub queues: usize,
-    /// What to ask for.
+    /// The offloads to request.
     pub offloads: Offloads,
-    /// Whether the device is to outlive us, once [`Keeper::keep`] was called. A persistent device left by an
-    /// earlier run is taken over, with its addresses and routes, or made anew where it has one queue and is to have
-    /// several, or the other way round.
+    /// Whether [`Keeper::keep`] will make the device outlive this process. A persistent device from an
+    /// earlier run is reused with its addresses and routes. It is recreated if it has one queue and several
+    /// are requested, or the reverse.
     pub persist: bool,
 }
 
 /// An open device.
 #[derive(Debug)]
 pub struct Tun {
-    /// Its name as the kernel gave it.
+    /// The name that the kernel assigned.
     pub name: String,
-    /// Its queues, as many as asked for unless a note says otherwise.
+    /// The queues, as many as requested unless a note says otherwise.
     pub queues: Vec<Queue>,
-    /// What the kernel granted.
+    /// The offloads that the kernel granted.
     pub granted: Offloads,
-    /// What was asked for and not granted, one sentence each.
+    /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
-    /// Makes it outlive us.
+    /// Makes the device persistent.
     pub keeper: Keeper,
 }
 
-/// A hold on a device beside its queues: the device stays in use while it lives.
+/// A descriptor, separate from the queues, that keeps the device in use and can make it persistent.
 #[derive(Debug)]
 pub struct Keeper {
     fd: OwnedFd,
@@ -91,66 +91,69 @@ pub struct Queue {
     counters: PortCounters,
 }
 
-/// Scratch for a gathered write; its pointers are stale between calls.
+/// Scratch for a gathered write; its pointers are valid only during the call.
 struct Vectors(Box<[libc::iovec]>);
 
-// SAFETY: the pointers inside are only followed during the `write` that has just filled them in.
+// SAFETY: the pointers are followed only during the `write` call that has just set them.
 unsafe impl Send for Vectors {}
 
-/// Opens the device with all its queues. It is down and has no address: that is the caller's work.
+/// Opens the device with all its queues. The caller assigns addresses and brings the device up.
 ///
-/// When the device cannot have several queues, it is opened with one and a note; an offload that is
-/// refused is left out with a note.
+/// If the driver does not support several queues, opens one and adds a note. Adds a note for each offload
+/// that the kernel rejects.
 pub fn open(config: &Config) -> Result<Tun, Error> {
     let doing = || format!("creating the TUN device {}", config.name);
     let wanted = config.queues.clamp(1, MAX_QUEUES);
     let mut notes = Vec::new();
     if config.queues > MAX_QUEUES {
-        notes.push(format!("{MAX_QUEUES} queues instead of {}: the TUN driver has no more", config.queues));
+        notes.push(format!("{MAX_QUEUES} queues instead of {}: the TUN driver's limit", config.queues));
     }
 
     let first = open_node()?;
     let multi_queue = wanted > 1 && {
-        let known = sys::tun_features(first.as_fd()).unwrap_or(0) & IFF_MULTI_QUEUE as u32 != 0;
-        if !known {
-            notes.push(format!("one queue instead of {wanted}: this kernel's TUN driver has no multi-queue"));
+        let supported = sys::tun_features(first.as_fd()).unwrap_or(0) & IFF_MULTI_QUEUE as u32 != 0;
+        if !supported {
+            notes.push(format!("one queue instead of {wanted}: the TUN driver does not support multi-queue"));
         }
-        known
+        supported
     };
     let flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | if multi_queue { IFF_MULTI_QUEUE } else { 0 };
 
-    // A multi-queue device lets any process with the right attach one more queue and take a share of its
-    // packets, so a name in use must be noticed here: the kernel would not say EBUSY.
+    // Any process with CAP_NET_ADMIN can attach a queue to a multi-queue device and receive a share of its
+    // packets. The kernel does not return EBUSY, so a name in use must be detected here.
     let existed = sys::interface_flags(&config.name).is_ok();
     let attached = existed && sys::has_carrier(&config.name).unwrap_or(false);
     let attach = || sys::tun_attach(first.as_fd(), &config.name, flags);
     let (name, existed) = match attach() {
         Ok(name) => (name, existed),
         Err(cause) => {
-            // A device keeps for life whether it may have several queues.
-            let other = cause.raw_os_error() == Some(libc::EINVAL) && config.persist && existed && !attached;
-            let removed = other && remove_left(&config.name, flags ^ IFF_MULTI_QUEUE).is_ok();
-            let again = if removed { attach() } else { Err(cause) };
+            // Whether a device can have several queues is fixed when it is created.
+            let mismatch =
+                cause.raw_os_error() == Some(libc::EINVAL) && config.persist && existed && !attached;
+            let removed = mismatch && remove_unused(&config.name, flags ^ IFF_MULTI_QUEUE).is_ok();
+            let retried = if removed { attach() } else { Err(cause) };
             let failed = |cause| explain(Error::new(doing(), cause), &config.name, existed && !removed);
-            (again.map_err(failed)?, false)
+            (retried.map_err(failed)?, false)
         }
     };
     if existed {
         let persistent =
             sys::tun_flags(first.as_fd()).map_err(|e| Error::new(doing(), e))? & IFF_PERSIST != 0;
         if attached || !persistent {
-            return Err(taken(Error::new(doing(), io::Error::from_raw_os_error(libc::EBUSY))));
+            return Err(name_in_use(Error::new(doing(), io::Error::from_raw_os_error(libc::EBUSY))));
         }
     }
     sys::tun_set_header_len(first.as_fd(), HEADER_LEN as c_int).map_err(|cause| {
         Error::new(format!("setting the virtio header length of {name}"), cause)
             .advise("loden needs a TUN driver with vnet_hdr, Linux 2.6.32 or later")
     })?;
-    let granted = offer(first.as_fd(), config.offloads, &name, &mut notes)?;
+    let granted = negotiate_offloads(first.as_fd(), config.offloads, &name, &mut notes)?;
     if !config.persist {
-        sys::tun_set_persist(first.as_fd(), false).map_err(|cause| persistence(&name, cause))?;
+        sys::tun_set_persist(first.as_fd(), false).map_err(|cause| persistence_error(&name, cause))?;
     }
-    let fd = first.try_clone().map_err(|cause| Error::new(format!("holding {name}"), cause))?;
+    let fd = first
+        .try_clone()
+        .map_err(|cause| Error::new(format!("duplicating the descriptor of {name}"), cause))?;
     let keeper = Keeper { fd };
 
     let mut queues = vec![Queue::new(first)];
@@ -167,21 +170,22 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
     Ok(Tun { name, queues, granted, notes, keeper })
 }
 
-/// Removes a persistent device with these flags that an earlier run has left and nobody has open.
-fn remove_left(name: &str, flags: c_int) -> io::Result<()> {
+/// Removes a persistent device with these flags that an earlier run left behind and no process has open.
+fn remove_unused(name: &str, flags: c_int) -> io::Result<()> {
     let node = sys::open_device(sys::TUN_PATH)?;
     sys::tun_attach(node.as_fd(), name, flags)?;
     if sys::tun_flags(node.as_fd())? & IFF_PERSIST == 0 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    // It goes when `node` is closed.
+    // The device disappears when `node` is closed.
     sys::tun_set_persist(node.as_fd(), false)
 }
 
 impl Keeper {
-    /// From now on the device stays when all its queues are closed.
+    /// Makes the device persist after all its queues are closed.
     pub fn keep(&self) -> Result<(), Error> {
-        sys::tun_set_persist(self.fd.as_fd(), true).map_err(|cause| persistence("the TUN device", cause))
+        sys::tun_set_persist(self.fd.as_fd(), true)
+            .map_err(|cause| persistence_error("the TUN device", cause))
     }
 }
 
@@ -268,7 +272,8 @@ impl std::fmt::Debug for Vectors {
     }
 }
 
-/// Turns spans into vectors, the only place where this is done for a TUN; `None` when one does not fit.
+/// Turns spans into vectors, the only place that does so for a TUN. Returns `None` if there are too many
+/// spans or one lies outside the arena.
 fn gather<'a>(
     vectors: &'a mut [libc::iovec],
     arena: &[u8],
@@ -291,7 +296,7 @@ fn open_node() -> Result<OwnedFd, Error> {
                 "/dev/net/tun is missing: load the tun module or mount the device into the container"
             }
             Some(libc::EPERM | libc::EACCES) => {
-                "the container's device rules or the file's mode forbid it: allow character device 10:200, \
+                "blocked by the container's device rules or the file's mode: allow character device 10:200, \
                  and run as root or with CAP_NET_ADMIN"
             }
             Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
@@ -301,8 +306,8 @@ fn open_node() -> Result<OwnedFd, Error> {
     })
 }
 
-/// Asks for less and less until the kernel agrees.
-fn offer(
+/// Requests fewer and fewer offloads until the kernel accepts.
+fn negotiate_offloads(
     fd: BorrowedFd<'_>,
     wanted: Offloads,
     name: &str,
@@ -314,19 +319,23 @@ fn offer(
         match sys::tun_set_offload(fd, bits(ask)) {
             Ok(()) => return Ok(ask),
             Err(_) if ask.uso => {
-                notes.push(format!("{name}: no UDP segmentation offload (USO): it came with Linux 6.2"));
+                notes.push(format!("{name}: UDP segmentation offload (USO) is unavailable: needs Linux 6.2"));
                 ask.uso = false;
             }
             Err(_) if ask.tso => {
-                notes.push(format!("{name}: no TCP segmentation offload (TSO): every packet crosses singly"));
+                notes.push(format!(
+                    "{name}: TCP segmentation offload (TSO) is unavailable: packets are transferred singly"
+                ));
                 ask.tso = false;
             }
             Err(_) if ask.csum => {
-                notes.push(format!("{name}: no checksum offload: the kernel sums every packet itself"));
+                notes.push(format!(
+                    "{name}: checksum offload is unavailable: the kernel computes every packet's checksum"
+                ));
                 ask.csum = false;
             }
-            // Kernels before 2.6.27 have no offloads to switch off either, and a filter that refuses the
-            // request leaves a new device as it is: without any.
+            // Kernels before 2.6.27 have no offloads to disable, and a new device has none enabled when a
+            // seccomp filter rejects the request.
             Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => return Ok(ask),
             Err(cause) => return Err(Error::new(format!("setting the offloads of {name}"), cause)),
         }
@@ -345,30 +354,30 @@ fn explain(error: Error, name: &str, existed: bool) -> Error {
         Some(libc::EPERM | libc::EACCES) => {
             error.advise("creating a TUN device needs CAP_NET_ADMIN in this network namespace")
         }
-        Some(libc::EBUSY) => taken(error),
-        Some(libc::ENOTTY) => error.advise(
-            "/dev/net/tun is something else here: make it a character device (mknod /dev/net/tun c 10 200)",
-        ),
+        Some(libc::EBUSY) => name_in_use(error),
+        Some(libc::ENOTTY) => {
+            error.advise("/dev/net/tun is not the TUN device: recreate it with `mknod /dev/net/tun c 10 200`")
+        }
         Some(libc::EINVAL) if existed => {
             let advice = format!(
-                "an interface named {name} of another kind or another number of queues is there: \
+                "an interface named {name} of another kind or with another number of queues exists: \
                  remove it with `ip link del {name}` or choose another name"
             );
             error.advise(advice)
         }
         _ if error.cause.kind() == io::ErrorKind::InvalidInput => {
-            error.advise("an interface name has 1 to 15 bytes, without a slash or a space")
+            error.advise("an interface name has 1 to 15 bytes and contains no slash or space")
         }
         _ => error,
     }
 }
 
-fn persistence(name: &str, cause: io::Error) -> Error {
-    Error::new(format!("setting whether {name} outlives this process"), cause)
+fn persistence_error(name: &str, cause: io::Error) -> Error {
+    Error::new(format!("changing the persistence of {name}"), cause)
 }
 
-fn taken(error: Error) -> Error {
-    error.advise("the name is taken by another process: stop that process or choose another name")
+fn name_in_use(error: Error) -> Error {
+    error.advise("the name is in use by another process: stop that process or choose another name")
 }
 
 #[cfg(test)]

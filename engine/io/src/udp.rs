@@ -1,9 +1,9 @@
 //! A worker's UDP sockets: one that listens, and a fan that sends.
 //!
-//! The listening sockets of all workers share one port (SO_REUSEPORT); the kernel spreads senders over
-//! them and keeps each sender's flow on one. The fan, which all workers share, gives each flow a source port
-//! of its own choice of lane, as RFC 7348 section 5 asks of a VXLAN sender; its sockets drop everything that
-//! comes in.
+//! The listening sockets of all workers share one port (SO_REUSEPORT). The kernel distributes senders over
+//! them and keeps each sender's flow on one socket. All workers share the fan. It sends each flow from the
+//! source port of the flow's lane, as RFC 7348 section 5 recommends for VXLAN; its sockets drop everything
+//! they receive.
 
 mod address;
 mod control;
@@ -22,31 +22,31 @@ pub use self::group::{Group, open_groups};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
 
-/// Datagrams one joined send may hold: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
+/// Maximum datagrams in one joined send: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
 pub const MAX_SEGMENTS: usize = 64;
 
-/// Payload bytes of one send, joined or not: 65,535 less an IPv4 and a UDP header.
+/// Maximum payload bytes of one send, joined or not: 65,535 minus an IPv4 and a UDP header.
 pub const MAX_PAYLOAD: usize = 65_507;
 
-/// Receive slots one call can fill.
+/// Maximum receive slots that one call fills.
 pub const MAX_SLOTS: usize = receive::MAX_MESSAGES;
 
 // linux/in6.h
 const IPV6_AUTOFLOWLABEL: i32 = 70;
 
-/// What to open.
+/// How to open the sockets.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen. An IPv6 socket is IPv6 only.
+    /// The address to listen on. An IPv6 socket is IPv6-only.
     pub listen: SocketAddr,
-    /// The address to send from, each lane from a port of its own. `None`: all lanes send from the
+    /// The address to send from, with a separate port for each lane. `None`: all lanes send from the
     /// listening socket.
     pub send_from: Option<IpAddr>,
-    /// Sending sockets of all workers when `send_from` is given; 0 counts as 1.
+    /// Number of sending sockets, shared by all workers, if `send_from` is set; 0 counts as 1.
     pub fan: usize,
-    /// Whether to send runs of datagrams in one piece (UDP_SEGMENT).
+    /// Whether to send a run of datagrams in one call (UDP_SEGMENT).
     pub segment: bool,
-    /// Whether to receive runs of datagrams in one piece (UDP_GRO).
+    /// Whether to receive a run of datagrams joined (UDP_GRO).
     pub gro: bool,
     /// Whether to move several messages per call (sendmmsg, recvmmsg).
     pub mmsg: bool,
@@ -69,22 +69,22 @@ pub struct Port {
     counters: PortCounters,
 }
 
-/// Sends single datagrams from a port's addresses, beside the worker that has the port.
+/// Sends single datagrams from a port's addresses, outside the worker that owns the port.
 #[derive(Debug)]
 pub struct Aside {
-    /// One for each family that the port has, with whether it is IPv4.
+    /// One socket for each address family of the port, and whether it is IPv4.
     sockets: Vec<(bool, Socket)>,
 }
 
 impl Aside {
-    /// Sends one datagram. What cannot be sent at once is lost, as on any network.
+    /// Sends one datagram. If it cannot be sent immediately, it is lost, as on any network.
     pub fn send(&self, bytes: &[u8], to: SocketAddr) {
         let socket = self.sockets.iter().find(|(ipv4, _)| *ipv4 == to.is_ipv4());
         let _ = socket.map(|(_, socket)| socket.send_to(bytes, &to.into()));
     }
 }
 
-/// Which features a port uses at the moment; use can have switched some off.
+/// The features that a port uses now. A feature that the kernel rejected in use is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// UDP_SEGMENT.
@@ -97,8 +97,8 @@ pub struct Features {
 
 /// Opens `queues` ports (0 counts as 1) that share `config.listen`, one per worker.
 ///
-/// Outer packets leave without DF and with flow label 0, as a kernel vxlan sends them. Fails when any
-/// other socket holds the port, also one that would share it.
+/// Outer packets are sent without DF and with flow label 0, as by a kernel vxlan device. Fails if any other
+/// socket has the port, even one that would share it.
 pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     let queues = queues.max(1);
     if let Some(from) = config.send_from
@@ -106,22 +106,22 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     {
         let doing = format!("sending from {from} and listening on {}", config.listen);
         return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
-            .advise("both must be of one address family"));
+            .advise("both addresses must have the same family"));
     }
     let mut listen = config.listen;
     let shared = queues > 1;
     if shared {
-        // Two daemons would both succeed in binding a shared port and each get half of the packets.
-        // A socket that does not share finds the other one out; the group opens when it is gone.
-        let alone = socket(&listen)?;
-        bind(&alone, &listen)?;
-        listen = alone.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(listen);
+        // Two daemons could both bind a shared port, and each would get half of the packets. Binding a
+        // socket without SO_REUSEPORT first detects the other daemon.
+        let exclusive = socket(&listen)?;
+        bind(&exclusive, &listen)?;
+        listen = exclusive.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(listen);
     }
     let lanes = lanes(config)?;
     let mut ports = Vec::with_capacity(queues);
     for _ in 0..queues {
         let port = Port::open(config, listen, shared, share(&lanes)?)?;
-        // A port number of 0 is the kernel's choice for the first and the same for the rest.
+        // For port 0 the kernel chooses a port for the first socket; the others use the same one.
         listen = port.local_addr().unwrap_or(listen);
         ports.push(port);
     }
@@ -144,8 +144,8 @@ impl Port {
         sys::set_option(listen.as_fd(), ecn.0, ecn.1, 1)
             .map_err(|e| Error::new(doing("ECN reporting"), e))?;
         size_buffers(&listen, config.receive_buffer, config.send_buffer, &mut notes);
-        let gro = config.gro && grant(&listen, libc::UDP_GRO, 1, "UDP_GRO", &mut notes);
-        let segment = config.segment && grant(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
+        let gro = config.gro && try_option(&listen, libc::UDP_GRO, 1, "UDP_GRO", &mut notes);
+        let segment = config.segment && try_option(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
         bind(&listen, &address)?;
 
         let mut port = Port {
@@ -164,51 +164,52 @@ impl Port {
         Ok(port)
     }
 
-    /// Whether it is of that family.
+    /// Whether the port's address family is IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.ipv4
     }
 
-    /// The address and port it listens on.
+    /// Returns the address and port that the socket listens on.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.listen.local_addr().ok()?.as_socket()
     }
 
-    /// Another way to send from the listening socket's address, for a thread that is no worker.
+    /// Returns a second sender for the listening socket's address, for threads other than workers.
     pub fn aside(&self) -> Result<Aside, Error> {
         let socket =
             self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
         Ok(Aside { sockets: vec![(self.ipv4, socket)] })
     }
 
-    /// The source address and port of each lane, in order.
+    /// Returns the source address and port of each lane, in order.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
         let own = std::slice::from_ref(&self.listen);
         let sockets = if self.lanes.is_empty() { own } else { &self.lanes };
         sockets.iter().filter_map(|socket| socket.local_addr().ok()?.as_socket()).collect()
     }
 
-    /// The features in use now.
+    /// Returns the features in use now.
     pub fn features(&self) -> Features {
         let mmsg = self.receiver.mmsg() && self.sender.mmsg();
         Features { segment: self.sender.segment(), gro: self.gro, mmsg }
     }
 
-    /// What was asked for and not granted, one sentence each.
+    /// Returns one sentence for each requested feature that was not granted.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// A filter can hide either call; with no messages both do nothing and answer 0.
+    /// Disables batching if a seccomp filter hides either call. Without messages both calls do nothing and
+    /// return 0.
     fn try_batch_calls(&mut self) {
         // SAFETY: an empty slice has no pointers to follow.
         if let Err(error) = unsafe { sys::receive_many(self.listen.as_fd(), &mut []) } {
-            self.notes.push(format!("no recvmmsg, one datagram per call: {error}"));
+            self.notes.push(format!("recvmmsg is unavailable, receiving one datagram per call: {error}"));
             self.receiver.stop_batching();
         }
         // SAFETY: an empty slice has no pointers to follow.
         if let Err(error) = unsafe { sys::send_many(self.listen.as_fd(), &mut []) } {
-            self.notes.push(format!("no sendmmsg, one message per call: {error}"));
+            self.notes.push(format!("sendmmsg is unavailable, sending one message per call: {error}"));
             self.sender.stop_batching();
         }
     }
@@ -239,7 +240,7 @@ impl AsFd for Port {
     }
 }
 
-/// A non-blocking socket of the address's family.
+/// Creates a non-blocking socket of the address's family.
 fn socket(address: &SocketAddr) -> Result<Socket, Error> {
     let make = || {
         let socket = Socket::new(Domain::for_address(*address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -251,11 +252,11 @@ fn socket(address: &SocketAddr) -> Result<Socket, Error> {
     };
     make().map_err(|cause: io::Error| {
         let advice = match cause.raw_os_error() {
-            Some(libc::EAFNOSUPPORT) => "this kernel has no IPv6: use an IPv4 underlay",
+            Some(libc::EAFNOSUPPORT) => "IPv6 is not available on this host: use an IPv4 underlay",
             Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files, or use a smaller fan",
             _ => "",
         };
-        Error::new(format!("making a UDP socket for {address}"), cause).advise(advice)
+        Error::new(format!("creating a UDP socket for {address}"), cause).advise(advice)
     })
 }
 
@@ -264,27 +265,29 @@ fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
         let port = address.port();
         let advice = match cause.raw_os_error() {
             Some(libc::EADDRINUSE) => format!(
-                "UDP port {port} is taken by another process (see `ss -ulpn sport = {port}`) or by a kernel \
-                 tunnel, which ss does not name (see `ip -d link show type vxlan`): remove it or use \
-                 another port"
+                "UDP port {port} is in use by another process (see `ss -ulpn sport = {port}`) or by a kernel \
+                 tunnel, which ss does not list (see `ip -d link show type vxlan`): stop or remove it, or \
+                 use another port"
             ),
-            Some(libc::EADDRNOTAVAIL) => format!("no interface here has the address {}", address.ip()),
-            Some(libc::EACCES) => format!("port {port} needs CAP_NET_BIND_SERVICE"),
+            Some(libc::EADDRNOTAVAIL) => {
+                format!("no interface on this host has the address {}", address.ip())
+            }
+            Some(libc::EACCES) => format!("binding port {port} needs CAP_NET_BIND_SERVICE"),
             _ => String::new(),
         };
         Error::new(format!("binding UDP {address}"), cause).advise(advice)
     })
 }
 
-/// The fan, empty where the listening socket sends.
+/// Opens the fan, which is empty if the listening socket sends.
 fn lanes(config: &Config) -> Result<Vec<Socket>, Error> {
     let Some(from) = config.send_from else { return Ok(Vec::new()) };
     (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config.send_buffer)).collect()
 }
 
-/// The same sockets for another worker. A flow's source port must not depend on the worker: the peer picks
-/// its worker by our port and we ours by its, so that a flow could change workers with every round trip, for
-/// ever, and its packets overtake each other.
+/// Clones the sending sockets for another worker. A flow's source port must not depend on the worker: each
+/// side selects its worker by the other's port, so a flow could otherwise change workers with every round
+/// trip and its packets could overtake one another.
 fn share(lanes: &[Socket]) -> Result<Vec<Socket>, Error> {
     let shared: io::Result<Vec<Socket>> = lanes.iter().map(Socket::try_clone).collect();
     shared.map_err(|cause| {
@@ -293,32 +296,32 @@ fn share(lanes: &[Socket]) -> Result<Vec<Socket>, Error> {
     })
 }
 
-/// A socket that only sends. The filter comes before the port, so that nothing slips in between.
+/// Opens a socket that only sends. The filter is attached before the bind, so no packet gets in between.
 fn lane(from: SocketAddr, send_buffer: usize) -> Result<Socket, Error> {
     let lane = socket(&from)?;
-    let tell = |what: &str| format!("setting {what} on a sending socket for {}", from.ip());
-    sys::attach_drop_all(lane.as_fd()).map_err(|e| Error::new(tell("the drop-all filter"), e))?;
-    set_outer_header(&lane, &from).map_err(|e| Error::new(tell("the outer IP options"), e))?;
-    // The listening socket of the same group notes what the system does not grant.
+    let doing = |what: &str| format!("setting {what} on a sending socket for {}", from.ip());
+    sys::attach_drop_all(lane.as_fd()).map_err(|e| Error::new(doing("the drop-all filter"), e))?;
+    set_outer_header(&lane, &from).map_err(|e| Error::new(doing("the outer IP options"), e))?;
+    // The listening socket already reports a buffer size that is not granted.
     size_buffers(&lane, 1, send_buffer, &mut Vec::new());
     bind(&lane, &from)?;
     Ok(lane)
 }
 
-/// DF clear and flow label 0, as a kernel vxlan sends by default; the kernel fragments if it must.
+/// Clears DF and the flow label, which are a kernel vxlan's defaults; the kernel fragments if necessary.
 fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
     let fd = socket.as_fd();
     match address {
         SocketAddr::V4(_) => {
-            // OMIT (Linux 3.15) also turns a deaf ear to "fragmentation needed", which anyone can forge: a
-            // believed one would have every train to that peer refused and sent in fragments.
+            // OMIT (Linux 3.15) also ignores "fragmentation needed" messages, which anyone can forge: one
+            // accepted forgery would make the kernel reject every joined send to that peer and fragment it.
             let set = |value| sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
             set(libc::IP_PMTUDISC_OMIT).or_else(|_| set(libc::IP_PMTUDISC_DONT))
         }
         SocketAddr::V6(_) => {
             sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
             match sys::set_option(fd, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0) {
-                // Before Linux 3.17 there is no automatic label to switch off.
+                // Before Linux 3.17 there is no automatic flow label to disable.
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
                 other => other,
             }
@@ -326,32 +329,37 @@ fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Sets buffer sizes beyond the system's limits where allowed, within them otherwise.
+/// Sets buffer sizes, beyond the system's limits where that is permitted, and notes any shortfall.
 pub(crate) fn size_buffers(socket: &Socket, receive: usize, send: usize, notes: &mut Vec<String>) {
     let wanted = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
     let fd = socket.as_fd();
     if receive > 0 && sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, wanted(receive)).is_err() {
         let _ = socket.set_recv_buffer_size(receive);
-        // The kernel keeps and reports twice what it was asked for (socket(7)).
+        // The kernel doubles the requested size and reports the doubled value (socket(7)).
         let got = socket.recv_buffer_size().unwrap_or(0) / 2;
         if got < receive {
-            notes.push(format!("receive buffer {got} of {receive} bytes: raise sysctl net.core.rmem_max"));
+            notes.push(format!(
+                "receive buffer limited to {got} of {receive} bytes: raise sysctl net.core.rmem_max"
+            ));
         }
     }
     if send > 0 && sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted(send)).is_err() {
         let _ = socket.set_send_buffer_size(send);
         let got = socket.send_buffer_size().unwrap_or(0) / 2;
         if got < send {
-            notes.push(format!("send buffer {got} of {send} bytes: raise sysctl net.core.wmem_max"));
+            notes.push(format!(
+                "send buffer limited to {got} of {send} bytes: raise sysctl net.core.wmem_max"
+            ));
         }
     }
 }
 
-fn grant(socket: &Socket, option: i32, value: i32, name: &str, notes: &mut Vec<String>) -> bool {
+/// Sets a UDP option. Returns false, with a note, if the kernel rejects it.
+fn try_option(socket: &Socket, option: i32, value: i32, name: &str, notes: &mut Vec<String>) -> bool {
     match sys::set_option(socket.as_fd(), libc::SOL_UDP, option, value) {
         Ok(()) => true,
         Err(error) => {
-            notes.push(format!("no {name}: {error}"));
+            notes.push(format!("{name} is unavailable: {error}"));
             false
         }
     }

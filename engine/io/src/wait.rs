@@ -1,7 +1,7 @@
-//! Sleeping until a port may have something to read, or another thread calls.
+//! Sleeping until a port may be readable or another thread wakes the worker.
 //!
-//! Edge-triggered (mio, epoll): a report says that something arrived since the last one. Who got a
-//! report keeps it until the port answered `WouldBlock`; the next wait does not repeat it.
+//! Reports are edge-triggered (mio, epoll): each says that something arrived since the previous one. The next
+//! wait does not repeat a report, so its receiver must remember it until the port returns `WouldBlock`.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,12 +12,12 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-/// Tokens run from 0 to 63: a [`Ready`] is one machine word.
+/// The number of tokens, 0 to 63: a [`Ready`] holds them in one word.
 pub const MAX_TOKENS: usize = 64;
 
 const WAKE: Token = Token(usize::MAX);
 
-/// Sleeps on behalf of one worker. Made once per thread.
+/// Sleeps on behalf of one worker. Created once per thread.
 pub struct Waiter {
     poll: Poll,
     events: Events,
@@ -25,13 +25,13 @@ pub struct Waiter {
     calls: u64,
 }
 
-/// Ends another thread's wait. Cheap to clone; calls before the wait begins are not lost.
+/// Ends another thread's wait. Cheap to clone. A call before the wait begins is not lost.
 #[derive(Clone)]
 pub struct Waker {
     shared: Arc<Shared>,
 }
 
-/// What a wait found: the tokens that may be readable, and whether a [`Waker`] was used.
+/// The result of a wait: the tokens that may be readable, and whether a [`Waker`] was used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
     bits: u64,
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl Waiter {
-    /// A waiter with nothing registered.
+    /// Creates a waiter with nothing registered.
     pub fn new() -> io::Result<Waiter> {
         let poll = Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), WAKE)?;
@@ -53,20 +53,20 @@ impl Waiter {
         Ok(Waiter { poll, events: Events::with_capacity(MAX_TOKENS + 1), shared, calls: 0 })
     }
 
-    /// Reports `token` whenever `fd` becomes readable. `InvalidInput` for a token of 64 or more.
-    /// A closed descriptor leaves by itself.
+    /// Reports `token` whenever `fd` becomes readable. Fails with `InvalidInput` if `token` is 64 or more.
+    /// Closing the descriptor unregisters it.
     pub fn register(&mut self, fd: BorrowedFd<'_>, token: usize) -> io::Result<()> {
         check(token)?;
         self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), Token(token), Interest::READABLE)
     }
 
-    /// A handle that ends this waiter's sleep from any thread.
+    /// Returns a handle that wakes this waiter from any thread.
     pub fn waker(&self) -> Waker {
         Waker { shared: Arc::clone(&self.shared) }
     }
 
-    /// Sleeps until something is reported, a waker is used, or `timeout` has passed (`None`: for ever;
-    /// zero: only looks). A signal ends it early with nothing reported.
+    /// Sleeps until something is reported, a waker is used, or `timeout` expires (`None`: never; zero: do not
+    /// sleep). A signal ends the wait early with an empty result.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Ready> {
         self.calls += 1;
         match self.poll.poll(&mut self.events, timeout) {
@@ -81,26 +81,26 @@ impl Waiter {
                     ready.bits |= pending;
                     ready.woken = true;
                 }
-                // Errors count as readable too: the read that follows reports and clears them.
+                // Errors also count as readable: the read that follows returns and clears them.
                 Token(token) => ready.bits |= 1 << token,
             }
         }
         Ok(ready)
     }
 
-    /// How often [`Waiter::wait`] was called: each is one system call.
+    /// Returns how often [`Waiter::wait`] was called; each call is one system call.
     pub fn calls(&self) -> u64 {
         self.calls
     }
 }
 
 impl Waker {
-    /// Ends the current wait, or the next one at once.
+    /// Ends the current wait, or the next one as soon as it begins.
     pub fn wake(&self) -> io::Result<()> {
         self.shared.waker.wake()
     }
 
-    /// Reports `token` as readable, for ports without a descriptor. Tokens of 64 or more only wake.
+    /// Reports `token` as readable on behalf of a port without a descriptor. Tokens of 64 or more only wake.
     pub fn report(&self, token: usize) -> io::Result<()> {
         if token < MAX_TOKENS {
             self.shared.pending.fetch_or(1 << token, Ordering::AcqRel);
@@ -120,18 +120,18 @@ impl Ready {
         self.woken
     }
 
-    /// The reported tokens, token *n* as bit *n*.
+    /// Returns the reported tokens, token *n* as bit *n*.
     pub fn bits(self) -> u64 {
         self.bits
     }
 
-    /// Whether nothing happened but time.
+    /// Whether the wait ended without a report or a wake.
     pub fn is_empty(self) -> bool {
         self.bits == 0 && !self.woken
     }
 }
 
-/// Whether `token` may be used; ports without a descriptor check it here as well.
+/// Rejects tokens of 64 or more with `InvalidInput`.
 pub(crate) fn check(token: usize) -> io::Result<()> {
     if token < MAX_TOKENS { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
@@ -147,7 +147,7 @@ mod tests {
     const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
     #[test]
-    fn reports_the_token_that_became_readable_once() {
+    fn a_readable_descriptor_is_reported_once() {
         let mut waiter = Waiter::new().unwrap();
         let (mut here, mut there) = UnixStream::pair().unwrap();
         let (quiet, _other) = UnixStream::pair().unwrap();
@@ -157,14 +157,14 @@ mod tests {
         let ready = waiter.wait(LONG).unwrap();
         assert_eq!(ready, Ready { bits: 1 << 5, woken: false });
         assert!(ready.contains(5) && !ready.contains(63) && !ready.contains(64));
-        // An edge: not repeated, though the byte is still there.
+        // Edge-triggered: not repeated although the byte is still unread.
         assert!(waiter.wait(Some(Duration::ZERO)).unwrap().is_empty());
         here.read_exact(&mut [0]).unwrap();
         assert_eq!(waiter.calls(), 2);
     }
 
     #[test]
-    fn a_wake_before_the_wait_is_not_lost_and_reports_add_up() {
+    fn a_wake_before_the_wait_is_not_lost_and_reports_accumulate() {
         let mut waiter = Waiter::new().unwrap();
         let waker = waiter.waker();
         waker.report(0).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn wakes_from_another_thread() {
+    fn another_thread_can_wake_the_waiter() {
         let mut waiter = Waiter::new().unwrap();
         let waker = waiter.waker();
         let thread = std::thread::spawn(move || waker.wake().unwrap());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_tokens_beyond_the_word() {
+    fn tokens_beyond_63_are_rejected() {
         let mut waiter = Waiter::new().unwrap();
         let (here, _there) = UnixStream::pair().unwrap();
         let error = waiter.register(here.as_fd(), 64).unwrap_err();

@@ -1,5 +1,5 @@
-//! What a packet may cost once everything is warm: no heap allocation, and few system calls.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests; clippy exempts only the test functions")]
+//! The steady-state cost of a packet: no heap allocation and few system calls.
+#![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,22 +14,22 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
+// SAFETY: every call is passed to the system allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -72,12 +72,12 @@ fn exchange(sender: &mut impl Underlay, receiver: &mut impl Underlay, work: &mut
         let mut bytes = 0;
         while bytes < SEGMENT * SEGMENTS {
             while receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err() {
-                // A busy kernel delivers a little later.
+                // A busy kernel may deliver late.
                 std::thread::yield_now();
             }
             bytes += work.out.iter().map(|received| received.len as usize).sum::<usize>();
         }
-        // The turn's last call, which finds nothing.
+        // The last call of a turn finds nothing.
         assert!(receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err());
     }
 }
@@ -138,13 +138,13 @@ fn memory_ports_allocate_nothing_once_warm() {
     assert_eq!(allocations(|| (0..100).for_each(|_| turn())), 0);
 }
 
-/// One host's underlay half of the bound of 50,000 calls per GiB and host, with the look that finds
-/// nothing after every super-packet counted in.
+/// Bounds the underlay's part of the 50,000 calls per GiB and host, including one empty receive after every
+/// super-packet.
 #[test]
 fn a_gibibyte_costs_few_calls_on_the_socket_side() {
     let (mut sender, mut receiver) = (open(true, true, true), open(true, true, true));
     if !(sender.features().segment && receiver.features().gro) {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must have UDP_SEGMENT and UDP_GRO");
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI requires UDP_SEGMENT and UDP_GRO");
         eprintln!("skipped: {:?} {:?}", sender.notes(), receiver.notes());
         return;
     }

@@ -156,7 +156,7 @@ fn check(
         return Err(DropReason::NotIp);
     }
     if !inner.v6
-        && !ipv4::checksum_is_right(packet.get(..usize::from(packet[0] & 15) * 4).unwrap_or_default())
+        && !ipv4::checksum_is_valid(packet.get(..usize::from(packet[0] & 15) * 4).unwrap_or_default())
     {
         return Err(DropReason::BadIpChecksum);
     }

@@ -1,4 +1,4 @@
-//! Small numbers that deserve a type: MAC address, VNI, MTU.
+//! Types for MAC address, VNI and MTU.
 
 use core::fmt;
 use core::str::FromStr;
@@ -8,25 +8,25 @@ use core::str::FromStr;
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// From the octets in wire order.
+    /// Creates an address from its octets in wire order.
     #[inline]
     pub const fn new(octets: [u8; 6]) -> Mac {
         Mac(octets)
     }
 
-    /// The octets in wire order.
+    /// Returns the octets in wire order.
     #[inline]
     pub const fn octets(self) -> [u8; 6] {
         self.0
     }
 
-    /// Whether the group bit is set (IEEE 802-2014 8.2.2); true for broadcast too.
+    /// Whether the group bit is set (IEEE 802-2014 8.2.2), as it also is for broadcast.
     #[inline]
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 0x01 != 0
     }
 
-    /// Whether the address is locally administered (IEEE 802-2014 8.2.2), as every made-up address must be.
+    /// Whether the address is locally administered (IEEE 802-2014 8.2.2), as every generated address must be.
     #[inline]
     pub const fn is_local(self) -> bool {
         self.0[0] & 0x02 != 0
@@ -49,14 +49,14 @@ impl fmt::Debug for Mac {
 impl FromStr for Mac {
     type Err = ParseError;
 
-    /// Six pairs of hex digits, either case, joined by colons or by hyphens.
+    /// Parses six pairs of hex digits of either case, separated by colons or by hyphens.
     fn from_str(text: &str) -> Result<Mac, ParseError> {
         let separator = if text.contains('-') { '-' } else { ':' };
         let mut octets = [0; 6];
         let mut groups = text.split(separator);
         for octet in &mut octets {
             let group = groups.next().ok_or(ParseError::Mac)?;
-            // `from_str_radix` alone would let "+f" pass.
+            // `from_str_radix` alone would accept "+f".
             if group.len() != 2 || !group.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(ParseError::Mac);
             }
@@ -74,25 +74,25 @@ impl Vni {
     /// The largest identifier.
     pub const MAX: u32 = 0x00ff_ffff;
 
-    /// `None` when the value needs more than 24 bits.
+    /// Creates an identifier, or returns `None` if the value needs more than 24 bits.
     #[inline]
     pub const fn new(value: u32) -> Option<Vni> {
         if value <= Vni::MAX { Some(Vni(value)) } else { None }
     }
 
-    /// From the three octets in wire order; every combination is a VNI.
+    /// Creates an identifier from its three octets in wire order; every combination is valid.
     #[inline]
     pub const fn from_octets([a, b, c]: [u8; 3]) -> Vni {
         Vni(u32::from_be_bytes([0, a, b, c]))
     }
 
-    /// The value, below 2^24.
+    /// Returns the value, which is below 2^24.
     #[inline]
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The three octets in wire order.
+    /// Returns the three octets in wire order.
     #[inline]
     pub const fn octets(self) -> [u8; 3] {
         let [_, a, b, c] = self.0.to_be_bytes();
@@ -109,27 +109,27 @@ impl fmt::Display for Vni {
 impl FromStr for Vni {
     type Err = ParseError;
 
-    /// A decimal number below 2^24.
+    /// Parses a decimal number below 2^24.
     fn from_str(text: &str) -> Result<Vni, ParseError> {
         text.parse().ok().and_then(Vni::new).ok_or(ParseError::Vni)
     }
 }
 
-/// The largest IP packet a link carries, in bytes, link header not counted.
+/// The size of the largest IP packet that a link carries, in bytes, without the link header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mtu(u16);
 
 impl Mtu {
-    /// What every IPv4 module must forward unfragmented (RFC 791 section 3.2).
+    /// The size that every IPv4 module must forward without fragmentation (RFC 791 section 3.2).
     pub const MIN: u16 = 68;
 
-    /// `None` outside 68..=65535.
+    /// Creates an MTU, or returns `None` if the value is outside 68..=65535.
     #[inline]
     pub const fn new(value: u32) -> Option<Mtu> {
         if value >= Mtu::MIN as u32 && value <= u16::MAX as u32 { Some(Mtu(value as u16)) } else { None }
     }
 
-    /// Bytes, 68..=65535.
+    /// Returns the number of bytes, 68..=65535.
     #[inline]
     pub const fn get(self) -> u16 {
         self.0
@@ -145,29 +145,29 @@ impl fmt::Display for Mtu {
 impl FromStr for Mtu {
     type Err = ParseError;
 
-    /// A decimal number of bytes, 68..=65535.
+    /// Parses a decimal number of bytes, 68..=65535.
     fn from_str(text: &str) -> Result<Mtu, ParseError> {
         text.parse().ok().and_then(Mtu::new).ok_or(ParseError::Mtu)
     }
 }
 
-/// The text was not what was wanted. The text itself is the caller's to quote.
+/// The error of parsing text. Its message does not include the text, which the caller can quote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParseError {
-    /// A [`Mac`] was wanted.
+    /// The text is not a [`Mac`].
     Mac,
-    /// A [`Vni`] was wanted.
+    /// The text is not a [`Vni`].
     Vni,
-    /// An [`Mtu`] was wanted.
+    /// The text is not an [`Mtu`].
     Mtu,
 }
 
 impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ParseError::Mac => "not a MAC address: want six pairs of hex digits, as in 0a:1b:2c:3d:4e:5f",
-            ParseError::Vni => "not a VNI: want a decimal number from 0 to 16777215",
-            ParseError::Mtu => "not an MTU: want a decimal number from 68 to 65535",
+            ParseError::Mac => "not a MAC address: expected six pairs of hex digits, as in 0a:1b:2c:3d:4e:5f",
+            ParseError::Vni => "not a VNI: expected a decimal number from 0 to 16777215",
+            ParseError::Mtu => "not an MTU: expected a decimal number from 68 to 65535",
         })
     }
 }
@@ -195,13 +195,13 @@ mod tests {
     fn mac_bits() {
         assert!(Mac::new([0xff; 6]).is_multicast());
         assert!(Mac::new([0x33, 0x33, 0, 0, 0, 1]).is_multicast());
-        let made_up = Mac::new([0x0e, 0x2a, 0, 0, 0, 1]);
-        assert!(made_up.is_local() && !made_up.is_multicast());
+        let generated = Mac::new([0x0e, 0x2a, 0, 0, 0, 1]);
+        assert!(generated.is_local() && !generated.is_multicast());
         assert!(!Mac::new([0x00, 0x1b, 0x21, 0, 0, 1]).is_local());
     }
 
     #[test]
-    fn texts_that_are_refused() {
+    fn invalid_texts_are_rejected() {
         for text in
             ["", "0a:1b:2c:3d:4e", "0a:1b:2c:3d:4e:5f:60", "0a:1b:2c:3d:4e:+f", "0a:1b-2c:3d:4e:5f", "é"]
         {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn mac_is_read_in_each_common_form() {
+    fn both_common_mac_formats_are_parsed() {
         let mac = Mac::new([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]);
         assert_eq!("c6:d2:32:6f:8f:44".parse(), Ok(mac));
         assert_eq!("C6-D2-32-6F-8F-44".parse(), Ok(mac));
@@ -233,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(text: std::string::String) {
+        fn random_text_never_panics(text: std::string::String) {
             let _ = (text.parse::<Mac>(), text.parse::<Vni>(), text.parse::<Mtu>());
         }
     }

@@ -1,28 +1,28 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! Values that cross this interface are host-order readings of the big-endian field: `finish().to_be_bytes()`
-//! is what goes on the wire.
+//! Arguments and results are in host order; `finish().to_be_bytes()` gives the bytes of the field.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// Bytes that one round of [`add_blocks`] takes.
+/// Bytes that [`add_blocks`] sums per iteration.
 const BLOCK: usize = 64;
 
-/// An unfolded ones-complement sum of 16-bit words.
+/// An unfolded ones' complement sum of 16-bit words.
 ///
-/// Kept in memory byte order and swapped once, when folded (RFC 1071 section 2B), so that adding bytes never
-/// swaps. Any part of a packet that starts at an even offset can be summed apart and [joined](Sum::join).
+/// The sum is kept in memory byte order and swapped once, when it is folded (RFC 1071 section 2B), so adding
+/// bytes needs no swap. Parts of a packet that start at an even offset can be summed separately and
+/// [joined](Sum::join).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sum(u64);
 
 impl Sum {
-    /// The sum of `data`, taken to start at an even offset; an odd last byte is padded with zero.
+    /// Sums `data`, which starts at an even offset. An odd last byte is padded with zero.
     #[inline]
     pub fn of(data: &[u8]) -> Sum {
         Sum(add_bytes(0, data))
     }
 
-    /// Adds bytes that start at an even offset; an odd last byte is padded with zero.
+    /// Adds bytes that start at an even offset. An odd last byte is padded with zero.
     #[inline]
     #[must_use]
     #[allow(clippy::should_implement_trait)]
@@ -44,63 +44,63 @@ impl Sum {
         Sum(end_around(self.0, u64::from(words.to_be())))
     }
 
-    /// The sum of both parts.
+    /// Adds another sum.
     #[inline]
     #[must_use]
     pub fn join(self, other: Sum) -> Sum {
         Sum(end_around(self.0, other.0))
     }
 
-    /// The 16-bit ones-complement sum, not complemented: what a kernel leaves in the field for hardware to
-    /// finish.
+    /// Folds the sum to 16 bits without complementing it. Of a pseudo-header, this is the value that the
+    /// kernel leaves in the checksum field for hardware to complete.
     #[inline]
     pub fn fold(self) -> u16 {
         let wide = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        // Three more folds: 33 bits to 18, to 17, to 16.
+        // Three more folds reduce 33 bits to 18, then 17, then 16.
         let wide = (wide >> 16) + (wide & 0xffff);
         let wide = (wide >> 16) + (wide & 0xffff);
         let wide = (wide >> 16) + (wide & 0xffff);
         u16::from_be(wide as u16)
     }
 
-    /// The checksum field's value: the complement of [`fold`](Sum::fold). Zero over data that carries its own
-    /// right checksum.
+    /// Returns the value of the checksum field: the complement of [`fold`](Sum::fold). The result is zero for
+    /// data that includes its own correct checksum.
     #[inline]
     pub fn finish(self) -> u16 {
         !self.fold()
     }
 }
 
-/// The pseudo-header of TCP and UDP over IPv4 (RFC 793 section 3.1, RFC 768). `len` counts the transport header
-/// and its payload, in bytes.
+/// Sums the pseudo-header of TCP and UDP over IPv4 (RFC 793 section 3.1, RFC 768). `len` is the size of the
+/// transport header and its payload in bytes.
 #[inline]
 pub fn pseudo_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: u32) -> Sum {
     Sum::default().add_u32(src.to_bits()).add_u32(dst.to_bits()).add_u32(u32::from(protocol)).add_u32(len)
 }
 
-/// The pseudo-header of upper-layer protocols over IPv6 (RFC 8200 section 8.1). `len` counts the upper-layer
-/// header and its payload, in bytes.
+/// Sums the pseudo-header of upper-layer protocols over IPv6 (RFC 8200 section 8.1). `len` is the size of the
+/// upper-layer header and its payload in bytes.
 #[inline]
 pub fn pseudo_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, len: u32) -> Sum {
     Sum::of(&src.octets()).add(&dst.octets()).add_u32(len).add_u32(u32::from(protocol))
 }
 
-/// The checksum after one 16-bit word changed from `old` to `new` (RFC 1624 equation 3).
+/// Returns the checksum after one 16-bit word has changed from `old` to `new` (RFC 1624 equation 3).
 ///
-/// Equal to recomputing as long as some covered word is not zero, which the version field of an IP header and
-/// the addresses of a pseudo-header guarantee.
+/// The result equals a recomputed checksum if some covered word is not zero, which the version field of an IP
+/// header and the addresses of a pseudo-header guarantee.
 #[inline]
 pub fn update16(check: u16, old: u16, new: u16) -> u16 {
     Sum::default().add_u16(!check).add_u16(!old).add_u16(new).finish()
 }
 
-/// The checksum after two neighbouring words changed from `old` to `new`; see [`update16`].
+/// Returns the checksum after two adjacent words have changed from `old` to `new`; see [`update16`].
 #[inline]
 pub fn update32(check: u16, old: u32, new: u32) -> u16 {
     Sum::default().add_u16(!check).add_u32(!old).add_u32(new).finish()
 }
 
-/// Ones-complement addition of 64-bit numbers: the carry comes back in at the bottom.
+/// Adds 64-bit numbers in ones' complement: the carry is added to the lowest bit.
 #[inline(always)]
 fn end_around(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
@@ -118,7 +118,7 @@ fn add_bytes(sum: u64, data: &[u8]) -> u64 {
     for word in words {
         sum = end_around(sum, u64::from_ne_bytes(*word));
     }
-    // At most seven bytes: 4, 2, 1. Their sum fits in 64 bits with ease.
+    // At most seven bytes remain, as 4, 2 and 1. Their sum fits in 64 bits.
     let mut last = 0;
     if let Some((word, after)) = rest.split_first_chunk() {
         last += u64::from(u32::from_ne_bytes(*word));
@@ -134,8 +134,9 @@ fn add_bytes(sum: u64, data: &[u8]) -> u64 {
     end_around(sum, last)
 }
 
-/// Four accumulators break the carry chain into independent ones; 128 bits keep the carries without a branch,
-/// since no slice holds 2^64 words. Add with carry beats what baseline x86-64 vectors can do.
+/// Sums whole blocks. Four accumulators make the carry chains independent. Their 128 bits hold the carries
+/// without a branch, since no slice has 2^64 words. Add-with-carry is faster than baseline x86-64 vector
+/// instructions.
 fn add_blocks(blocks: &[[u8; BLOCK]]) -> u64 {
     let mut lanes = [0_u128; 4];
     for block in blocks {
@@ -154,7 +155,7 @@ mod tests {
 
     use super::*;
 
-    /// RFC 1071 section 4.1, word by word.
+    /// Sums word by word, as in RFC 1071 section 4.1.
     fn naive(data: &[u8]) -> u16 {
         let mut sum = 0_u32;
         for pair in data.chunks(2) {
@@ -164,7 +165,7 @@ mod tests {
         sum as u16
     }
 
-    /// Bytes where runs of 0x00 and 0xff, the two zeros, are common.
+    /// Generates bytes with many runs of 0x00 and 0xff, the two zeros of ones' complement.
     fn bytes(len: core::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], len)
     }
@@ -178,13 +179,13 @@ mod tests {
 
     #[test]
     fn rfc_1624_examples() {
-        // Section 4: equation 2 gives 0xffff here, and is wrong.
+        // Section 4: equation 2 would give 0xffff, which is wrong.
         assert_eq!(update16(0xdd2f, 0x5555, 0x3285), 0x0000);
         assert_eq!(update16(0x0000, 0x3285, 0x5555), 0xdd2f);
     }
 
     #[test]
-    fn nothing_and_all_ones() {
+    fn empty_and_all_ones_input() {
         assert_eq!(Sum::of(&[]).fold(), 0);
         assert_eq!(Sum::of(&[0; 200]).finish(), 0xffff);
         assert_eq!(Sum::of(&[0xff; 65_536]).fold(), 0xffff);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn pseudo_headers_are_their_bytes() {
+    fn pseudo_headers_equal_the_sum_of_their_bytes() {
         let (a, b) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(203, 0, 113, 9));
         let flat = [192, 0, 2, 1, 203, 0, 113, 9, 0, 17, 0xab, 0xcd];
         assert_eq!(pseudo_v4(a, b, 17, 0xabcd).fold(), naive(&flat));
@@ -207,14 +208,17 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_the_naive_sum(data in bytes(0..2000), from in 0_usize..9) {
-            // Any start address, so that no alignment is special.
+            // Various start addresses, so that no alignment is special.
             let data = data.get(from..).unwrap_or(&[]);
             prop_assert_eq!(Sum::of(data).fold(), naive(data));
             prop_assert_eq!(Sum::of(data).finish(), !naive(data));
         }
 
         #[test]
-        fn parts_join_to_the_whole(data in bytes(0..400), cuts in prop::collection::vec(0_usize..200, 0..6)) {
+        fn the_sum_of_the_parts_is_the_sum_of_the_whole(
+            data in bytes(0..400),
+            cuts in prop::collection::vec(0_usize..200, 0..6),
+        ) {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| (cut * 2).min(data.len() & !1)).collect();
             cuts.extend([0, data.len()]);
             cuts.sort_unstable();
@@ -226,20 +230,20 @@ mod tests {
         }
 
         #[test]
-        fn words_are_bytes(data in bytes(0..80), a: u16, b: u32) {
+        fn words_equal_their_bytes(data in bytes(0..80), a: u16, b: u32) {
             let data = &data[..data.len() & !1];
             let whole = [data, &a.to_be_bytes(), &b.to_be_bytes()].concat();
             prop_assert_eq!(Sum::of(data).add_u16(a).add_u32(b).fold(), naive(&whole));
         }
 
         #[test]
-        fn updates_agree_with_recomputing(
+        fn updates_equal_recomputed_checksums(
             mut data in bytes(8..64),
             at in 0_usize..64,
             new16 in prop_oneof![any::<u16>(), Just(0), Just(0xffff)],
             new32 in prop_oneof![any::<u32>(), Just(0), Just(0xffff), Just(0xffff_0000), Just(u32::MAX)],
         ) {
-            // A covered word that is not zero and stays.
+            // A covered word that is not zero and does not change.
             data.extend([0, 1]);
             if data.len() % 2 != 0 {
                 data.insert(0, 7);

@@ -10,19 +10,19 @@ pub const IPV4: u16 = 0x0800;
 /// EtherType of IPv6 (RFC 2464 section 3).
 pub const IPV6: u16 = 0x86dd;
 
-/// An Ethernet II header. A VLAN tag shows as its own EtherType, 0x8100.
+/// An Ethernet II header. A VLAN tag appears as EtherType 0x8100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Destination address.
     pub dst: Mac,
     /// Source address.
     pub src: Mac,
-    /// What follows; [`IPV4`] or [`IPV6`] here.
+    /// Protocol of the payload, for instance [`IPV4`] or [`IPV6`].
     pub ethertype: u16,
 }
 
 impl Header {
-    /// Reads the first 14 bytes. [`Malformed::Truncated`] when there are fewer.
+    /// Parses the first 14 bytes. Fails with [`Malformed::Truncated`] if there are fewer.
     #[inline]
     pub fn parse(frame: &[u8]) -> Result<Header, Malformed> {
         let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] =
@@ -34,7 +34,7 @@ impl Header {
         })
     }
 
-    /// Writes the first 14 bytes. [`Malformed::Truncated`] when the buffer is shorter.
+    /// Writes the first 14 bytes. Fails with [`Malformed::Truncated`] if the buffer is shorter.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         let out = out.first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_buffer_is_left_alone() {
+    fn a_short_buffer_is_unchanged() {
         let header = Header { dst: Mac::new([1; 6]), src: Mac::new([2; 6]), ethertype: IPV4 };
         let mut out = [0xee; HEADER_LEN - 1];
         assert_eq!(header.emit(&mut out), Err(Malformed::Truncated));
@@ -71,7 +71,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(bytes: Vec<u8>) {
+        fn random_bytes_never_panic(bytes: Vec<u8>) {
             prop_assert_eq!(Header::parse(&bytes).is_ok(), bytes.len() >= HEADER_LEN);
         }
     }

@@ -1,8 +1,8 @@
-//! ICMP errors that answer a packet we could not forward (RFC 792, RFC 1812 section 4.3, RFC 4443).
+//! Builds ICMP errors about a packet that cannot be forwarded (RFC 792, RFC 1812 section 4.3, RFC 4443).
 //!
-//! The builders write a complete IP packet and return its length. They return 0 and send nobody astray when the
-//! offender must not be answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)), is not a well-formed packet,
-//! or when `out` is too short. Limiting the rate (RFC 1812 section 4.3.2.8) is the caller's task.
+//! The builders write a complete IP packet and return its length. They return 0 if no error may be sent about
+//! the offending packet (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)), if that packet is malformed, or
+//! if `out` is too short. The caller limits the rate (RFC 1812 section 4.3.2.8).
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -14,51 +14,50 @@ use crate::{ipv4, ipv6};
 pub const V4_PROTOCOL: u8 = 1;
 /// IANA protocol number of ICMPv6.
 pub const V6_PROTOCOL: u8 = 58;
-/// Bytes of an ICMP or ICMPv6 error's own header.
+/// Bytes of the header of an ICMP or ICMPv6 error.
 pub const HEADER_LEN: usize = 8;
-/// Longest packet [`v4_error`] writes (RFC 1812 section 4.3.2.3).
+/// Maximum length of the packet that [`v4_error`] writes (RFC 1812 section 4.3.2.3).
 pub const V4_MAX_LEN: usize = 576;
-/// Longest packet [`v6_error`] writes: the minimum IPv6 MTU (RFC 4443 section 2.4 (c)).
+/// Maximum length of the packet that [`v6_error`] writes: the minimum IPv6 MTU (RFC 4443 section 2.4 (c)).
 pub const V6_MAX_LEN: usize = 1280;
 
-/// Payload bytes of the offender that are quoted at least (RFC 792): the ports.
+/// Minimum payload bytes to quote from the offending packet, which include the ports (RFC 792).
 const V4_MIN_QUOTE: usize = 8;
 /// Precedence 6, internetwork control, for errors (RFC 1812 section 4.3.2.5).
 const INTERNETWORK_CONTROL: u8 = 0xc0;
 
-/// What to tell the sender of an IPv4 packet.
+/// An error to report to the sender of an IPv4 packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum V4Error {
     /// No route to the destination: type 3 code 0.
     NetUnreachable,
-    /// Longer than the next hop takes, and DF set: type 3 code 4 (RFC 1191 section 4).
+    /// The packet exceeds the next hop's MTU and DF is set: type 3 code 4 (RFC 1191 section 4).
     TooBig {
-        /// What the next hop takes, in bytes.
+        /// The next hop's MTU in bytes.
         mtu: u16,
     },
-    /// Time to live used up: type 11 code 0.
+    /// The time to live has expired: type 11 code 0.
     TimeExceeded,
 }
 
-/// What to tell the sender of an IPv6 packet.
+/// An error to report to the sender of an IPv6 packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum V6Error {
     /// No route to the destination: type 1 code 0 (RFC 4443 section 3.1).
     NoRoute,
-    /// Longer than the next hop takes: type 2 code 0 (RFC 4443 section 3.2).
+    /// The packet exceeds the next hop's MTU: type 2 code 0 (RFC 4443 section 3.2).
     TooBig {
-        /// What the next hop takes, in bytes.
+        /// The next hop's MTU in bytes.
         mtu: u32,
     },
-    /// Hop limit used up: type 3 code 0 (RFC 4443 section 3.3).
+    /// The hop limit has expired: type 3 code 0 (RFC 4443 section 3.3).
     TimeExceeded,
 }
 
-/// Answers `offender`, a whole IPv4 packet, with an error from `from`; the length of the packet written to `out`,
-/// or 0.
+/// Writes an ICMP error about `offender`, a whole IPv4 packet, to `out`. Returns the length written, or 0.
 ///
-/// Quotes the offender's header and `quote` bytes of its payload, at least 8 and at most what keeps the packet
-/// within 576 bytes, as far as the offender has them.
+/// The error quotes the offender's header and up to `quote` bytes of its payload, at least 8 if the offender
+/// has them. The quote is shortened to keep the packet within 576 bytes.
 pub fn v4_error(
     out: &mut [u8],
     from: Ipv4Addr,
@@ -70,10 +69,9 @@ pub fn v4_error(
     build_v4(out, from, kind, ttl, offender, quote).unwrap_or(0)
 }
 
-/// Answers `offender`, a whole IPv6 packet, with an error from `from`; the length of the packet written to `out`,
-/// or 0.
+/// Writes an ICMPv6 error about `offender`, a whole IPv6 packet, to `out`. Returns the length written, or 0.
 ///
-/// Quotes as much of the offender as fits in 1280 bytes.
+/// The error quotes as much of the offender as fits in 1280 bytes.
 pub fn v6_error(out: &mut [u8], from: Ipv6Addr, kind: V6Error, hop_limit: u8, offender: &[u8]) -> usize {
     build_v6(out, from, kind, hop_limit, offender).unwrap_or(0)
 }
@@ -87,7 +85,7 @@ fn build_v4(
     quote: usize,
 ) -> Option<usize> {
     let about = ipv4::Header::parse(offender).ok()?;
-    if !may_answer_v4(&about, offender) {
+    if !may_report_v4(&about, offender) {
         return None;
     }
     let room = V4_MAX_LEN - ipv4::MIN_HEADER_LEN - HEADER_LEN;
@@ -97,10 +95,11 @@ fn build_v4(
     let (header, message) = out.get_mut(..total_len)?.split_at_mut_checked(ipv4::MIN_HEADER_LEN)?;
     ipv4::Header {
         header_len: ipv4::MIN_HEADER_LEN,
-        // The offender's DSCP below the precedence, without its ECN mark: an error is not congestion controlled.
+        // Copy the offender's DSCP bits below the precedence, but not its ECN bits: errors are not congestion
+        // controlled.
         tos: INTERNETWORK_CONTROL | about.tos & 0x1c,
         total_len: total_len as u16,
-        // Never fragmented, so the identification says nothing (RFC 6864 section 4.1).
+        // The packet is never fragmented, so the identification is meaningless (RFC 6864 section 4.1).
         id: 0,
         dont_fragment: true,
         more_fragments: false,
@@ -124,7 +123,7 @@ fn build_v4(
 
 fn build_v6(out: &mut [u8], from: Ipv6Addr, kind: V6Error, hop_limit: u8, offender: &[u8]) -> Option<usize> {
     let about = ipv6::Header::parse(offender).ok()?;
-    if !may_answer_v6(&about, offender, kind) {
+    if !may_report_v6(&about, offender, kind) {
         return None;
     }
     let room = V6_MAX_LEN - ipv6::HEADER_LEN - HEADER_LEN;
@@ -153,7 +152,7 @@ fn build_v6(out: &mut [u8], from: Ipv6Addr, kind: V6Error, hop_limit: u8, offend
     Some(total_len)
 }
 
-/// Writes the 8 header bytes, the quote, and the checksum over both and `pseudo`.
+/// Writes the 8 header bytes, the quote, and the checksum, which also covers `pseudo`.
 fn write_message(
     message: &mut [u8],
     kind: u8,
@@ -170,29 +169,29 @@ fn write_message(
     Some(())
 }
 
-/// RFC 1122 section 3.2.2 and RFC 1812 section 4.3.2.7.
-fn may_answer_v4(header: &ipv4::Header, packet: &[u8]) -> bool {
-    let names_one_host = |a: Ipv4Addr| {
-        // Class E (240/4) includes the limited broadcast.
+/// Whether an error may be sent about a packet (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7).
+fn may_report_v4(header: &ipv4::Header, packet: &[u8]) -> bool {
+    let is_single_host = |a: Ipv4Addr| {
+        // Class E (240/4) includes the limited broadcast address.
         let [first, ..] = a.octets();
         first != 0 && first < 224 && !a.is_loopback()
     };
     let to_many = header.dst.is_multicast() || header.dst.is_broadcast();
-    let whole_header = packet.get(..header.header_len).is_some_and(ipv4::checksum_is_right);
-    if !names_one_host(header.src) || to_many || header.fragment_offset != 0 || !whole_header {
+    let checksum_is_valid = packet.get(..header.header_len).is_some_and(ipv4::checksum_is_valid);
+    if !is_single_host(header.src) || to_many || header.fragment_offset != 0 || !checksum_is_valid {
         return false;
     }
     if header.protocol != V4_PROTOCOL {
         return true;
     }
-    // Queries and their replies may be answered; what is an error, or unknown, may not. Types: RFC 792,
-    // RFC 950, RFC 1256, RFC 8335.
+    // Errors may be sent about ICMP queries and replies, but not about errors or unknown types. Types: RFC
+    // 792, RFC 950, RFC 1256, RFC 8335.
     let kind = packet.get(..usize::from(header.total_len)).and_then(|p| take(p, header.header_len));
     matches!(kind, Some([0 | 8 | 9 | 10 | 13..=18 | 42 | 43]))
 }
 
-/// RFC 4443 section 2.4 (e).
-fn may_answer_v6(header: &ipv6::Header, packet: &[u8], kind: V6Error) -> bool {
+/// Whether an error may be sent about a packet (RFC 4443 section 2.4 (e)).
+fn may_report_v6(header: &ipv6::Header, packet: &[u8], kind: V6Error) -> bool {
     if header.src.is_unspecified() || header.src.is_multicast() || header.src.is_loopback() {
         return false;
     }
@@ -200,17 +199,17 @@ fn may_answer_v6(header: &ipv6::Header, packet: &[u8], kind: V6Error) -> bool {
     if header.dst.is_multicast() && !matches!(kind, V6Error::TooBig { .. }) {
         return false;
     }
-    // A chain that cannot be followed could end in an error.
+    // An extension header chain that cannot be parsed could end in an ICMPv6 error.
     let Ok(transport) = ipv6::transport(packet) else { return false };
     if transport.protocol != V6_PROTOCOL {
         return true;
     }
-    // So could a later fragment, whose type is out of sight.
+    // A later fragment could belong to an ICMPv6 error, because the type is in the first fragment.
     if transport.fragment.is_some_and(|f| f.offset != 0) {
         return false;
     }
     let payload = packet.get(..ipv6::HEADER_LEN + usize::from(header.payload_len));
-    // Errors are below 128 (RFC 4443 section 2.1); 137 is a redirect (e.2).
+    // Error types are below 128 (RFC 4443 section 2.1); 137 is a redirect (e.2).
     matches!(payload.and_then(|p| take(p, transport.offset)), Some([kind]) if kind >= 128 && kind != 137)
 }
 
@@ -229,7 +228,7 @@ mod tests {
     const POD_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 5);
     const FAR_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 9);
 
-    /// A UDP packet from a pod, as a starting point.
+    /// Builds the header of a UDP packet from a pod, which the tests modify.
     fn header_4(payload_len: usize) -> ipv4::Header {
         ipv4::Header {
             header_len: 20,
@@ -273,16 +272,16 @@ mod tests {
         packet
     }
 
-    fn answer_4(offender: &[u8]) -> usize {
+    fn report_4(offender: &[u8]) -> usize {
         v4_error(&mut [0; 600], FROM_4, V4Error::TimeExceeded, 64, offender, 8)
     }
 
-    fn answer_6(offender: &[u8], kind: V6Error) -> usize {
+    fn report_6(offender: &[u8], kind: V6Error) -> usize {
         v6_error(&mut [0; 1300], FROM_6, kind, 64, offender)
     }
 
     #[test]
-    fn kinds_over_v4() {
+    fn each_v4_error_has_its_type_code_and_quote() {
         let offender = packet_4(header_4(8), &[1; 8]);
         for (kind, head) in [
             (V4Error::NetUnreachable, [3, 0, 0, 0, 0, 0]),
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_over_v6() {
+    fn each_v6_error_has_its_type_code_and_quote() {
         let offender = packet_6(header_6(8), &[1; 8]);
         for (kind, head) in [
             (V6Error::NoRoute, [1, 0, 0, 0, 0, 0]),
@@ -328,104 +327,104 @@ mod tests {
         assert_eq!(quoting(0), 20 + 8 + 20 + 8);
         assert_eq!(quoting(100), 20 + 8 + 20 + 100);
         assert_eq!(quoting(usize::MAX), V4_MAX_LEN);
-        // Trailing bytes are no part of the offender.
+        // Trailing bytes are not part of the offender.
         let mut padded = packet_4(header_4(4), &[1; 4]);
         padded.extend([9; 30]);
-        assert_eq!(answer_4(&padded), 20 + 8 + 24);
+        assert_eq!(report_4(&padded), 20 + 8 + 24);
 
         let offender = packet_6(header_6(2000), &[1; 2000]);
-        assert_eq!(answer_6(&offender, V6Error::TimeExceeded), V6_MAX_LEN);
+        assert_eq!(report_6(&offender, V6Error::TimeExceeded), V6_MAX_LEN);
     }
 
     #[test]
-    fn a_short_buffer_gets_nothing() {
+    fn nothing_is_written_to_a_short_buffer() {
         let offender = packet_4(header_4(8), &[1; 8]);
         assert_eq!(v4_error(&mut [0; 55], FROM_4, V4Error::TimeExceeded, 64, &offender, 8), 0);
         let offender = packet_6(header_6(8), &[1; 8]);
         assert_eq!(v6_error(&mut [0; 95], FROM_6, V6Error::TimeExceeded, 64, &offender), 0);
     }
 
-    // RFC 1122 section 3.2.2: a source that does not name a single host, a destination that names many.
+    // RFC 1122 section 3.2.2: the source must be a single host, and the destination must not be several.
     #[test]
-    fn addresses_that_silence_v4() {
-        assert_eq!(answer_4(&packet_4(header_4(8), &[1; 8])), 56);
+    fn no_v4_error_is_sent_for_these_addresses() {
+        assert_eq!(report_4(&packet_4(header_4(8), &[1; 8])), 56);
         for src in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"] {
             let header = ipv4::Header { src: src.parse().unwrap(), ..header_4(8) };
-            assert_eq!(answer_4(&packet_4(header, &[1; 8])), 0, "{src}");
+            assert_eq!(report_4(&packet_4(header, &[1; 8])), 0, "{src}");
         }
         for dst in ["224.0.0.251", "239.255.255.250", "255.255.255.255"] {
             let header = ipv4::Header { dst: dst.parse().unwrap(), ..header_4(8) };
-            assert_eq!(answer_4(&packet_4(header, &[1; 8])), 0, "{dst}");
+            assert_eq!(report_4(&packet_4(header, &[1; 8])), 0, "{dst}");
         }
     }
 
     #[test]
-    fn later_fragments_and_bad_headers_silence_v4() {
+    fn no_v4_error_is_sent_for_later_fragments_and_bad_headers() {
         let first = ipv4::Header { more_fragments: true, ..header_4(8) };
-        assert_eq!(answer_4(&packet_4(first, &[1; 8])), 56);
+        assert_eq!(report_4(&packet_4(first, &[1; 8])), 56);
         let later = ipv4::Header { fragment_offset: 1, ..header_4(8) };
-        assert_eq!(answer_4(&packet_4(later, &[1; 8])), 0);
+        assert_eq!(report_4(&packet_4(later, &[1; 8])), 0);
         let mut damaged = packet_4(header_4(8), &[1; 8]);
         damaged[10] ^= 1;
-        assert_eq!(answer_4(&damaged), 0);
-        assert_eq!(answer_4(&packet_4(header_4(8), &[1; 7])), 0, "shorter than it says");
+        assert_eq!(report_4(&damaged), 0);
+        assert_eq!(report_4(&packet_4(header_4(8), &[1; 7])), 0, "shorter than its length field");
     }
 
     #[test]
-    fn only_icmp_queries_are_answered_over_v4() {
+    fn v4_errors_are_sent_only_for_icmp_queries_and_replies() {
         let header = ipv4::Header { protocol: V4_PROTOCOL, ..header_4(8) };
-        let answered: Vec<u8> = (0..=255)
-            .filter(|kind| answer_4(&packet_4(header, &[*kind, 0, 0, 0, 0, 0, 0, 0])) != 0)
+        let reported: Vec<u8> = (0..=255)
+            .filter(|kind| report_4(&packet_4(header, &[*kind, 0, 0, 0, 0, 0, 0, 0])) != 0)
             .collect();
-        assert_eq!(answered, [0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43]);
+        assert_eq!(reported, [0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43]);
         let empty = ipv4::Header { total_len: 20, ..header };
-        assert_eq!(answer_4(&packet_4(empty, &[8, 0])), 0, "the type lies behind the packet");
+        assert_eq!(report_4(&packet_4(empty, &[8, 0])), 0, "the type is beyond the end of the packet");
     }
 
     // RFC 4443 section 2.4 (e.3) to (e.6).
     #[test]
-    fn addresses_that_silence_v6() {
+    fn no_v6_error_is_sent_for_these_addresses() {
         for src in ["::", "::1", "ff02::1"] {
             let header = ipv6::Header { src: src.parse().unwrap(), ..header_6(8) };
-            assert_eq!(answer_6(&packet_6(header, &[1; 8]), V6Error::TooBig { mtu: 1280 }), 0, "{src}");
+            assert_eq!(report_6(&packet_6(header, &[1; 8]), V6Error::TooBig { mtu: 1280 }), 0, "{src}");
         }
         let header = ipv6::Header { dst: "ff0e::1".parse().unwrap(), ..header_6(8) };
         let offender = packet_6(header, &[1; 8]);
-        assert_eq!(answer_6(&offender, V6Error::NoRoute), 0);
-        assert_eq!(answer_6(&offender, V6Error::TimeExceeded), 0);
-        assert_eq!(answer_6(&offender, V6Error::TooBig { mtu: 1280 }), 96, "the exception");
+        assert_eq!(report_6(&offender, V6Error::NoRoute), 0);
+        assert_eq!(report_6(&offender, V6Error::TimeExceeded), 0);
+        assert_eq!(report_6(&offender, V6Error::TooBig { mtu: 1280 }), 96, "the exception");
     }
 
     // RFC 4443 section 2.4 (e.1) and (e.2).
     #[test]
-    fn errors_and_redirects_silence_v6() {
+    fn no_v6_error_is_sent_for_errors_and_redirects() {
         let header = ipv6::Header { next_header: V6_PROTOCOL, ..header_6(8) };
         for kind in 0..=255 {
-            let len = answer_6(&packet_6(header, &[kind, 0, 0, 0, 0, 0, 0, 0]), V6Error::TimeExceeded);
+            let len = report_6(&packet_6(header, &[kind, 0, 0, 0, 0, 0, 0, 0]), V6Error::TimeExceeded);
             assert_eq!(len != 0, kind >= 128 && kind != 137, "{kind}");
         }
-        // Behind an extension header too.
+        // The same behind an extension header.
         let hidden = ipv6::Header { next_header: 60, ..header_6(16) };
         let options = [58, 0, 1, 4, 0, 0, 0, 0];
         let with = |kind| [&options[..], &[kind, 0, 0, 0, 0, 0, 0, 0]].concat();
-        assert_eq!(answer_6(&packet_6(hidden, &with(3)), V6Error::TimeExceeded), 0);
-        assert_eq!(answer_6(&packet_6(hidden, &with(128)), V6Error::TimeExceeded), 104);
+        assert_eq!(report_6(&packet_6(hidden, &with(3)), V6Error::TimeExceeded), 0);
+        assert_eq!(report_6(&packet_6(hidden, &with(128)), V6Error::TimeExceeded), 104);
         let endless = ipv6::Header { next_header: 60, ..header_6(80) };
         let chain = [60, 0, 1, 4, 0, 0, 0, 0].repeat(10);
-        assert_eq!(answer_6(&packet_6(endless, &chain), V6Error::TimeExceeded), 0);
+        assert_eq!(report_6(&packet_6(endless, &chain), V6Error::TimeExceeded), 0);
     }
 
     #[test]
-    fn later_fragments_over_v6_are_answered_unless_they_may_be_errors() {
+    fn v6_errors_are_sent_for_later_fragments_unless_those_may_be_errors() {
         let header = ipv6::Header { next_header: 44, ..header_6(16) };
         let later = |protocol| [protocol, 0, 0, 8, 0, 0, 0, 7, 128, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(answer_6(&packet_6(header, &later(17)), V6Error::TooBig { mtu: 1280 }), 104);
-        assert_eq!(answer_6(&packet_6(header, &later(58)), V6Error::TooBig { mtu: 1280 }), 0);
+        assert_eq!(report_6(&packet_6(header, &later(17)), V6Error::TooBig { mtu: 1280 }), 104);
+        assert_eq!(report_6(&packet_6(header, &later(58)), V6Error::TooBig { mtu: 1280 }), 0);
     }
 
     proptest! {
         #[test]
-        fn answers_parse_and_sum_right(
+        fn errors_are_well_formed_with_valid_checksums(
             payload in prop::collection::vec(any::<u8>(), 0..1400),
             quote in 0_usize..700,
             mtu: u16,
@@ -435,11 +434,11 @@ mod tests {
             let len = v4_error(&mut out, FROM_4, V4Error::TooBig { mtu }, 64, &offender, quote);
             let header = ipv4::Header::parse(&out[..len]).unwrap();
             prop_assert_eq!(usize::from(header.total_len), len);
-            prop_assert!(ipv4::checksum_is_right(&out[..20]));
+            prop_assert!(ipv4::checksum_is_valid(&out[..20]));
             prop_assert_eq!(Sum::of(&out[20..len]).finish(), 0);
             prop_assert!(len >= 28 + offender.len().min(28));
             prop_assert!(offender.starts_with(&out[28..len]));
-            prop_assert_eq!(answer_4(&out[..len]), 0, "no error about an error");
+            prop_assert_eq!(report_4(&out[..len]), 0, "no error about an error");
 
             let offender = packet_6(header_6(payload.len()), &payload);
             let mut out = [0xee; V6_MAX_LEN];
@@ -450,11 +449,16 @@ mod tests {
             let pseudo = pseudo_v6(header.src, header.dst, V6_PROTOCOL, u32::from(header.payload_len));
             prop_assert_eq!(pseudo.add(&out[40..len]).finish(), 0);
             prop_assert!(offender.starts_with(&out[48..len]));
-            prop_assert_eq!(answer_6(&out[..len], kind), 0, "no error about an error");
+            prop_assert_eq!(report_6(&out[..len], kind), 0, "no error about an error");
         }
 
         #[test]
-        fn noise_never_panics(mut bytes: Vec<u8>, room in 0_usize..1400, quote: usize, first in 0x40_u8..0x70) {
+        fn random_bytes_never_panic(
+            mut bytes: Vec<u8>,
+            room in 0_usize..1400,
+            quote: usize,
+            first in 0x40_u8..0x70,
+        ) {
             if let Some(byte) = bytes.first_mut() {
                 *byte = first;
             }

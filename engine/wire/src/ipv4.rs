@@ -1,7 +1,7 @@
 //! The IPv4 header (RFC 791 section 3.1).
 //!
-//! Besides the whole-header [`Header`], free functions patch single fields of raw header bytes. They leave a
-//! slice that is too short to hold the field as it was; callers have parsed it before.
+//! [`Header`] represents a whole header. Free functions patch single fields in raw header bytes that the
+//! caller has already parsed; they do nothing if the slice is too short.
 
 use core::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use crate::checksum::{Sum, update16};
 
 /// Bytes of a header without options.
 pub const MIN_HEADER_LEN: usize = 20;
-/// Largest value of the fragment offset field, which counts units of 8 bytes.
+/// Maximum of the fragment offset field, in units of 8 bytes.
 pub const MAX_FRAGMENT_OFFSET: u16 = 0x1fff;
 
 const DONT_FRAGMENT: u16 = 0x4000;
@@ -34,17 +34,17 @@ pub struct Header {
     pub total_len: u16,
     /// Identification, for reassembly.
     pub id: u16,
-    /// DF.
+    /// The DF flag.
     pub dont_fragment: bool,
-    /// MF.
+    /// The MF flag.
     pub more_fragments: bool,
-    /// In units of 8 bytes, 13 bits.
+    /// Fragment offset in units of 8 bytes, 13 bits.
     pub fragment_offset: u16,
     /// Time to live, in hops.
     pub ttl: u8,
-    /// What follows, an IANA protocol number.
+    /// IANA protocol number of the payload.
     pub protocol: u8,
-    /// As read. [`emit`](Header::emit) ignores it and writes the right one.
+    /// The checksum as parsed. [`emit`](Header::emit) ignores this field and writes the correct checksum.
     pub checksum: u16,
     /// Source address.
     pub src: Ipv4Addr,
@@ -53,9 +53,9 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads a header and checks its lengths: afterwards `header_len <= total_len <= packet.len()`.
+    /// Parses a header and checks its lengths, so that `header_len <= total_len <= packet.len()`.
     ///
-    /// The header checksum is not checked, see [`checksum_is_right`].
+    /// Does not verify the header checksum; see [`checksum_is_valid`].
     #[inline]
     pub fn parse(packet: &[u8]) -> Result<Header, Malformed> {
         let &[vihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
@@ -93,8 +93,9 @@ impl Header {
 
     /// Writes a 20-byte header with its checksum.
     ///
-    /// [`Malformed::Truncated`] when the buffer is shorter, [`Malformed::BadHeaderLength`] when `header_len`
-    /// asks for options, [`Malformed::Unsupported`] when the fragment offset exceeds 13 bits.
+    /// Fails with [`Malformed::Truncated`] if the buffer is shorter, with [`Malformed::BadHeaderLength`] if
+    /// `header_len` includes options, and with [`Malformed::Unsupported`] if the fragment offset exceeds 13
+    /// bits.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         if self.header_len != MIN_HEADER_LEN {
@@ -142,48 +143,48 @@ impl Header {
         Ok(())
     }
 
-    /// Whether this is a piece of a larger datagram, the first one included.
+    /// Whether the packet is a fragment, including a first fragment.
     #[inline]
     pub fn is_fragment(&self) -> bool {
         self.more_fragments || self.fragment_offset != 0
     }
 }
 
-/// Whether the checksum over exactly these header bytes, options included, is right.
+/// Whether the checksum of a header is valid. `header` is exactly the header with its options.
 #[inline]
-pub fn checksum_is_right(header: &[u8]) -> bool {
+pub fn checksum_is_valid(header: &[u8]) -> bool {
     Sum::of(header).finish() == 0
 }
 
-/// Sets the total length; the checksum is left stale.
+/// Sets the total length without updating the checksum.
 #[inline]
 pub fn set_total_len(header: &mut [u8], total_len: u16) {
     put(header, TOTAL_LEN, total_len.to_be_bytes());
 }
 
-/// Sets the identification; the checksum is left stale.
+/// Sets the identification without updating the checksum.
 #[inline]
 pub fn set_id(header: &mut [u8], id: u16) {
     put(header, ID, id.to_be_bytes());
 }
 
-/// Sets the time to live; the checksum is left stale.
+/// Sets the time to live without updating the checksum.
 #[inline]
 pub fn set_ttl(header: &mut [u8], ttl: u8) {
     put(header, TTL, [ttl]);
 }
 
-/// Sets DSCP and ECN; the checksum is left stale.
+/// Sets DSCP and ECN without updating the checksum.
 #[inline]
 pub fn set_tos(header: &mut [u8], tos: u8) {
     put(header, TOS, [tos]);
 }
 
-/// Computes the checksum over exactly these header bytes, options included, and writes it.
+/// Computes and writes the checksum of a header. `header` is exactly the header with its options.
 #[inline]
 pub fn fill_checksum(header: &mut [u8]) {
-    // Word by word around the field: a wider load would wait for the narrow stores that commonly come just
-    // before, of the length and the identification.
+    // Sum word by word around the field: a wider load would stall on the narrow stores to the length and the
+    // identification that usually come just before.
     let (words, _) = header.as_chunks::<2>();
     let others = words.iter().enumerate().filter(|(n, _)| *n != CHECKSUM / 2);
     let checksum =
@@ -191,10 +192,10 @@ pub fn fill_checksum(header: &mut [u8]) {
     put(header, CHECKSUM, checksum.to_be_bytes());
 }
 
-/// Takes one hop off and patches the checksum; the new time to live.
+/// Decrements the time to live, updates the checksum, and returns the new value.
 ///
-/// `None`, and an untouched header, when the packet must not travel on (RFC 1812 section 5.3.1: TTL 0 or 1), so
-/// that an ICMP error can still quote it as it came.
+/// Returns `None` if the packet must not be forwarded (RFC 1812 section 5.3.1: TTL 0 or 1). The header is
+/// then unchanged, so that an ICMP error can quote it as received.
 #[inline]
 pub fn decrement_ttl(header: &mut [u8]) -> Option<u8> {
     let [ttl, protocol] = take(header, TTL)?;
@@ -209,7 +210,7 @@ pub fn decrement_ttl(header: &mut [u8]) -> Option<u8> {
     Some(ttl - 1)
 }
 
-/// Sets the ECN field (RFC 3168 section 5) to the lower two bits of `ecn` and patches the checksum.
+/// Sets the ECN field (RFC 3168 section 5) to the lower two bits of `ecn` and updates the checksum.
 #[inline]
 pub fn set_ecn(header: &mut [u8], ecn: u8) {
     let (Some([vihl, tos]), Some(check)) = (take(header, 0), take(header, CHECKSUM)) else { return };
@@ -247,7 +248,7 @@ mod tests {
         )
     }
 
-    /// A header followed by enough payload for any length that [`headers`] draws.
+    /// Builds a packet that is long enough for any length that [`headers`] generates.
     fn packet(header: &Header) -> [u8; 200] {
         let mut packet = [0xee; 200];
         header.emit(&mut packet).unwrap();
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_has_its_reason() {
+    fn each_invalid_header_has_its_own_error() {
         let with = |at: usize, value: u8| {
             let mut bytes = sample();
             bytes[at] = value;
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn emit_refuses_what_does_not_fit() {
+    fn emit_rejects_values_that_do_not_fit() {
         let header = Header::parse(&sample()).unwrap();
         assert_eq!(header.emit(&mut [0; 19]), Err(Malformed::Truncated));
         assert_eq!(Header { header_len: 24, ..header }.emit(&mut [0; 60]), Err(Malformed::BadHeaderLength));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hop_is_not_taken() {
+    fn a_ttl_of_0_or_1_is_not_decremented() {
         for ttl in [0, 1] {
             let mut bytes = sample();
             set_ttl(&mut bytes, ttl);
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn short_slices_are_left_alone() {
+    fn short_slices_are_unchanged() {
         let mut short = [0xee; 1];
         set_total_len(&mut short, 1);
         set_id(&mut short, 1);
@@ -325,14 +326,14 @@ mod tests {
         #[test]
         fn round_trip(header in headers()) {
             let bytes = packet(&header);
-            prop_assert!(checksum_is_right(&bytes[..MIN_HEADER_LEN]));
+            prop_assert!(checksum_is_valid(&bytes[..MIN_HEADER_LEN]));
             let parsed = Header::parse(&bytes).unwrap();
             prop_assert_eq!(Header { checksum: 0, ..parsed }, header);
             prop_assert_eq!(parsed.is_fragment(), header.more_fragments || header.fragment_offset > 0);
         }
 
         #[test]
-        fn patches_keep_the_checksum_right(header in headers(), ecn: u8, hops in 0_usize..5) {
+        fn patches_keep_the_checksum_valid(header in headers(), ecn: u8, hops in 0_usize..5) {
             let mut bytes = packet(&header);
             set_ecn(&mut bytes, ecn);
             let taken = (0..hops).filter(|_| decrement_ttl(&mut bytes).is_some()).count();
@@ -346,7 +347,13 @@ mod tests {
         }
 
         #[test]
-        fn raw_setters_set_their_field(header in headers(), total_len in 20_u16..=200, id: u16, ttl: u8, tos: u8) {
+        fn raw_setters_set_their_field(
+            header in headers(),
+            total_len in 20_u16..=200,
+            id: u16,
+            ttl: u8,
+            tos: u8,
+        ) {
             let mut bytes = packet(&header);
             set_total_len(&mut bytes, total_len);
             set_id(&mut bytes, id);
@@ -357,16 +364,19 @@ mod tests {
         }
 
         #[test]
-        fn checksum_with_options(header in headers(), options in prop::collection::vec(any::<u32>(), 0..=10)) {
+        fn checksum_with_options(
+            header in headers(),
+            options in prop::collection::vec(any::<u32>(), 0..=10),
+        ) {
             let mut bytes = packet(&header)[..MIN_HEADER_LEN].to_vec();
             bytes.extend(options.iter().flat_map(|word| word.to_be_bytes()));
             bytes[0] = 0x45 + options.len() as u8;
             fill_checksum(&mut bytes);
-            prop_assert!(checksum_is_right(&bytes));
+            prop_assert!(checksum_is_valid(&bytes));
         }
 
         #[test]
-        fn noise_never_panics(mut bytes: Vec<u8>, vihl in 0x40_u8..0x50, force: bool, value: u16) {
+        fn random_bytes_never_panic(mut bytes: Vec<u8>, vihl in 0x40_u8..0x50, force: bool, value: u16) {
             if let (true, Some(first)) = (force, bytes.first_mut()) {
                 *first = vihl;
             }
@@ -374,7 +384,7 @@ mod tests {
                 prop_assert!(header.header_len <= usize::from(header.total_len));
                 prop_assert!(usize::from(header.total_len) <= bytes.len());
             }
-            checksum_is_right(&bytes);
+            checksum_is_valid(&bytes);
             set_total_len(&mut bytes, value);
             set_id(&mut bytes, value);
             set_ecn(&mut bytes, value as u8);

@@ -1,4 +1,4 @@
-//! The IPv6 header and the walk over its extension headers (RFC 8200 sections 3 and 4).
+//! The IPv6 header and its extension headers (RFC 8200 sections 3 and 4).
 
 use core::net::Ipv6Addr;
 
@@ -7,10 +7,10 @@ use crate::bytes::{put, take};
 
 /// Bytes of the fixed header.
 pub const HEADER_LEN: usize = 40;
-/// Largest flow label: 20 bits.
+/// Maximum flow label: 20 bits.
 pub const MAX_FLOW_LABEL: u32 = 0x000f_ffff;
 
-/// Extension headers a packet may stack before it is refused; the kernel's own limits are of this size.
+/// Maximum number of extension headers in a packet, of the same order as the kernel's limits.
 const MAX_EXTENSIONS: usize = 8;
 
 const PAYLOAD_LEN: usize = 4;
@@ -27,13 +27,13 @@ const DESTINATION_OPTIONS: u8 = 60;
 pub struct Header {
     /// DSCP in the upper six bits, ECN in the lower two.
     pub traffic_class: u8,
-    /// 20 bits.
+    /// Flow label, 20 bits.
     pub flow_label: u32,
-    /// Bytes after this header, extension headers included.
+    /// Bytes after this header, including extension headers.
     pub payload_len: u16,
-    /// What follows: an extension header or an IANA protocol number.
+    /// Type of the extension header that follows, or IANA protocol number of the payload.
     pub next_header: u8,
-    /// In hops.
+    /// Hop limit.
     pub hop_limit: u8,
     /// Source address.
     pub src: Ipv6Addr,
@@ -42,9 +42,9 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads a header and checks its length: afterwards `40 + payload_len <= packet.len()`.
+    /// Parses a header and checks its length, so that `40 + payload_len <= packet.len()`.
     ///
-    /// A jumbogram (RFC 2675) reads as what it says, an empty payload.
+    /// A jumbogram (RFC 2675), whose length field is zero, is treated as an empty payload.
     #[inline]
     pub fn parse(packet: &[u8]) -> Result<Header, Malformed> {
         let (fixed, payload) = packet.split_first_chunk::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
@@ -73,8 +73,8 @@ impl Header {
 
     /// Writes the 40-byte header.
     ///
-    /// [`Malformed::Truncated`] when the buffer is shorter, [`Malformed::Unsupported`] when the flow label
-    /// exceeds 20 bits.
+    /// Fails with [`Malformed::Truncated`] if the buffer is shorter, and with [`Malformed::Unsupported`] if
+    /// the flow label exceeds 20 bits.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         if self.flow_label > MAX_FLOW_LABEL {
@@ -91,43 +91,44 @@ impl Header {
     }
 }
 
-/// Sets the payload length of raw header bytes. A slice too short is left as it was.
+/// Sets the payload length in raw header bytes. Does nothing if the slice is too short.
 #[inline]
 pub fn set_payload_len(header: &mut [u8], payload_len: u16) {
     put(header, PAYLOAD_LEN, payload_len.to_be_bytes());
 }
 
-/// Sets the hop limit of raw header bytes. A slice too short is left as it was.
+/// Sets the hop limit in raw header bytes. Does nothing if the slice is too short.
 #[inline]
 pub fn set_hop_limit(header: &mut [u8], hop_limit: u8) {
     put(header, HOP_LIMIT, [hop_limit]);
 }
 
-/// Sets the ECN field (RFC 3168 section 5) of raw header bytes to the lower two bits of `ecn`. A slice too short
-/// is left as it was.
+/// Sets the ECN field (RFC 3168 section 5) in raw header bytes to the lower two bits of `ecn`. Does nothing
+/// if the slice is too short.
 #[inline]
 pub fn set_ecn(header: &mut [u8], ecn: u8) {
-    // The traffic class straddles two bytes; its lower two bits are bits 4 and 5 of the second.
+    // The traffic class spans two bytes; its lower two bits are bits 4 and 5 of the second byte.
     if let Some([second]) = take(header, 1) {
         put(header, 1, [second & !0x30 | (ecn & 0b11) << 4]);
     }
 }
 
-/// What lies behind the extension headers.
+/// The transport header after the extension headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transport {
-    /// An IANA protocol number; 59 means that nothing follows (RFC 8200 section 4.7).
+    /// IANA protocol number; 59 means that there is no transport header (RFC 8200 section 4.7).
     pub protocol: u8,
-    /// Where it starts, in bytes from the start of the IPv6 header; never beyond the payload.
+    /// Offset of the transport header from the start of the IPv6 header, never beyond the payload.
     pub offset: usize,
-    /// Present when a fragment header was passed, even one with offset 0 and no more to come (RFC 6946).
+    /// The fragment header, if there is one, even with offset 0 and no more fragments (RFC 6946).
     pub fragment: Option<Fragment>,
 }
 
 /// The fragment header (RFC 8200 section 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
-    /// In units of 8 bytes, 13 bits. Other than 0, the bytes at [`Transport::offset`] are no transport header.
+    /// Fragment offset in units of 8 bytes, 13 bits. Unless this is 0, the bytes at [`Transport::offset`] are
+    /// not a transport header.
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,
@@ -135,11 +136,11 @@ pub struct Fragment {
     pub id: u32,
 }
 
-/// Finds the transport header: walks hop-by-hop, routing, fragment and destination option headers.
+/// Finds the transport header by skipping hop-by-hop, routing, fragment and destination options headers.
 ///
-/// The walk ends behind the fragment header of a fragment that is not the first, since what follows is payload.
-/// [`Malformed::Truncated`] when a header runs past the payload, [`Malformed::Unsupported`] for more than eight
-/// of them or a second fragment header, and what [`Header::parse`] answers.
+/// The search ends after the fragment header of a later fragment, because payload follows. Fails with
+/// [`Malformed::Truncated`] if a header extends past the payload, with [`Malformed::Unsupported`] for more
+/// than eight extension headers or a second fragment header, and with the errors of [`Header::parse`].
 #[inline]
 pub fn transport(packet: &[u8]) -> Result<Transport, Malformed> {
     let header = Header::parse(packet)?;
@@ -149,7 +150,7 @@ pub fn transport(packet: &[u8]) -> Result<Transport, Malformed> {
     if is_extension(header.next_header) { walk(packet, found) } else { Ok(found) }
 }
 
-// Out of line: the common packet has no extension header.
+// Out of line, because few packets have extension headers.
 #[cold]
 fn walk(packet: &[u8], mut found: Transport) -> Result<Transport, Malformed> {
     for _ in 0..MAX_EXTENSIONS {
@@ -167,7 +168,7 @@ fn walk(packet: &[u8], mut found: Transport) -> Result<Transport, Malformed> {
                 return Ok(found);
             }
         } else {
-            // The length field counts 8-byte units without the first.
+            // The length field counts 8-byte units, excluding the first.
             let offset = found.offset + 8 + usize::from(len) * 8;
             if offset > packet.len() {
                 return Err(Malformed::Truncated);
@@ -194,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// A packet with this payload.
+    /// Builds a packet with the given payload.
     fn packet(next_header: u8, payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0; HEADER_LEN];
         let header = Header {
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_has_its_reason() {
+    fn each_invalid_header_has_its_own_error() {
         let good = packet(17, &[0; 8]);
         assert_eq!(Header::parse(&good[..39]), Err(Malformed::Truncated));
         assert_eq!(Header::parse(&good[..47]), Err(Malformed::Truncated));
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn walks_a_chain() {
+    fn a_chain_of_extension_headers_is_skipped() {
         let mut chain = vec![];
         chain.extend([ROUTING, 1, 5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         chain.extend([FRAGMENT, 0, 0, 0, 0, 0, 0, 0]);
@@ -239,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn stops_behind_a_later_fragment() {
-        // Payload that would read as another extension header.
+    fn the_search_ends_after_the_header_of_a_later_fragment() {
+        // The payload could be parsed as another extension header.
         let payload = [DESTINATION_OPTIONS, 0, 0x05, 0xa8, 0, 0, 0, 7, 60, 255, 0, 0, 0, 0, 0, 0];
         let fragment = Some(Fragment { offset: 181, more: false, id: 7 });
         let expected = Transport { protocol: DESTINATION_OPTIONS, offset: HEADER_LEN + 8, fragment };
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_bounded() {
+    fn the_number_of_extension_headers_is_limited() {
         let options = |count: usize| {
             let mut chain = [DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0].repeat(count);
             chain[(count - 1) * 8] = 17;
@@ -262,10 +263,10 @@ mod tests {
     }
 
     #[test]
-    fn a_header_past_the_payload_is_refused() {
+    fn a_header_that_extends_past_the_payload_is_rejected() {
         assert_eq!(transport(&packet(HOP_BY_HOP, &[17, 1, 0, 0, 0, 0, 0, 0])), Err(Malformed::Truncated));
         assert_eq!(transport(&packet(FRAGMENT, &[17, 0, 0, 0])), Err(Malformed::Truncated));
-        // Bytes behind the payload do not count.
+        // Bytes after the payload are not part of the packet.
         let mut trailing = packet(HOP_BY_HOP, &[17, 1, 0, 0, 0, 0, 0, 0]);
         trailing.extend([0; 64]);
         assert_eq!(transport(&trailing), Err(Malformed::Truncated));
@@ -297,8 +298,11 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(
-            mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0_u8..2, Just(43), Just(44), Just(60)], 0..300),
+        fn random_bytes_never_panic(
+            mut bytes in prop::collection::vec(
+                prop_oneof![any::<u8>(), 0_u8..2, Just(43), Just(44), Just(60)],
+                0..300,
+            ),
             force: bool,
         ) {
             if let (true, Some(field)) = (force, bytes.first_chunk_mut::<6>()) {

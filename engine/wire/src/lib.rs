@@ -1,12 +1,11 @@
-//! Header formats: bytes in, values out.
+//! Parses and writes packet headers.
 //!
-//! No I/O, no allocation, no unsafe, no clock. Untrusted bytes meet one constructor per header, `parse`, which
-//! answers with a small `Copy` struct or with [`Malformed`]; nothing in this crate panics, whatever the bytes
-//! are. Lengths that `parse` has checked against the slice it was given need no second check by the caller.
-//! `emit` writes the same bytes back and fails only when the buffer is too short or a value does not fit its
-//! field.
+//! No I/O, no allocation, no unsafe code, no clock. Each header has one constructor for untrusted bytes,
+//! `parse`, which returns a small `Copy` struct or [`Malformed`]. No input makes this crate panic. Callers
+//! need not repeat the length checks that `parse` has made. `emit` writes the same bytes back and fails only
+//! if the buffer is too short or a value does not fit its field.
 //!
-//! Modules depend downwards only: [`icmp`] builds on [`ipv4`] and [`ipv6`]; every header on [`addr`],
+//! Modules depend downwards only: [`icmp`] builds on [`ipv4`] and [`ipv6`], and every header on [`addr`],
 //! [`checksum`] and [`Malformed`].
 #![no_std]
 

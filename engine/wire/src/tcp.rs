@@ -1,4 +1,4 @@
-//! The TCP header (RFC 9293 section 3.1). Options are the caller's bytes.
+//! The TCP header (RFC 9293 section 3.1). Options are left to the caller.
 
 use crate::Malformed;
 use crate::bytes::put;
@@ -9,24 +9,24 @@ pub const MIN_HEADER_LEN: usize = 20;
 pub const MAX_HEADER_LEN: usize = 60;
 /// IANA protocol number.
 pub const PROTOCOL: u8 = 6;
-/// Where the checksum lies in the header, in bytes.
+/// Byte offset of the checksum in the header.
 pub const CHECKSUM_OFFSET: usize = 16;
 
-/// No more data from the sender.
+/// Flag: the sender has no more data.
 pub const FIN: u8 = 0x01;
-/// Synchronise sequence numbers.
+/// Flag: synchronise sequence numbers.
 pub const SYN: u8 = 0x02;
-/// Reset the connection.
+/// Flag: reset the connection.
 pub const RST: u8 = 0x04;
-/// Push.
+/// Flag: push.
 pub const PSH: u8 = 0x08;
-/// The acknowledgement field counts.
+/// Flag: the acknowledgement number is valid.
 pub const ACK: u8 = 0x10;
-/// The urgent field counts.
+/// Flag: the urgent pointer is valid.
 pub const URG: u8 = 0x20;
-/// ECN echo (RFC 3168 section 6.1).
+/// Flag: ECN echo (RFC 3168 section 6.1).
 pub const ECE: u8 = 0x40;
-/// Congestion window reduced (RFC 3168 section 6.1).
+/// Flag: congestion window reduced (RFC 3168 section 6.1).
 pub const CWR: u8 = 0x80;
 
 const SEQ: usize = 4;
@@ -45,18 +45,19 @@ pub struct Header {
     pub ack: u32,
     /// Bytes of the header with its options, 20..=60.
     pub header_len: usize,
-    /// [`CWR`] down to [`FIN`]. The four bits above, reserved or AccECN's, are not kept.
+    /// The flags [`FIN`] to [`CWR`]. The four bits above them, which are reserved or belong to AccECN, are
+    /// discarded.
     pub flags: u8,
     /// Receive window, unscaled.
     pub window: u16,
-    /// As on the wire.
+    /// The checksum field.
     pub checksum: u16,
     /// Urgent pointer.
     pub urgent: u16,
 }
 
 impl Header {
-    /// Reads a header and checks its length: afterwards `20 <= header_len <= segment.len()`.
+    /// Parses a header and checks its length, so that `20 <= header_len <= segment.len()`.
     #[inline]
     pub fn parse(segment: &[u8]) -> Result<Header, Malformed> {
         let &[s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, w0, w1, c0, c1, u0, u1] =
@@ -81,10 +82,10 @@ impl Header {
         })
     }
 
-    /// Writes the fixed 20 bytes as they are, the checksum too; room for options is left untouched.
+    /// Writes the fixed 20 bytes, with the checksum as given, and leaves the options unchanged.
     ///
-    /// [`Malformed::Truncated`] when the buffer is shorter than `header_len`, [`Malformed::BadHeaderLength`]
-    /// when that is not a multiple of four within 20..=60.
+    /// Fails with [`Malformed::Truncated`] if the buffer is shorter than `header_len`, and with
+    /// [`Malformed::BadHeaderLength`] if `header_len` is not a multiple of four within 20..=60.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         if !(MIN_HEADER_LEN..=MAX_HEADER_LEN).contains(&self.header_len) || !self.header_len.is_multiple_of(4)
@@ -108,19 +109,19 @@ impl Header {
     }
 }
 
-/// Sets the sequence number of raw header bytes. A slice too short is left as it was.
+/// Sets the sequence number in raw header bytes. Does nothing if the slice is too short.
 #[inline]
 pub fn set_seq(header: &mut [u8], seq: u32) {
     put(header, SEQ, seq.to_be_bytes());
 }
 
-/// Sets the eight flags of raw header bytes. A slice too short is left as it was.
+/// Sets the eight flags in raw header bytes. Does nothing if the slice is too short.
 #[inline]
 pub fn set_flags(header: &mut [u8], flags: u8) {
     put(header, FLAGS, [flags]);
 }
 
-/// Sets the checksum of raw header bytes, as given. A slice too short is left as it was.
+/// Sets the checksum in raw header bytes, as given. Does nothing if the slice is too short.
 #[inline]
 pub fn set_checksum(header: &mut [u8], checksum: u16) {
     put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refusal_has_its_reason() {
+    fn each_invalid_header_has_its_own_error() {
         let mut bytes = [0; 24];
         assert_eq!(Header::parse(&bytes[..19]), Err(Malformed::Truncated));
         bytes[12] = 0x40;
@@ -164,7 +165,7 @@ mod tests {
             let mut bytes = [0xee; MAX_HEADER_LEN];
             header.emit(&mut bytes).unwrap();
             prop_assert_eq!(Header::parse(&bytes), Ok(header));
-            prop_assert!(bytes[MIN_HEADER_LEN..].iter().all(|b| *b == 0xee), "options are the caller's");
+            prop_assert!(bytes[MIN_HEADER_LEN..].iter().all(|b| *b == 0xee), "options are unchanged");
 
             set_seq(&mut bytes, patch.0);
             set_flags(&mut bytes, patch.1);
@@ -174,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(mut bytes: Vec<u8>) {
+        fn random_bytes_never_panic(mut bytes: Vec<u8>) {
             if let Ok(header) = Header::parse(&bytes) {
                 prop_assert!((MIN_HEADER_LEN..=bytes.len()).contains(&header.header_len));
             }

@@ -7,7 +7,7 @@ use crate::bytes::put;
 pub const HEADER_LEN: usize = 8;
 /// IANA protocol number.
 pub const PROTOCOL: u8 = 17;
-/// Where the checksum lies in the header, in bytes.
+/// Byte offset of the checksum in the header.
 pub const CHECKSUM_OFFSET: usize = 6;
 
 const LEN: usize = 4;
@@ -21,12 +21,12 @@ pub struct Header {
     pub dst_port: u16,
     /// Bytes of header and payload.
     pub len: u16,
-    /// As on the wire. Zero means none was computed, which IPv6 forbids (RFC 8200 section 8.1).
+    /// The checksum field. Zero means that none was computed, which IPv6 forbids (RFC 8200 section 8.1).
     pub checksum: u16,
 }
 
 impl Header {
-    /// Reads a header and checks its length: afterwards `8 <= len <= datagram.len()`.
+    /// Parses a header and checks its length, so that `8 <= len <= datagram.len()`.
     #[inline]
     pub fn parse(datagram: &[u8]) -> Result<Header, Malformed> {
         let &[s0, s1, d0, d1, l0, l1, c0, c1] =
@@ -46,7 +46,8 @@ impl Header {
         })
     }
 
-    /// Writes the 8 bytes as they are, the checksum too. [`Malformed::Truncated`] when the buffer is shorter.
+    /// Writes the 8 bytes, with the checksum as given. Fails with [`Malformed::Truncated`] if the buffer is
+    /// shorter.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         let out = out.first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
@@ -59,20 +60,20 @@ impl Header {
     }
 }
 
-/// The value for the checksum field of a computed checksum: zero would mean "none", so it is sent as all ones
-/// (RFC 768).
+/// Returns the field value for a computed checksum. Zero is sent as all ones, because zero in the field means
+/// that there is no checksum (RFC 768).
 #[inline]
 pub fn nonzero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
-/// Sets the length of raw header bytes. A slice too short is left as it was.
+/// Sets the length in raw header bytes. Does nothing if the slice is too short.
 #[inline]
 pub fn set_len(header: &mut [u8], len: u16) {
     put(header, LEN, len.to_be_bytes());
 }
 
-/// Sets the checksum of raw header bytes, as given; see [`nonzero`]. A slice too short is left as it was.
+/// Sets the checksum in raw header bytes, as given; see [`nonzero`]. Does nothing if the slice is too short.
 #[inline]
 pub fn set_checksum(header: &mut [u8], checksum: u16) {
     put(header, CHECKSUM_OFFSET, checksum.to_be_bytes());
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_refusal_has_its_reason() {
+    fn each_invalid_header_has_its_own_error() {
         assert_eq!(Header::parse(&[0; 7]), Err(Malformed::Truncated));
         assert_eq!(Header::parse(&[0, 1, 0, 2, 0, 7, 0, 0]), Err(Malformed::BadTotalLength));
         assert_eq!(Header::parse(&[0, 1, 0, 2, 0, 9, 0, 0]), Err(Malformed::Truncated));
@@ -114,7 +115,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(mut bytes: Vec<u8>) {
+        fn random_bytes_never_panic(mut bytes: Vec<u8>) {
             if let Ok(header) = Header::parse(&bytes) {
                 prop_assert!((HEADER_LEN..=bytes.len()).contains(&usize::from(header.len)));
             }

@@ -1,34 +1,34 @@
 //! The VXLAN header (RFC 7348 section 5) and its group policy extension
 //! (draft-smith-vxlan-group-policy section 2.1).
 //!
-//! RFC 7348 lets a receiver ignore reserved bits. The kernel does not, and so neither do we: a header with a bit
-//! it does not know is dropped (`vxlan_rcv` in `drivers/net/vxlan/vxlan_core.c`).
+//! RFC 7348 lets a receiver ignore reserved bits. The kernel drops a header with an unknown bit (`vxlan_rcv`
+//! in `drivers/net/vxlan/vxlan_core.c`), and this module rejects it too.
 
 use crate::Malformed;
 use crate::addr::Vni;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 8;
-/// First byte: the VNI is valid.
+/// Flag in the first byte: the VNI is valid.
 pub const FLAG_VNI: u8 = 0x08;
-/// First byte: the group policy fields are valid (`VXLAN_HF_GBP` in `include/net/vxlan.h`).
+/// Flag in the first byte: the group policy fields are valid (`VXLAN_HF_GBP` in `include/net/vxlan.h`).
 pub const FLAG_POLICY: u8 = 0x80;
 
 /// A VXLAN header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Which overlay.
+    /// The overlay's identifier.
     pub vni: Vni,
-    /// The group policy identifier, when the header carries one.
+    /// The group policy identifier, if the header has one.
     pub policy: Option<u16>,
 }
 
 impl Header {
-    /// Reads the 8 bytes. With `gbp` the group policy flag and its 24 bits are accepted, of which the
-    /// "don't learn" and "policy applied" bits are not kept.
+    /// Parses the 8 bytes. `gbp` allows the group policy flag and its 24 bits; the "don't learn" and "policy
+    /// applied" bits among them are discarded.
     ///
-    /// [`Malformed::Truncated`] when there are fewer bytes, [`Malformed::Unsupported`] when the VNI flag is
-    /// missing, [`Malformed::Reserved`] when any other bit is set.
+    /// Fails with [`Malformed::Truncated`] if there are fewer bytes, with [`Malformed::Unsupported`] if the
+    /// VNI flag is missing, and with [`Malformed::Reserved`] if any other bit is set.
     #[inline]
     pub fn parse(bytes: &[u8], gbp: bool) -> Result<Header, Malformed> {
         let &[flags, policy_flags, p0, p1, v0, v1, v2, last] =
@@ -38,7 +38,7 @@ impl Header {
         }
         let with_policy = gbp && flags & FLAG_POLICY != 0;
         let known = if with_policy { FLAG_VNI | FLAG_POLICY } else { FLAG_VNI };
-        // `VXLAN_GBP_USED_BITS` covers all 24 bits behind the flag, the draft's reserved ones too.
+        // `VXLAN_GBP_USED_BITS` covers all 24 bits after the flags, including those reserved by the draft.
         let stray = if with_policy { 0 } else { policy_flags | p0 | p1 };
         if flags & !known | stray | last != 0 {
             return Err(Malformed::Reserved);
@@ -47,7 +47,7 @@ impl Header {
         Ok(Header { vni: Vni::from_octets([v0, v1, v2]), policy })
     }
 
-    /// Writes the 8 bytes. [`Malformed::Truncated`] when the buffer is shorter.
+    /// Writes the 8 bytes. Fails with [`Malformed::Truncated`] if the buffer is shorter.
     #[inline]
     pub fn emit(&self, out: &mut [u8]) -> Result<(), Malformed> {
         let out = out.first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
@@ -69,7 +69,7 @@ mod tests {
     const PLAIN: [u8; HEADER_LEN] = [FLAG_VNI, 0, 0, 0, 0, 0, 1, 0];
 
     #[test]
-    fn every_other_bit_is_refused() {
+    fn every_other_bit_is_rejected() {
         assert!(Header::parse(&PLAIN, false).is_ok());
         for bit in 0..64 {
             let mut bytes = PLAIN;
@@ -81,12 +81,12 @@ mod tests {
             };
             assert_eq!(Header::parse(&bytes, false).map(|_| ()), expected, "bit {bit}");
             let expected = if bit == 0 { Ok(()) } else { expected };
-            assert_eq!(Header::parse(&bytes, true).map(|_| ()), expected, "bit {bit}, group policy on");
+            assert_eq!(Header::parse(&bytes, true).map(|_| ()), expected, "bit {bit} with group policy");
         }
     }
 
     #[test]
-    fn policy_bits_need_the_policy_flag() {
+    fn policy_bits_require_the_policy_flag() {
         let bytes = [FLAG_VNI | FLAG_POLICY, 0x48, 0x12, 0x34, 0, 0, 1, 0];
         let header = Header { vni: Vni::from_octets([0, 0, 1]), policy: Some(0x1234) };
         assert_eq!(Header::parse(&bytes, true), Ok(header));
@@ -109,7 +109,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_never_panics(bytes: Vec<u8>, gbp: bool) {
+        fn random_bytes_never_panic(bytes: Vec<u8>, gbp: bool) {
             let _ = Header::parse(&bytes, gbp);
         }
     }

@@ -1,6 +1,6 @@
-//! WireGuard's four messages (whitepaper section 5.4): sizes, and the header of the one that carries packets.
+//! The types and sizes of WireGuard's four messages (whitepaper section 5.4), and the transport data header.
 //!
-//! All numbers are little endian.
+//! All numbers are little-endian.
 
 use crate::Malformed;
 
@@ -19,33 +19,33 @@ pub const INITIATION_LEN: usize = 148;
 pub const RESPONSE_LEN: usize = 92;
 /// Bytes of a cookie reply.
 pub const COOKIE_LEN: usize = 64;
-/// Bytes in front of the sealed packet.
+/// Bytes of the transport data header, before the sealed packet.
 pub const HEADER_LEN: usize = 16;
-/// Bytes of the tag behind it.
+/// Bytes of the authentication tag, after the sealed packet.
 pub const TAG_LEN: usize = 16;
-/// Packets are padded to a multiple of this, section 5.4.6.
+/// Sealed packets are padded to a multiple of this, section 5.4.6.
 pub const PADDING: usize = 16;
 
-/// What a message is, by its first four bytes and its length.
+/// The kind of a message, according to its first four bytes and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// One of the three that are not data.
+    /// An initiation, response or cookie reply.
     Handshake,
-    /// Data.
+    /// Transport data.
     Data(Header),
 }
 
 /// The header of transport data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The receiver's name for the session.
+    /// The receiver's index of the session.
     pub receiver: u32,
-    /// The nonce.
+    /// The packet counter, which is the nonce.
     pub counter: u64,
 }
 
 impl Kind {
-    /// Reads the type. What has a type and not its length, or reserved bytes that are not zero, is no message.
+    /// Parses the type. Fails if the length does not match the type or a reserved byte is not zero.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Kind, Malformed> {
         let Some(&[kind, 0, 0, 0]) = bytes.first_chunk::<4>() else {
@@ -63,7 +63,7 @@ impl Kind {
 }
 
 impl Header {
-    /// Reads the header of transport data that has room for a tag.
+    /// Parses the header of transport data. Fails if the message is too short for an authentication tag.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Header, Malformed> {
         match bytes.first_chunk::<HEADER_LEN>() {
@@ -91,7 +91,7 @@ mod tests {
     use std::vec;
 
     #[test]
-    fn the_header_is_that_of_section_5_4_6() {
+    fn the_header_follows_section_5_4_6() {
         let mut bytes = vec![4, 0, 0, 0, 0x2a, 0x91, 0x07, 0xde, 0, 0, 0, 0, 0, 0, 0, 0];
         bytes.extend([0xee; TAG_LEN]);
         let header = Header { receiver: 0xde07_912a, counter: 0 };
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_its_length_is_no_message() {
+    fn messages_of_the_wrong_length_are_rejected() {
         for (kind, len) in [(INITIATION, 148), (RESPONSE, 92), (COOKIE, 64)] {
             let mut bytes = vec![0; len];
             bytes[0] = kind;

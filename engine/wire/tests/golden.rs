@@ -1,5 +1,5 @@
-//! Packets that a kernel wrote, both directions: parsing gives what was sent, emitting gives the same bytes.
-// The lint's own exception for tests does not reach helper functions.
+//! Packets captured from a kernel: parsing returns the values sent, and writing reproduces the bytes.
+// Clippy exempts test functions but not their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -25,7 +25,7 @@ fn vxlan_over_v4() {
     let payload = from_host(&bytes, ethernet::IPV4);
     let (outer, payload) = v4(payload);
     assert_eq!((outer.src, outer.dst, outer.protocol), (HOST_4, ROUTER_4, udp::PROTOCOL));
-    assert_eq!((outer.tos, outer.ttl, outer.dont_fragment), (0, 64, false), "as the kernel sends by default");
+    assert_eq!((outer.tos, outer.ttl, outer.dont_fragment), (0, 64, false), "the kernel's defaults");
     let (datagram, payload) = udp_v4(&outer, payload);
     assert_eq!(datagram.dst_port, 8472);
     let (header, payload) = tunnel(payload, false);
@@ -68,7 +68,7 @@ fn vxlan_with_group_policy() {
     let bytes = load("vxlan_gbp_udp");
     let (outer, payload) = v4(from_host(&bytes, ethernet::IPV4));
     let (_, payload) = udp_v4(&outer, payload);
-    assert_eq!(vxlan::Header::parse(payload, false), Err(Malformed::Reserved), "unless it was asked for");
+    assert_eq!(vxlan::Header::parse(payload, false), Err(Malformed::Reserved), "without gbp");
     let (header, payload) = tunnel(payload, true);
     assert_eq!(header, vxlan::Header { vni: Vni::new(0x1234).unwrap(), policy: Some(0x1234) });
     let (_, payload) = ether(payload);
@@ -129,20 +129,20 @@ fn fragments() {
 }
 
 #[test]
-fn errors_over_v4_are_the_kernels_bytes() {
+fn v4_errors_have_the_kernels_bytes() {
     same_error_v4("icmp_v4_too_big", V4Error::TooBig { mtu: 600 });
     same_error_v4("icmp_v4_time_exceeded", V4Error::TimeExceeded);
 }
 
 #[test]
-fn errors_over_v6_are_the_kernels_bytes() {
+fn v6_errors_have_the_kernels_bytes() {
     let (offender, answer) = (load("icmp_v6_too_big_offender"), load("icmp_v6_too_big"));
     let (theirs, their_message) = v6(&answer[ethernet::HEADER_LEN..]);
     let mut out = [0; icmp::V6_MAX_LEN];
     let kind = V6Error::TooBig { mtu: 1280 };
     let len = icmp::v6_error(&mut out, ROUTER_6, kind, 64, &offender[ethernet::HEADER_LEN..]);
     let (ours, our_message) = v6(&out[..len]);
-    // The kernel draws a flow label.
+    // The kernel generates a flow label.
     assert_eq!(ours, ipv6::Header { flow_label: 0, ..theirs });
     assert_eq!(our_message, their_message);
 }
@@ -159,7 +159,7 @@ fn virtio_headers() {
     let udp = udp::Header::parse(datagram).unwrap();
     assert_eq!((udp.len, ip.total_len), (258, 278));
     let pseudo = pseudo_v4(ip.src, ip.dst, udp::PROTOCOL, datagram.len() as u32);
-    assert_eq!(udp.checksum, pseudo.fold(), "left to be finished");
+    assert_eq!(udp.checksum, pseudo.fold(), "left to be completed");
 
     let bytes = load("virtio_tso_v4");
     let (header, packet) = vnet(&bytes);
@@ -181,7 +181,7 @@ fn virtio_headers() {
     assert_eq!(syn(segment).checksum, pseudo.fold());
 }
 
-/// The bytes of one fixture.
+/// Loads the bytes of one fixture.
 fn load(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("read {path}: {e}"));
@@ -191,7 +191,7 @@ fn load(name: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(pair).collect()
 }
 
-/// The payload of a frame that the host sent to the router.
+/// Returns the payload of a frame that the host sent to the router.
 fn from_host(bytes: &[u8], ethertype: u16) -> &[u8] {
     let (header, payload) = ether(bytes);
     assert_eq!(header, ethernet::Header { dst: ROUTER_MAC, src: HOST_MAC, ethertype });
@@ -208,7 +208,7 @@ fn ether(bytes: &[u8]) -> (ethernet::Header, &[u8]) {
 
 fn v4(bytes: &[u8]) -> (ipv4::Header, &[u8]) {
     let header = ipv4::Header::parse(bytes).unwrap();
-    assert!(ipv4::checksum_is_right(&bytes[..header.header_len]));
+    assert!(ipv4::checksum_is_valid(&bytes[..header.header_len]));
     let mut out = [0xee; ipv4::MIN_HEADER_LEN];
     header.emit(&mut out).unwrap();
     assert_eq!(out, bytes[..ipv4::MIN_HEADER_LEN]);
@@ -269,7 +269,7 @@ fn vnet(bytes: &[u8]) -> (virtio::Header, &[u8]) {
     (header, &bytes[virtio::HEADER_LEN..])
 }
 
-/// Answering the captured offender gives the captured answer.
+/// Checks that the error built for a captured offender equals the captured error.
 fn same_error_v4(name: &str, kind: V4Error) {
     let (offender, answer) = (load(&format!("{name}_offender")), load(name));
     let (theirs, their_message) = v4(&answer[ethernet::HEADER_LEN..]);
@@ -277,7 +277,7 @@ fn same_error_v4(name: &str, kind: V4Error) {
     let offender = &offender[ethernet::HEADER_LEN..];
     let len = icmp::v4_error(&mut out, ROUTER_4, kind, 64, offender, usize::MAX);
     let (ours, our_message) = v4(&out[..len]);
-    // The kernel numbers its errors and lets them be fragmented.
+    // The kernel sets an identification and leaves DF clear.
     let expected = ipv4::Header { id: 0, dont_fragment: true, checksum: ours.checksum, ..theirs };
     assert_eq!(ours, expected, "{name}");
     assert_eq!(our_message, their_message, "{name}");

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use control::store::Wish;
 use ipnetwork::IpNetwork;
 use lab::{FlannelVxlan, PodNetwork, VxlanPeer};
 use model::backend::{Backend, Vxlan, VxlanData};
 use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config;
+use store::Wish;
 
 use super::Cluster;
 

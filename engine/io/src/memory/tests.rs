@@ -10,7 +10,7 @@ fn pair(options: Options) -> (MemoryUnderlay, MemoryUnderlay) {
     underlay_pair(address("192.0.2.1:8472"), address("192.0.2.2:8472"), options)
 }
 
-/// 25 bytes in datagrams of 10, each of two spans, with an empty span at the end.
+/// Builds a run of 25 bytes in datagrams of 10, two spans each, with an empty span at the end.
 fn run() -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
     let spans = vec![0..3, 3..10, 10..13, 13..20, 20..23, 23..25, 25..25];
     let transmit = Transmit {
@@ -26,7 +26,7 @@ fn run() -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
 }
 
 #[test]
-fn packets_cross_the_overlay_both_ways() {
+fn packets_cross_the_overlay_in_both_directions() {
     let (mut port, pod) = overlay();
     let mut buffer = [0; 8];
     assert_eq!(port.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -46,7 +46,7 @@ fn packets_cross_the_overlay_both_ways() {
 }
 
 #[test]
-fn runs_are_split_and_joined_as_asked() {
+fn options_control_how_runs_are_split_and_joined() {
     for (segment, gro) in [(true, true), (true, false), (false, true), (false, false)] {
         let (mut a, mut b) = pair(Options { segment, gro, ..Options::default() });
         let (arena, spans, transmit) = run();
@@ -70,7 +70,7 @@ fn runs_are_split_and_joined_as_asked() {
 }
 
 #[test]
-fn only_like_datagrams_are_joined() {
+fn only_datagrams_of_equal_flow_size_and_ecn_are_joined() {
     let (mut port, wire) = underlay(address("192.0.2.1:8472"), Options::default());
     let base = Datagram {
         from: address("192.0.2.2:50000"),
@@ -89,12 +89,12 @@ fn only_like_datagrams_are_joined() {
     let mut out = Vec::with_capacity(20);
     port.receive(&mut [0; 2000], 100, &mut out).unwrap();
     let runs: Vec<(u32, u16)> = out.iter().map(|r| (r.len, r.segment_size)).collect();
-    // A shorter one ends a run, a longer or empty one stands alone.
+    // A shorter datagram ends a run; a longer or empty one is not joined to the previous one.
     assert_eq!(runs, [(10, 0), (10, 0), (10, 0), (10, 0), (21, 11), (10, 0), (0, 0), (20, 10)]);
 }
 
 #[test]
-fn full_wires_bad_spans_and_short_slots_are_counted() {
+fn full_queues_invalid_spans_and_short_slots_are_counted() {
     let (mut a, mut b) = pair(Options { capacity: 4, ..Options::default() });
     let (arena, spans, transmit) = run();
     let bad = Transmit { first_span: 7, ..transmit };
@@ -109,7 +109,7 @@ fn full_wires_bad_spans_and_short_slots_are_counted() {
 }
 
 #[test]
-fn a_waiter_hears_of_packets_before_and_after_it_registered() {
+fn packets_queued_before_and_after_registration_are_reported() {
     let (port, pod) = overlay();
     let (a, mut b) = pair(Options::default());
     let mut waiter = Waiter::new().unwrap();

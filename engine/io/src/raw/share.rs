@@ -1,9 +1,9 @@
-//! Which of several raw sockets keeps a packet: a filter in classic BPF (linux/filter.h) that hashes the
-//! addresses and ports of the IPv4 packet inside the outer one.
+//! Divides packets among raw sockets with a classic BPF filter (linux/filter.h) that hashes the addresses and
+//! ports of the inner IPv4 packet.
 //!
-//! A flow is kept by one socket always, so its order stands. Packets without ports, and fragments, are
-//! hashed by their addresses alone. What is too short for an inner header goes to the first socket, so that
-//! it is counted once.
+//! One socket keeps all packets of a flow, which preserves their order. Packets without ports, and fragments,
+//! are hashed by address alone. A packet too short for an inner header goes to the first socket, so that it
+//! is counted once.
 
 use libc::sock_filter;
 
@@ -32,16 +32,16 @@ const JGE_K: u16 = 0x35;
 const JSET_K: u16 = 0x45;
 const RET_K: u16 = 0x06;
 
-// Words of the machine's scratch memory.
+// Indices into the BPF scratch memory.
 const OUTER_LEN: u32 = 0;
 const HASH: u32 = 1;
 
-/// Keep all of it.
+/// Return value that keeps the whole packet.
 const KEEP: u32 = u32::MAX;
-/// An odd number near 2^32 divided by the golden ratio.
+/// Hash multiplier: an odd number near 2^32 divided by the golden ratio.
 const SPREAD: u32 = 0x9e37_79b1;
 
-/// The filter of socket `index` of `sockets`; `None` when it keeps nothing at all.
+/// Returns the filter of socket `index` of `sockets`, or `None` if the socket keeps nothing.
 pub(super) fn program(index: usize, sockets: usize) -> Option<Vec<sock_filter>> {
     if index >= sockets {
         return None;
@@ -57,7 +57,7 @@ pub(super) fn program(index: usize, sockets: usize) -> Option<Vec<sock_filter>> 
         /*  1 */ one(STX, OUTER_LEN),
         /*  2 */ one(LD_LEN, 0),
         /*  3 */ one(SUB_X, 0),
-        // A header that claims more than there is makes this huge; the outer one was checked by the kernel.
+        // This cannot underflow: the kernel has checked the length of the outer header.
         /*  4 */
         jump(JGE_K, 20, 1, 0),
         /*  5 */ one(RET_K, stray),
@@ -71,11 +71,11 @@ pub(super) fn program(index: usize, sockets: usize) -> Option<Vec<sock_filter>> 
         /* 13 */ one(ST, HASH),
         /* 14 */ one(LDX_MEM, OUTER_LEN),
         /* 15 */ one(LD_B_IND, 9),
-        // Neither TCP nor UDP: to 34.
+        // If neither TCP nor UDP, go to 34.
         /* 16 */ jump(JEQ_K, 6, 1, 0),
         /* 17 */ jump(JEQ_K, 17, 0, 16),
         /* 18 */ one(LD_H_IND, 6),
-        // Any fragment: to 34.
+        // If a fragment, go to 34.
         /* 19 */ jump(JSET_K, 0x3fff, 14, 0),
         /* 20 */ one(LD_B_IND, 0),
         /* 21 */ one(AND_K, 0x0f),
@@ -83,8 +83,9 @@ pub(super) fn program(index: usize, sockets: usize) -> Option<Vec<sock_filter>> 
         /* 23 */ one(ADD_X, 0),
         /* 24 */ one(TAX, 0),
         /* 25 */ one(LD_LEN, 0),
-        // Without its ports: to 34. A length that lies about more underflows and is caught by the load,
-        // which ends the program with 0; the first socket must not lose it, so it is caught here.
+        // If the ports are missing, go to 34. The subtraction underflows if the inner header claims more
+        // bytes than there are. That is caught here, because a load out of bounds ends the program with 0 and
+        // every socket would drop the packet.
         /* 26 */
         one(SUB_X, 0),
         /* 27 */ jump(JGE_K, 0x8000_0000, 6, 0),
@@ -107,7 +108,8 @@ pub(super) fn program(index: usize, sockets: usize) -> Option<Vec<sock_filter>> 
 mod tests {
     use super::*;
 
-    /// A classic BPF machine, enough for this program; a load out of bounds answers 0, as in the kernel.
+    /// Interprets the subset of classic BPF that the filter uses. A load out of bounds returns 0, as in the
+    /// kernel.
     fn run(program: &[sock_filter], packet: &[u8]) -> u32 {
         let (mut a, mut x, mut memory, mut at) = (0u32, 0u32, [0u32; 16], 0);
         let load = |offset: u32, len: usize| {
@@ -163,7 +165,7 @@ mod tests {
         (0..sockets).filter(|index| run(&program(*index, sockets).unwrap(), packet) != 0).collect()
     }
 
-    /// An outer header with `options` words of options, an inner one for `protocol`, and ports.
+    /// Builds an outer header with `options` words of options, an inner header for `protocol`, and ports.
     fn packet(options: u8, protocol: u8, fragment: u16, ports: [u8; 4]) -> Vec<u8> {
         let mut bytes = vec![0; 20 + 4 * usize::from(options)];
         bytes[0] = 0x45 + options;
@@ -175,10 +177,10 @@ mod tests {
     }
 
     #[test]
-    fn every_packet_has_one_keeper_whatever_its_form() {
+    fn exactly_one_socket_keeps_each_packet() {
         for sockets in 1..=8 {
             let whole = packet(0, 6, 0, [1, 2, 3, 4]);
-            // Nothing shorter than its outer header arrives: the kernel has read it.
+            // The kernel never delivers a packet shorter than its outer header.
             for len in 20..whole.len() {
                 assert_eq!(keepers(sockets, &whole[..len]).len(), 1, "{len} bytes, {sockets} sockets");
             }
@@ -187,15 +189,15 @@ mod tests {
                     assert_eq!(keepers(sockets, &packet(0, protocol, fragment, [9, 8, 7, 6])).len(), 1);
                 }
             }
-            let mut liar = packet(0, 6, 0, [1, 2, 3, 4]);
-            liar[20] = 0x4f;
-            assert_eq!(keepers(sockets, &liar).len(), 1, "an inner header longer than the packet");
+            let mut oversized = packet(0, 6, 0, [1, 2, 3, 4]);
+            oversized[20] = 0x4f;
+            assert_eq!(keepers(sockets, &oversized).len(), 1, "an inner header longer than the packet");
         }
         assert!(program(2, 2).is_none());
     }
 
     #[test]
-    fn flows_spread_and_stay() {
+    fn flows_are_spread_evenly_and_ignore_outer_options() {
         for sockets in [2, 3, 4, 8] {
             let mut seen = vec![0; sockets];
             for port in 0..=255u8 {
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_of_one_datagram_stay_together() {
+    fn one_socket_keeps_all_fragments_of_a_datagram() {
         let first = keepers(8, &packet(0, 17, 0x2000, [1, 2, 3, 4]));
         assert_eq!(keepers(8, &packet(0, 17, 0x00b9, [5, 6, 7, 8])), first);
     }

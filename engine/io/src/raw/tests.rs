@@ -19,7 +19,8 @@ fn ports(count: usize) -> Vec<Port> {
     open(&config, count).unwrap()
 }
 
-/// An outer header as a caller leaves it, and an inner packet of `len` bytes of protocol 253 from 10.1.0.`flow`.
+/// Builds an outer header as the engine sends it, and an inner packet of `len` bytes of protocol 253 from
+/// 10.1.0.`flow`.
 fn packet(flow: u8, len: usize, tos: u8, ttl: u8, dont_fragment: bool) -> Vec<u8> {
     let flags = if dont_fragment { 0x40 } else { 0 };
     let mut bytes = vec![0x45, tos, 0, 0, 0, 0, flags, 0, ttl, PROTOCOL, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1];
@@ -49,7 +50,7 @@ fn packet(flow: u8, len: usize, tos: u8, ttl: u8, dont_fragment: bool) -> Vec<u8
     bytes
 }
 
-/// Sends each packet as one transmit of two spans.
+/// Sends each packet as a transmit with two spans.
 fn send(port: &mut Port, packets: &[Vec<u8>]) -> TransmitOutcome {
     let (mut arena, mut spans, mut batch) = (Vec::new(), Vec::new(), Vec::new());
     for packet in packets {
@@ -63,7 +64,7 @@ fn send(port: &mut Port, packets: &[Vec<u8>]) -> TransmitOutcome {
     port.transmit(&arena, &spans, &batch)
 }
 
-/// All that has arrived; loopback delivers within the send, so an empty socket stays empty.
+/// Returns everything that arrives within 200 ms.
 fn drain(port: &mut Port) -> Vec<(Vec<u8>, u8)> {
     let mut arena = vec![0; 16 * SLOT];
     let (mut out, mut all) = (Vec::with_capacity(16), Vec::new());
@@ -83,12 +84,12 @@ fn drain(port: &mut Port) -> Vec<(Vec<u8>, u8)> {
 }
 
 #[test]
-fn the_outer_header_crosses_and_the_kernel_fills_in_the_rest() {
+fn outer_headers_are_preserved_and_completed_by_the_kernel() {
     scratch::run(|| {
         let mut ports = ports(1);
         let sent = [packet(1, 28, 0, 64, true), packet(2, 1400, 1, 7, false), packet(3, 29, 3, 255, true)];
         assert_eq!(send(&mut ports[0], &sent), TransmitOutcome { sent: 3, ..TransmitOutcome::default() });
-        assert_eq!(ports[0].counters().write_calls, 1, "one call for all");
+        assert_eq!(ports[0].counters().write_calls, 1, "one call for all packets");
         let received = drain(&mut ports[0]);
         assert_eq!(received.len(), 3);
         for ((bytes, ecn), sent) in received.iter().zip(&sent) {
@@ -105,7 +106,7 @@ fn the_outer_header_crosses_and_the_kernel_fills_in_the_rest() {
 }
 
 #[test]
-fn a_run_of_datagrams_is_sent_one_by_one() {
+fn a_run_is_sent_as_single_packets() {
     scratch::run(|| {
         let mut port = ports(1).remove(0);
         let (mut arena, mut spans) = (Vec::new(), Vec::new());
@@ -149,7 +150,7 @@ fn each_flow_has_one_socket_and_every_packet_arrives_once() {
 }
 
 #[test]
-fn strays_come_to_the_first_and_fragments_are_joined() {
+fn short_packets_reach_the_first_socket_and_fragments_are_reassembled() {
     scratch::run(|| {
         let mut ports = ports(2);
         let mut stray = packet(1, 28, 0, 64, false);
@@ -169,7 +170,7 @@ fn strays_come_to_the_first_and_fragments_are_joined() {
     });
 }
 
-/// Two fragments of a packet, cut at 20,000 bytes of payload.
+/// Splits a packet into two fragments after 20,000 bytes of payload.
 fn fragments(packet: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (mut header, cut) = (packet[..20].to_vec(), 20_000);
     header[4..6].copy_from_slice(&[0x12, 0x34]);
@@ -182,7 +183,7 @@ fn fragments(packet: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn more_workers_than_receivers_only_send() {
+fn workers_beyond_the_maximum_only_send() {
     scratch::run(|| {
         let mut ports = ports(MAX_RECEIVERS + 1);
         let sent: Vec<_> = (0..100).map(|flow| packet(flow, 40, 0, 64, false)).collect();
@@ -193,7 +194,7 @@ fn more_workers_than_receivers_only_send() {
 }
 
 #[test]
-fn too_large_for_the_route_is_an_error_of_its_own() {
+fn a_packet_above_the_mtu_is_dropped_and_the_next_is_sent() {
     scratch::run(|| {
         let mut port = ports(1).remove(0);
         let outcome = send(&mut port, &[packet(1, 65_517, 0, 64, true), packet(2, 40, 0, 64, true)]);
@@ -202,11 +203,11 @@ fn too_large_for_the_route_is_an_error_of_its_own() {
 }
 
 #[test]
-fn an_address_that_is_not_here_is_named() {
+fn the_error_names_an_address_that_no_interface_has() {
     scratch::run(|| {
         let local = Ipv4Addr::new(192, 0, 2, 1);
         let config = Config { protocol: PROTOCOL, local, mmsg: true, receive_buffer: 0, send_buffer: 0 };
         let error = open(&config, 1).unwrap_err().to_string();
-        assert!(error.contains("192.0.2.1") && error.contains("no interface"), "{error}");
+        assert!(error.contains("192.0.2.1") && error.contains("no interface on this host"), "{error}");
     });
 }

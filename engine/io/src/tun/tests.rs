@@ -14,7 +14,7 @@ fn config(name: &str, queues: usize) -> Config {
     Config { name: name.to_owned(), queues, offloads: ALL, persist: false }
 }
 
-/// A device that is up and routes 10.99.0.0/24.
+/// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.
 fn up(config: &Config) -> Tun {
     let tun = open(config).unwrap();
     netns::set_address(&tun.name, HERE, 24).unwrap();
@@ -33,7 +33,8 @@ fn words(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum()
 }
 
-/// IPv4 and UDP from `THERE`, the checksum field holding the pseudo-header's sum as NEEDS_CSUM wants.
+/// Builds an IPv4 UDP packet from `THERE`. Its checksum field holds the pseudo-header sum, as NEEDS_CSUM
+/// requires.
 fn udp_packet(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let len = 28 + payload.len() as u16;
     let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0];
@@ -51,7 +52,7 @@ fn udp_packet(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// flags, gso_type, hdr_len, gso_size, csum_start, csum_offset of `struct virtio_net_hdr`.
+/// Builds a `struct virtio_net_hdr`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
 fn header(flags: u8, gso: u8, gso_size: u16) -> Vec<u8> {
     let mut header = vec![flags, gso];
     for field in [28, gso_size, 20, 6] {
@@ -60,7 +61,7 @@ fn header(flags: u8, gso: u8, gso_size: u16) -> Vec<u8> {
     header
 }
 
-/// The next IPv4 packet with its header; the system also sends IPv6 of its own accord.
+/// Reads the next IPv4 packet with its header, skipping the IPv6 packets that the kernel sends by itself.
 fn read_ipv4(queue: &mut Queue) -> Vec<u8> {
     let mut waiter = Waiter::new().unwrap();
     queue.register(&mut waiter, 1).unwrap();
@@ -71,7 +72,7 @@ fn read_ipv4(queue: &mut Queue) -> Vec<u8> {
             Ok(_) => {}
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                assert!(waiter.wait(LONG).unwrap().contains(1), "nothing came");
+                assert!(waiter.wait(LONG).unwrap().contains(1), "no packet arrived");
             }
         }
     }
@@ -98,7 +99,7 @@ fn packets_cross_with_their_virtio_header() {
         assert_eq!(packet[HEADER_LEN + 28..], *b"out");
         assert_eq!(packet[..2], [1, 0], "NEEDS_CSUM: checksum offload is on");
 
-        // Gathered from three spans, out of order in the arena.
+        // Gathered from three spans that are out of order in the arena.
         let packet = udp_packet(7, port, b"in and back");
         let mut arena = packet[28..].to_vec();
         let payload = 0..arena.len() as u32;
@@ -119,8 +120,8 @@ fn packets_cross_with_their_virtio_header() {
         }
         assert!(queue.write(&arena, &vec![0..1; MAX_SPANS + 1]).is_err());
         assert_eq!(queue.counters().errors, before.errors + 4);
-        assert_eq!(queue.counters().write_calls, 1, "what makes no sense is not tried");
-        // Too short for a header: the kernel says so.
+        assert_eq!(queue.counters().write_calls, 1, "invalid writes do not reach the kernel");
+        // Too short for a header: rejected by the kernel.
         assert!(queue.write(&arena, &[0..4]).is_err());
         assert_eq!(queue.counters().errors, before.errors + 5);
         assert_eq!((queue.counters().writes, queue.counters().write_bytes), (1, 10 + 28 + 11));
@@ -128,7 +129,7 @@ fn packets_cross_with_their_virtio_header() {
 }
 
 #[test]
-fn super_packets_cross_whole_where_granted() {
+fn super_packets_are_not_segmented_where_granted() {
     scratch::run(|| {
         let mut tun = up(&config("io-super", 1));
         if !tun.granted.uso {
@@ -156,7 +157,7 @@ fn super_packets_cross_whole_where_granted() {
 }
 
 #[test]
-fn replies_come_on_the_queue_their_flow_was_written_to() {
+fn replies_arrive_on_the_queue_that_their_flow_was_written_to() {
     scratch::run(|| {
         let mut tun = up(&config("io-multi%d", 4));
         assert_eq!((tun.name.as_str(), tun.queues.len()), ("io-multi0", 4));
@@ -176,7 +177,7 @@ fn replies_come_on_the_queue_their_flow_was_written_to() {
 }
 
 #[test]
-fn a_name_in_use_is_refused_whatever_uses_it() {
+fn a_name_in_use_is_rejected_whatever_uses_it() {
     scratch::run(|| {
         for (first, second) in [(1, 1), (2, 2)] {
             let held = open(&config("io-held", first)).unwrap();
@@ -203,10 +204,10 @@ fn a_name_in_use_is_refused_whatever_uses_it() {
 }
 
 #[test]
-fn a_persistent_device_is_taken_over_when_nobody_has_it() {
+fn a_persistent_device_is_reused_when_no_process_has_it_open() {
     scratch::run(|| {
         let persistent = Config { persist: true, ..config("io-stay", 2) };
-        // Not before it is asked to: a start that fails half-way leaves nothing.
+        // Not persistent before `keep`: a start that fails half-way leaves nothing behind.
         drop(open(&persistent).unwrap());
         assert!(sys::interface_flags("io-stay").is_err());
         let first = up(&persistent);
@@ -222,13 +223,13 @@ fn a_persistent_device_is_taken_over_when_nobody_has_it() {
 }
 
 #[test]
-fn a_persistent_device_with_the_wrong_number_of_queues_is_made_anew() {
+fn a_persistent_device_with_the_wrong_number_of_queues_is_recreated() {
     scratch::run(|| {
         for (before, after) in [(1, 2), (2, 1)] {
             let queues = |queues| Config { persist: true, ..config("io-count", queues) };
             up(&queues(before)).keeper.keep().unwrap();
             assert_eq!(open(&queues(after)).unwrap().queues.len(), after);
-            // One that is in use, or that is no TUN, stays.
+            // A device that is in use, or is not a TUN, is left alone.
             let held = open(&queues(after)).unwrap();
             held.keeper.keep().unwrap();
             assert!(open(&queues(before)).is_err());
@@ -243,7 +244,7 @@ fn a_persistent_device_with_the_wrong_number_of_queues_is_made_anew() {
 }
 
 #[test]
-fn refused_offloads_leave_a_note_each_and_a_working_device() {
+fn each_rejected_offload_leaves_a_note_and_a_working_device() {
     for (feature, granted, notes) in
         [(Feature::TunUso, Offloads { uso: false, ..ALL }, 1), (Feature::TunOffload, Offloads::default(), 3)]
     {
@@ -257,7 +258,7 @@ fn refused_offloads_leave_a_note_each_and_a_working_device() {
         });
     }
     scratch::run(|| {
-        // Segmentation without checksums is no offer a kernel takes: not even asked for.
+        // No kernel accepts segmentation without checksum offload, so it is not requested.
         let config = Config { offloads: Offloads { csum: false, ..ALL }, ..config("io-none", 1) };
         let tun = open(&config).unwrap();
         assert_eq!((tun.granted, tun.notes.len()), (Offloads::default(), 0));
@@ -267,7 +268,7 @@ fn refused_offloads_leave_a_note_each_and_a_working_device() {
 }
 
 #[test]
-fn missing_rights_say_which() {
+fn the_error_names_the_missing_capability() {
     scratch::run(|| {
         drop_capabilities();
         let error = open(&config("io-rights", 1)).unwrap_err();
@@ -277,7 +278,7 @@ fn missing_rights_say_which() {
     });
 }
 
-/// capset(2) (linux/capability.h, version 3) of the calling thread to nothing.
+/// capset(2) (linux/capability.h, version 3): drops all capabilities of the calling thread.
 fn drop_capabilities() {
     let header = [0x2008_0522u32, 0];
     let sets = [0u32; 6];

@@ -1,9 +1,10 @@
-//! Socket addresses as the kernel reads and writes them.
+//! Socket addresses in the kernel's format.
 
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// Room for either family, `struct sockaddr_in` (linux/in.h) or `sockaddr_in6` (linux/in6.h).
+/// A buffer for an address of either family: `struct sockaddr_in` (linux/in.h) or `sockaddr_in6`
+/// (linux/in6.h).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) union Address {
@@ -12,17 +13,17 @@ pub(super) union Address {
     v6: libc::sockaddr_in6,
 }
 
-/// Bytes of an [`Address`] the kernel may fill.
+/// Bytes of an [`Address`] that the kernel may write.
 pub(super) const ROOM: libc::socklen_t = mem::size_of::<Address>() as libc::socklen_t;
 
 impl Address {
-    /// No address at all.
+    /// Creates a buffer that holds no address.
     pub(super) fn empty() -> Address {
-        // SAFETY: both views are plain integers; zero is a value of each, and family 0 is neither.
+        // SAFETY: both structures consist of integers, for which zero is valid; family 0 selects neither.
         unsafe { mem::zeroed() }
     }
 
-    /// Stores `address`; returns its length for `msg_namelen`.
+    /// Stores `address` and returns its length for `msg_namelen`.
     #[inline]
     pub(super) fn set(&mut self, address: &SocketAddr) -> libc::socklen_t {
         *self = Address::empty();
@@ -49,19 +50,19 @@ impl Address {
         }
     }
 
-    /// Reads back what the kernel stored in `len` bytes; `None` when it is of neither family.
+    /// Returns the address that the kernel stored in `len` bytes, or `None` if it has neither family.
     #[inline]
     pub(super) fn get(&self, len: libc::socklen_t) -> Option<SocketAddr> {
-        // SAFETY: all bytes are initialised, and every bit pattern is an integer.
+        // SAFETY: all bytes are initialised, and every bit pattern is a valid integer.
         match i32::from(unsafe { self.family }) {
             libc::AF_INET if len as usize >= mem::size_of::<libc::sockaddr_in>() => {
-                // SAFETY: as above; the family says that this view is meant.
+                // SAFETY: as above; the family selects this field.
                 let v4 = unsafe { self.v4 };
                 let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
                 Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
             }
             libc::AF_INET6 if len as usize >= mem::size_of::<libc::sockaddr_in6>() => {
-                // SAFETY: as above; the family says that this view is meant.
+                // SAFETY: as above; the family selects this field.
                 let v6 = unsafe { self.v6 };
                 let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
                 let port = u16::from_be(v6.sin6_port);
@@ -77,14 +78,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_back_what_it_stored() {
+    fn stored_addresses_are_read_back() {
         let mut address = Address::empty();
         assert_eq!(address.get(ROOM), None);
         for text in ["192.0.2.1:8472", "[2001:db8::1]:1", "[fe80::1%3]:65535"] {
             let given: SocketAddr = text.parse().unwrap();
             let len = address.set(&given);
             assert_eq!(address.get(len), Some(given));
-            assert_eq!(address.get(len - 1), None, "a cut address is none");
+            assert_eq!(address.get(len - 1), None, "truncated");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Control messages: `struct cmsghdr` (linux/socket.h) as bytes, written and read with checked lengths.
 //!
-//! Layout: total length as a machine word, level and type as ints, the value; the next one begins at the
-//! next machine word.
+//! A message consists of its total length as a machine word, the level and type as ints, and the value. The
+//! next message begins at the next machine word.
 
 use std::ffi::c_int;
 use std::mem;
@@ -9,15 +9,15 @@ use std::mem;
 const WORD: usize = mem::size_of::<usize>();
 const HEADER: usize = WORD + 2 * mem::size_of::<c_int>();
 
-/// Room for what we send and for all that we ask the kernel to report: two messages of up to 24 bytes.
+/// Buffer size for the messages sent and for those the kernel is asked to report: two of up to 24 bytes each.
 const ROOM: usize = 64;
 
-/// One message's control buffer, aligned as the kernel wants it.
+/// One message's control buffer, aligned as the kernel requires.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Control([u8; ROOM]);
 
-/// What the kernel said about a received datagram.
+/// What the kernel reported about a received datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Size of each joined datagram; 0 when the kernel reported none.
@@ -39,13 +39,13 @@ impl Control {
         ROOM
     }
 
-    /// The first `len` bytes, as many as there are.
+    /// Returns the first `len` bytes, or the whole buffer if `len` is larger.
     pub(super) fn filled(&self, len: usize) -> &[u8] {
         &self.0[..len.min(ROOM)]
     }
 
-    /// Writes what a send needs: the segment size, unless 0, and the ECN bits, unless 0. Returns the
-    /// length for `msg_controllen`.
+    /// Writes the segment size and the ECN bits for a send, omitting those that are 0. Returns the length for
+    /// `msg_controllen`.
     #[inline]
     pub(super) fn set(&mut self, segment_size: u16, ecn: u8, ipv6: bool) -> usize {
         let mut len = 0;
@@ -75,7 +75,7 @@ impl Control {
     }
 }
 
-/// Reads a received control buffer. What is unknown, short or lies about its length is passed over.
+/// Parses a received control buffer. Ignores messages that are unknown, too short, or of the wrong length.
 #[inline]
 pub(super) fn parse(mut buffer: &[u8]) -> Facts {
     let mut facts = Facts::default();
@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// As the kernel lays one out, by libc's own macros' arithmetic.
+    /// Builds a message as the kernel does.
     fn message(level: c_int, kind: c_int, value: &[u8]) -> Vec<u8> {
         let mut control = Control::empty();
         let len = control.put(0, level, kind, value);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lays_messages_out_as_libc_does() {
+    fn messages_have_the_layout_of_libcs_macros() {
         // SAFETY: both only compute sizes.
         let (space, length) = unsafe { (libc::CMSG_SPACE(2) as usize, libc::CMSG_LEN(2) as usize) };
         let mut control = Control::empty();
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(control.set(1450, 0, false), space);
         assert_eq!(control.0[..WORD], length.to_ne_bytes());
         assert_eq!(control.0[HEADER..HEADER + 2], 1450u16.to_ne_bytes());
-        // SAFETY: it only computes a size.
+        // SAFETY: CMSG_SPACE only computes a size.
         let both = space + unsafe { libc::CMSG_SPACE(4) } as usize;
         assert_eq!(control.set(1450, 2, false), both);
         assert_eq!(control.set(1450, 2, true), both);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_each_fact() {
+    fn each_kind_of_message_is_parsed() {
         let gro = message(libc::SOL_UDP, libc::UDP_GRO, &1400i32.to_ne_bytes());
         let tos = message(libc::IPPROTO_IP, libc::IP_TOS, &[0b1011_1110]);
         let class = message(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &3i32.to_ne_bytes());
@@ -149,15 +149,15 @@ mod tests {
     }
 
     #[test]
-    fn lying_lengths_and_sizes_are_passed_over() {
+    fn wrong_lengths_and_sizes_are_ignored() {
         let whole = message(libc::SOL_UDP, libc::UDP_GRO, &1400i32.to_ne_bytes());
         for cut in 0..HEADER + 4 {
             assert_eq!(parse(&whole[..cut]), Facts::default(), "cut at {cut}");
         }
         for len in [0, 1, HEADER - 1, whole.len() + 1, usize::MAX, usize::MAX - 7] {
-            let mut lie = whole.clone();
-            lie[..WORD].copy_from_slice(&len.to_ne_bytes());
-            assert_eq!(parse(&lie), Facts::default(), "length {len}");
+            let mut wrong = whole.clone();
+            wrong[..WORD].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(parse(&wrong), Facts::default(), "length {len}");
         }
         for size in [-1, 65_536, i32::MIN] {
             let wide = message(libc::SOL_UDP, libc::UDP_GRO, &i32::to_ne_bytes(size));
@@ -169,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             parse(&bytes);
         }
     }

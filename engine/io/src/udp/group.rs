@@ -1,4 +1,5 @@
-//! Several ports as one: for a tunnel that is reached by IPv4 and by IPv6, or at more than one port number.
+//! Combines several ports into one, for a tunnel that listens on both IPv4 and IPv6 or on several port
+//! numbers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,27 +9,30 @@ use super::{Aside, Config, Features, MAX_SLOTS, Port, open};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
 
-/// One worker's sockets, at least one: its [`Underlay`].
+/// One worker's ports, at least one: its [`Underlay`].
 #[derive(Debug)]
 pub struct Group {
     ports: Vec<Port>,
-    /// Which port is asked first the next time.
+    /// The port that the next `receive` reads first.
     first: usize,
-    /// What one port brought, before it joins the rest.
-    brought: Vec<Received>,
+    /// Scratch for the datagrams of one port.
+    batch: Vec<Received>,
     notes: Vec<String>,
-    /// The sum of all.
+    /// The sum of all ports' counters.
     counters: PortCounters,
 }
 
-/// Opens `queues` groups, one per worker: the first port as in `config`, the others the same for `besides`.
+/// Opens `queues` groups, one per worker. The first port is as in `config`; one more listens on each of
+/// `besides`.
 ///
-/// Of each family the first port is the one that sends; `config.send_from` is to be `None`.
+/// The first port of each family sends; `config.send_from` must be `None`.
 pub fn open_groups(config: &Config, besides: &[SocketAddr], queues: usize) -> Result<Vec<Group>, Error> {
     if config.send_from.is_some() {
-        let doing = format!("listening on {} and {besides:?} at once", config.listen);
+        let all = std::iter::once(&config.listen).chain(besides);
+        let addresses: Vec<String> = all.map(SocketAddr::to_string).collect();
+        let doing = format!("listening on {}", addresses.join(", "));
         return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
-            .advise("several ports send from themselves, not from another address"));
+            .advise("a separate source address cannot be combined with several listening ports"));
     }
     let mut groups: Vec<Group> = open(config, queues)?.into_iter().map(Group::new).collect();
     for listen in besides {
@@ -40,8 +44,8 @@ pub fn open_groups(config: &Config, besides: &[SocketAddr], queues: usize) -> Re
 
 impl Group {
     fn new(port: Port) -> Group {
-        let (notes, brought) = (port.notes().to_vec(), Vec::with_capacity(MAX_SLOTS));
-        Group { ports: vec![port], first: 0, brought, notes, counters: PortCounters::default() }
+        let (notes, batch) = (port.notes().to_vec(), Vec::with_capacity(MAX_SLOTS));
+        Group { ports: vec![port], first: 0, batch, notes, counters: PortCounters::default() }
     }
 
     fn join(&mut self, port: Port) {
@@ -49,7 +53,7 @@ impl Group {
         self.ports.push(port);
     }
 
-    /// Another way to send from the same addresses as the group does, for a thread that is no worker.
+    /// Returns a second sender for the group's addresses, for threads other than workers.
     pub fn aside(&self) -> Result<Aside, Error> {
         let mut all = Aside { sockets: Vec::new() };
         for port in &self.ports {
@@ -58,31 +62,32 @@ impl Group {
         Ok(all)
     }
 
-    /// The addresses and ports that it listens on.
+    /// Returns the addresses and ports that the group listens on.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
         self.ports.iter().flat_map(Port::lane_addrs).collect()
     }
 
-    /// The features that all have in use now.
+    /// Returns the features that all ports use now.
     pub fn features(&self) -> Features {
         let all = |feature: fn(Features) -> bool| self.ports.iter().all(|port| feature(port.features()));
         Features { segment: all(|one| one.segment), gro: all(|one| one.gro), mmsg: all(|one| one.mmsg) }
     }
 
-    /// What was asked for and not granted, one sentence each.
+    /// Returns one sentence for each requested feature that was not granted.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    fn count(&mut self) {
+    fn update_counters(&mut self) {
         let sum = |sum: PortCounters, port: &Port| sum.plus(port.counters());
         self.counters = self.ports.iter().fold(PortCounters::default(), sum);
     }
 }
 
 impl Underlay for Group {
-    /// Asks one after the other for what room is left, each call beginning with the next. So with fewer messages than
-    /// slots none had any more, and none keeps the others waiting.
+    /// Reads the ports in turn into the slots that are left, starting each call at another port. A batch
+    /// smaller than the number of slots therefore means that all ports are empty, and no port starves the
+    /// others.
     fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
         out.clear();
         let slots = arena.len().checked_div(slot_len).unwrap_or(0);
@@ -97,23 +102,23 @@ impl Underlay for Group {
             else {
                 break;
             };
-            match port.receive(rest, slot_len, &mut self.brought) {
+            match port.receive(rest, slot_len, &mut self.batch) {
                 Ok(()) => answer = Ok(()),
                 Err(error) if answer.is_err() => answer = Err(error),
                 Err(_) => {}
             }
             let from = used;
-            for one in self.brought.drain(..).take(room) {
-                // A slot whose message was skipped may lie between; what comes after the last one is free.
+            for one in self.batch.drain(..).take(room) {
+                // Slots of skipped messages stay unused; those after the last received one are free.
                 used = from + one.at as usize / slot_len.max(1) + 1;
                 out.push(Received { at: one.at + (from * slot_len) as u32, ..one });
             }
         }
-        self.count();
+        self.update_counters();
         answer
     }
 
-    /// Each run of one family goes by its own socket, so that each family's order is kept.
+    /// Sends each run of one family through that family's socket, which keeps the order within the family.
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
         let mut all = TransmitOutcome::default();
         for run in batch.chunk_by(|one, next| one.to.is_ipv4() == next.to.is_ipv4()) {
@@ -124,7 +129,7 @@ impl Underlay for Group {
             all.dropped_full += outcome.dropped_full;
             all.dropped_error += outcome.dropped_error;
         }
-        self.count();
+        self.update_counters();
         all
     }
 
@@ -147,7 +152,7 @@ mod tests {
     const SLOT: usize = 2048;
 
     #[test]
-    fn both_families_arrive_and_leave_by_their_own_sockets() {
+    fn each_family_uses_its_own_socket() {
         let mut pair = pair();
         let [v4, v6] = addresses(&pair);
         let mut waiter = Waiter::new().expect("a waiter");
@@ -162,7 +167,7 @@ mod tests {
             assert_eq!(got, [(stranger.local_addr().expect("address"), b"hello".to_vec())]);
             strangers.push(stranger);
         }
-        // Family by turns, so that each send is a run of its own.
+        // The families alternate, so that each send is a separate run.
         let arena = b"onetwothreefour";
         let spans = [0..3, 3..6, 6..11, 11..15];
         let batch: Vec<Transmit> = (0..4_u32)
@@ -194,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_family_keeps_the_other_waiting_and_nothing_is_lost_or_overwritten() {
+    fn neither_family_starves_the_other_and_nothing_is_lost_or_overwritten() {
         let mut pair = pair();
         let [v4, v6] = addresses(&pair);
         let (one, other) = (stranger(v4), stranger(v6));
@@ -209,10 +214,10 @@ mod tests {
         let of = |batch: &[(SocketAddr, Vec<u8>)], family: u8| -> Vec<u8> {
             batch.iter().filter(|(_, bytes)| bytes[0] == family).map(|(_, bytes)| bytes[1]).collect()
         };
-        assert_eq!((first.len(), second.len()), (8, 8), "full, so there may be more");
-        assert_eq!([of(&first, 6), of(&second, 6)].concat(), [0, 1, 2], "asked at least every second time");
+        assert_eq!((first.len(), second.len()), (8, 8), "full, so more may be waiting");
+        assert_eq!([of(&first, 6), of(&second, 6)].concat(), [0, 1, 2], "the second call reads it first");
         let third = drain(&mut pair, 8);
-        assert_eq!(third.len(), 7, "not full: both are empty");
+        assert_eq!(third.len(), 7, "not full, so both ports are empty");
         assert_eq!([of(&first, 4), of(&second, 4), of(&third, 4)].concat(), (0..20).collect::<Vec<u8>>());
         let mut out = Vec::with_capacity(8);
         let error = pair.receive(&mut [0; 8 * SLOT], SLOT, &mut out).expect_err("nothing left");
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn no_batch_is_larger_than_the_caller_has_room_for() {
+    fn a_batch_never_exceeds_the_callers_capacity() {
         let mut pair = pair();
         let [v4, v6] = addresses(&pair);
         let (one, other) = (stranger(v4), stranger(v6));
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_third_port_is_heard_and_the_first_of_its_family_sends() {
+    fn a_third_port_receives_and_the_first_of_its_family_sends() {
         let besides = ["[::1]:0", "[::1]:0"].map(|text| text.parse().expect("address"));
         let mut group = open_groups(&config("127.0.0.1:0"), &besides, 1).expect("opened").remove(0);
         let ours = group.lane_addrs();
@@ -257,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_from_elsewhere_has_one_port() {
+    fn a_separate_source_address_is_rejected() {
         let from = Some("127.0.0.1".parse().expect("address"));
         let config = Config { send_from: from, ..config("127.0.0.1:0") };
-        let error = open_groups(&config, &[], 1).expect_err("refused").to_string();
-        assert!(error.contains("send from themselves"), "{error}");
+        let error = open_groups(&config, &[], 1).expect_err("rejected").to_string();
+        assert!(error.contains("separate source address"), "{error}");
     }
 
     fn config(listen: &str) -> Config {
@@ -298,11 +303,11 @@ mod tests {
         (from, room[..len].to_vec())
     }
 
-    /// One receive call with this many slots.
+    /// Makes one receive call with `slots` slots.
     fn drain(pair: &mut Group, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut arena = vec![0; slots * SLOT];
         let mut out = Vec::with_capacity(slots);
-        pair.receive(&mut arena, SLOT, &mut out).expect("something is there");
+        pair.receive(&mut arena, SLOT, &mut out).expect("datagrams");
         let bytes = |one: &Received| arena[one.at as usize..(one.at + one.len) as usize].to_vec();
         out.iter().map(|one| (one.source, bytes(one))).collect()
     }

@@ -1,4 +1,4 @@
-//! Receiving in batches into arena slots.
+//! Receives batches of datagrams into arena slots.
 
 use std::io;
 use std::mem;
@@ -8,13 +8,14 @@ use super::address::{self, Address};
 use super::control::{self, Control};
 use crate::{PortCounters, Received, sys};
 
-/// Messages one call may fill.
+/// Maximum messages that one call fills.
 pub(super) const MAX_MESSAGES: usize = 64;
 
-/// An error of an earlier send (an ICMP answer) surfaces in a later receive and takes nothing with it.
+/// Errors after which a receive gives up. An ICMP error for an earlier send is reported by a later receive,
+/// which loses no datagram by it.
 const MAX_ERRORS: usize = 8;
 
-/// Scratch for receiving, made once.
+/// Scratch buffers for receiving, allocated once.
 pub(crate) struct Receiver {
     messages: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
@@ -23,13 +24,13 @@ pub(crate) struct Receiver {
     mmsg: bool,
 }
 
-// SAFETY: the pointers in `messages` and `vectors` are only followed during the `receive` that has just
-// filled them in; the memory they lead to is owned by the same value or borrowed for that call.
+// SAFETY: the pointers in `messages` and `vectors` are followed only during the `receive` call that has just
+// set them; they point to memory that the same value owns or that is borrowed for that call.
 unsafe impl Send for Receiver {}
 
 impl Receiver {
     pub(crate) fn new(mmsg: bool) -> Receiver {
-        // SAFETY: an mmsghdr is integers and pointers; zero is a value of each.
+        // SAFETY: an mmsghdr consists of integers and pointers, for which zero is valid.
         let message: libc::mmsghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Receiver {
@@ -49,7 +50,7 @@ impl Receiver {
         self.mmsg = false;
     }
 
-    /// [`crate::Underlay::receive`].
+    /// Implements [`crate::Underlay::receive`].
     pub(crate) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -73,7 +74,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Aims message *i* at slot *i* and at its own address and control buffer.
+    /// Points message *i* at slot *i* and at its own address and control buffer.
     fn point_at(&mut self, arena: &mut [u8], slot_len: usize, slots: usize) {
         let buffers = self.vectors.iter_mut().zip(&mut self.addresses).zip(&mut self.controls);
         let slots = arena.chunks_exact_mut(slot_len).take(slots);
@@ -93,15 +94,15 @@ impl Receiver {
         }
     }
 
-    /// Asks the kernel; returns how many of the first `slots` messages it filled, at least one.
+    /// Receives into the first `slots` messages and returns how many were filled, at least one.
     fn fill(&mut self, fd: BorrowedFd<'_>, slots: usize, counters: &mut PortCounters) -> io::Result<usize> {
         let mut filled = 0;
         let mut errors = 0;
         while filled < slots {
             counters.read_calls += 1;
             let answer = if self.mmsg {
-                // SAFETY: `point_at` has just aimed these at slots of the borrowed arena and at buffers of
-                // our own, all of the stated lengths and none shared.
+                // SAFETY: `point_at` has just pointed these messages at slots of the borrowed arena and at
+                // `self`'s buffers, all of the stated lengths and none shared.
                 unsafe { sys::receive_many(fd, &mut self.messages[filled..slots]) }
             } else {
                 let message = &mut self.messages[filled];
@@ -155,7 +156,7 @@ impl Receiver {
             return None;
         };
         let facts = control::parse(self.controls[slot].filled(header.msg_controllen as _));
-        // The kernel reports a size also for a datagram it joined with nothing.
+        // The kernel also reports a size for a datagram that was not joined.
         let joined = facts.segment_size != 0 && len > u32::from(facts.segment_size);
         let segment_size = if joined { facts.segment_size } else { 0 };
         counters.reads += 1;

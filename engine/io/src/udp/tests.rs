@@ -27,12 +27,13 @@ fn port(config: &Config) -> Port {
     open(config, 1).unwrap().pop().unwrap()
 }
 
-/// A listener that gets each datagram singly.
+/// Opens a port without UDP_GRO.
 fn plain(listen: &str) -> Port {
     port(&Config { gro: false, ..config(listen) })
 }
 
-/// Datagrams of `size` bytes each cut into a header span and a payload span, the last one of `tail`.
+/// Builds a run of `count` datagrams of `size` bytes, the last of `tail`, each with a header and a payload
+/// span.
 fn run_of(size: usize, tail: usize, count: usize, to: SocketAddr) -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
     let mut arena = Vec::new();
     let mut spans = Vec::new();
@@ -64,7 +65,7 @@ fn times(datagrams: &[Vec<u8>], count: usize) -> Vec<Vec<u8>> {
     std::iter::repeat_n(datagrams, count).flatten().cloned().collect()
 }
 
-/// One batch of what has arrived or will.
+/// Receives one batch, waiting for it if necessary.
 fn next(port: &mut Port, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) {
     while let Err(error) = port.receive(arena, slot_len, out) {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -72,14 +73,14 @@ fn next(port: &mut Port, arena: &mut [u8], slot_len: usize, out: &mut Vec<Receiv
     }
 }
 
-/// Until there is a datagram or an error to fetch.
+/// Waits until there is a datagram or an error to fetch.
 fn wait_for(port: &Port) {
     let mut waiter = Waiter::new().unwrap();
     port.register(&mut waiter, 0).unwrap();
-    assert!(waiter.wait(LONG).unwrap().contains(0), "nothing came");
+    assert!(waiter.wait(LONG).unwrap().contains(0), "no datagram arrived");
 }
 
-/// All that arrives, run by run, until `datagrams` are there.
+/// Receives runs until they add up to `datagrams`.
 fn receive(port: &mut Port, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
     let mut arena = vec![0; 16 * SLOT];
     let mut batch = Vec::with_capacity(16);
@@ -112,7 +113,7 @@ fn split(received: Vec<(Received, Vec<u8>)>) -> Vec<Vec<u8>> {
     datagrams
 }
 
-/// Shapes of a run: size, tail, count.
+/// Shapes of a run: datagram size, last datagram's size, count.
 const SHAPES: [(usize, usize, usize); 7] = [
     (1400, 1400, 1),
     (1400, 1400, 2),
@@ -124,7 +125,7 @@ const SHAPES: [(usize, usize, usize); 7] = [
 ];
 
 #[test]
-fn runs_arrive_as_sent_by_every_way_of_sending_and_receiving() {
+fn runs_arrive_as_sent_with_every_combination_of_features() {
     for (listen, segment, gro, mmsg) in [
         (V4, true, true, true),
         (V4, true, false, true),
@@ -146,7 +147,7 @@ fn runs_arrive_as_sent_by_every_way_of_sending_and_receiving() {
             assert_eq!(outcome, TransmitOutcome { sent: count as u32, ..Default::default() });
             let got = receive(&mut receiver, count);
             if segment && gro && count > 1 {
-                assert_eq!(got.len(), 1, "loopback hands a run over whole");
+                assert_eq!(got.len(), 1, "loopback delivers a run unsegmented");
                 assert_eq!(usize::from(got[0].0.segment_size), size);
             }
             if !segment {
@@ -166,7 +167,7 @@ fn runs_arrive_as_sent_by_every_way_of_sending_and_receiving() {
 }
 
 #[test]
-fn transmits_of_one_lane_go_in_one_call_in_order() {
+fn transmits_of_one_lane_are_sent_in_one_call_in_order() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     let mut sender = port(&config(V4));
@@ -186,7 +187,7 @@ fn transmits_of_one_lane_go_in_one_call_in_order() {
 }
 
 #[test]
-fn long_plain_batches_are_cut_at_the_limits_of_a_call() {
+fn long_batches_are_split_at_the_limits_of_a_call() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     for mmsg in [true, false] {
@@ -197,7 +198,7 @@ fn long_plain_batches_are_cut_at_the_limits_of_a_call() {
         assert_eq!(sender.counters().write_calls, if mmsg { 5 } else { 320 });
         assert_eq!(split(receive(&mut receiver, 320)), times(&pieces(&arena, 100), 5));
     }
-    // 900 one-byte spans a transmit: two do not fit one call's vectors.
+    // With 900 one-byte spans per transmit, two exceed the vectors of one call.
     let arena = vec![9; 900];
     let spans: Vec<Range<u32>> = (0..900).map(|at| at..at + 1).collect();
     let whole =
@@ -209,7 +210,7 @@ fn long_plain_batches_are_cut_at_the_limits_of_a_call() {
 }
 
 #[test]
-fn what_makes_no_sense_is_an_error_and_the_rest_goes_out() {
+fn invalid_transmits_are_dropped_and_the_rest_are_sent() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     for segment in [true, false] {
@@ -235,7 +236,7 @@ fn what_makes_no_sense_is_an_error_and_the_rest_goes_out() {
             Transmit { first_span: u32::MAX, span_count: u32::MAX, ..one },
             Transmit { span_count: 0, ..one },
             Transmit { to: "[::1]:9".parse().unwrap(), ..one },
-            // Datagrams that do not begin with a span, and a wrong count of them.
+            // Datagrams that do not begin at a span, and wrong datagram counts.
             Transmit { segment_size: 999, ..good },
             Transmit { segments: 3, ..good },
             Transmit { segments: 5, ..good },
@@ -256,7 +257,7 @@ fn what_makes_no_sense_is_an_error_and_the_rest_goes_out() {
 }
 
 #[test]
-fn ecn_crosses_both_ways_in_both_families() {
+fn ecn_is_preserved_in_both_directions_and_families() {
     for listen in [V4, V6] {
         for segment in [true, false] {
             let mut a = port(&Config { segment, ..config(listen) });
@@ -290,7 +291,7 @@ fn a_lane_has_the_same_port_from_every_worker() {
 }
 
 #[test]
-fn lanes_have_ports_of_their_own_and_take_nothing_in() {
+fn lanes_have_separate_ports_and_receive_nothing() {
     for (listen, from) in [(V4, "127.0.0.1"), (V6, "::1")] {
         let mut receiver = plain(listen);
         let to = receiver.local_addr().unwrap();
@@ -311,7 +312,7 @@ fn lanes_have_ports_of_their_own_and_take_nothing_in() {
             let mut room = [std::mem::MaybeUninit::uninit(); 16];
             assert_eq!(socket.recv(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }
-        // Loopback delivers before send_to returns, so that what was not dropped would be there.
+        // Loopback delivers before send_to returns, so a datagram that was not dropped would be there.
         let mut out = Vec::with_capacity(4);
         let error = sender.receive(&mut [0; 4096], 1024, &mut out).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -319,7 +320,7 @@ fn lanes_have_ports_of_their_own_and_take_nothing_in() {
 }
 
 #[test]
-fn queues_share_the_port_and_a_sender_stays_on_one() {
+fn queues_share_the_port_and_each_sender_stays_on_one_queue() {
     let mut ports = open(&config(V4), 2).unwrap();
     let to = ports[0].local_addr().unwrap();
     assert_eq!(ports[1].local_addr().unwrap(), to);
@@ -343,19 +344,19 @@ fn queues_share_the_port_and_a_sender_stays_on_one() {
                 sources.extend(out.iter().map(|received| received.source));
             }
         }
-        // The edges of what is read already come first; then this sleeps until there is more.
+        // The first waits return the edges of datagrams already read; then this sleeps until more arrive.
         if by_port.iter().map(Vec::len).sum::<usize>() < 128 {
             assert!(!waiter.wait(LONG).unwrap().is_empty());
         }
     }
-    assert!(by_port.iter().all(|sources| !sources.is_empty()), "64 senders hash to both");
+    assert!(by_port.iter().all(|sources| !sources.is_empty()), "64 senders hash to both queues");
     assert!(by_port[0].iter().all(|source| !by_port[1].contains(source)));
 
     let full = Config { listen: to, ..config(V4) };
     for queues in [1, 2] {
         let error = open(&full, queues).unwrap_err();
         assert_eq!(error.cause.raw_os_error(), Some(libc::EADDRINUSE));
-        assert!(error.to_string().contains("taken by another process"), "{error}");
+        assert!(error.to_string().contains("in use by another process"), "{error}");
     }
 }
 
@@ -373,7 +374,7 @@ fn receive_respects_slots_capacity_and_lengths() {
     for len in [10, 11, 0, 10, 1] {
         sender.send_to(&vec![len as u8; len], to).unwrap();
     }
-    // The sender's own queue is in order: once its marker is here, so is all the rest.
+    // The sender's datagrams stay in order: once the marker has arrived, so have the others.
     let marker = UdpSocket::bind(V4).unwrap();
     sender.send_to(b"marker", marker.local_addr().unwrap()).unwrap();
     marker.set_read_timeout(LONG).unwrap();
@@ -382,7 +383,7 @@ fn receive_respects_slots_capacity_and_lengths() {
     receiver.receive(&mut arena, 10, &mut out).unwrap();
     assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (20, 0)]);
     assert_eq!(receiver.counters().truncated, 1);
-    assert_eq!(arena[30..], [0xee; 70], "three messages are all the capacity allows");
+    assert_eq!(arena[30..], [0xee; 70], "the capacity allows three messages");
     receiver.receive(&mut arena[..25], 10, &mut out).unwrap();
     assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (10, 1)]);
     let error = receiver.receive(&mut arena, 10, &mut out).unwrap_err();
@@ -392,11 +393,11 @@ fn receive_respects_slots_capacity_and_lengths() {
 }
 
 #[test]
-fn a_refused_run_goes_out_plainly_and_after_eight_in_a_row_the_option_is_off() {
+fn a_rejected_run_is_sent_singly_and_eight_in_a_row_disable_the_option() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     let mut sender = port(&config(V4));
-    // Without an outer checksum the kernel refuses to cut (net/ipv4/udp.c udp_send_skb): EINVAL.
+    // Without an outer checksum the kernel rejects segmentation with EINVAL (net/ipv4/udp.c udp_send_skb).
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
     let (arena, spans, transmit) = run_of(1000, 10, 20, to);
     let single = Transmit { segment_size: 0, segments: 1, span_count: 2, ..transmit };
@@ -407,8 +408,8 @@ fn a_refused_run_goes_out_plainly_and_after_eight_in_a_row_the_option_is_off() {
     assert_eq!(split(receive(&mut receiver, 42)), times(&expected, 2));
     let counters = sender.counters();
     assert_eq!((counters.downgrades, counters.resent, counters.errors), (0, 40, 0));
-    assert!(sender.features().segment, "two refusals may be of one route");
-    // One that is taken forgives them.
+    assert!(sender.features().segment, "two rejections may concern a single route");
+    // A successful send resets the count.
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0).unwrap();
     sender.transmit(&arena, &spans, &[transmit]);
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
@@ -420,7 +421,7 @@ fn a_refused_run_goes_out_plainly_and_after_eight_in_a_row_the_option_is_off() {
 }
 
 #[test]
-fn a_run_larger_than_the_mtu_goes_out_in_fragments_this_once() {
+fn a_run_above_the_mtu_is_fragmented_and_the_option_stays_on() {
     scratch::run(|| {
         if !scratch::tool("ip link set lo mtu 1400") {
             return;
@@ -436,14 +437,14 @@ fn a_run_larger_than_the_mtu_goes_out_in_fragments_this_once() {
         expected.push(arena[8000..].to_vec());
         assert_eq!(split(receive(&mut receiver, 6)), expected);
         assert_eq!(sender.counters().resent, 5);
-        assert!(sender.features().segment, "the option stays on, whether the answer was EMSGSIZE or EINVAL");
+        assert!(sender.features().segment, "the option stays on after EMSGSIZE or EINVAL");
     });
 }
 
 #[test]
 fn a_full_send_buffer_is_counted_and_ends_the_batch() {
     scratch::run(|| {
-        // A slow queue on lo holds what was sent, and with it the sender's buffer.
+        // A slow queueing discipline on lo holds the packets, which occupy the sender's buffer.
         if !scratch::tool("tc qdisc add dev lo root tbf rate 8kbit burst 70000 limit 10000000") {
             return;
         }
@@ -457,17 +458,17 @@ fn a_full_send_buffer_is_counted_and_ends_the_batch() {
         let counters = sender.counters();
         assert_eq!(u64::from(outcome.dropped_full), counters.write_full);
         assert_eq!(u64::from(outcome.sent), counters.write_datagrams);
-        assert!(counters.write_calls <= 21, "one failing call a chunk: {}", counters.write_calls);
+        assert!(counters.write_calls <= 21, "one failing call per chunk: {}", counters.write_calls);
     });
 }
 
 #[test]
-fn an_answer_to_an_earlier_datagram_does_not_cost_the_next() {
+fn an_icmp_error_for_an_earlier_datagram_does_not_drop_the_next() {
     scratch::run(|| {
         let mut sender = port(&Config { gro: false, ..config(V4) });
         let mut receiver = plain(V4);
         let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
-        // Only a connected socket is told of refusals.
+        // Only a connected socket receives ICMP errors.
         sender.listen.connect(&closed.into()).unwrap();
         let (arena, spans, transmit) = run_of(100, 100, 1, closed);
         assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
@@ -478,7 +479,7 @@ fn an_answer_to_an_earlier_datagram_does_not_cost_the_next() {
         assert_eq!(sender.counters().write_calls, 3);
         assert_eq!(receive(&mut receiver, 1)[0].1, arena);
 
-        // The same on the way in: the refusal is counted and the queue read.
+        // A receive counts the error and goes on to read the queue.
         assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
         wait_for(&sender);
         let mut out = Vec::with_capacity(4);
@@ -489,7 +490,7 @@ fn an_answer_to_an_earlier_datagram_does_not_cost_the_next() {
 }
 
 #[test]
-fn a_peer_without_a_route_is_an_error_after_one_more_try() {
+fn a_datagram_without_a_route_is_dropped_after_one_retry() {
     scratch::run(|| {
         let mut sender = port(&config("0.0.0.0:0"));
         let (arena, spans, transmit) = run_of(100, 100, 2, "192.0.2.1:9".parse().unwrap());
@@ -500,7 +501,7 @@ fn a_peer_without_a_route_is_an_error_after_one_more_try() {
 }
 
 #[test]
-fn an_old_kernel_still_carries_everything() {
+fn every_datagram_arrives_on_a_kernel_without_the_features() {
     for features in [&[Feature::BatchCalls][..], &[Feature::UdpSegment], &[Feature::UdpGro], &mask::ALL] {
         let body = move || {
             mask::hide(features).unwrap();
@@ -521,7 +522,7 @@ fn an_old_kernel_still_carries_everything() {
 }
 
 #[test]
-fn batch_calls_that_vanish_in_use_are_replaced() {
+fn batch_calls_that_fail_in_use_are_replaced_by_single_calls() {
     std::thread::spawn(|| {
         let (mut sender, mut receiver) = (port(&config(V4)), plain(V4));
         mask::hide(&[Feature::BatchCalls]).unwrap();
@@ -537,7 +538,7 @@ fn batch_calls_that_vanish_in_use_are_replaced() {
 }
 
 #[test]
-fn a_kernel_vxlan_on_the_port_is_named() {
+fn the_error_mentions_a_kernel_vxlan_that_has_the_port() {
     scratch::run(|| {
         let add = "ip link add vx0 type vxlan id 1 local 127.0.0.1 dstport 8472 nolearning";
         if !(scratch::tool(add) && scratch::tool("ip link set vx0 up")) {
@@ -557,7 +558,7 @@ fn outer_headers_have_no_df_and_no_flow_label() {
     let mut label: libc::c_int = -1;
     let mut len = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
     use std::os::fd::AsRawFd;
-    // SAFETY: the kernel writes at most `len` bytes into a live int of ours.
+    // SAFETY: the kernel writes at most `len` bytes into `label`.
     let answer = unsafe {
         libc::getsockopt(
             port.as_fd().as_raw_fd(),
@@ -571,9 +572,9 @@ fn outer_headers_have_no_df_and_no_flow_label() {
 }
 
 #[test]
-fn addresses_that_cannot_be_used_are_explained() {
+fn the_error_explains_why_an_address_is_unusable() {
     let mixed = Config { send_from: Some("::1".parse().unwrap()), ..config(V4) };
-    assert!(open(&mixed, 1).unwrap_err().advice.contains("one address family"));
+    assert!(open(&mixed, 1).unwrap_err().advice.contains("same family"));
     let absent = config("192.0.2.77:0");
-    assert!(open(&absent, 1).unwrap_err().advice.contains("no interface here"));
+    assert!(open(&absent, 1).unwrap_err().advice.contains("no interface on this host"));
 }

@@ -1,4 +1,4 @@
-//! Sending in batches: runs of datagrams in one piece where the kernel takes them, plainly where not.
+//! Sends batches of datagrams: runs are joined where the kernel accepts that, and sent one by one elsewhere.
 
 use std::mem;
 use std::ops::Range;
@@ -12,18 +12,18 @@ use super::{MAX_PAYLOAD, MAX_SEGMENTS};
 use crate::port::slice;
 use crate::{PortCounters, Transmit, TransmitOutcome, sys};
 
-/// Messages one call may carry.
+/// Maximum messages in one call.
 const MAX_MESSAGES: usize = 64;
 
-/// Vectors one call may carry, and so the spans of one transmit: UIO_MAXIOV (linux/uio.h).
+/// Maximum vectors in one call, and therefore spans of one transmit: UIO_MAXIOV (linux/uio.h).
 const MAX_VECTORS: usize = 1024;
 
-/// Joined sends refused in a row before UDP_SEGMENT is given up. One refusal may be of one route: before
-/// Linux 6.14 a datagram above the route's MTU is answered by EINVAL (net/ipv4/udp.c, udp_send_skb), and
-/// other peers need not suffer for it.
-const REFUSALS_MAX: u32 = 8;
+/// Consecutive rejections of joined sends before UDP_SEGMENT is disabled. A single rejection may concern a
+/// single route: before Linux 6.14 a datagram above the route's MTU gets EINVAL (net/ipv4/udp.c,
+/// udp_send_skb), which is no reason to slow down sends to other peers.
+const REJECTIONS_MAX: u32 = 8;
 
-/// Scratch for sending, made once.
+/// Scratch buffers for sending, allocated once.
 pub(crate) struct Sender {
     messages: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
@@ -31,43 +31,43 @@ pub(crate) struct Sender {
     controls: Box<[Control]>,
     staged: Box<[Staged]>,
     segment: bool,
-    refusals: u32,
+    rejections: u32,
     mmsg: bool,
     ipv6: bool,
 }
 
-// SAFETY: the pointers in `messages` and `vectors` are only followed during the `transmit` that has just
-// filled them in; the memory they lead to is owned by the same value or borrowed for that call.
+// SAFETY: the pointers in `messages` and `vectors` are followed only during the `transmit` call that has just
+// set them; they point to memory that the same value owns or that is borrowed for that call.
 unsafe impl Send for Sender {}
 
-/// What a staged message stands for.
+/// The datagrams that a staged message carries.
 #[derive(Clone, Copy, Default)]
 struct Staged {
     /// Index in the batch.
     transmit: usize,
     datagrams: u32,
     bytes: u32,
-    /// Sent in one piece to be cut by the kernel.
+    /// Sent as one message that the kernel segments.
     joined: bool,
 }
 
-/// How far into the batch we are; inside a transmit only when it goes out datagram by datagram.
+/// Position in the batch. It lies inside a transmit only if that is sent datagram by datagram.
 #[derive(Clone, Copy)]
 struct Cursor {
     transmit: usize,
-    /// Spans of it that are already staged.
+    /// Spans of the transmit that are already staged.
     span: usize,
 }
 
-/// What is left to do after a call.
+/// The result of sending the staged messages.
 enum Flushed {
-    /// Nothing: every staged message was sent or dropped.
+    /// Every staged message was sent or dropped.
     All,
-    /// This transmit and all after it must be staged again, this one plainly.
-    Plainly(usize),
+    /// This transmit must be staged again as single datagrams, and those after it as before.
+    RetrySingly(usize),
 }
 
-/// What one `transmit` call was given.
+/// The arguments of one `transmit` call.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     arena: &'a [u8],
@@ -76,14 +76,14 @@ struct Work<'a> {
     lanes: usize,
 }
 
-/// What one `transmit` call counts.
+/// The counts of one `transmit` call.
 struct Tally<'a> {
     outcome: TransmitOutcome,
     counters: &'a mut PortCounters,
 }
 
 impl Work<'_> {
-    /// Which socket of the fan a transmit goes through.
+    /// Returns the index of the socket in the fan that sends `transmit`.
     fn lane(&self, transmit: &Transmit) -> usize {
         usize::from(transmit.lane) % self.lanes
     }
@@ -91,7 +91,7 @@ impl Work<'_> {
 
 impl Sender {
     pub(crate) fn new(segment: bool, mmsg: bool, ipv6: bool) -> Sender {
-        // SAFETY: an mmsghdr is integers and pointers; zero is a value of each.
+        // SAFETY: an mmsghdr consists of integers and pointers, for which zero is valid.
         let message: libc::mmsghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Sender {
@@ -101,7 +101,7 @@ impl Sender {
             controls: vec![Control::empty(); MAX_MESSAGES].into(),
             staged: vec![Staged::default(); MAX_MESSAGES].into(),
             segment,
-            refusals: 0,
+            rejections: 0,
             mmsg,
             ipv6,
         }
@@ -119,7 +119,7 @@ impl Sender {
         self.mmsg = false;
     }
 
-    /// [`crate::Underlay::transmit`]. `sockets` is the fan, never empty.
+    /// Implements [`crate::Underlay::transmit`]. `sockets` is the fan and is never empty.
     pub(crate) fn transmit(
         &mut self,
         sockets: &[Socket],
@@ -131,14 +131,14 @@ impl Sender {
         let work = Work { arena, spans, batch, lanes: sockets.len().max(1) };
         let mut tally = Tally { outcome: TransmitOutcome::default(), counters };
         let mut at = Cursor { transmit: 0, span: 0 };
-        let mut plain = None;
+        let mut singly = None;
         while let Some(next) = batch.get(at.transmit) {
             let Some(socket) = sockets.get(work.lane(next)) else { break };
-            let (after, count) = self.stage(work, at, plain, &mut tally);
+            let (after, count) = self.stage(work, at, singly, &mut tally);
             at = match self.flush(socket.as_fd(), count, &mut tally) {
                 Flushed::All => after,
-                Flushed::Plainly(transmit) => {
-                    plain = Some(transmit);
+                Flushed::RetrySingly(transmit) => {
+                    singly = Some(transmit);
                     Cursor { transmit, span: 0 }
                 }
             };
@@ -146,14 +146,13 @@ impl Sender {
         tally.outcome
     }
 
-    /// Fills messages from `at` on, as long as they fit one call and share the first one's lane. Returns
-    /// where the next call goes on, and how many messages this one has; transmits that make no sense are
-    /// dropped on the way.
+    /// Stages messages from `at` on, as many as fit one call and share the first one's lane. Returns where
+    /// the next call continues and the number of staged messages. Drops invalid transmits.
     fn stage(
         &mut self,
         work: Work<'_>,
         mut at: Cursor,
-        plain: Option<usize>,
+        singly: Option<usize>,
         tally: &mut Tally<'_>,
     ) -> (Cursor, usize) {
         let (mut count, mut vectors) = (0, 0);
@@ -162,14 +161,14 @@ impl Sender {
             if count == MAX_MESSAGES || Some(work.lane(transmit)) != lane {
                 break;
             }
-            let Some((own, bytes)) = self.examine(work, transmit, at) else {
+            let Some((own, bytes)) = self.validate(work, transmit, at) else {
                 tally.outcome.dropped_error += u32::from(transmit.segments.max(1));
                 tally.counters.errors += 1;
                 at = Cursor { transmit: at.transmit + 1, span: 0 };
                 continue;
             };
             let several = transmit.segment_size > 0 && transmit.segments > 1;
-            let joined = several && self.segment && plain != Some(at.transmit);
+            let joined = several && self.segment && singly != Some(at.transmit);
             let (take, bytes, datagrams) = if joined || !several {
                 (own.len(), bytes, u32::from(transmit.segments.max(1)))
             } else {
@@ -191,10 +190,10 @@ impl Sender {
         (at, count)
     }
 
-    /// A transmit's spans and their sum, or `None` when it cannot be sent. Each transmit is examined
-    /// once, when the cursor enters it.
+    /// Returns a transmit's spans and their total length, or `None` if it cannot be sent. Checks each
+    /// transmit once, when the cursor enters it.
     #[inline]
-    fn examine<'a>(
+    fn validate<'a>(
         &self,
         work: Work<'a>,
         transmit: &Transmit,
@@ -223,11 +222,11 @@ impl Sender {
             }
         }
         let datagrams = closed + usize::from(open > 0);
-        let sensible = !several || (datagrams == usize::from(transmit.segments) && datagrams <= MAX_SEGMENTS);
-        sensible.then_some((own, total as u32))
+        let valid = !several || (datagrams == usize::from(transmit.segments) && datagrams <= MAX_SEGMENTS);
+        valid.then_some((own, total as u32))
     }
 
-    /// Message `index`, with its vectors from `first` on. The spans were examined.
+    /// Fills message `index`, with its vectors from `first` on. The spans are already validated.
     #[inline]
     fn fill(
         &mut self,
@@ -267,7 +266,8 @@ impl Sender {
         while base < count {
             counters.write_calls += 1;
             let answer = if self.mmsg && count - base > 1 {
-                // SAFETY: `fill` has just aimed these at the borrowed arena and at buffers of our own.
+                // SAFETY: `fill` has just pointed these messages at the borrowed arena and at `self`'s
+                // buffers.
                 unsafe { sys::send_many(fd, &mut self.messages[base..count]) }
             } else {
                 // SAFETY: as above, for one message.
@@ -277,7 +277,7 @@ impl Sender {
                 Ok(sent) => {
                     for staged in &self.staged[base..base + sent] {
                         if staged.joined {
-                            self.refusals = 0;
+                            self.rejections = 0;
                         }
                         counters.writes += 1;
                         counters.write_datagrams += u64::from(staged.datagrams);
@@ -296,7 +296,7 @@ impl Sender {
                     self.mmsg = false;
                     counters.downgrades += 1;
                 }
-                // The socket's own buffer is full, and so it will be for the next ones.
+                // The socket's send buffer is full; the remaining messages would fail as well.
                 libc::EAGAIN => {
                     for staged in &self.staged[base..count] {
                         counters.write_full += u64::from(staged.datagrams);
@@ -304,29 +304,30 @@ impl Sender {
                     }
                     return Flushed::All;
                 }
-                // The device's queue is full; another message may go through another device.
+                // The device's queue is full; the next message may use another device.
                 libc::ENOBUFS => {
                     counters.write_full += u64::from(failed.datagrams);
                     outcome.dropped_full += failed.datagrams;
                     base += 1;
                 }
-                // EIO: the route's device cannot finish checksums (net/ipv4/udp.c udp_send_skb). EINVAL:
-                // a kernel or device that takes the option and not the packet.
+                // EIO: the route's device cannot complete checksums (net/ipv4/udp.c udp_send_skb). EINVAL:
+                // the kernel or device accepted the option but rejects the packet.
                 libc::EIO | libc::EINVAL if failed.joined => {
-                    self.refusals += 1;
-                    if self.refusals == REFUSALS_MAX {
+                    self.rejections += 1;
+                    if self.rejections == REJECTIONS_MAX {
                         self.segment = false;
                         counters.downgrades += 1;
                     }
                     counters.resent += u64::from(failed.datagrams);
-                    return Flushed::Plainly(failed.transmit);
+                    return Flushed::RetrySingly(failed.transmit);
                 }
-                // One datagram is larger than the route's MTU: singly, the kernel fragments it.
+                // A datagram exceeds the route's MTU; the kernel fragments it when it is sent singly.
                 libc::EMSGSIZE if failed.joined => {
                     counters.resent += u64::from(failed.datagrams);
-                    return Flushed::Plainly(failed.transmit);
+                    return Flushed::RetrySingly(failed.transmit);
                 }
-                // An answer to an earlier datagram surfaces once, and in the way of an innocent one.
+                // The error may be an ICMP error for an earlier datagram. The kernel reports that once, so
+                // retrying sends the current datagram.
                 libc::ECONNREFUSED
                 | libc::EHOSTUNREACH
                 | libc::ENETUNREACH
@@ -358,8 +359,9 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-/// How many spans the first datagram has, and its bytes. The spans were examined: a datagram ends with a
-/// span. Empty spans after it go with it, so that those at the end of a run make no datagram more.
+/// Returns the number of spans and bytes of the first datagram. The spans are validated: a datagram ends at
+/// the end of a span. Empty spans that follow belong to it; at the end of a run they must not form another
+/// datagram.
 fn first_datagram(spans: &[Range<u32>], segment_size: u16) -> (usize, u32) {
     let (mut count, mut bytes) = (0, 0);
     for span in spans {

@@ -1,0 +1,261 @@
+//! The questions, and what each missing answer costs.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use control::underlay::sysctls;
+use control::{netlink, underlay};
+use engine::Switches;
+use engine::selftest::{self, Outcome, Report};
+use io::probe::{self, Probe, TunProbe};
+
+use super::diagnosis::Verdict::{self, Fact, Needed, No, Unknown, Yes};
+use super::diagnosis::{Choice, Diagnosis, Finding};
+
+const TUN: &str = "TUN";
+const SOCKETS: &str = "UDP sockets";
+const SELF_TEST: &str = "Self-test: bytes sent through each offload and compared";
+const RIGHTS: &str = "Capabilities";
+const HOST: &str = "This host";
+const FIREWALL: &str = "Firewall tools";
+const LATER: &str = "For later, not used yet";
+
+/// Asks everything. What cannot be asked becomes a finding, never an error.
+pub(super) async fn examine() -> Diagnosis {
+    let tun = probe::tun_details();
+    let report = selftest::run(&Switches::default());
+    let mut findings = of_tun(&tun);
+    findings.extend(of_sockets());
+    findings.extend(of_self_test(&report));
+    findings.extend(of_rights());
+    findings.extend(of_host().await);
+    findings.extend(of_firewall());
+    findings.extend(of_the_future());
+    let can_run = !findings.iter().any(|finding| finding.verdict == Needed);
+    Diagnosis { kernel: kernel(), can_run, findings, chosen: choose(&tun, &report) }
+}
+
+fn of_tun(tun: &TunProbe) -> Vec<Finding> {
+    let needed = |name, probe: &Probe, fix| Finding {
+        verdict: verdict(probe, Needed),
+        ..gap(TUN, name, probe, "", fix)
+    };
+    vec![
+        needed(
+            "/dev/net/tun",
+            &tun.device,
+            "modprobe tun; in a container pass the device in: --device /dev/net/tun",
+        ),
+        needed("create a device", &tun.create, "run as root or grant CAP_NET_ADMIN"),
+        needed("virtio header", &tun.vnet_hdr, "a kernel from 2.6.27 on"),
+        gap(
+            TUN,
+            "several queues",
+            &tun.multi_queue,
+            "one worker for all traffic: no more than one core forwards",
+            "a kernel from 3.8 on",
+        ),
+        gap(
+            TUN,
+            "TCP super-packets (tso)",
+            &tun.tso,
+            "bulk TCP costs a system call for each packet instead of one for 64 KiB",
+            "a kernel from 2.6.27 on, or a seccomp profile that allows TUNSETOFFLOAD",
+        ),
+        gap(
+            TUN,
+            "UDP super-packets (uso)",
+            &tun.uso,
+            "QUIC and other bulk UDP cost a system call for each packet; TCP does not mind",
+            "a kernel from 6.2 on",
+        ),
+    ]
+}
+
+fn of_sockets() -> Vec<Finding> {
+    vec![
+        gap(
+            SOCKETS,
+            "UDP_SEGMENT (gso)",
+            &probe::udp_segment(),
+            "each datagram passes the network stack on its own when sent",
+            "a kernel from 4.18 on, or a seccomp profile that allows it",
+        ),
+        gap(
+            SOCKETS,
+            "UDP_GRO (gro)",
+            &probe::udp_gro(),
+            "each datagram passes the network stack on its own when received",
+            "a kernel from 5.0 on, or a seccomp profile that allows it",
+        ),
+    ]
+}
+
+fn of_self_test(report: &Report) -> Vec<Finding> {
+    let finding = |check: &selftest::Check| {
+        let (verdict, detail, cost, fix) = match &check.outcome {
+            Outcome::Works => (Yes, String::new(), "", ""),
+            Outcome::Broken(why) => (
+                No,
+                why.clone(),
+                "the kernel grants it and corrupts what goes through; loden does without",
+                "another kernel release",
+            ),
+            Outcome::Untested(why) => (
+                Unknown,
+                why.clone(),
+                "a broken offload is noticed only once traffic flows",
+                "run as root or allow user namespaces",
+            ),
+        };
+        let name = format!("{}: {}", check.feature, check.what);
+        Finding { group: SELF_TEST, name, verdict, detail, cost, fix }
+    };
+    report.checks.iter().map(finding).collect()
+}
+
+fn of_rights() -> Vec<Finding> {
+    let cost = |name| match name {
+        "CAP_NET_ADMIN" => {
+            ("no device, address or route can be set", "grant it; loden needs no other for vxlan and udp")
+        }
+        "CAP_SYS_RESOURCE" => {
+            ("socket buffers stay within net.core.rmem_max and wmem_max", "raise those two instead")
+        }
+        _ => ("nothing today", "grant it if a later feature asks for it"),
+    };
+    let finding = |(name, probe): (&'static str, Probe)| {
+        let (cost, fix) = cost(name);
+        gap(RIGHTS, name, &probe, cost, fix)
+    };
+    probe::capabilities().into_iter().map(finding).collect()
+}
+
+async fn of_host() -> Vec<Finding> {
+    let mut findings = vec![forwarding(false), forwarding(true)];
+    let gaps = sysctls::gaps(true, true, false);
+    for finding in &mut findings {
+        if let Some(gap) = gaps.iter().find(|gap| gap.what.starts_with(&finding.name)) {
+            (finding.cost, finding.fix) = (gap.cost, gap.fix);
+        }
+    }
+    let bridge = gaps.iter().find(|gap| gap.what.starts_with("br_netfilter"));
+    findings.push(match bridge {
+        // flannel refuses to start without it, and so does `loden run` unless told otherwise.
+        Some(gap) => {
+            Finding { cost: gap.cost, fix: gap.fix, ..plain(HOST, "br_netfilter", Needed, String::new()) }
+        }
+        None => plain(HOST, "br_netfilter", Yes, String::new()),
+    });
+    match interfaces().await {
+        Ok(interfaces) => findings.extend(interfaces),
+        Err(error) => findings.push(plain(HOST, "interfaces", Unknown, error.to_string())),
+    }
+    findings
+}
+
+fn forwarding(ipv6: bool) -> Finding {
+    let name = if ipv6 { "IPv6 forwarding" } else { "IPv4 forwarding" };
+    match sysctls::forwards(ipv6) {
+        Some(true) => plain(HOST, name, Yes, String::new()),
+        Some(false) => plain(HOST, name, No, String::new()),
+        None => plain(HOST, name, Unknown, "the kernel does not say".into()),
+    }
+}
+
+async fn interfaces() -> Result<Vec<Finding>, netlink::NetlinkError> {
+    let observed = underlay::observe(&netlink::connect()?, None).await?;
+    let finding = |interface: &underlay::Interface| {
+        let default = |ipv6| {
+            let first = observed.default_routes.iter().find(|route| route.ipv6 == ipv6);
+            first.is_some_and(|route| route.interface == interface.index)
+        };
+        let mut detail = format!("MTU {}", interface.mtu);
+        if default(false) {
+            detail += ", IPv4 default route";
+        }
+        if default(true) {
+            detail += ", IPv6 default route";
+        }
+        plain(HOST, &format!("interface {}", interface.name), Fact, detail)
+    };
+    Ok(observed.interfaces.iter().map(finding).collect())
+}
+
+fn of_firewall() -> Vec<Finding> {
+    let finding = |tool| match in_path(tool) {
+        Some(path) => plain(FIREWALL, tool, Yes, path),
+        None => Finding {
+            cost: "no masquerading and no forward rules by this tool; --ip-masq is refused without it",
+            fix: "install iptables or nftables, whichever mode the configuration asks for",
+            ..plain(FIREWALL, tool, No, String::new())
+        },
+    };
+    ["iptables", "ip6tables", "nft"].into_iter().map(finding).collect()
+}
+
+fn of_the_future() -> Vec<Finding> {
+    let cost = "nothing today";
+    vec![
+        gap(LATER, "AF_XDP", &probe::af_xdp(), cost, "CONFIG_XDP_SOCKETS and CAP_NET_RAW"),
+        gap(LATER, "bpf(2)", &probe::bpf(), cost, "CONFIG_BPF_SYSCALL and CAP_BPF"),
+        gap(LATER, "io_uring", &probe::io_uring(), cost, "sysctl -w kernel.io_uring_disabled=0"),
+    ]
+}
+
+fn choose(tun: &TunProbe, report: &Report) -> Vec<Choice> {
+    let tested = report.choose(Switches::default());
+    let granted = |feature| match feature {
+        "tso" => tun.tso.clone(),
+        "uso" => tun.uso.clone(),
+        "gso" => probe::udp_segment(),
+        "gro" => probe::udp_gro(),
+        "multiqueue" => tun.multi_queue.clone(),
+        _ => Probe::Granted,
+    };
+    let choice = |(feature, passed): (&'static str, bool)| {
+        let why = match granted(feature) {
+            Probe::Missing { why, .. } => why,
+            Probe::Granted if !passed => "the self-test found it broken".to_owned(),
+            Probe::Granted => String::new(),
+        };
+        Choice { feature, used: why.is_empty(), why }
+    };
+    tested.named().into_iter().map(choice).collect()
+}
+
+fn gap(group: &'static str, name: &str, probe: &Probe, cost: &'static str, fix: &'static str) -> Finding {
+    let finding = plain(group, name, verdict(probe, No), String::new());
+    match probe {
+        Probe::Granted => finding,
+        Probe::Missing { why, .. } => Finding { detail: why.clone(), cost, fix, ..finding },
+    }
+}
+
+fn verdict(probe: &Probe, otherwise: Verdict) -> Verdict {
+    if probe.is_granted() { Yes } else { otherwise }
+}
+
+fn plain(group: &'static str, name: &str, verdict: Verdict, detail: String) -> Finding {
+    Finding { group, name: name.to_owned(), verdict, detail, cost: "", fix: "" }
+}
+
+fn in_path(tool: &str) -> Option<String> {
+    // Daemons often run with a PATH that lacks these two.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin"].map(Into::into);
+    let candidates = env::split_paths(&path).chain(usual).map(|directory| directory.join(tool));
+    candidates.into_iter().find(|file| is_file(file)).map(|file| file.display().to_string())
+}
+
+fn is_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+}
+
+fn kernel() -> String {
+    match nix::sys::utsname::uname() {
+        Ok(name) => format!("{} {}", name.release().to_string_lossy(), name.machine().to_string_lossy()),
+        Err(error) => format!("unknown ({error})"),
+    }
+}

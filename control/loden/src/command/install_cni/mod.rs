@@ -1,0 +1,143 @@
+//! `loden install-cni`: the plugin and its configuration, where container runtimes look for them.
+//!
+//! Does what flannel's init containers do. The binary comes first and the configuration last, since its presence
+//! tells a runtime that the node is ready for pods. Every file is there whole or as it was; a plugin that runs goes on.
+
+mod conflist;
+pub(crate) mod install_conf;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use control::persist::atomic_file;
+
+use crate::options::{InstallCniOptions, PLUGIN};
+
+/// A file that is to be somewhere.
+struct Wanted {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    mode: u32,
+}
+
+/// Installs, and prints one line for each file.
+pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
+    // All is read and checked first: what is wrong with the second file must not leave the first one behind.
+    let mut wanted = plugin_files(options)?;
+    wanted.extend(conf_file(options)?);
+    for file in &wanted {
+        let written =
+            atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
+        println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
+    }
+    if !options.skip_conf {
+        for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
+            eprintln!(
+                "loden: {} comes before {}, and runtimes take the first: remove it if pods are to use this network",
+                options.conf_dir.join(earlier).display(),
+                options.conf_name
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plugin_files(options: &InstallCniOptions) -> anyhow::Result<Vec<Wanted>> {
+    let source = match &options.plugin {
+        Some(path) => path.clone(),
+        None => {
+            let program =
+                std::env::current_exe().context("cannot find out where this program is; use --plugin")?;
+            atomic_file::parent(&program).join(PLUGIN)
+        }
+    };
+    let bytes = fs::read(&source).with_context(|| {
+        format!("cannot read the plugin {}; say where it is with --plugin", source.display())
+    })?;
+    ensure!(
+        bytes.starts_with(b"\x7fELF") || bytes.starts_with(b"#!"),
+        "{} is no program; say where the plugin is with --plugin",
+        source.display()
+    );
+    ensure!(!options.name.is_empty(), "--name is empty: the plugin needs a name to be called by");
+    directory(&options.bin_dir, "--bin-dir")?;
+    let file = |name: &String| {
+        plain_name(name, "--name")?;
+        Ok(Wanted { path: options.bin_dir.join(name), bytes: bytes.clone(), mode: 0o755 })
+    };
+    options.name.iter().map(file).collect()
+}
+
+fn conf_file(options: &InstallCniOptions) -> anyhow::Result<Option<Wanted>> {
+    if options.skip_conf {
+        return Ok(None);
+    }
+    plain_name(&options.conf_name, "--conf-name")?;
+    directory(&options.conf_dir, "--conf-dir")?;
+    let path = options.conf_dir.join(&options.conf_name);
+    let Some(source) = &options.conf else {
+        let plugin = options.name.first().map_or(PLUGIN, String::as_str);
+        let bytes = conflist::generate(options, plugin)?.into_bytes();
+        conflist::check(&bytes, &options.conf_name).with_context(|| {
+            format!("--conf-name {:?} is no name for a generated configuration", options.conf_name)
+        })?;
+        return Ok(Some(Wanted { path, bytes, mode: 0o644 }));
+    };
+    given(source, path).map(Some)
+}
+
+/// A configuration as it is to be at `path`, with the mode of its source.
+fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
+    let read = || -> io::Result<(Vec<u8>, u32)> {
+        Ok((fs::read(source)?, fs::metadata(source)?.permissions().mode()))
+    };
+    let (bytes, mode) =
+        read().with_context(|| format!("cannot read the configuration {}", source.display()))?;
+    conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy()).with_context(|| {
+        format!("{} is not installed: runtimes would take the node's network down", source.display())
+    })?;
+    Ok(Wanted { path, bytes, mode })
+}
+
+/// A name with a slash would land anywhere.
+fn plain_name(name: &str, flag: &str) -> anyhow::Result<()> {
+    let plain = !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != "..";
+    ensure!(plain, "{flag} {name:?} is no file name");
+    Ok(())
+}
+
+/// A directory that is not there is often a mount that was forgotten, so it is not made.
+fn directory(path: &Path, flag: &str) -> anyhow::Result<()> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Ok(()),
+        Ok(_) => bail!("{flag} {} is no directory", path.display()),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "cannot use {flag} {0}; in a container mount the host's, elsewhere make it with `mkdir -p {0}`, or name \
+                 another with {flag}",
+                path.display()
+            )
+        }),
+    }
+}
+
+fn advise(error: atomic_file::WriteError, options: &InstallCniOptions) -> anyhow::Error {
+    let flag = if error.path.starts_with(&options.bin_dir) { "--bin-dir" } else { "--conf-dir" };
+    let next = match error.source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("mount it writable, or name a writable directory to the runtime and with {flag}")
+        }
+        io::ErrorKind::PermissionDenied => "run as root".to_owned(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room".to_owned(),
+        io::ErrorKind::IsADirectory => "remove the directory that is in its place".to_owned(),
+        _ => format!("look at the directory, or name another with {flag}"),
+    };
+    anyhow!("{error}; {next}. Run it again: what is installed already stays")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! What the program does: one module for each subcommand.
+
+pub(crate) mod cleanup;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod install_cni;
+pub(crate) mod load;
+pub(crate) mod mk_docker_opts;
+pub(crate) mod run;
+pub(crate) mod status;

@@ -1,0 +1,126 @@
+//! `loden run`, and `flanneld`: turns the options into the daemon's settings, and runs the daemon.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use control::daemon;
+use control::settings::{NetConfigSource, Settings, TrafficSettings, UplinkSettings, WorkerSettings};
+
+use crate::options::{BadMargin, HealthOptions, RunOptions, TrafficOptions};
+
+/// Options that clap lets through and the daemon cannot follow.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum UnusableOptions {
+    /// A renewal margin longer than a lease.
+    #[error(transparent)]
+    Margin(#[from] BadMargin),
+    /// The address of the server for probes is none.
+    #[error("--healthz-ip {0}: not an IP address")]
+    HealthAddress(String),
+    /// A flag that only flannel follows. Going on without it would be worse than an error.
+    #[error("{flag} is not supported yet: {advice}")]
+    NotYet { flag: &'static str, advice: &'static str },
+}
+
+/// Runs the daemon until a signal stops it.
+pub(crate) async fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
+    // Each of the daemon's errors is one sentence that names its cause.
+    daemon::run(&settings(options)?).await.map_err(|error| anyhow::Error::msg(error.to_string()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
+    if options.kube.subnet_mgr {
+        let advice = "the Kubernetes store is still to come; use --store";
+        return Err(UnusableOptions::NotYet { flag: "--kube-subnet-mgr", advice });
+    }
+    let net_config = match (&options.net_config, &options.net_config_json) {
+        (Some(path), _) => Some(NetConfigSource::File(path.clone())),
+        (None, Some(text)) => Some(NetConfigSource::Text(text.clone())),
+        (None, None) => None,
+    };
+    Ok(Settings {
+        store: options.store.clone().unwrap_or_else(|| "etcd".to_owned()),
+        etcd: options.etcd.config(),
+        net_config,
+        uplink: UplinkSettings {
+            ifaces: options.iface.clone(),
+            patterns: options.iface_regex.clone(),
+            can_reach: options.iface_can_reach,
+            public_ip: options.public_ip,
+            public_ipv6: options.public_ipv6,
+        },
+        subnet_file: options.subnet_file.clone(),
+        renew_margin: options.renew_margin()?,
+        traffic: traffic(&options.traffic),
+        health: health(&options.health)?,
+        instance: options.instance.clone(),
+        run_dir: options.run_dir.clone(),
+        workers: WorkerSettings {
+            count: options.workers,
+            pin: options.pin,
+            spin: options.spin_us.map(|micros| Duration::from_micros(micros.into())),
+            without: options.without.clone(),
+        },
+        counters_file: options.counters_file.clone(),
+    })
+}
+
+fn traffic(options: &TrafficOptions) -> TrafficSettings {
+    TrafficSettings {
+        masquerade: options.ip_masq,
+        forward: options.iptables_forward_rules,
+        random_fully: !options.ip_masq_fully_random_disable,
+        blackhole: options.ip_blackhole_route,
+        resync: Duration::from_secs(options.iptables_resync.into()),
+        require_br_netfilter: options.require_br_netfilter,
+    }
+}
+
+/// Where to serve probes; `None` when port 0 says that there is to be no server.
+fn health(options: &HealthOptions) -> Result<Option<SocketAddr>, UnusableOptions> {
+    if options.port == 0 {
+        return Ok(None);
+    }
+    let bare = options.ip.trim_start_matches('[').trim_end_matches(']');
+    let ip: IpAddr = match bare {
+        // As for flannel's manifests that leave the variable unset.
+        "" => Ipv4Addr::UNSPECIFIED.into(),
+        "localhost" => Ipv4Addr::LOCALHOST.into(),
+        _ => bare.parse().map_err(|_| UnusableOptions::HealthAddress(options.ip.clone()))?,
+    };
+    Ok(Some(SocketAddr::new(ip, options.port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flags_are_the_daemons_defaults() {
+        assert_eq!(settings(&RunOptions::default()), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn the_address_of_probes_is_checked_only_where_there_is_a_server() {
+        let health = |ip: &str, port| health(&HealthOptions { ip: ip.to_owned(), port });
+        assert_eq!(health("example.org", 0), Ok(None));
+        assert_eq!(health("example.org", 1), Err(UnusableOptions::HealthAddress("example.org".into())));
+        for (ip, address) in
+            [("", "0.0.0.0:9"), ("localhost", "127.0.0.1:9"), ("[::1]", "[::1]:9"), ("::", "[::]:9")]
+        {
+            assert_eq!(health(ip, 9), Ok(address.parse().ok()), "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_followed_is_refused() {
+        let mut options = RunOptions::default();
+        options.kube.subnet_mgr = true;
+        let error = settings(&options).expect_err("no Kubernetes").to_string();
+        assert!(error.contains("--kube-subnet-mgr is not supported yet"), "{error}");
+        let options = RunOptions { subnet_lease_renew_margin: 1440, ..RunOptions::default() };
+        assert!(matches!(settings(&options), Err(UnusableOptions::Margin(_))));
+    }
+}

@@ -1,0 +1,11 @@
+//! The options of `loden doctor`.
+
+use clap::Args;
+
+/// `loden doctor`.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}

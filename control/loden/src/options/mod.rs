@@ -1,0 +1,175 @@
+//! The command line, as typed values: the only place that knows clap.
+//!
+//! Each subcommand has a file here with its options, and one of the same name in [`crate::command`] that does it.
+
+mod cleanup;
+mod demo;
+mod doctor;
+mod groups;
+mod install_cni;
+mod load;
+mod mk_docker_opts;
+mod run;
+mod status;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+pub(crate) use cleanup::CleanupOptions;
+pub(crate) use demo::{Backend, DemoOptions};
+pub(crate) use doctor::DoctorOptions;
+pub(crate) use groups::{HealthOptions, TrafficOptions};
+pub(crate) use install_cni::{InstallCniOptions, InstallConfOptions, PLUGIN};
+pub(crate) use load::{LoadMode, LoadOptions, Times};
+pub(crate) use mk_docker_opts::DockerOptsOptions;
+pub(crate) use run::{BadMargin, RunOptions};
+pub(crate) use status::StatusOptions;
+
+/// An overlay network compatible with flannel whose datapath runs in userspace.
+#[derive(Debug, Parser)]
+#[command(name = "loden", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on stderr; twice for everything.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Join this host to the network: take a subnet, open the tunnel, forward until stopped.
+    Run(Box<RunOptions>),
+    /// The same, with flanneld's command line; what the binary does when it is called `flanneld`.
+    #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
+    Flanneld(FlanneldOptions),
+    /// Build two hosts on this machine, connect them, measure, and remove everything again.
+    Demo(DemoOptions),
+    /// Show what the daemons of this host do: lease, peers, offloads, drops, what they have made here.
+    Status(StatusOptions),
+    /// Remove from this host what a daemon has made and left.
+    Cleanup(CleanupOptions),
+    /// Say what this kernel and container grant, what would be used, and how to close each gap.
+    Doctor(DoctorOptions),
+    /// Put the CNI plugin and its configuration where container runtimes look for them.
+    InstallCni(InstallCniOptions),
+    /// Copy one configuration of CNI to its place, whole and with its mode; as flannel's install-conf.
+    InstallConf(InstallConfOptions),
+    /// Write dockerd's network options from this node's subnet file; as flannel's mk-docker-opts.sh.
+    MkDockerOpts(DockerOptsOptions),
+    /// Generate load and print the measurements as JSON.
+    #[command(hide = true)]
+    Load(LoadOptions),
+}
+
+/// `loden flanneld`: everything after the name is read by [`crate::flanneld`].
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FlanneldOptions {
+    /// flanneld's arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
+}
+
+/// Whether the program was started by one of these names, in whatever directory.
+pub(crate) fn is_called(program: Option<&OsStr>, names: &[&str]) -> bool {
+    let name = program.map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| names.iter().any(|known| name == *known))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn run_has_flannels_defaults() {
+        let run = parse(&["run"]);
+        assert_eq!(run, RunOptions::default());
+        assert_eq!(run.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+        assert_eq!(run.renew_margin(), Ok(Duration::from_secs(3600)));
+        assert_eq!(run.etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(run.etcd.prefix, "/coreos.com/network");
+        assert!(run.traffic.iptables_forward_rules && !run.traffic.ip_masq);
+    }
+
+    #[test]
+    fn lists_and_repeats() {
+        let run = parse(&["run", "--iface", "eth0", "--iface", "10.0.0.1", "--without", "tso,gro"]);
+        assert_eq!(run.iface, ["eth0", "10.0.0.1"]);
+        assert_eq!(run.without, ["tso", "gro"]);
+        let run = parse(&["run", "--etcd-endpoints", "https://a:2379,https://b:2379"]);
+        assert_eq!(run.etcd.endpoints, ["https://a:2379", "https://b:2379"]);
+    }
+
+    #[test]
+    fn switches_are_bare_or_have_a_value() {
+        assert!(parse(&["run", "--ip-masq"]).traffic.ip_masq);
+        assert!(!parse(&["run", "--ip-masq=false"]).traffic.ip_masq);
+        assert!(!parse(&["run", "--iptables-forward-rules=false"]).traffic.iptables_forward_rules);
+    }
+
+    #[test]
+    fn the_margin_is_checked_at_start() {
+        for (margin, good) in [("1", true), ("1439", true), ("0", false), ("1440", false), ("-5", false)] {
+            let run = parse(&["run", "--subnet-lease-renew-margin", margin]);
+            assert_eq!(run.renew_margin().is_ok(), good, "{margin}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let run = parse(&["run", "--etcd-username", "root", "--etcd-password", "s3cret"]);
+        assert_eq!(
+            run.etcd.config().password.map(|password| password.reveal().to_owned()),
+            Some("s3cret".into())
+        );
+        assert!(!format!("{run:?}").contains("s3cret"));
+        let mut command = CommandLine::command();
+        let help = command.find_subcommand_mut("run").expect("run").render_long_help().to_string();
+        assert!(help.contains("--etcd-password") && !help.contains("s3cret"), "{help}");
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for bad in [
+            &["run", "--subnet-lease-renew-margin", "soon"][..],
+            &["run", "--public-ip", "::1"],
+            &["run", "--iface-can-reach", "example.org"],
+            &["run", "--healthz-port", "65536"],
+            &["run", "--without", "speed"],
+            &["run", "--ip-masq=maybe"],
+        ] {
+            let line = std::iter::once("loden").chain(bad.iter().copied());
+            assert!(CommandLine::try_parse_from(line).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn flanneld_gets_its_arguments_as_they_are() {
+        let line = ["loden", "flanneld", "-iface=eth0", "--", "-h", "--version"];
+        match CommandLine::try_parse_from(line).expect("a good line").command {
+            Command::Flanneld(flanneld) => assert_eq!(flanneld.arguments.last(), Some(&"--version".into())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn parse(line: &[&str]) -> RunOptions {
+        let line = std::iter::once("loden").chain(line.iter().copied());
+        match CommandLine::try_parse_from(line).expect("a good line").command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+}

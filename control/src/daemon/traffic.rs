@@ -1,0 +1,38 @@
+//! Traffic rules as the settings ask for them.
+
+use model::lease::Lease;
+use model::net_config::NetConfig;
+use model::subnet_env::Recorded;
+use rtnetlink::Handle;
+
+use crate::settings::TrafficSettings;
+use crate::traffic::program::Programs;
+use crate::traffic::{self, Keeper, Networks, Traffic, TrafficError};
+
+/// What flannel asks of the kernel, unless the settings say to go on without.
+pub(super) fn check(settings: &TrafficSettings, config: &NetConfig) -> Result<(), TrafficError> {
+    match settings.require_br_netfilter {
+        true => traffic::check_br_netfilter(config),
+        // The start tells about it with the other gaps.
+        false => Ok(()),
+    }
+}
+
+/// Whether the settings ask for anything that stays on the host.
+pub(super) fn wanted(settings: &TrafficSettings) -> bool {
+    settings.masquerade || settings.forward || settings.blackhole
+}
+
+/// Puts the rules, and keeps them until the value is dropped.
+pub(super) async fn start(
+    settings: &TrafficSettings,
+    config: &NetConfig,
+    own: &Lease,
+    previous: Option<&Recorded>,
+    netlink: Handle,
+) -> Result<Keeper, TrafficError> {
+    let networks = Networks::of(config, own);
+    let programs = Programs::from_env();
+    let traffic = Traffic::start(programs, *settings, config.nftables, networks, previous, netlink).await?;
+    Ok(traffic.keep())
+}

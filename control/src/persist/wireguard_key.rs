@@ -1,0 +1,140 @@
+//! The private key of the `wireguard` backend: a file as WireGuard's own tools write it, made where there is none.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use model::wireguard::{parse_key, render_key};
+use path::wireguard::SecretKey;
+
+use crate::persist::atomic_file;
+
+/// Where flannel has it. On many hosts it is gone after a reboot, and the next one is published then.
+const USUAL: &str = "/run/flannel/wgkey";
+/// Names another place.
+const VARIABLE: &str = "WIREGUARD_KEY_FILE";
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or made.
+    #[error("cannot {what} the private key {}: {source}; {VARIABLE} names another file", .path.display())]
+    File {
+        /// What was tried, as an imperative.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file has something else in it.
+    #[error(
+        "{} holds no private key, which is 32 bytes in base64; remove it and a new one is made, which peers then learn",
+        .path.display()
+    )]
+    Content {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The file that the environment names, or the usual one.
+pub fn path(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> PathBuf {
+    variable(VARIABLE).filter(|value| !value.is_empty()).map_or_else(|| PathBuf::from(USUAL), PathBuf::from)
+}
+
+/// Reads the key, or makes the file with the one that `new` gives.
+pub fn load(path: &Path, new: impl FnOnce() -> [u8; 32]) -> Result<SecretKey, KeyError> {
+    if let Some(key) = read(path)? {
+        return Ok(key);
+    }
+    let key = new();
+    match make(path, &render_key(&key)) {
+        Ok(()) => Ok(SecretKey(key)),
+        // Another daemon was faster: there is one key in the file, and it counts for both.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            read(path)?.ok_or_else(|| failed("make", path, error))
+        }
+        Err(error) => Err(failed("make", path, error)),
+    }
+}
+
+/// `None` where there is no file.
+fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let key = parse_key(text.trim()).ok_or_else(|| KeyError::Content { path: path.to_owned() })?;
+            Ok(Some(SecretKey(key)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(KeyError::Content { path: path.to_owned() })
+        }
+        Err(error) => Err(failed("read", path, error)),
+    }
+}
+
+/// Whole or not at all, nobody else's to read, and never in the place of another file.
+fn make(path: &Path, text: &str) -> io::Result<()> {
+    let directory = atomic_file::parent(path);
+    fs::create_dir_all(directory)?;
+    let mut file =
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o400)).tempfile_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map(drop).map_err(|error| error.error)
+}
+
+fn failed(what: &'static str, path: &Path, source: io::Error) -> KeyError {
+    KeyError::File { what, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_read_from_then_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("deep/wgkey");
+        let made = load(&place, || [7; 32]).expect("a key");
+        assert_eq!(made.0, [7; 32]);
+        assert_eq!(fs::metadata(&place).expect("a file").permissions().mode() & 0o777, 0o400);
+        assert_eq!(fs::read_to_string(&place).expect("text").len(), 44, "as wg genkey writes it");
+        assert_eq!(load(&place, || [8; 32]).expect("the same").0, [7; 32]);
+        assert_eq!(fs::read_dir(directory.path().join("deep")).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn of_two_that_make_it_at_once_both_have_what_is_in_the_file_and_neighbours_stay() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("wg.key");
+        let neighbour = directory.path().join("wg.new");
+        fs::write(&neighbour, "somebody else's").expect("a neighbour");
+        let second = load(&place, || {
+            assert_eq!(load(&place, || [1; 32]).expect("the first").0, [1; 32]);
+            [2; 32]
+        });
+        assert_eq!(second.expect("the same").0, [1; 32]);
+        assert_eq!(fs::read_to_string(neighbour).expect("it"), "somebody else's");
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_key_is_named_and_not_shown() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("wgkey");
+        for bytes in [&b""[..], b"secret", &[0xff; 44], b"c2hvcnQ="] {
+            fs::write(&place, bytes).expect("write");
+            let error = load(&place, || panic!("not made anew")).expect_err("no key").to_string();
+            assert!(error.contains("wgkey") && !error.contains("secret"), "{error}");
+        }
+        fs::remove_file(&place).expect("remove");
+        fs::create_dir(&place).expect("a directory in its place");
+        let error = load(&place, || panic!("not made")).expect_err("no key").to_string();
+        assert!(error.contains("WIREGUARD_KEY_FILE"), "{error}");
+        let set = |value: &'static str| path(|name| (name == "WIREGUARD_KEY_FILE").then(|| value.into()));
+        assert_eq!((set("/a/b"), set("")), (PathBuf::from("/a/b"), PathBuf::from("/run/flannel/wgkey")));
+    }
+}

@@ -1,0 +1,276 @@
+//! The board as one JSON document: what the status socket sends and `loden status` shows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{Origin, State};
+use store::Sight;
+
+/// A daemon's state at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Document {
+    /// loden's version.
+    pub version: String,
+    /// Name of the daemon among those of this host.
+    pub instance: String,
+    /// Its process.
+    pub pid: u32,
+    /// Unix seconds of its start.
+    pub started: u64,
+    /// `starting`, `ready` or `stopping`.
+    pub phase: String,
+    /// What carries the tunnels.
+    pub underlay: Option<UnderlayDocument>,
+    /// This node's lease.
+    pub lease: Option<LeaseDocument>,
+    /// One for each tunnel.
+    pub tunnels: Vec<TunnelDocument>,
+    /// Kernel routes by the underlay, straight to peers.
+    pub direct: Vec<RouteDocument>,
+    /// Leases that are not peers.
+    pub ignored: Vec<IgnoredDocument>,
+    /// Files this daemon has made.
+    pub files: Vec<String>,
+    /// What bringing the host to the plan came to.
+    pub reconcile: ReconcileDocument,
+    /// The store.
+    pub store: StoreDocument,
+}
+
+/// The chosen interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnderlayDocument {
+    /// Its name.
+    pub interface: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The addresses other nodes send to.
+    pub public: Vec<String>,
+}
+
+/// A lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseDocument {
+    /// Its subnets, `10.244.3.0-24`.
+    pub key: String,
+    /// Unix seconds of its end; none for a reservation.
+    pub expires: Option<u64>,
+    /// Unix seconds when it was last written.
+    pub renewed: Option<u64>,
+}
+
+/// One tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TunnelDocument {
+    /// Its TUN device.
+    pub device: String,
+    /// The device's addresses, one for each family that it carries.
+    pub addresses: Vec<String>,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// Kernel routes into it.
+    pub routes: usize,
+    /// Memory of its forwarding table, which the workers share.
+    pub table_bytes: usize,
+    /// Its workers.
+    pub workers: usize,
+    /// Offloads and whether each is in use.
+    pub features: BTreeMap<String, bool>,
+    /// Why one is not.
+    pub notes: Vec<String>,
+    /// Its peers.
+    pub peers: Vec<PeerDocument>,
+    /// Counters that are not zero, summed over the workers, without drops.
+    pub counters: BTreeMap<String, u64>,
+    /// Packets that ended here.
+    pub drops: Vec<DroppedDocument>,
+}
+
+/// One peer's subnet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerDocument {
+    /// The subnet.
+    pub subnet: String,
+    /// Where its packets are sent.
+    pub remote: String,
+    /// Its link address on the overlay.
+    pub mac: Option<String>,
+}
+
+/// A drop counter that is not zero.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DroppedDocument {
+    /// `egress`: from a pod; `ingress`: to a pod.
+    pub direction: String,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// A kernel route.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteDocument {
+    /// Destination.
+    pub to: String,
+    /// Gateway.
+    pub via: Option<String>,
+    /// Interface.
+    pub interface: String,
+}
+
+/// A lease that got no place in the plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IgnoredDocument {
+    /// Its key.
+    pub lease: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Comparisons of the host with the plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReconcileDocument {
+    /// How many.
+    pub runs: u64,
+    /// Changes made.
+    pub changes: u64,
+    /// What the kernel refused the last time.
+    pub failures: Vec<String>,
+}
+
+/// The store and how it answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreDocument {
+    /// As on the command line.
+    pub name: String,
+    /// Requests by kind: count, errors, milliseconds in all.
+    pub calls: BTreeMap<String, [u64; 3]>,
+    /// Unix seconds since when the leases cannot be read; `None` while they can.
+    pub blind_since: Option<u64>,
+}
+
+pub(super) fn of(origin: &Origin, state: &State) -> Document {
+    let plan = state.plan.as_deref();
+    let direct = plan.and_then(|plan| plan.direct.as_ref());
+    Document {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: origin.instance.clone(),
+        pid: std::process::id(),
+        started: origin.started,
+        phase: state.phase.name().to_owned(),
+        underlay: state.underlay.as_ref().map(|underlay| UnderlayDocument {
+            interface: underlay.interface.clone(),
+            mtu: underlay.mtu,
+            public: underlay
+                .ipv4
+                .iter()
+                .map(|ends| ends.public.to_string())
+                .chain(underlay.ipv6.iter().map(|ends| ends.public.to_string()))
+                .collect(),
+        }),
+        lease: state.own.as_ref().map(|own| LeaseDocument {
+            key: own.key.to_string(),
+            expires: own.expires,
+            renewed: state.renewed,
+        }),
+        tunnels: tunnels(state),
+        direct: direct
+            .into_iter()
+            .flat_map(|direct| {
+                direct.routes.iter().map(|route| RouteDocument {
+                    to: route.to.to_string(),
+                    via: route.via.map(|via| via.to_string()),
+                    interface: direct.interface.clone(),
+                })
+            })
+            .collect(),
+        ignored: plan
+            .into_iter()
+            .flat_map(|plan| &plan.ignored)
+            .map(|ignored| IgnoredDocument { lease: ignored.subnet.clone(), reason: ignored.reason.clone() })
+            .collect(),
+        files: state.files.clone(),
+        reconcile: ReconcileDocument {
+            runs: state.reconcile.runs,
+            changes: state.reconcile.changes,
+            failures: state.reconcile.failures.clone(),
+        },
+        store: StoreDocument {
+            name: origin.store.clone(),
+            calls: state
+                .calls
+                .iter()
+                .map(|(name, calls)| {
+                    ((*name).to_owned(), [calls.count, calls.errors, calls.time.as_millis() as u64])
+                })
+                .collect(),
+            blind_since: state.sight.as_ref().and_then(Sight::lost_since),
+        },
+    }
+}
+
+fn tunnels(state: &State) -> Vec<TunnelDocument> {
+    let mut tunnels: Vec<TunnelDocument> = Vec::new();
+    if let Some(engine) = &state.engine {
+        for ((chosen, table_bytes), status) in
+            engine.chosen().zip(engine.table_bytes()).zip(engine.status().tunnels)
+        {
+            let mut tunnel = TunnelDocument {
+                device: chosen.device.clone(),
+                table_bytes,
+                workers: chosen.workers,
+                features: chosen
+                    .features
+                    .named()
+                    .into_iter()
+                    .map(|(name, on)| (name.to_owned(), on))
+                    .collect(),
+                notes: chosen.notes.clone(),
+                ..TunnelDocument::default()
+            };
+            for (name, packets) in status.totals().into_iter().filter(|(_, value)| *value > 0) {
+                match name.split_once(".drop.") {
+                    Some((direction, reason)) => tunnel.drops.push(DroppedDocument {
+                        direction: direction.to_owned(),
+                        reason: reason.to_owned(),
+                        packets,
+                    }),
+                    None => {
+                        tunnel.counters.insert(name, packets);
+                    }
+                }
+            }
+            tunnels.push(tunnel);
+        }
+    }
+    for planned in state.plan.iter().flat_map(|plan| &plan.tunnels) {
+        let Some(tunnel) = tunnels.iter_mut().find(|tunnel| tunnel.device == planned.link.device) else {
+            continue;
+        };
+        tunnel.addresses = planned.link.addresses().map(|address| address.to_string()).collect();
+        tunnel.mtu = planned.link.mtu.get();
+        tunnel.routes = planned.routes.len();
+        tunnel.peers = planned
+            .peers
+            .iter()
+            .map(|peer| PeerDocument {
+                subnet: peer.subnet.to_string(),
+                remote: peer.remote.to_string(),
+                mac: peer.mac.map(|mac| mac.to_string()),
+            })
+            .collect();
+    }
+    tunnels
+}

@@ -1,0 +1,145 @@
+//! What the daemon shows of itself: to probes, to metrics, to `loden status`.
+//!
+//! One board belongs to one daemon. The daemon writes what it knows, the servers read; neither waits for the
+//! other longer than a copy takes, so that a probe is answered while a store is not.
+
+mod document;
+mod metrics;
+mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use engine::Engine;
+use model::lease::Lease;
+
+use crate::plan::Plan;
+use crate::underlay::Underlay;
+use store::Sight;
+
+use self::state::{Origin, State};
+
+pub use self::document::{
+    Document, DroppedDocument, IgnoredDocument, LeaseDocument, PeerDocument, ReconcileDocument,
+    RouteDocument, StoreDocument, TunnelDocument, UnderlayDocument,
+};
+pub use self::state::Phase;
+
+/// A daemon's board.
+#[derive(Debug)]
+pub struct Board {
+    origin: Origin,
+    state: Mutex<State>,
+}
+
+impl Board {
+    /// The board of a daemon that starts now.
+    pub fn new(instance: &str, store: &str) -> Board {
+        let origin = Origin { instance: instance.to_owned(), store: store.to_owned(), started: unix_now() };
+        Board { origin, state: Mutex::default() }
+    }
+
+    /// Whether the daemon has been ready. As in flannel it never goes back.
+    pub fn was_ready(&self) -> bool {
+        self.state().was_ready
+    }
+
+    /// How far the daemon is.
+    pub fn set_phase(&self, phase: Phase) {
+        let mut state = self.state();
+        state.phase = phase;
+        state.was_ready |= phase == Phase::Ready;
+        if phase == Phase::Stopping {
+            // Whoever stops the engine must be the last to hold it.
+            state.engine = None;
+        }
+    }
+
+    /// The engine whose counters to show.
+    pub fn set_engine(&self, engine: &Arc<Engine>) {
+        self.state().engine = Some(Arc::clone(engine));
+    }
+
+    /// The engine and the plan as they are now.
+    pub fn datapath(&self) -> (Option<Arc<Engine>>, Option<Arc<Plan>>) {
+        let state = self.state();
+        (state.engine.clone(), state.plan.clone())
+    }
+
+    /// What carries the tunnels.
+    pub fn set_underlay(&self, underlay: &Underlay) {
+        self.state().underlay = Some(underlay.clone());
+    }
+
+    /// Our own lease, which was just written to the store.
+    pub fn set_own(&self, own: &Lease) {
+        let mut state = self.state();
+        state.own = Some(own.clone());
+        state.renewed = Some(unix_now());
+    }
+
+    /// Our own lease as the run before has left it; the store has not confirmed it yet.
+    pub fn set_remembered(&self, own: &Lease) {
+        let mut state = self.state();
+        state.own = Some(own.clone());
+        state.renewed = None;
+    }
+
+    /// Whether the watch of the leases sees the store.
+    pub fn set_sight(&self, sight: &Sight) {
+        self.state().sight = Some(sight.clone());
+    }
+
+    /// How the host should look.
+    pub fn set_plan(&self, plan: &Arc<Plan>) {
+        self.state().plan = Some(Arc::clone(plan));
+    }
+
+    /// Files that this daemon has made.
+    pub fn set_files(&self, files: Vec<String>) {
+        self.state().files = files;
+    }
+
+    /// The host was compared with the plan.
+    pub fn reconciled(&self, changes: usize, failures: Vec<String>) {
+        let reconcile = &mut self.state().reconcile;
+        reconcile.runs += 1;
+        reconcile.changes += changes as u64;
+        reconcile.failures = failures;
+    }
+
+    /// Does one request to the store and notes how long it took.
+    pub async fn timed<T, E>(
+        &self,
+        operation: &'static str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let began = Instant::now();
+        let result = request.await;
+        let mut state = self.state();
+        let calls = state.calls.entry(operation).or_default();
+        calls.count += 1;
+        calls.errors += u64::from(result.is_err());
+        calls.time += began.elapsed();
+        drop(state);
+        result
+    }
+
+    /// Everything, for `loden status`.
+    pub fn document(&self) -> Document {
+        document::of(&self.origin, &self.state())
+    }
+
+    /// Everything that is a number, in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        metrics::render(&self.origin, &self.state(), unix_now())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

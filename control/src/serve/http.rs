@@ -1,0 +1,238 @@
+//! The HTTP server for probes and metrics.
+//!
+//! `/healthz` and `/readyz` answer as flannel's do, whatever the method. The server is up before anything
+//! that may take long, so that a slow store is not mistaken for a hung daemon. Whatever else comes in on the
+//! port costs a bounded number of bounded connections.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::serve::board::Board;
+
+/// Connections at a time. Probes and a scraper need a handful.
+const CONNECTIONS: usize = 64;
+/// How long a client may take for a request's head.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may last in all.
+const LIFE: Duration = Duration::from_secs(60);
+/// How long open requests may take when the daemon stops, as in flannel.
+const GRACE: Duration = Duration::from_secs(3);
+/// Bytes of a request's head.
+const HEAD: usize = 16 * 1024;
+/// Pause after the system refused a connection: it is out of descriptors, and trying again at once burns a CPU.
+const REFUSED: Duration = Duration::from_millis(100);
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The system refused the address.
+    #[error(
+        "cannot serve health and metrics on {address}: {source}; choose another with --healthz-ip and --healthz-port"
+    )]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Starts the server on the running tokio runtime.
+pub async fn serve(address: SocketAddr, board: &Arc<Board>) -> Result<Server, HealthError> {
+    let failed = |source| HealthError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(accept(listener, Arc::clone(board), stopped));
+    tracing::debug!(%address, "serving health and metrics");
+    Ok(Server { address, stop, task })
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no new connections, lets open requests end, but not for longer than three seconds.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = timeout(GRACE, self.task).await;
+    }
+}
+
+async fn accept(listener: TcpListener, board: Arc<Board>, mut stop: watch::Receiver<bool>) {
+    let open = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let next = async {
+            // Nobody closes the semaphore.
+            let slot = Arc::clone(&slots).acquire_owned().await.ok();
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            next = next => next,
+            _ = stop.changed() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = open.watch(connection(stream, &board));
+                tokio::spawn(async move {
+                    // A client that speaks no HTTP, or goes away, is no event.
+                    let _ = timeout(LIFE, connection).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no connection for a probe");
+                sleep(REFUSED).await;
+            }
+        }
+    }
+    drop(listener);
+    let _ = timeout(GRACE, open.shutdown()).await;
+}
+
+fn connection(
+    stream: TcpStream,
+    board: &Arc<Board>,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send + 'static {
+    let board = Arc::clone(board);
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let answer = answer(request.uri().path(), &board);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+}
+
+fn answer(path: &str, board: &Board) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match path {
+        "/healthz" => (StatusCode::OK, PLAIN, Bytes::from_static(b"flanneld is running")),
+        "/readyz" if board.was_ready() => (StatusCode::OK, PLAIN, Bytes::from_static(b"flanneld is ready")),
+        "/readyz" => {
+            let body = Bytes::from_static(b"flanneld is not ready yet");
+            (StatusCode::SERVICE_UNAVAILABLE, PLAIN, body)
+        }
+        "/metrics" => (StatusCode::OK, PROMETHEUS, board.metrics().into()),
+        _ => (StatusCode::NOT_FOUND, PLAIN, Bytes::from_static(b"404 page not found\n")),
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::serve::board::Phase;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn flannels_words_and_codes() {
+        let (server, board) = server().await;
+        assert_eq!(get(&server, "GET", "/healthz").await, ("200".into(), "flanneld is running".into()));
+        assert_eq!(get(&server, "GET", "/readyz").await, ("503".into(), "flanneld is not ready yet".into()));
+        board.set_phase(Phase::Ready);
+        assert_eq!(get(&server, "GET", "/readyz").await, ("200".into(), "flanneld is ready".into()));
+        board.set_phase(Phase::Stopping);
+        assert_eq!(get(&server, "GET", "/readyz?verbose").await.0, "200", "it never goes back");
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "NONSENSE"] {
+            assert_eq!(get(&server, method, "/healthz").await.1, "flanneld is running", "{method}");
+        }
+        assert_eq!(get(&server, "GET", "/").await.0, "404");
+        let (code, text) = get(&server, "GET", "/metrics").await;
+        assert!(code == "200" && text.contains("loden_ready 1"), "{text}");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn noise_and_silence_keep_nobody_from_an_answer() {
+        let (server, _) = server().await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS - 1 {
+            silent.push(TcpStream::connect(server.address()).await.expect("connect"));
+        }
+        for noise in [&b"\0\0\0\0\r\n\r\n"[..], &[0xff; 40_000], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET "]
+        {
+            let mut stream = TcpStream::connect(server.address()).await.expect("connect");
+            let _ = stream.write_all(noise).await;
+        }
+        assert_eq!(get(&server, "GET", "/healthz").await.0, "200");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_one_sentence() {
+        let (server, board) = server().await;
+        let error = serve(server.address(), &board).await.expect_err("in use").to_string();
+        assert!(error.contains("in use") && error.contains("--healthz-port"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+        #[test]
+        fn any_bytes_leave_it_answering(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async {
+                let (server, _) = server().await;
+                let mut stream = TcpStream::connect(server.address()).await.expect("connect");
+                let _ = stream.write_all(&noise).await;
+                drop(stream);
+                assert_eq!(get(&server, "GET", "/healthz").await.0, "200");
+            });
+        }
+    }
+
+    async fn server() -> (Server, Arc<Board>) {
+        let board = Arc::new(Board::new("test", "memory:"));
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        (serve(address, &board).await.expect("a server"), board)
+    }
+
+    /// The code and the body.
+    async fn get(server: &Server, method: &str, path: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(server.address()).await.expect("connect");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("read");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.to_ascii_lowercase().contains("content-type: text/plain"), "{head}");
+        (head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned())
+    }
+}

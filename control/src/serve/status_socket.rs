@@ -1,0 +1,121 @@
+//! The socket of `loden status`: both ends.
+//!
+//! The protocol is one JSON document and the end of the stream; what a client sends is not read.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::serve::board::{Board, Document};
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer: 10,000 peers take two megabytes.
+const LARGEST: u64 = 64 << 20;
+/// Pause after the system refused a connection.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// A socket that answers. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+/// Serves the board at `path` on the running tokio runtime. Whoever has the path's lock may call this: a socket
+/// that an earlier run left is replaced.
+pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let task = tokio::spawn(answer(listener, Arc::clone(board)));
+    Ok(Socket { path: path.to_owned(), task })
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+        // What is left is replaced by the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Asks the daemon at `path` for its status.
+pub fn ask(path: &Path) -> io::Result<Document> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.take(LARGEST).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Tells whether the error of [`ask`] means that no daemon runs.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+async fn answer(listener: UnixListener, board: Arc<Board>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            sleep(REFUSED).await;
+            continue;
+        };
+        // A document is always JSON; there is nothing to say to a client that leaves early.
+        let text = serde_json::to_string(&board.document()).unwrap_or_default();
+        tokio::spawn(async move {
+            let _ = timeout(PATIENCE, async {
+                stream.write_all(text.as_bytes()).await?;
+                stream.shutdown().await
+            })
+            .await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_board_crosses_the_socket_and_the_file_goes() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.sock");
+        std::fs::write(&path, "left by a crash").expect("write");
+        let board = Arc::new(Board::new("one", "memory:"));
+        board.reconciled(2, vec!["refused".into()]);
+        let socket = serve(&path, &board).expect("a socket");
+        assert_eq!(std::fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
+        let asked = path.clone();
+        let document =
+            tokio::task::spawn_blocking(move || ask(&asked)).await.expect("no panic").expect("an answer");
+        assert_eq!(document, board.document());
+        drop(socket);
+        assert!(!path.exists() && is_absent(&ask(&path).expect_err("gone")));
+    }
+
+    #[tokio::test]
+    async fn clients_that_leave_or_talk_do_no_harm() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.sock");
+        let board = Arc::new(Board::new("one", "memory:"));
+        let _socket = serve(&path, &board).expect("a socket");
+        for _ in 0..50 {
+            let mut stream = tokio::net::UnixStream::connect(&path).await.expect("connect");
+            let _ = stream.write_all(&[0xff; 100]).await;
+        }
+        let document =
+            tokio::task::spawn_blocking(move || ask(&path)).await.expect("no panic").expect("an answer");
+        assert_eq!(document.instance, "one");
+    }
+}

@@ -1,0 +1,265 @@
+//! The control socket of WireGuard's userspace implementations (<https://www.wireguard.com/xplatform/>), so that `wg show`
+//! and `wg showconf` work on our devices. What is shown comes from the store, so it cannot be set here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::wireguard::PeerStatus;
+use ipnetwork::IpNetwork;
+use model::uapi::{self, Asked};
+use path::wireguard::{PublicKey, SecretKey};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::plan::Tunnel;
+use crate::serve::board::Board;
+
+/// Where the tools look, whatever the network namespace.
+const DIRECTORY: &str = "/var/run/wireguard";
+/// A client that says nothing for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And one that does not read its answer. Ten thousand peers are some megabytes.
+const READING: Duration = Duration::from_secs(10);
+/// Pause after the system refused a connection, for example for want of descriptors.
+const REFUSED: Duration = Duration::from_millis(100);
+/// What a request that changes something gets: EPERM, negative as the tools expect it.
+const REFUSAL: &str = "errno=-1\n\n";
+/// What there is to say while the handshakes' thread is too busy to answer: EAGAIN.
+const BUSY: &str = "errno=-11\n\n";
+
+/// The sockets of one daemon. Dropping them removes the files.
+#[derive(Debug)]
+pub struct Sockets(Vec<Socket>);
+
+#[derive(Debug)]
+struct Socket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves each device on the running tokio runtime. A device whose socket cannot be had is told of and does without.
+pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<Board>) -> Sockets {
+    let mut sockets = Vec::new();
+    for (tunnel, device, port) in devices {
+        let path = Path::new(DIRECTORY).join(format!("{device}.sock"));
+        match open(&path) {
+            Ok(listener) => {
+                let shown = Shown {
+                    tunnel: *tunnel,
+                    port: *port,
+                    private: private.clone(),
+                    board: Arc::clone(board),
+                };
+                sockets.push(Socket { path, task: tokio::spawn(answer(listener, Arc::new(shown))) });
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no control socket: wg show does not know {device}");
+            }
+        }
+    }
+    Sockets(sockets)
+}
+
+impl Sockets {
+    /// The files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|socket| socket.path.as_path())
+    }
+}
+
+/// What one socket shows.
+struct Shown {
+    tunnel: usize,
+    port: u16,
+    private: SecretKey,
+    board: Arc<Board>,
+}
+
+/// A socket that an earlier run left is replaced; one that somebody answers at is not.
+fn open(path: &Path) -> io::Result<UnixListener> {
+    std::fs::create_dir_all(DIRECTORY)?;
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn answer(listener: UnixListener, shown: Arc<Shown>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(REFUSED).await;
+            continue;
+        };
+        let shown = Arc::clone(&shown);
+        tokio::spawn(async move {
+            // There is nothing to say to a client that leaves early or never asks.
+            let _ = converse(stream, &shown).await;
+        });
+    }
+}
+
+async fn converse(mut stream: UnixStream, shown: &Shown) -> io::Result<()> {
+    let text = match timeout(PATIENCE, listen(&mut stream)).await?? {
+        Asked::Get => shown.text().await,
+        Asked::Other => REFUSAL.to_owned(),
+        Asked::TooMuch | Asked::Unfinished => return Ok(()),
+    };
+    timeout(READING, stream.write_all(text.as_bytes())).await??;
+    stream.shutdown().await
+}
+
+/// Reads until it is clear what is asked, or the client has said all.
+async fn listen(stream: &mut UnixStream) -> io::Result<Asked> {
+    let mut request = Vec::new();
+    loop {
+        let mut piece = [0; 512];
+        let count = stream.read(&mut piece).await?;
+        request.extend_from_slice(&piece[..count]);
+        let asked = uapi::read(&request);
+        if asked != Asked::Unfinished || count == 0 {
+            return Ok(asked);
+        }
+    }
+}
+
+impl Shown {
+    async fn text(&self) -> String {
+        let (engine, plan) = self.board.datapath();
+        let tunnel = self.tunnel;
+        let (private, port) = (self.private.clone(), self.port);
+        // It waits for another thread, and there may be thousands of peers.
+        let text = tokio::task::spawn_blocking(move || {
+            let peers = match &engine {
+                Some(engine) => engine.peers(tunnel)?,
+                None => Vec::new(),
+            };
+            let planned = plan.as_ref().and_then(|plan| plan.tunnels.get(tunnel));
+            Some(render(&private, port, &peers, planned, SystemTime::now()))
+        });
+        text.await.ok().flatten().unwrap_or_else(|| BUSY.to_owned())
+    }
+}
+
+/// The answer to `get`: keys in hexadecimal, one line for each thing.
+fn render(
+    private: &SecretKey,
+    port: u16,
+    peers: &[PeerStatus],
+    planned: Option<&Tunnel>,
+    now: SystemTime,
+) -> String {
+    let mut text = format!("private_key={}\nlisten_port={port}\n", hex(&private.0));
+    let mut subnets: BTreeMap<PublicKey, Vec<IpNetwork>> = BTreeMap::new();
+    for peer in planned.into_iter().flat_map(|tunnel| &tunnel.peers) {
+        if let Some(key) = peer.key {
+            subnets.entry(key).or_default().push(peer.subnet);
+        }
+    }
+    for peer in peers {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "public_key={}", hex(&peer.key.0));
+        let psk = planned.and_then(|tunnel| tunnel.secrets.as_ref()).filter(|_| peer.has_psk);
+        if let Some(secrets) = psk {
+            let _ = writeln!(text, "preshared_key={}", hex(&secrets.psk.0));
+        }
+        text.push_str("protocol_version=1\n");
+        if let Some(endpoint) = peer.endpoint {
+            let _ = writeln!(text, "endpoint={endpoint}");
+        }
+        if let Some(then) = peer.last_handshake.and_then(|since| now.checked_sub(since)) {
+            let since = then.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (seconds, nanos) = (since.as_secs(), since.subsec_nanos());
+            let _ = writeln!(text, "last_handshake_time_sec={seconds}\nlast_handshake_time_nsec={nanos}");
+        }
+        let PeerStatus { sent_bytes, received_bytes, keepalive, .. } = peer;
+        let _ = writeln!(text, "tx_bytes={sent_bytes}\nrx_bytes={received_bytes}");
+        let _ = writeln!(text, "persistent_keepalive_interval={}", keepalive.as_secs());
+        for subnet in subnets.get(&peer.key).into_iter().flatten() {
+            let _ = writeln!(text, "allowed_ip={subnet}");
+        }
+    }
+    text.push_str("errno=0\n\n");
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_has_the_tools_form() {
+        let peer = PeerStatus {
+            key: PublicKey([0xab; 32]),
+            endpoint: Some("192.0.2.7:51820".parse().expect("an address")),
+            last_handshake: Some(Duration::from_secs(5)),
+            sent_bytes: 148,
+            received_bytes: 92,
+            keepalive: Duration::from_secs(25),
+            has_psk: false,
+        };
+        let silent =
+            PeerStatus { endpoint: None, last_handshake: None, key: PublicKey([1; 32]), ..peer.clone() };
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_005);
+        let text = render(&SecretKey([2; 32]), 51820, &[peer, silent], None, now);
+        let expected = format!(
+            "private_key={}\nlisten_port=51820\npublic_key={}\nprotocol_version=1\nendpoint=192.0.2.7:51820\n\
+             last_handshake_time_sec=1000000\nlast_handshake_time_nsec=0\ntx_bytes=148\nrx_bytes=92\n\
+             persistent_keepalive_interval=25\npublic_key={}\nprotocol_version=1\ntx_bytes=148\nrx_bytes=92\n\
+             persistent_keepalive_interval=25\nerrno=0\n\n",
+            "02".repeat(32),
+            "ab".repeat(32),
+            "01".repeat(32)
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_none_end_in_peace() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("one.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let board = Arc::new(Board::new("one", "memory:"));
+        let shown = Shown { tunnel: 0, port: 1, private: SecretKey([3; 32]), board };
+        let task = tokio::spawn(answer(listener, Arc::new(shown)));
+        for (request, answer) in [
+            (&b"get=1\n\n"[..], "errno=0\n\n"),
+            (b"set=1\nlisten_port=7\n\n", REFUSAL),
+            (b"\n\n", REFUSAL),
+            (b"\xff\xfe\n\n", REFUSAL),
+            (&[b'x'; 2 * uapi::LONGEST], ""),
+        ] {
+            let mut stream = UnixStream::connect(&path).await.expect("connect");
+            let _ = stream.write_all(request).await;
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text).await;
+            let as_expected = if answer.is_empty() { text.is_empty() } else { text.ends_with(answer) };
+            assert!(as_expected, "{text}");
+        }
+        task.abort();
+    }
+}

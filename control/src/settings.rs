@@ -1,0 +1,151 @@
+//! What the daemon is asked to do, as plain data. The program makes it of a command line.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model::subnet_env::SUBNET_FILE;
+
+pub use store::etcd::Config as EtcdSettings;
+
+/// The directory of the status sockets and state files of a host's daemons.
+pub const RUN_DIRECTORY: &str = "/run/loden";
+
+/// Everything that an operator chooses for one daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The store of leases: `etcd`, `sqlite:PATH` or `memory:`.
+    pub store: String,
+    /// How to reach etcd.
+    pub etcd: EtcdSettings,
+    /// The network configuration to put into the store first.
+    pub net_config: Option<NetConfigSource>,
+    /// The interface that carries the tunnels.
+    pub uplink: UplinkSettings,
+    /// The file that tells this node's subnet to CNI plugins.
+    pub subnet_file: PathBuf,
+    /// How long before its expiry a lease is renewed.
+    pub renew_margin: Duration,
+    /// Masquerading and firewall rules.
+    pub traffic: TrafficSettings,
+    /// The address that probes and metrics are served on; `None` for no server.
+    pub health: Option<SocketAddr>,
+    /// The daemon's name; `None` derives one from `subnet_file`.
+    pub instance: Option<String>,
+    /// The directory of the status socket and the state file.
+    pub run_dir: PathBuf,
+    /// The workers.
+    pub workers: WorkerSettings,
+    /// The file that the engine's counters are written to.
+    pub counters_file: Option<PathBuf>,
+}
+
+/// A network configuration given to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetConfigSource {
+    /// A file that holds the JSON text.
+    File(PathBuf),
+    /// The JSON text itself.
+    Text(String),
+}
+
+/// How to choose the interface that carries the tunnels, and what to publish of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UplinkSettings {
+    /// Interfaces by name or address, tried in order.
+    pub ifaces: Vec<String>,
+    /// Patterns of addresses, then of names, tried after every interface.
+    pub patterns: Vec<String>,
+    /// Selects the interface that leads to this address, tried last.
+    pub can_reach: Option<IpAddr>,
+    /// The IPv4 address to publish.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The IPv6 address to publish.
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// Masquerading and firewall rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficSettings {
+    /// Masquerade what leaves the cluster network.
+    pub masquerade: bool,
+    /// Accept pods' packets in the forward chain.
+    pub forward: bool,
+    /// Choose source ports of masqueraded flows at random, where that is supported.
+    pub random_fully: bool,
+    /// Keep a blackhole route for the own subnet.
+    pub blackhole: bool,
+    /// Time between two comparisons.
+    pub resync: Duration,
+    /// Refuse to start with iptables on a kernel that does not show it bridged packets.
+    pub require_br_netfilter: bool,
+}
+
+/// The datapath's workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerSettings {
+    /// How many; `None` for one per CPU.
+    pub count: Option<u16>,
+    /// Pin each worker to a CPU.
+    pub pin: bool,
+    /// How long a worker looks for work before it sleeps; `None` for the engine's default.
+    pub spin: Option<Duration>,
+    /// Names of the features to do without, whether the kernel has them or not.
+    pub without: Vec<String>,
+}
+
+/// The file of a network configuration could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
+pub struct NetConfigFileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Settings {
+    /// Returns the text of the network configuration to put into the store.
+    pub fn net_config_text(&self) -> Result<Option<String>, NetConfigFileError> {
+        match &self.net_config {
+            None => Ok(None),
+            Some(NetConfigSource::Text(text)) => Ok(Some(text.clone())),
+            Some(NetConfigSource::File(path)) => {
+                let read = std::fs::read_to_string(path);
+                read.map(Some).map_err(|source| NetConfigFileError { path: path.clone(), source })
+            }
+        }
+    }
+}
+
+/// flannel's defaults.
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            store: "etcd".to_owned(),
+            etcd: EtcdSettings::default(),
+            net_config: None,
+            uplink: UplinkSettings::default(),
+            subnet_file: SUBNET_FILE.into(),
+            renew_margin: Duration::from_secs(60 * 60),
+            traffic: TrafficSettings::default(),
+            health: None,
+            instance: None,
+            run_dir: RUN_DIRECTORY.into(),
+            workers: WorkerSettings::default(),
+            counters_file: None,
+        }
+    }
+}
+
+impl Default for TrafficSettings {
+    fn default() -> TrafficSettings {
+        TrafficSettings {
+            masquerade: false,
+            forward: true,
+            random_fully: true,
+            blackhole: false,
+            resync: Duration::from_secs(5),
+            require_br_netfilter: true,
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The store that flannel clusters use: etcd v3, every key and value as flannel writes it.
+//!
+//! etcd ends leases by itself and says so in the watch. When one ends costs a call to find out, so only
+//! the list of all leases asks for all ends. Elsewhere the lease that this handle holds has its true end, and
+//! another node's the latest there can be: a full life from now.
+//!
+//! ```text
+//! config    flannel's --etcd-* options
+//! keys      prefix, configuration, leases
+//! messages  etcd's protocol
+//! client    calls, fail-over, tokens
+//! list      all leases, page by page, each entry understood on its own
+//! watch     from etcd's events to ours
+//! ```
+
+mod client;
+mod config;
+mod error;
+mod keys;
+mod list;
+mod messages;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use rand::Rng;
+
+use super::{LEASE_TTL, StoreError, Wish, unix_now};
+use crate::lease::allocator;
+use client::Client;
+use list::{Complaints, Listing, Stored};
+use messages::{
+    DeleteRangeRequest, DeleteRangeResponse, Done, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Op, PutRequest, RangeRequest, RangeResponse, TxnRequest,
+    TxnResponse, unchanged,
+};
+
+pub use config::Config;
+pub use error::EtcdError;
+pub(super) use watch::Changes;
+
+/// How often to choose anew after another node was faster. flannel means 10, which is too few when
+/// thousands of nodes start at once and choose among the same hundred subnets.
+const ROUNDS: u32 = 40;
+/// Longest random pause between two rounds.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// How many ends of leases to ask for at a time.
+const PARALLEL: usize = 16;
+/// How many of our own grants to remember.
+const GRANTS: usize = 16;
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const PUT: &str = "/etcdserverpb.KV/Put";
+const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+const REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
+
+const ACQUIRE: &str = "acquire a lease";
+const RENEW: &str = "renew the lease";
+const REMOVE: &str = "remove a lease";
+
+/// A handle to a cluster. Clones share its connection.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    client: Client,
+    memory: Arc<Mutex<Memory>>,
+    ttl: Duration,
+}
+
+/// What a handle remembers.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The lease that it acquired last.
+    own: Option<SubnetKey>,
+    /// Ends of the etcd leases that it was granted, by their ids. The newest few.
+    ends: BTreeMap<i64, u64>,
+    complaints: Complaints,
+}
+
+impl Etcd {
+    /// Checks the options and reads the TLS files. The cluster need not be there yet: it is asked by the
+    /// first call.
+    pub fn open(config: Config) -> Result<Etcd, StoreError> {
+        Ok(Etcd { client: Client::new(config)?, memory: Arc::default(), ttl: LEASE_TTL })
+    }
+
+    /// The same store with leases of another length from now on.
+    pub fn with_ttl(self, ttl: Duration) -> Etcd {
+        Etcd { ttl, ..self }
+    }
+
+    pub(super) async fn net_config(&self) -> Result<Option<String>, StoreError> {
+        let request = RangeRequest { key: self.client.keys().config().to_vec(), ..RangeRequest::default() };
+        let answer: RangeResponse =
+            self.client.call("read the network configuration", RANGE, &request).await?;
+        Ok(answer.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+    }
+
+    pub(super) async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
+        let key = self.client.keys().config().to_vec();
+        let request = PutRequest { key, value: text.as_bytes().to_vec(), lease: 0 };
+        let Done {} = self.client.call("store the network configuration", PUT, &request).await?;
+        Ok(())
+    }
+
+    pub(super) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
+        if wish.config.ipv4.is_none() {
+            return Err(EtcdError::Ipv6Only.into());
+        }
+        for round in 0..ROUNDS {
+            if round > 0 {
+                let longest = (Duration::from_millis(10) * (1 << round.min(8))).min(LONGEST_PAUSE);
+                let pause = rand::rng().random_range(Duration::ZERO..longest);
+                tokio::time::sleep(pause).await;
+            }
+            if let Some(lease) = self.try_acquire(wish).await? {
+                self.lock().own = Some(lease.key);
+                return Ok(lease);
+            }
+        }
+        Err(EtcdError::Contended { rounds: ROUNDS }.into())
+    }
+
+    pub(super) async fn update(&self, lease: &Lease, new: &LeaseAttrs) -> Result<Lease, StoreError> {
+        let updated = Lease { attrs: new.clone(), ..lease.clone() };
+        let lost = |why| StoreError::Lost { key: lease.key.to_string(), why };
+        for _ in 0..ROUNDS {
+            let key = self.client.keys().lease(&lease.key);
+            let request = RangeRequest { key, ..RangeRequest::default() };
+            let answer: RangeResponse = self.client.call(RENEW, RANGE, &request).await?;
+            let kv = answer.kvs.first().ok_or_else(|| lost("it ran out or was removed"))?;
+            let attrs = std::str::from_utf8(&kv.value).ok().and_then(|text| LeaseAttrs::parse(text).ok());
+            if attrs.as_ref() != Some(&lease.attrs) {
+                return Err(lost("another node wrote to it"));
+            }
+            let stored = Stored::of(kv);
+            if stored.lease == 0 && *new == lease.attrs {
+                return Ok(Lease { expires: None, ..updated });
+            }
+            if let Some((renewed, _)) = self.write(RENEW, &updated, Some(stored)).await? {
+                return Ok(renewed);
+            }
+        }
+        Err(EtcdError::Contended { rounds: ROUNDS }.into())
+    }
+
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        const TRIED: &str = "list leases";
+        let listing = self.list(TRIED).await?;
+        let (listing, now) = (&listing, unix_now());
+        let ends = stream::iter(&listing.leases).map(async |lease| {
+            let id = listing.stored.get(&lease.key).map_or(0, |stored| stored.lease);
+            let expires = if id == 0 { None } else { Some(self.end(TRIED, id).await.unwrap_or(now)) };
+            Lease { expires, ..lease.clone() }
+        });
+        let mut leases: Vec<Lease> = ends.buffer_unordered(PARALLEL).collect().await;
+        leases.sort_by_key(|lease| lease.key);
+        Ok(leases)
+    }
+
+    pub(super) async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+        let request = DeleteRangeRequest { key: self.client.keys().lease(key), prev_kv: true };
+        let answer: DeleteRangeResponse = self.client.call(REMOVE, DELETE_RANGE, &request).await?;
+        for kv in &answer.prev_kvs {
+            self.retire(REMOVE, kv.lease).await;
+        }
+        Ok(!answer.prev_kvs.is_empty())
+    }
+
+    pub(super) fn watch(&self) -> Changes {
+        Changes::new(self.clone())
+    }
+
+    /// One round: list, decide, write if nothing that was decided upon has changed. `None`: it has.
+    async fn try_acquire(&self, wish: &Wish<'_>) -> Result<Option<Lease>, StoreError> {
+        let listing = self.list(ACQUIRE).await?;
+        let decision = allocator::decide(wish, &listing.leases, &listing.unreadable, &mut rand::rng())?;
+        for key in &decision.remove {
+            let Some(stored) = listing.stored.get(key) else { continue };
+            if !self.delete(key, stored).await? {
+                return Ok(None);
+            }
+            tracing::info!("lease {key} is ours but outside the network configuration; removed");
+        }
+        let lease = Lease { key: decision.key, attrs: wish.attrs.clone(), expires: None };
+        let stored = listing.stored.get(&decision.key).filter(|_| decision.reuse).copied();
+        let Some((lease, stored)) = self.write(ACQUIRE, &lease, stored).await? else { return Ok(None) };
+        if !decision.reuse && self.is_late(&lease.key, stored.modified).await? {
+            // Another node wrote an overlapping subnet under another key between our list and our write.
+            self.delete(&lease.key, &stored).await?;
+            return Ok(None);
+        }
+        Ok(Some(lease))
+    }
+
+    /// Stores `lease` for a new full life if the key is still as `stored` says, `None` meaning absent. A
+    /// reservation stays one. Gives the lease and how it is stored now; `None` if the key has changed.
+    async fn write(
+        &self,
+        tried: &'static str,
+        lease: &Lease,
+        stored: Option<Stored>,
+    ) -> Result<Option<(Lease, Stored)>, StoreError> {
+        let grant = match stored {
+            Some(Stored { lease: 0, .. }) => None,
+            _ => Some(self.grant(tried).await?),
+        };
+        let id = grant.map_or(0, |(id, _)| id);
+        let key = self.client.keys().lease(&lease.key);
+        let guard = unchanged(&key, stored.map_or(0, |stored| stored.modified));
+        let put = Op::Put(PutRequest { key, value: lease.attrs.to_json().into_bytes(), lease: id });
+        let answer = self.transact(tried, guard, put).await?;
+        let void = if answer.succeeded { stored.map_or(0, |stored| stored.lease) } else { id };
+        self.retire(tried, void).await;
+        let written = Lease { expires: grant.map(|(_, end)| end), ..lease.clone() };
+        let modified = answer.header.unwrap_or_default().revision;
+        Ok(answer.succeeded.then_some((written, Stored { lease: id, modified })))
+    }
+
+    /// Deletes a key unless it has changed; whether it is gone.
+    async fn delete(&self, key: &SubnetKey, stored: &Stored) -> Result<bool, StoreError> {
+        let key = self.client.keys().lease(key);
+        let guard = unchanged(&key, stored.modified);
+        let delete = Op::Delete(DeleteRangeRequest { key, prev_kv: false });
+        let gone = self.transact(ACQUIRE, guard, delete).await?.succeeded;
+        if gone {
+            self.retire(ACQUIRE, stored.lease).await;
+        }
+        Ok(gone)
+    }
+
+    async fn transact(
+        &self,
+        tried: &'static str,
+        guard: messages::Compare,
+        op: Op,
+    ) -> Result<TxnResponse, EtcdError> {
+        let request = TxnRequest { compare: vec![guard], success: vec![op.into()] };
+        self.client.call(tried, TXN, &request).await
+    }
+
+    /// A new etcd lease: its id and its end.
+    async fn grant(&self, tried: &'static str) -> Result<(i64, u64), EtcdError> {
+        let now = unix_now();
+        let request = LeaseGrantRequest { ttl: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX) };
+        let granted: LeaseGrantResponse = self.client.call(tried, GRANT, &request).await?;
+        let end = now.saturating_add(granted.ttl.max(0).unsigned_abs());
+        let mut memory = self.lock();
+        memory.ends.insert(granted.id, end);
+        while memory.ends.len() > GRANTS {
+            let oldest = memory.ends.iter().min_by_key(|(_, end)| **end).map(|(id, _)| *id);
+            oldest.and_then(|id| memory.ends.remove(&id));
+        }
+        Ok((granted.id, end))
+    }
+
+    /// Gives an etcd lease back that no key needs any more. With keys it is left alone: they would go too,
+    /// be it that an administrator hung several on one lease, or that a write of ours succeeded after all.
+    async fn retire(&self, tried: &'static str, id: i64) {
+        if id == 0 {
+            return;
+        }
+        let retired = async {
+            let request = LeaseTimeToLiveRequest { id, keys: true };
+            let left: LeaseTimeToLiveResponse = self.client.call(tried, TIME_TO_LIVE, &request).await?;
+            if left.ttl >= 0 && left.keys.is_empty() {
+                let Done {} = self.client.call(tried, REVOKE, &LeaseRevokeRequest { id }).await?;
+            }
+            Ok::<(), EtcdError>(())
+        };
+        if let Err(error) = retired.await {
+            tracing::debug!("an etcd lease of ours stays until it runs out: {error}");
+        }
+    }
+
+    /// When an etcd lease ends.
+    async fn end(&self, tried: &'static str, id: i64) -> Result<u64, EtcdError> {
+        let known = self.lock().ends.get(&id).copied();
+        if let Some(end) = known {
+            return Ok(end);
+        }
+        let request = LeaseTimeToLiveRequest { id, keys: false };
+        let left: LeaseTimeToLiveResponse = self.client.call(tried, TIME_TO_LIVE, &request).await?;
+        Ok(unix_now().saturating_add(left.ttl.max(0).unsigned_abs()))
+    }
+
+    /// Whether an overlapping key is older than ours of `revision`. Of two nodes that write such keys at
+    /// once the younger finds the older and gives way; a stock node looks for none.
+    async fn is_late(&self, key: &SubnetKey, revision: i64) -> Result<bool, EtcdError> {
+        let others = list::keys(&self.client, ACQUIRE).await?;
+        Ok(others.into_iter().any(|(other, created)| other.overlaps(key) && created < revision))
+    }
+
+    async fn list(&self, tried: &'static str) -> Result<Listing, EtcdError> {
+        let listing = list::all(&self.client, tried, |id| self.likely_end(id)).await?;
+        self.lock().complaints.replace(&listing.complaints);
+        Ok(listing)
+    }
+
+    /// The end of an etcd lease as far as it is known without a call.
+    fn likely_end(&self, id: i64) -> Option<u64> {
+        let known = || self.lock().ends.get(&id).copied();
+        (id != 0).then(|| known().unwrap_or_else(|| unix_now().saturating_add(LEASE_TTL.as_secs())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,336 @@
+//! The file behind a handle: opening and refusing it, transactions on it, and what its answers mean.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::statvfs::statvfs;
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
+
+use crate::StoreError;
+use crate::rows::{Row, Table};
+
+/// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
+const MAGIC: &[u8] = b"SQLite format 3\0";
+const HEADER_LEN: u64 = 100;
+/// The index of a write-ahead log grows in steps of this many bytes (sqlite.org/walformat.html, 2.3).
+const LOG_INDEX_LEN: u64 = 32_768;
+/// "lode": marks the file as ours (the sqlite header's application id).
+const APPLICATION_ID: i64 = 0x6c6f_6465;
+/// Newest schema this code knows (the sqlite header's user version).
+pub(super) const SCHEMA_VERSION: i64 = 1;
+/// `value` is the text etcd would hold; `expires` is unix seconds, or NULL for a reservation.
+const SCHEMA: &str = "
+    CREATE TABLE config (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL);
+    CREATE TABLE leases (key TEXT PRIMARY KEY, value TEXT NOT NULL, expires INTEGER);
+    CREATE TABLE revision (value INTEGER NOT NULL);
+    INSERT INTO revision VALUES (0);
+    CREATE TRIGGER leases_insert AFTER INSERT ON leases BEGIN UPDATE revision SET value = value + 1; END;
+    CREATE TRIGGER leases_update AFTER UPDATE ON leases BEGIN UPDATE revision SET value = value + 1; END;
+    CREATE TRIGGER leases_delete AFTER DELETE ON leases BEGIN UPDATE revision SET value = value + 1; END;
+";
+
+/// The connection and the file behind it.
+pub(super) struct Database {
+    path: PathBuf,
+    lock_wait: Duration,
+    connection: Connection,
+    /// After the connection, so that it is given back only when that is closed.
+    claim: Claim,
+}
+
+/// Device and inode: another file under the same name is another store.
+type Identity = (u64, u64);
+
+/// Files that this process has connections to, with their number. To close any descriptor of such a
+/// file would drop the locks of them all (fcntl_locking(2)), and sqlite knows only of its own.
+static OPEN: Mutex<BTreeMap<Identity, usize>> = Mutex::new(BTreeMap::new());
+
+/// One connection's entry in [`OPEN`].
+struct Claim(Identity);
+
+impl Database {
+    pub(super) fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, StoreError> {
+        const TRIED: &str = "open it";
+        let claim = Claim::on(&path)?;
+        let failed = |error| explain(&path, lock_wait, TRIED, error);
+        let connection = Connection::open(&path).map_err(failed)?;
+        connection.busy_timeout(lock_wait).map_err(failed)?;
+        write_ahead(&connection, lock_wait).map_err(failed)?;
+        // A commit then needs no flush. What a power cut may take is the last renewals, of all daemons alike.
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        let mut database = Database { path, lock_wait, connection, claim };
+        database.transact(TRIED, |step| step.settle_schema())?;
+        Ok(database)
+    }
+
+    /// One transaction, if the file still has its name.
+    pub(super) fn step<T>(
+        &mut self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match std::fs::metadata(&self.path) {
+            Ok(file) if (file.dev(), file.ino()) == self.claim.0 => {}
+            // What we have open then has no name: a write to it would reach nobody.
+            Ok(_) => return Err(StoreError::Removed { path: self.path.clone() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::Removed { path: self.path.clone() });
+            }
+            Err(error) => return Err(explain_io(&self.path, tried, &error)),
+        }
+        self.transact(tried, step)
+    }
+
+    fn transact<T>(
+        &mut self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (path, lock_wait) = (&self.path, self.lock_wait);
+        let failed = |error| explain(path, lock_wait, tried, error);
+        let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        // Dropped without a commit, it rolls back.
+        let mut running = Step { transaction: begun.map_err(failed)?, path, lock_wait, tried };
+        let outcome = step(&mut running)?;
+        running.transaction.commit().map_err(failed)?;
+        Ok(outcome)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.claim.0);
+        if !named {
+            // The last connection to close removes the log by name, which by now may be another file's.
+            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+    }
+}
+
+impl Claim {
+    /// Creates and inspects the file, unless it is open already.
+    fn on(path: &Path) -> Result<Claim, StoreError> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let identity = match known.filter(|identity| open.contains_key(identity)) {
+            Some(identity) => identity,
+            None => prepare_file(path)?,
+        };
+        *open.entry(identity).or_default() += 1;
+        Ok(Claim(identity))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.0);
+            }
+        }
+    }
+}
+
+/// A running transaction.
+pub(super) struct Step<'a> {
+    transaction: Transaction<'a>,
+    path: &'a Path,
+    lock_wait: Duration,
+    tried: &'static str,
+}
+
+impl Step<'_> {
+    pub(super) fn run<T>(
+        &self,
+        sql: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        sql(&self.transaction).map_err(|error| explain(self.path, self.lock_wait, self.tried, error))
+    }
+
+    /// Creates the tables in an empty file; refuses a file that is not ours or is damaged.
+    fn settle_schema(&mut self) -> Result<(), StoreError> {
+        let number = |query| self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0)));
+        let application = number("PRAGMA application_id")?;
+        let version = number("PRAGMA user_version")?;
+        let tables = number("SELECT count(*) FROM sqlite_schema")?;
+        if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
+            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+        }
+        if version > SCHEMA_VERSION {
+            let path = self.path.to_owned();
+            return Err(StoreError::Newer { path, found: version, known: SCHEMA_VERSION });
+        }
+        if tables == 0 {
+            return self.run(|sql| {
+                sql.execute_batch(SCHEMA)?;
+                sql.pragma_update(None, "application_id", APPLICATION_ID)?;
+                sql.pragma_update(None, "user_version", SCHEMA_VERSION)
+            });
+        }
+        // Version 1 is the first; whoever adds a second one migrates here, step by step, before the check.
+        if version < SCHEMA_VERSION {
+            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+        }
+        let verdict: String = self.run(|sql| sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+        if verdict != "ok" {
+            let path = self.path.to_owned();
+            return Err(StoreError::Corrupt { path, tried: self.tried, answer: one_line(&verdict) });
+        }
+        Ok(())
+    }
+
+    pub(super) fn revision(&self) -> Result<u64, StoreError> {
+        let query = "SELECT value FROM revision";
+        self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0))).map(|value| value as u64)
+    }
+
+    pub(super) fn has_void(&self, now: u64) -> Result<bool, StoreError> {
+        let query = "SELECT EXISTS (SELECT 1 FROM leases WHERE expires <= ?1)";
+        self.run(|sql| sql.query_row(query, [seconds(now)], |row| row.get(0)))
+    }
+}
+
+impl Table for Step<'_> {
+    fn live(&mut self, now: u64) -> Result<Vec<Row>, StoreError> {
+        self.run(|sql| {
+            if sql.execute("DELETE FROM leases WHERE expires <= ?1", [seconds(now)])? > 0 {
+                tracing::debug!("lease store: removed leases that have run out");
+            }
+            let mut query = sql.prepare("SELECT key, value, expires FROM leases ORDER BY key")?;
+            let rows = query.query_map([], |row| {
+                let expires = match row.get_ref(2)? {
+                    ValueRef::Integer(seconds) => u64::try_from(seconds).ok(),
+                    // Text or a fraction is no time: the row then counts as a reservation.
+                    _ => None,
+                };
+                Ok(Row { key: text(row.get_ref(0)?)?, value: text(row.get_ref(1)?)?, expires })
+            })?;
+            rows.collect()
+        })
+    }
+
+    fn put(&mut self, row: Row) -> Result<(), StoreError> {
+        let upsert = "INSERT INTO leases VALUES (?1, ?2, ?3)
+                      ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3";
+        let expires = row.expires.map(seconds);
+        self.run(|sql| sql.execute(upsert, params![row.key, row.value, expires])).map(drop)
+    }
+
+    fn remove(&mut self, key: &str) -> Result<(), StoreError> {
+        self.run(|sql| sql.execute("DELETE FROM leases WHERE key = ?1", [key])).map(drop)
+    }
+}
+
+/// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key. Refuses
+/// what does not begin as a database does, for sqlite writes over a short file of another kind. Returns
+/// device and inode.
+fn prepare_file(path: &Path) -> Result<Identity, StoreError> {
+    const TRIED: &str = "open it";
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !directory.exists() {
+        return Err(StoreError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
+    }
+    let failed = |error| explain_io(path, TRIED, &error);
+    let refused = |answer: &str| {
+        Err(StoreError::NotADatabase { path: path.to_owned(), tried: TRIED, answer: answer.to_owned() })
+    };
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).create(true).mode(0o600).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return refused("it is not a regular file");
+    }
+    let mut head = Vec::new();
+    file.take(HEADER_LEN).read_to_end(&mut head).map_err(failed)?;
+    if !head.is_empty() && (head.len() < HEADER_LEN as usize || !head.starts_with(MAGIC)) {
+        return refused("it does not begin with a database header");
+    }
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Sets the journal mode. Sqlite does not wait for this lock itself, and daemons start together. Where
+/// the filesystem cannot do write-ahead logging, sqlite stays with a rollback journal, which will do.
+fn write_ahead(connection: &Connection, lock_wait: Duration) -> rusqlite::Result<()> {
+    let started = Instant::now();
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())) {
+            Err(error) if is_lock(&error) && started.elapsed() < lock_wait => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+pub(super) fn text(value: ValueRef<'_>) -> rusqlite::Result<String> {
+    Ok(match value {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+        ValueRef::Null => String::new(),
+    })
+}
+
+fn seconds(unix: u64) -> i64 {
+    i64::try_from(unix).unwrap_or(i64::MAX)
+}
+
+fn is_lock(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    let answer = one_line(&error.to_string());
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StoreError::Locked { path, tried, waited: lock_wait.as_secs() }
+        }
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { path, tried, answer },
+        Some(ErrorCode::NotADatabase) => StoreError::NotADatabase { path, tried, answer },
+        Some(ErrorCode::DiskFull) => StoreError::DiskFull { path, tried, answer },
+        // No room for the log's index is an I/O error to sqlite.
+        Some(ErrorCode::SystemIoFailure) if is_on_a_full_disk(&path) => {
+            StoreError::DiskFull { path, tried, answer }
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            StoreError::NoPermission { path, tried, answer }
+        }
+        // A schema that lost a table, or a row of a kind that no insert of ours leaves.
+        Some(ErrorCode::Unknown) | None => StoreError::Corrupt { path, tried, answer },
+        Some(_) => StoreError::System { path, tried, answer },
+    }
+}
+
+fn is_on_a_full_disk(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|disk| disk.blocks_available() * disk.fragment_size() < LOG_INDEX_LEN)
+}
+
+/// Sqlite describes damage in several lines.
+fn one_line(answer: &str) -> String {
+    answer.replace('\n', " ")
+}
+
+pub(super) fn explain_io(path: &Path, tried: &'static str, error: &std::io::Error) -> StoreError {
+    use std::io::ErrorKind;
+    let (path, answer) = (path.to_owned(), error.to_string());
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            StoreError::NoPermission { path, tried, answer }
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::DiskFull { path, tried, answer },
+        ErrorKind::IsADirectory => StoreError::NotADatabase { path, tried, answer },
+        _ => StoreError::System { path, tried, answer },
+    }
+}

@@ -1,0 +1,339 @@
+//! What only a file can go through: damage, locks, other programs, other people's hands.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use model::lease::LeaseAttrs;
+use model::net_config;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use rusqlite::Connection;
+
+use super::database::{SCHEMA_VERSION, explain_io};
+use super::*;
+use crate::contract_tests::{Bench, next};
+use crate::{Event, Store};
+
+const ONE: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
+
+async fn open_error(path: &Path) -> StoreError {
+    Sqlite::open(path).await.unwrap_err()
+}
+
+/// One line, the path in it, and something to do.
+fn assert_clear(error: &StoreError, path: &Path) {
+    let line = error.to_string();
+    assert!(!line.contains('\n') && line.contains(&*path.to_string_lossy()) && line.contains(';'), "{line}");
+}
+
+fn raw(path: &Path) -> Connection {
+    let connection = Connection::open(path).unwrap();
+    connection.busy_timeout(LOCK_WAIT).unwrap();
+    connection
+}
+
+async fn acquire(store: &Sqlite, value: &str) -> Result<Lease, StoreError> {
+    let config = net_config::parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap().0;
+    let attrs = LeaseAttrs::parse(value).unwrap();
+    store.acquire(&Wish { config: &config, attrs, previous: None }).await
+}
+
+/// A file with `count` leases, closed again.
+async fn filled(path: &Path, count: u8) {
+    let store = Sqlite::open(path).await.unwrap();
+    for node in 0..count {
+        acquire(&store, &format!(r#"{{"PublicIP":"192.0.2.{node}","PublicIPv6":null}}"#)).await.unwrap();
+    }
+    drop(store);
+    // The log is folded into the file when the last connection closes, in this case on its own thread.
+    while path.with_file_name("leases.db-wal").exists() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_row_is_what_etcd_would_hold() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    let lease = acquire(&store, ONE).await.unwrap();
+    let row: (String, String, i64) = raw(&bench.path())
+        .query_row("SELECT key, value, expires FROM leases", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .unwrap();
+    assert_eq!(row, (lease.key.to_string(), ONE.to_owned(), lease.expires.unwrap() as i64));
+}
+
+#[tokio::test]
+async fn only_the_owner_may_read_the_file() {
+    let bench = Bench::sqlite();
+    let _store = Sqlite::open(bench.path()).await.unwrap();
+    for name in ["leases.db", "leases.db-wal", "leases.db-shm"] {
+        let mode = fs::metadata(bench.path().with_file_name(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_relative_path_without_directory() {
+    // Only its preparation: a test must not change the process's directory.
+    assert!(watch_directory(Path::new("leases.db")).is_ok());
+    let missing = open_error(Path::new("no such directory/leases.db")).await;
+    assert_eq!(
+        missing.to_string(),
+        "store no such directory/leases.db: directory no such directory does not exist; \
+         create it, or name another path"
+    );
+}
+
+#[tokio::test]
+async fn files_that_are_no_database() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("leases.db");
+    for content in
+        ["FLANNEL_MTU=1450\n".repeat(100).into_bytes(), vec![0xff; 4096], b"x".to_vec(), vec![0; 8192]]
+    {
+        fs::write(&path, &content).unwrap();
+        let error = open_error(&path).await;
+        assert!(matches!(error, StoreError::NotADatabase { .. }), "{error}");
+        assert_clear(&error, &path);
+        assert_eq!(fs::read(&path).unwrap(), content, "not ours to change");
+    }
+    let error = open_error(directory.path()).await;
+    assert!(matches!(error, StoreError::NotADatabase { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn databases_of_others_and_of_the_future() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("other.db");
+    raw(&path).execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
+    let error = open_error(&path).await;
+    assert_eq!(error, StoreError::Foreign { path: path.clone(), found: 0 });
+    assert_clear(&error, &path);
+
+    let path = directory.path().join("leases.db");
+    filled(&path, 1).await;
+    raw(&path).pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    let error = open_error(&path).await;
+    assert_eq!(error, StoreError::Newer { path: path.clone(), found: 2, known: 1 });
+    assert_clear(&error, &path);
+}
+
+#[tokio::test]
+async fn a_truncated_file() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("leases.db");
+    filled(&path, 200).await;
+    let whole = fs::read(&path).unwrap();
+    assert!(whole.len() > 4 * 4096, "enough pages to lose some: {}", whole.len());
+    for length in [whole.len() - 4096, whole.len() / 2, 4096, 2048, 100, 50, 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = open_error(&path).await;
+        assert!(
+            matches!(error, StoreError::Corrupt { .. } | StoreError::NotADatabase { .. }),
+            "{length}: {error}"
+        );
+        assert_clear(&error, &path);
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_is_missing() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    raw(&bench.path()).execute_batch("DROP TABLE leases").unwrap();
+    let error = acquire(&store, ONE).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert_clear(&error, &bench.path());
+}
+
+#[tokio::test]
+async fn a_lock_that_is_never_released() {
+    let bench = Bench::sqlite();
+    let options = Options { lock_wait: Duration::from_millis(50), ..Options::default() };
+    let store = Sqlite::open_with(bench.path(), options).await.unwrap();
+    let holder = raw(&bench.path());
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let error = acquire(&store, ONE).await.unwrap_err();
+    assert!(matches!(error, StoreError::Locked { tried: "acquire a lease", .. }), "{error}");
+    assert_clear(&error, &bench.path());
+    let error = Sqlite::open_with(bench.path(), options).await.unwrap_err();
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    holder.execute_batch("ROLLBACK").unwrap();
+    acquire(&store, ONE).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_watch_waits_for_a_lock_and_goes_on() {
+    let bench = Bench::sqlite();
+    let options = Options { lock_wait: Duration::from_millis(20), ..Options::default() };
+    let store = Sqlite::open_with(bench.path(), options).await.unwrap();
+    let mut watch = store.watch().await.unwrap();
+    assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
+    let holder = raw(&bench.path());
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    holder.execute("INSERT INTO leases VALUES ('10.3.1.0-24', ?1, NULL)", [ONE]).unwrap();
+    let look = watch.next();
+    tokio::pin!(look);
+    // Long enough for some looks to fail on the lock; the case holds whether they do or not.
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut look).await.is_err());
+    holder.execute_batch("COMMIT").unwrap();
+    assert!(matches!(look.await, Event::Put(lease) if lease.expires.is_none()));
+}
+
+#[tokio::test]
+async fn no_space_left() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    let lease = acquire(&store, ONE).await.unwrap();
+    // The same answer as from a full filesystem, without one.
+    let bound = |step: &mut Step<'_>| {
+        step.run(|sql| sql.pragma_update_and_check(None, "max_page_count", 1, |_| Ok(())))
+    };
+    store.step("bound the file", bound).await.unwrap();
+    let long = "x".repeat(100_000);
+    let error = store.set_net_config(&long).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::DiskFull { tried: "store the network configuration", .. }),
+        "{error}"
+    );
+    assert_clear(&error, &bench.path());
+    // Nothing half-made stays behind.
+    assert_eq!(store.net_config().await.unwrap(), None);
+    assert_eq!(store.update(&lease, &lease.attrs).await.unwrap().key, lease.key);
+}
+
+#[tokio::test]
+async fn a_file_that_is_removed_or_replaced() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    acquire(&store, ONE).await.unwrap();
+    let gone = StoreError::Removed { path: bench.path() };
+    let aside = bench.path().with_file_name("aside.db");
+    fs::rename(bench.path(), &aside).unwrap();
+    assert_eq!(store.leases().await.unwrap_err(), gone);
+    fs::copy(&aside, bench.path()).unwrap();
+    assert_eq!(store.leases().await.unwrap_err(), gone);
+    assert_clear(&gone, &bench.path());
+    fs::rename(&aside, bench.path()).unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn rows_of_any_kind_of_value() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    raw(&bench.path())
+        .execute_batch(
+            "INSERT INTO leases VALUES (x'00ff', x'00ff', 9e9);
+             INSERT INTO leases VALUES (7, 8, NULL);
+             INSERT INTO leases VALUES (1.5, 2.5, 'never');
+             INSERT INTO leases VALUES (NULL, '', 99999999999);
+             INSERT INTO leases VALUES ('10.3.1.0-24', '{\"PublicIP\":\"1.2.3.4\"}', 'never');
+             INSERT INTO leases VALUES ('10.3.2.0-24', '{\"PublicIP\":\"1.2.3.5\"}', -5);
+             INSERT INTO leases VALUES ('10.3.3.0-24', '{\"PublicIP\":\"1.2.3.6\"}', 9223372036854775807);",
+        )
+        .unwrap();
+    let leases = store.leases().await.unwrap();
+    let seen: Vec<_> = leases.iter().map(|lease| (lease.key.to_string(), lease.expires)).collect();
+    let forever = Some(i64::MAX as u64);
+    assert_eq!(seen, [("10.3.1.0-24".to_owned(), None), ("10.3.3.0-24".to_owned(), forever)]);
+    let mut watch = store.watch().await.unwrap();
+    assert_eq!(next(&mut watch).await, Event::Snapshot(leases));
+}
+
+#[tokio::test]
+async fn a_look_wakes_no_watch() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    acquire(&store, ONE).await.unwrap();
+    let mut inotify = Inotify::init().unwrap();
+    let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
+    inotify.watches().add(bench.path().parent().unwrap(), writes).unwrap();
+    let mut changes = Changes { store: store.clone(), directory: None };
+    let look = changes.look(None).await.unwrap().unwrap();
+    assert!(changes.look(Some(look.revision)).await.unwrap().is_none());
+    store.leases().await.unwrap();
+    let mut buffer = [0; 4096];
+    let nothing = inotify.read_events(&mut buffer).map(|events| events.count());
+    assert_eq!(nothing.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    acquire(&store, ONE).await.unwrap();
+    assert!(inotify.read_events(&mut buffer).unwrap().count() > 0);
+}
+
+#[tokio::test]
+async fn without_inotify_the_watch_still_sees() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    let changes = Changes { store: store.clone(), directory: None };
+    let mut watch = Watch::new(Source::Sqlite(changes));
+    assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
+    let lease = acquire(&store, ONE).await.unwrap();
+    assert_eq!(next(&mut watch).await, Event::Put(lease));
+}
+
+#[tokio::test]
+async fn leases_outlive_their_daemons() {
+    let bench = Bench::sqlite();
+    filled(&bench.path(), 3).await;
+    let Store::Sqlite(store) = bench.handle().await else { panic!("another store") };
+    let leases = store.leases().await.unwrap();
+    assert_eq!(leases.len(), 3);
+    let value = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
+    let again = acquire(&store, value).await.unwrap();
+    assert!(leases.iter().any(|lease| lease.key == again.key && lease.attrs == again.attrs));
+}
+
+#[test]
+fn answers_of_the_system() {
+    let path = Path::new("/x/leases.db");
+    let answer = |number| explain_io(path, "open it", &std::io::Error::from_raw_os_error(number));
+    assert!(matches!(answer(libc_errno::EACCES), StoreError::NoPermission { .. }));
+    assert!(matches!(answer(libc_errno::EROFS), StoreError::NoPermission { .. }));
+    assert!(matches!(answer(libc_errno::ENOSPC), StoreError::DiskFull { .. }));
+    assert!(matches!(answer(libc_errno::EMFILE), StoreError::System { .. }));
+    assert_eq!(
+        answer(libc_errno::EACCES).to_string(),
+        "store /x/leases.db: cannot open it: Permission denied (os error 13); every daemon needs to read and \
+         write the file and to create files beside it: run as its owner, or name another path"
+    );
+}
+
+/// asm-generic/errno-base.h
+mod libc_errno {
+    pub(super) const EACCES: i32 = 13;
+    pub(super) const EMFILE: i32 = 24;
+    pub(super) const ENOSPC: i32 = 28;
+    pub(super) const EROFS: i32 = 30;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// A damaged file gives leases or an error, never a panic.
+    #[test]
+    fn flipped_bytes(flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40), head: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let directory = TempDir::new().unwrap();
+            let path = directory.path().join("leases.db");
+            filled(&path, 8).await;
+            let mut bytes = fs::read(&path).unwrap();
+            let reach = if head { 100 } else { bytes.len() };
+            for (place, value) in flips {
+                bytes[place.index(reach)] = value;
+            }
+            fs::write(&path, &bytes).unwrap();
+            let outcome = match Sqlite::open(&path).await {
+                Ok(store) => acquire(&store, ONE).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                assert!(!error.to_string().contains("its thread has ended"), "{error}");
+                assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        });
+    }
+}
