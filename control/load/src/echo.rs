@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
+use crate::kinds::{RttLoad, SizesLoad};
 use crate::message::{Control, Reply, Request, timed_out};
+use crate::report::{RttReport, SizesReport};
+use crate::stop::{POLL, Stop};
 use crate::udp::LARGEST;
-use crate::{Error, POLL, RttLoad, RttReport, SizesLoad, SizesReport, Stop};
 
 /// A datagram that is not back by then is lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);

@@ -22,44 +22,23 @@
 mod client;
 mod echo;
 mod error;
+mod kinds;
 mod message;
 mod meter;
 mod report;
 mod server;
+mod stop;
+mod streams;
 mod tcp;
 mod udp;
 mod verify;
 
-pub use client::{RttLoad, SizesLoad, TcpLoad, UdpLoad, VerifyLoad, rtt, sizes, tcp, udp, verify};
+pub use client::{rtt, sizes, tcp, udp, verify};
 pub use error::Error;
+pub use kinds::{RttLoad, SizesLoad, TcpLoad, UdpLoad, VerifyLoad};
 pub use report::{Report, RttReport, SizesReport, TcpReport, UdpReport, VerifyReport};
 pub use server::Server;
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+pub use stop::Stop;
 
 /// The port that a server listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 5299;
-
-/// How often a waiting thread looks whether it should stop.
-pub(crate) const POLL: Duration = Duration::from_millis(100);
-
-/// How long a peer may be silent when it is its turn.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Asks a run to end early, from any thread.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Every run that holds this value or a clone of it ends soon, with an error.
-    pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the end was requested.
-    pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, PATIENCE, POLL, Stop};
+use crate::error::Error;
+use crate::stop::{PATIENCE, POLL, Stop};
 
 /// The longest line that a peer may send.
 const LONGEST_LINE: usize = 1 << 20;

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
 use crate::message::Reply;
-use crate::{Error, PATIENCE, Stop};
+use crate::stop::{PATIENCE, Stop};
 
 /// How often the measuring thread looks at the clock and at the stop sign.
 const STEP: Duration = Duration::from_millis(20);

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::error::Error;
+use crate::kinds::TcpLoad;
 use crate::message::{Control, Reply, Request, timed_out, unexpected};
 use crate::meter::Meter;
-use crate::report::gbit_per_s;
-use crate::server::data_streams;
-use crate::{Error, PATIENCE, POLL, Stop, TcpLoad, TcpReport};
+use crate::report::{TcpReport, gbit_per_s};
+use crate::stop::{PATIENCE, POLL, Stop};
+use crate::streams::data_streams;
 
 /// One write or read; large, so that the system calls of the generator itself do not limit the path.
 pub(crate) const CHUNK: usize = 256 << 10;

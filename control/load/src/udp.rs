@@ -12,10 +12,12 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg, setsockopt};
 use socket2::SockRef;
 
+use crate::error::Error;
+use crate::kinds::UdpLoad;
 use crate::message::{Control, Reply, Request, unexpected};
 use crate::meter::Meter;
-use crate::report::gbit_per_s;
-use crate::{Error, PATIENCE, POLL, Stop, UdpLoad, UdpReport};
+use crate::report::{UdpReport, gbit_per_s};
+use crate::stop::{PATIENCE, POLL, Stop};
 
 /// Datagrams taken by one system call.
 const RECEIVE_BATCH: usize = 64;

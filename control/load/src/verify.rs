@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::error::Error;
+use crate::kinds::VerifyLoad;
 use crate::message::{Control, Reply, Request, timed_out, unexpected};
-use crate::report::gbit_per_s;
-use crate::server::data_streams;
+use crate::report::{VerifyReport, gbit_per_s};
+use crate::stop::{PATIENCE, Stop};
+use crate::streams::data_streams;
 use crate::tcp::{CHUNK, connect};
-use crate::{Error, PATIENCE, Stop, VerifyLoad, VerifyReport};
 
 /// No run lasts longer, whatever its size.
 const LONGEST: Duration = Duration::from_secs(3600);

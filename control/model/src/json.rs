@@ -3,15 +3,13 @@
 //! Keys match without regard to case, the last of several wins, `null` leaves the default, a number
 //! for an integer has no fraction and no exponent, and nothing is converted between types.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::members::{Members, fold};
 use crate::secrets::redact;
 
-/// The members of one object, in the order written, values still as text.
+/// One object, and which of its keys were asked for.
 pub(crate) struct Object {
     members: Vec<(String, Box<RawValue>)>,
     known: Vec<&'static str>,
@@ -30,11 +28,6 @@ impl Object {
     /// Reads one object and nothing after it.
     pub(crate) fn parse(text: &str) -> Result<Object, serde_json::Error> {
         serde_json::from_str::<Members>(text).map(|Members(members)| Object { members, known: Vec::new() })
-    }
-
-    /// All members in the order written.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &RawValue)> {
-        self.members.iter().map(|(key, value)| (key.as_str(), &**value))
     }
 
     /// The text under `key`, unless absent. A `null` is returned as such.
@@ -87,39 +80,6 @@ pub(crate) fn shorten(text: &str) -> String {
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
-    }
-}
-
-/// Go folds by Unicode's simple folding, under which two letters beyond ASCII meet ASCII ones.
-pub(crate) fn fold(key: &str) -> String {
-    key.chars()
-        .map(|letter| match letter {
-            '\u{17f}' => 's',
-            '\u{212a}' => 'k',
-            other => other.to_ascii_lowercase(),
-        })
-        .collect()
-}
-
-struct Members(Vec<(String, Box<RawValue>)>);
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder(PhantomData<Members>);
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Members;
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(InOrder(PhantomData))
     }
 }
 

@@ -8,14 +8,17 @@
 //! cidr         strict CIDR text and masks, shared by the above
 //! secrets      a configuration as a log may show it
 //! json         a JSON object read by the rules of Go's decoder, shared by the above
+//! error        what is wrong or odd about a network configuration
 //! ```
 //!
 //! Nothing here does I/O, reads a clock or panics on any input.
 
 pub mod backend;
 pub mod cidr;
+pub mod error;
 mod json;
 pub mod lease;
+mod members;
 pub mod net_config;
 pub mod secrets;
 pub mod subnet_env;

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use crate::json::{self, Object};
+use crate::members::{Members, fold};
 
 /// What stands for a value that is not shown.
 const HIDDEN: &str = r#""(hidden)""#;
@@ -25,12 +25,12 @@ fn shown(value: &str, depth: usize) -> String {
         return HIDDEN.to_owned();
     }
     let inside = |value: &RawValue| shown(value.get(), depth + 1);
-    if let Ok(object) = Object::parse(value) {
-        let member = |(key, value): (&str, &RawValue)| {
+    if let Ok(Members(members)) = serde_json::from_str(value) {
+        let member = |(key, value): &(String, Box<RawValue>)| {
             let value = if announces(key) { HIDDEN.to_owned() } else { inside(value) };
-            format!("{}:{value}", serde_json::Value::from(key))
+            format!("{}:{value}", serde_json::Value::from(key.as_str()))
         };
-        return format!("{{{}}}", object.members().map(member).collect::<Vec<_>>().join(","));
+        return format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","));
     }
     if let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(value) {
         return format!("[{}]", list.into_iter().map(inside).collect::<Vec<_>>().join(","));
@@ -42,7 +42,7 @@ fn shown(value: &str, depth: usize) -> String {
 }
 
 fn announces(text: &str) -> bool {
-    let text = json::fold(text);
+    let text = fold(text);
     WORDS.iter().any(|word| text.contains(word))
 }
 

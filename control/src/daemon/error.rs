@@ -3,7 +3,6 @@
 use std::io;
 
 use model::lease::SubnetKey;
-use model::net_config::ConfigError;
 
 use crate::apply::ApplyError;
 use crate::apply::commands::CommandError;
@@ -29,9 +28,6 @@ pub enum DaemonError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The network configuration is broken.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// A file named on the command line cannot be read.
     #[error(transparent)]
     ConfigFile(#[from] NetConfigFileError),

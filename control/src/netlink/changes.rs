@@ -13,7 +13,7 @@ use rtnetlink::constants::{
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 
-use super::NetlinkError;
+use super::error::NetlinkError;
 
 /// RTNLGRP_IPV6_RULE (linux/rtnetlink.h) as a bit.
 const RTMGRP_IPV6_RULE: u32 = 1 << (19 - 1);

@@ -1,4 +1,4 @@
-//! Bytes that come to a WireGuard port, as the workers and the keeper take them.
+//! Target for bytes received on a WireGuard port, as the workers and the keeper process them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -9,14 +9,15 @@ use path::wireguard::session::{Keys, OVERHEAD};
 use path::wireguard::{Gate, Peer, SecretKey, Session, Window};
 use wire::wireguard::{HEADER_LEN, Header, Kind};
 
-/// Our private key, and that of the one peer. The corpus has messages that were made with them.
+/// This node's private key. The corpus contains messages made with this key and [`THEIRS`].
 pub const OURS: SecretKey = SecretKey([1; 32]);
-/// See [`OURS`].
+/// The peer's private key.
 pub const THEIRS: SecretKey = SecretKey([2; 32]);
-/// The keys of the one session, its own way and the other.
+/// The sending and receiving keys of the session.
 pub const SESSION: ([u8; 32], [u8; 32]) = ([3; 32], [4; 32]);
 
-/// A message, whatever it is. What parses is emitted as it was; what opens was sealed so, and opens once.
+/// Processes a message of any kind. A header that parses must be written back unchanged. A record that opens
+/// must be the one that sealing produces, and must open only once.
 pub fn wireguard(data: &[u8]) {
     if let Ok(Kind::Data(header)) = Kind::parse(data) {
         let mut out = [0xee; HEADER_LEN];
@@ -44,12 +45,12 @@ pub fn wireguard(data: &[u8]) {
         Ok(Message::Cookie(_, message)) => _ = peer.handle_cookie(message, 1_001),
         Err(_) => {}
     }
-    // Whatever came, its timers end.
+    // The peer's timers must end after any message.
     for _ in 0..40 {
         let Some(now) = peer.poll_timeout() else { return };
         peer.handle_timeout(&OURS, &Moment { now, ..moment }, &mut actions);
     }
-    assert!(peer.poll_timeout().is_none(), "a timer without an end");
+    assert!(peer.poll_timeout().is_none(), "a timer never ends");
 }
 
 fn record(data: &[u8], header: Header) {

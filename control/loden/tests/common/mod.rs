@@ -1,16 +1,13 @@
 //! What the integration tests share: hosts in namespaces, real daemons on them, and a kernel host that has
 //! no daemon but the entries that flannel would have made.
 
-// Each test binary compiles this module for itself and uses a part of it.
+// Each suite compiles this module for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
-// clippy.toml allows it in test functions only, not in their helpers.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod capture;
 pub mod guest;
 mod kernel;
 pub mod packet;
-pub mod qemu;
 pub mod steady;
 mod traffic;
 
@@ -27,7 +24,7 @@ use io::mask::{self, Feature};
 use lab::{Host, Lab, PodNetwork, Process, Topology, Wiring};
 use model::lease::Lease;
 use nix::sys::signal::Signal;
-use store::Store;
+use store::{Spec, Store};
 
 pub use kernel::KernelNode;
 pub use traffic::{every_size, ping, too_big, unfragmented, verified};
@@ -47,13 +44,21 @@ pub const PORT: u16 = 8472;
 /// Nothing here takes longer unless it is broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether the test can run. Prints what is missing; in CI that is a failure, so that nothing is skipped
-/// there unseen.
+/// Returns whether the test can run: as root, with these programs. See [`has_all`].
 pub fn ready(programs: &[&str]) -> bool {
-    let mut missing: Vec<&str> = programs.iter().copied().filter(|program| find(program).is_none()).collect();
-    if !lab::userns::privileged() {
-        missing.push("root");
-    }
+    has_all(&missing(programs))
+}
+
+/// Returns what a test that needs root and these programs lacks.
+pub fn missing(programs: &[&str]) -> Vec<String> {
+    let programs = programs.iter().filter(|program| find(program).is_none());
+    let root = (!lab::userns::privileged()).then_some("root");
+    programs.copied().chain(root).map(str::to_owned).collect()
+}
+
+/// Returns whether nothing is missing. Prints what is; in CI that is a failure, so that nothing is skipped there
+/// unseen.
+pub fn has_all(missing: &[String]) -> bool {
     if missing.is_empty() {
         return true;
     }
@@ -187,9 +192,9 @@ impl Cluster {
     }
 
     pub fn in_store<R>(&self, work: impl AsyncFnOnce(Store) -> R) -> R {
-        let spec = format!("sqlite:{}", self.store().display());
+        let spec = Spec::Sqlite(self.store());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async { work(Store::open(&spec).await.expect("the store")).await })
+        runtime.block_on(async { work(Store::open(spec).await.expect("the store")).await })
     }
 
     /// Runs a shell line in a host's namespace; its output without blanks at the ends of lines.

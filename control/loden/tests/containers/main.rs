@@ -13,7 +13,7 @@
 //! old_kernel  tests: a host whose kernel has TUN and no more joins, and one without TUN says so
 //! ```
 
-// Helpers are no test functions.
+// clippy.toml allows these in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
 mod cage;

@@ -1,36 +1,27 @@
 //! A host whose kernel has TUN and no tunnel of its own joins a cluster, and its pod talks to a pod of containerd.
 //!
-//! The kernel is user-mode-linux 6.1 with the modules tun, bridge and veth and what these need, and without iptables. The lease store is etcd.
+//! The guest's kernel has the modules tun, bridge and veth and what these need, and no iptables. The lease store is etcd.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use lab::{Process, Wiring};
 
-use crate::common::guest::Guest;
-use crate::common::{self, Cluster, VXLAN, await_until};
+use crate::common::guest::{self, Guest};
+use crate::common::{Cluster, VXLAN, await_until};
 use crate::containerd::Containerd;
 use crate::image;
 use crate::setup::{self, Setup, fetch};
 
 /// The guest on the lab's underlay, beside host 1.
 const GUEST: &str = "198.18.0.200";
+/// Where the guest's daemon writes it, by default.
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 #[test]
 fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
-    let programs = [
-        "linux.uml",
-        "insmod",
-        "etcd",
-        "etcdctl",
-        "containerd",
-        "ctr",
-        "runc",
-        "busybox",
-        "unshare",
-        "nsenter",
-    ];
-    if !setup::ready(&programs) {
+    let programs = ["etcd", "etcdctl", "containerd", "ctr", "runc", "busybox", "unshare", "nsenter"];
+    if !setup::ready(&programs) || !guest::ready() {
         return;
     }
     let cluster = Cluster::build("old-kernel", 1, Wiring::Switch, VXLAN);
@@ -38,8 +29,7 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     let place = cluster.file("image");
     fs::create_dir(&place).expect("a directory");
     let image = image::archive(&place);
-    let (here, there) = (Setup::new(&cluster, 1), Setup::new(&cluster, 2));
-    there.install(&["--subnet-file", "/run/flannel/subnet.env"]);
+    let here = Setup::new(&cluster, 1);
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_loden"));
     daemon.args([
         "run",
@@ -60,18 +50,29 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     let pod = runtime.run("one", &image::server("one"), None);
     let address = pod.addresses[0];
 
-    let guest = Guest::boot(
-        &cluster,
-        &script(&cluster, &there, &fetch(address, 80, "name"), &fetch(address, 80, "cgi-bin/who")),
+    let mut guest = Guest::boot(&cluster, &[], &["tun", "bridge", "veth"]);
+    let there = Setup::at(&guest.shared.join("cni"), SUBNET_FILE.into());
+    there.install(&[]);
+    guest.shell(&format!(
+        "ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up && echo 1 > /proc/sys/net/ipv4/ip_forward"
+    ));
+    for kind in ["vxlan id 1 dstport 8472", "ipip local 198.18.0.200", "wireguard"] {
+        let (code, words) = guest.run(&format!("ip link add tunnel type {kind}"));
+        assert!(code != "0" && words.contains("Unknown device type"), "{kind}: {words}");
+    }
+    let endpoint = endpoint(&cluster);
+    let joins = format!(
+        "/programs/loden run --iface eth0 --etcd-endpoints {endpoint} --require-br-netfilter=false \
+         --iptables-forward-rules=false"
     );
-    let ended = || guest.said("served") || guest.said("FAILED");
-    await_until("the guest's pod", ended);
-    let words = guest.words();
-    assert!(
-        guest.said("code 1") && words.contains("/dev/net/tun is missing: load the tun module"),
-        "{words}"
-    );
-    assert!(!guest.said("FAILED"), "{words}");
+    let (code, words) = guest.run(&joins);
+    assert!(code == "1" && words.contains("/dev/net/tun is missing: load the tun module"), "{words}");
+    guest.load_spare();
+    guest.shell(&format!(
+        "{joins} > /shared/daemon.log 2>&1 &
+         until [ -e {SUBNET_FILE} ]; do kill -0 $! && sleep 0.1 || {{ cat /shared/daemon.log; exit 1; }}; done"
+    ));
+    let words = guest.shell(&make_pod(&fetch(address, 80, "name"), &fetch(address, 80, "cgi-bin/who")));
     let value = |name: &str| {
         let found = words.lines().find_map(|line| line.trim_end().strip_prefix(name));
         found.unwrap_or_else(|| panic!("no {name}:\n{words}"))
@@ -93,23 +94,14 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     assert!(drops.unexplained_drops().is_empty(), "{:?}", drops.drops());
 }
 
-/// First the daemon without TUN, then with it, then a pod by the plugin as a runtime would call it.
-fn script(cluster: &Cluster, setup: &Setup, name: &str, who: &str) -> String {
-    let (loden, endpoint) = (env!("CARGO_BIN_EXE_loden"), endpoint(cluster));
-    let busybox = common::find("busybox").expect("asked for before");
-    let (busybox, bin) = (busybox.display(), setup.bin.display());
+/// Makes a pod by the plugin as a runtime would call it, and lets it fetch `name` and `who`, and serve a file.
+fn make_pod(name: &str, who: &str) -> String {
     let conf = r#"{"name":"cbr0","cniVersion":"0.3.1","type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true,"ipMasq":false}}"#;
     format!(
-        "mount -t sysfs s /sys; mount -t tmpfs t /var/lib
-ip link set lo up; ip addr add {GUEST}/24 dev vec0; ip link set vec0 up
-echo 1 > /proc/sys/net/ipv4/ip_forward
-daemon() {{ {loden} run --iface vec0 --etcd-endpoints {endpoint} --require-br-netfilter=false --iptables-forward-rules=false; }}
-daemon 2>&1; echo code $?
-for m in drivers/net/tun lib/crc-ccitt net/ipv6/ipv6 net/llc/llc net/802/stp net/bridge/bridge drivers/net/veth; do insmod $M/$m.ko || echo FAILED $m; done
-daemon 2>&1 &
-n=0; until [ -e /run/flannel/subnet.env ] || [ $n = 100 ]; do sleep 0.1; n=$((n+1)); done
+        "set -e
+export CNI_COMMAND=ADD CNI_CONTAINERID=guest CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0 CNI_PATH=/shared/cni/bin
 ip netns add pod
-echo '{conf}' | CNI_COMMAND=ADD CNI_CONTAINERID=guest CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0 CNI_PATH={bin} {bin}/flannel || echo FAILED add
+echo '{conf}' | /shared/cni/bin/flannel
 echo
 pod() {{ nsenter --net=/run/netns/pod \"$@\"; }}
 echo pod $(pod ip -o -4 addr show dev eth0 | sed 's/.*inet //; s,/.*,,')
@@ -119,8 +111,7 @@ echo fetched $(cat /run/name)
 echo seen $(pod {who})
 mkdir /run/www; head -c 2000000 /dev/urandom > /run/www/big
 echo digest $(sha256sum < /run/www/big)
-pod {busybox} httpd -p 80 -h /run/www || echo FAILED httpd
-echo served"
+pod busybox httpd -p 80 -h /run/www"
     )
 }
 

@@ -12,21 +12,20 @@ use crate::image;
 /// Where Debian keeps the plugins of the CNI project.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// Whether the test can run: see [`common::ready`]. The plugin is another crate's, so cargo does not build it for us.
+/// Returns whether the test can run: see [`common::ready`]. The plugin is another crate's, so cargo does not build it for
+/// us.
 pub fn ready(programs: &[&str]) -> bool {
-    let files = [plugin(), Path::new(PLUGINS).join("bridge"), Path::new(PLUGINS).join("portmap")];
-    let mut missing: Vec<String> =
-        files.iter().filter(|file| !file.is_file()).map(|file| file.display().to_string()).collect();
+    let mut missing = common::missing(programs);
+    if !plugin().is_file() {
+        missing.push("loden-cni (cargo build -p cni-plugin)".to_owned());
+    }
+    if !["bridge", "portmap"].iter().all(|name| Path::new(PLUGINS).join(name).is_file()) {
+        missing.push(format!("{PLUGINS} (Debian's containernetworking-plugins)"));
+    }
     if !image::has_static_busybox() {
-        missing.push("a static busybox".to_owned());
+        missing.push("a static busybox (Debian's busybox-static)".to_owned());
     }
-    if missing.is_empty() {
-        return common::ready(programs);
-    }
-    let next = "`cargo build -p cni-plugin`, and Debian's containernetworking-plugins and busybox-static";
-    assert!(std::env::var_os("CI").is_none(), "this test needs {missing:?}: {next}");
-    eprintln!("skipped: this test needs {missing:?}: {next}");
-    false
+    common::has_all(&missing)
 }
 
 /// loden's own plugin, beside the daemon.
@@ -42,26 +41,28 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Makes them, with the plugins of the CNI project and no configuration.
+    /// Makes them for a host of the cluster, with the plugins of the CNI project and no configuration.
     pub fn new(cluster: &Cluster, number: usize) -> Setup {
-        let [bin, conf] = ["bin", "net.d"].map(|name| cluster.file(&format!("cni{number}/{name}")));
+        Setup::at(&cluster.file(&format!("cni{number}")), cluster.file(&format!("host{number}.env")))
+    }
+
+    /// Makes them in `place`, for a daemon that writes this subnet file.
+    pub fn at(place: &Path, subnet_file: PathBuf) -> Setup {
+        let [bin, conf] = ["bin", "net.d"].map(|name| place.join(name));
         fs::create_dir_all(&bin).expect("a directory");
         fs::create_dir_all(&conf).expect("a directory");
         for plugin in fs::read_dir(PLUGINS).expect("plugins") {
             let plugin = plugin.expect("a plugin");
             symlink(plugin.path(), bin.join(plugin.file_name())).expect("a link");
         }
-        Setup { bin, conf, subnet_file: cluster.file(&format!("host{number}.env")) }
+        Setup { bin, conf, subnet_file }
     }
 
-    /// `loden install-cni`.
+    /// Runs `loden install-cni`.
     pub fn install(&self, more: &[&str]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
         command.args(["install-cni", "--plugin"]).arg(plugin()).arg("--bin-dir").arg(&self.bin);
-        command.arg("--conf-dir").arg(&self.conf).args(more);
-        if !more.contains(&"--subnet-file") {
-            command.arg("--subnet-file").arg(&self.subnet_file);
-        }
+        command.arg("--conf-dir").arg(&self.conf).arg("--subnet-file").arg(&self.subnet_file).args(more);
         let output = command.output().expect("loden");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

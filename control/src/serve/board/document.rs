@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Board, State};
-use store::Sight;
+use super::state::{Origin, State};
+use store::Health;
 
 /// A daemon's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -161,14 +161,14 @@ pub struct StoreDocument {
     pub blind_since: Option<u64>,
 }
 
-pub(super) fn of(board: &Board, state: &State) -> Document {
+pub(super) fn of(origin: &Origin, state: &State) -> Document {
     let plan = state.plan.as_deref();
     let direct = plan.and_then(|plan| plan.direct.as_ref());
     Document {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: board.instance.clone(),
+        instance: origin.instance.clone(),
         pid: std::process::id(),
-        started: board.started,
+        started: origin.started,
         phase: state.phase.name().to_owned(),
         underlay: state.underlay.as_ref().map(|underlay| UnderlayDocument {
             interface: underlay.interface.clone(),
@@ -208,7 +208,7 @@ pub(super) fn of(board: &Board, state: &State) -> Document {
             failures: state.reconcile.failures.clone(),
         },
         store: StoreDocument {
-            name: board.store.clone(),
+            name: origin.store.clone(),
             calls: state
                 .calls
                 .iter()
@@ -216,7 +216,7 @@ pub(super) fn of(board: &Board, state: &State) -> Document {
                     ((*name).to_owned(), [calls.count, calls.errors, calls.time.as_millis() as u64])
                 })
                 .collect(),
-            blind_since: state.sight.as_ref().and_then(Sight::lost_since),
+            blind_since: state.store_health.as_ref().and_then(Health::lost_since),
         },
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::{Board, State};
+use super::state::{Origin, State};
 
 /// What a counter of the engine becomes: the part of its name that stays a label is last.
 const FLOWS: [(&str, &str); 4] = [
@@ -21,12 +21,12 @@ type Members<'a> = &'a dyn Fn(&str) -> Option<Vec<(&'static str, String)>>;
 /// Text under construction.
 struct Page(String);
 
-pub(super) fn render(board: &Board, state: &State, now: u64) -> String {
+pub(super) fn render(origin: &Origin, state: &State, now: u64) -> String {
     let mut page = Page(String::new());
     page.head("loden_info", "gauge", "The running version.");
-    page.line("loden_info", &[("version", &env!("CARGO_PKG_VERSION")), ("instance", &board.instance)], 1);
+    page.line("loden_info", &[("version", &env!("CARGO_PKG_VERSION")), ("instance", &origin.instance)], 1);
     page.single("loden_ready", "gauge", "Whether all was in place once.", u64::from(state.was_ready));
-    page.single("loden_start_time_seconds", "gauge", "Unix time of the start.", board.started);
+    page.single("loden_start_time_seconds", "gauge", "Unix time of the start.", origin.started);
     lease(&mut page, state, now);
     store(&mut page, state, now);
     let reconcile = &state.reconcile;
@@ -61,8 +61,8 @@ fn lease(page: &mut Page, state: &State, now: u64) {
 }
 
 fn store(page: &mut Page, state: &State, now: u64) {
-    if let Some(sight) = &state.sight {
-        let blind = sight.lost_since().map_or(0, |since| now.saturating_sub(since));
+    if let Some(health) = &state.store_health {
+        let blind = health.lost_since().map_or(0, |since| now.saturating_sub(since));
         page.single(
             "loden_watch_blind_seconds",
             "gauge",
@@ -167,8 +167,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::serve::board::Phase;
+    use crate::serve::board::{Board, Phase};
 
     #[test]
     fn lines_are_prometheus_text() {

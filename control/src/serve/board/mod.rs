@@ -5,90 +5,38 @@
 
 mod document;
 mod metrics;
+mod state;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
 use model::lease::Lease;
 
 use crate::plan::Plan;
 use crate::underlay::Underlay;
-use store::Sight;
+use store::Health;
 
-pub use document::{
+use self::state::{Origin, State};
+
+pub use self::document::{
     Document, DroppedDocument, IgnoredDocument, LeaseDocument, PeerDocument, ReconcileDocument,
     RouteDocument, StoreDocument, TunnelDocument, UnderlayDocument,
 };
+pub use self::state::Phase;
 
 /// A daemon's board.
 #[derive(Debug)]
 pub struct Board {
-    instance: String,
-    store: String,
-    started: u64,
+    origin: Origin,
     state: Mutex<State>,
-}
-
-/// How far the daemon is. It only goes forward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// Talking to the store, or waiting for a configuration in it.
-    #[default]
-    Starting,
-    /// All is in place.
-    Ready,
-    /// Ending.
-    Stopping,
-}
-
-#[derive(Default)]
-struct State {
-    phase: Phase,
-    was_ready: bool,
-    engine: Option<Arc<Engine>>,
-    underlay: Option<Underlay>,
-    own: Option<Lease>,
-    renewed: Option<u64>,
-    plan: Option<Arc<Plan>>,
-    files: Vec<String>,
-    reconcile: Reconcile,
-    calls: BTreeMap<&'static str, Calls>,
-    sight: Option<Sight>,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("State").field("phase", &self.phase).finish_non_exhaustive()
-    }
-}
-
-/// What bringing the host to the plan came to.
-#[derive(Clone, Debug, Default)]
-struct Reconcile {
-    runs: u64,
-    changes: u64,
-    failures: Vec<String>,
-}
-
-/// Requests of one kind to the store.
-#[derive(Clone, Copy, Debug, Default)]
-struct Calls {
-    count: u64,
-    errors: u64,
-    time: Duration,
 }
 
 impl Board {
     /// The board of a daemon that starts now.
     pub fn new(instance: &str, store: &str) -> Board {
-        Board {
-            instance: instance.to_owned(),
-            store: store.to_owned(),
-            started: unix_now(),
-            state: Mutex::default(),
-        }
+        let origin = Origin { instance: instance.to_owned(), store: store.to_owned(), started: unix_now() };
+        Board { origin, state: Mutex::default() }
     }
 
     /// Whether the daemon has been ready. As in flannel it never goes back.
@@ -138,8 +86,8 @@ impl Board {
     }
 
     /// Whether the watch of the leases sees the store.
-    pub fn set_sight(&self, sight: &Sight) {
-        self.state().sight = Some(sight.clone());
+    pub fn set_store_health(&self, health: &Health) {
+        self.state().store_health = Some(health.clone());
     }
 
     /// How the host should look.
@@ -179,27 +127,16 @@ impl Board {
 
     /// Everything, for `loden status`.
     pub fn document(&self) -> Document {
-        document::of(self, &self.state())
+        document::of(&self.origin, &self.state())
     }
 
     /// Everything that is a number, in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        metrics::render(self, &self.state(), unix_now())
+        metrics::render(&self.origin, &self.state(), unix_now())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Phase {
-    /// One word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Phase::Starting => "starting",
-            Phase::Ready => "ready",
-            Phase::Stopping => "stopping",
-        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::options::DemoOptions;
 
 use interrupt::{Interrupt, Interrupted};
 use progress::Progress;
-use report::Report;
+use report::{HostLine, Report};
 use stage::Stage;
 
 /// What a shell reports for a process that Ctrl-C ended.
@@ -83,8 +83,10 @@ fn perform(
     };
     progress.done();
 
-    let mut report = Report::new(options, &stage, pairs, figures, problems);
-    for text in stage.blame(&report) {
+    let hosts = stage.lab().hosts().iter().zip(stage.networks());
+    let hosts = hosts.map(|(host, network)| HostLine::new(host, network)).collect();
+    let mut report = Report::new(options, hosts, pairs, figures, problems);
+    for text in stage.last_words(&report.failed_hosts()) {
         eprintln!("{text}");
     }
     if options.keep {

@@ -7,11 +7,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use ipnetwork::{Ipv4Network, Ipv6Network};
+use lab::{Host, PodNetwork};
 use serde::Serialize;
 
 use super::kept::Kept;
-use super::stage::{Stage, family};
-use super::trial::{Figures, Pair};
+use super::trial::{Figures, Pair, family};
 use crate::options::{Backend, DemoOptions};
 
 /// Up to this many hosts every pair has a line of its own.
@@ -43,28 +43,27 @@ pub(crate) struct HostLine {
     mtu: u32,
 }
 
+impl HostLine {
+    pub(crate) fn new(host: &Host, network: &PodNetwork) -> Self {
+        HostLine {
+            number: host.number(),
+            underlay: host.underlay(),
+            underlay6: host.underlay6(),
+            subnet: network.ipv4,
+            ipv6_subnet: network.ipv6,
+            mtu: network.mtu,
+        }
+    }
+}
+
 impl Report {
     pub(crate) fn new(
         options: &DemoOptions,
-        stage: &Stage,
+        hosts: Vec<HostLine>,
         pairs: Vec<Pair>,
         figures: Vec<Figures>,
         problems: Vec<String>,
     ) -> Self {
-        let hosts: Vec<HostLine> = stage
-            .lab()
-            .hosts()
-            .iter()
-            .zip(stage.networks())
-            .map(|(host, network)| HostLine {
-                number: host.number(),
-                underlay: host.underlay(),
-                underlay6: host.underlay6(),
-                subnet: network.ipv4,
-                ipv6_subnet: network.ipv6,
-                mtu: network.mtu,
-            })
-            .collect();
         let ok =
             problems.is_empty() && !pairs.is_empty() && pairs.iter().all(|pair| pair.round_trip_us.is_some());
         Report { ok, backend: options.backend, hosts, pairs, figures, problems, kept: None }

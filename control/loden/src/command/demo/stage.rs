@@ -1,7 +1,7 @@
 //! The demo's cluster: hosts, pods and one real `loden run` per host.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,7 +15,6 @@ use tempfile::TempDir;
 use super::interrupt::Interrupt;
 use super::kept::{self, Kept, Member};
 use super::progress::Progress;
-use super::report::Report;
 use crate::options::DemoOptions;
 
 /// How long all daemons together may take to write their subnet files.
@@ -119,9 +118,8 @@ impl Stage {
         &self.networks
     }
 
-    /// The last words of the daemons behind a failed ping, and of every daemon that has ended.
-    pub(crate) fn blame(&mut self, report: &Report) -> Vec<String> {
-        let failed = report.failed_hosts();
+    /// Returns the last words of the daemons on the `failed` hosts, and of every daemon that has ended.
+    pub(crate) fn last_words(&mut self, failed: &BTreeSet<usize>) -> Vec<String> {
         let mut texts = Vec::new();
         for (index, daemon) in self.daemons.iter_mut().enumerate() {
             let number = index + 1;
@@ -224,11 +222,6 @@ fn pod_network(text: &str) -> Option<PodNetwork> {
     let recorded = model::subnet_env::parse(text);
     let network = PodNetwork { ipv4: recorded.subnet(), ipv6: recorded.ipv6_subnet(), mtu: recorded.mtu? };
     (network.ipv4.is_some() || network.ipv6.is_some()).then_some(network)
-}
-
-/// `IPv4` or `IPv6`.
-pub(crate) fn family(address: &IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::interrupt::Interrupt;
 use super::progress::Progress;
-use super::stage::family;
 
 /// How long one ping may take.
 const PING: Duration = Duration::from_millis(500);
@@ -123,4 +122,9 @@ pub(crate) fn measure(
         });
     }
     Ok((figures, problems))
+}
+
+/// `IPv4` or `IPv6`.
+pub(crate) fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }

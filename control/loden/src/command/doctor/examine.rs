@@ -10,8 +10,8 @@ use engine::Switches;
 use engine::selftest::{self, Outcome, Report};
 use io::probe::{self, Probe, TunProbe};
 
-use super::Verdict::{Fact, Needed, No, Unknown, Yes};
-use super::{Choice, Diagnosis, Finding};
+use super::diagnosis::Verdict::{self, Fact, Needed, No, Unknown, Yes};
+use super::diagnosis::{Choice, Diagnosis, Finding};
 
 const TUN: &str = "TUN";
 const SOCKETS: &str = "UDP sockets";
@@ -233,11 +233,11 @@ fn gap(group: &'static str, name: &str, probe: &Probe, cost: &'static str, fix: 
     }
 }
 
-fn verdict(probe: &Probe, otherwise: super::Verdict) -> super::Verdict {
+fn verdict(probe: &Probe, otherwise: Verdict) -> Verdict {
     if probe.is_granted() { Yes } else { otherwise }
 }
 
-fn plain(group: &'static str, name: &str, verdict: super::Verdict, detail: String) -> Finding {
+fn plain(group: &'static str, name: &str, verdict: Verdict, detail: String) -> Finding {
     Finding { group, name: name.to_owned(), verdict, detail, cost: "", fix: "" }
 }
 

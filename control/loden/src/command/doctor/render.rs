@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Diagnosis, Finding, Verdict};
+use super::diagnosis::{Diagnosis, Finding, Verdict};
 
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
@@ -62,7 +62,7 @@ fn word(finding: &Finding) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::doctor::Choice;
+    use crate::command::doctor::diagnosis::Choice;
 
     #[test]
     fn aligned_without_colours() {

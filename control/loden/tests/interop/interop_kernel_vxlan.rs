@@ -1,0 +1,200 @@
+//! A loden host and a host with the kernel's vxlan, set up as flannel sets it up: everything that one
+//! sends, the other understands, in both families.
+//!
+//! The underlay veth pair is used in two ways. As it comes, the kernel hands over super-packets uncut and
+//! with open checksums. With its offloads off it is a wire.
+
+use lab::Wiring;
+
+use crate::common::capture::Capture;
+use crate::common::{self, Cluster, DUAL, Daemon, KernelNode, packet};
+
+const LODEN: usize = 1;
+const KERNEL: usize = 2;
+
+/// Bytes of each bulk transfer; LODEN_TEST_BYTES makes them fewer for a quick look.
+fn bulk() -> u64 {
+    let asked = std::env::var("LODEN_TEST_BYTES").ok();
+    asked.map_or(1 << 30, |bytes| bytes.parse().expect("LODEN_TEST_BYTES is a number"))
+}
+
+#[test]
+fn pings_cross_in_both_directions_and_families() {
+    let Some(pair) = pair("iop-ping", false) else { return };
+    for ipv6 in [false, true] {
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        common::ping(&pair.cluster, KERNEL, LODEN, ipv6);
+    }
+}
+
+/// The tunnel's MTU to the byte. The pods' own devices are made larger for it, so that the tunnel decides.
+#[test]
+fn a_packet_of_the_mtu_passes_and_one_byte_more_is_told_so() {
+    let Some(pair) = pair("iop-mtu", false) else { return };
+    for number in [LODEN, KERNEL] {
+        let host = pair.cluster.host(number);
+        host.namespace().set_mtu(host.pod_side(), 1500).expect("MTU");
+        host.pod().set_mtu(host.uplink(), 1500).expect("MTU");
+    }
+    for (ipv6, mtu) in [(false, 1450), (true, 1430)] {
+        for (from, to) in [(LODEN, KERNEL), (KERNEL, LODEN)] {
+            // IPv6 packets are never fragmented on the way, and these IPv4 packets have DF set.
+            assert!(common::unfragmented(&pair.cluster, from, to, ipv6, mtu), "{mtu} bytes from host {from}");
+            let told = common::too_big(&pair.cluster, from, to, ipv6, mtu + 1);
+            assert_eq!(told, mtu, "host {from}");
+        }
+    }
+    pair.nothing_was_dropped();
+}
+
+#[test]
+fn bulk_ipv4_over_plain_veth() {
+    let Some(pair) = pair("iop-b4", false) else { return };
+    pair.bulk(false);
+}
+
+#[test]
+fn bulk_ipv6_over_plain_veth() {
+    let Some(pair) = pair("iop-b6", false) else { return };
+    pair.bulk(true);
+}
+
+#[test]
+fn bulk_ipv4_over_a_wire() {
+    let Some(pair) = pair("iop-bw4", true) else { return };
+    pair.bulk(false);
+}
+
+#[test]
+fn bulk_ipv6_over_a_wire() {
+    let Some(pair) = pair("iop-bw6", true) else { return };
+    pair.bulk(true);
+}
+
+#[test]
+fn every_datagram_size_over_plain_veth() {
+    let Some(pair) = pair("iop-s", false) else { return };
+    pair.sizes();
+}
+
+#[test]
+fn every_datagram_size_over_a_wire() {
+    let Some(pair) = pair("iop-sw", true) else { return };
+    pair.sizes();
+}
+
+/// A kernel that learns drops what does not come from the address that an entry says, and it must learn nothing else.
+#[test]
+fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
+    if !common::ready(&["bridge"]) {
+        return;
+    }
+    let pair = pair_of("iop-lrn", false, &with_vxlan(r#""Learning":true"#));
+    let shown = pair.cluster.shell(KERNEL, "ip -d link show flannel.1; ip -d link show flannel-v6.1");
+    assert!(shown.matches("vxlan id 1 ").count() == 2 && !shown.contains("nolearning"), "{shown}");
+    let entries =
+        || pair.cluster.shell(KERNEL, "bridge fdb show dev flannel.1; bridge fdb show dev flannel-v6.1");
+    let before = entries();
+    assert_eq!(before.matches(" self permanent").count(), 2, "{before}");
+    for ipv6 in [false, true] {
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        common::ping(&pair.cluster, KERNEL, LODEN, ipv6);
+        common::verified(&pair.cluster, LODEN, KERNEL, ipv6, 8 << 20);
+        common::verified(&pair.cluster, KERNEL, LODEN, ipv6, 8 << 20);
+    }
+    assert_eq!(entries(), before);
+    pair.nothing_was_dropped();
+}
+
+/// What a cluster with Windows nodes has: a VNI from 4096 on, and the assigned port.
+#[test]
+fn the_numbers_that_windows_nodes_need_are_on_the_wire() {
+    if !common::ready(&[]) {
+        return;
+    }
+    let pair = pair_of("iop-win", true, &with_vxlan(r#""VNI":4096,"Port":4789"#));
+    for ipv6 in [false, true] {
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        let mut wire = Capture::start(pair.cluster.host(KERNEL).namespace());
+        common::ping(&pair.cluster, LODEN, KERNEL, ipv6);
+        common::ping(&pair.cluster, KERNEL, LODEN, ipv6);
+        let (at, header) = if ipv6 { (6, 14 + 40) } else { (9, 14 + 20) };
+        let mut tunnelled = Vec::new();
+        common::await_until("both directions", || {
+            tunnelled.extend(wire.frames().into_iter().filter(|frame| {
+                frame.get(14 + at) == Some(&packet::UDP)
+                    && frame.get(header + 2..header + 4) == Some(&[0x12, 0xb5])
+            }));
+            tunnelled.len() >= 4
+        });
+        for frame in &tunnelled {
+            assert_eq!(frame[header + 8..header + 16], [8, 0, 0, 0, 0, 0x10, 0, 0], "{frame:02x?}");
+        }
+    }
+    let attrs = pair.cluster.lease(LODEN).attrs.to_json();
+    assert_eq!(attrs.matches(r#"{"VNI":4096,"VtepMAC":""#).count(), 2, "{attrs}");
+    let shown = pair.cluster.shell(LODEN, "ip -o link | cut -d: -f2");
+    assert!(shown.contains(" flannel.4096") && shown.contains(" flannel-v6.4096"), "{shown}");
+    pair.nothing_was_dropped();
+}
+
+fn with_vxlan(more: &str) -> String {
+    DUAL.replace(r#""Type":"vxlan""#, &format!(r#""Type":"vxlan",{more}"#))
+}
+
+struct Pair {
+    daemon: Daemon,
+    cluster: Cluster,
+}
+
+impl Pair {
+    fn bulk(self, ipv6: bool) {
+        common::verified(&self.cluster, LODEN, KERNEL, ipv6, bulk());
+        common::verified(&self.cluster, KERNEL, LODEN, ipv6, bulk());
+        self.nothing_was_dropped();
+    }
+
+    fn sizes(self) {
+        // A dual-stack node promises its pods 1450, and its IPv6 tunnel carries 1430: the first datagram
+        // between the two is lost, answered with packet-too-big, and the pod remembers.
+        for (from, to) in [(LODEN, KERNEL), (KERNEL, LODEN)] {
+            let (pod, to) = (self.cluster.host(from).pod(), self.cluster.pod(to, true));
+            let refused = pod.ping(to, 1400, common::LIMIT).expect_err("larger than the tunnel");
+            assert!(refused.to_string().contains("ICMP type 2 code 0"), "{refused}");
+        }
+        for ipv6 in [false, true] {
+            common::every_size(&self.cluster, LODEN, KERNEL, ipv6, 0..=9000);
+            common::every_size(&self.cluster, KERNEL, LODEN, ipv6, 0..=9000);
+        }
+        self.nothing_was_dropped();
+    }
+
+    fn nothing_was_dropped(self) {
+        for tunnel in self.daemon.finish() {
+            assert!(tunnel.unexplained_drops().is_empty(), "{}: {:#?}", tunnel.device, tunnel.nonzero());
+        }
+    }
+}
+
+/// Host 1 runs loden, host 2 has the kernel's vxlan; a pod on each. The kernel host joins first, so loden
+/// finds it in the store.
+fn pair(name: &str, wire_like: bool) -> Option<Pair> {
+    let programs: &[&str] = if wire_like { &["ethtool"] } else { &[] };
+    if !common::ready(programs) {
+        return None;
+    }
+    Some(pair_of(name, wire_like, DUAL))
+}
+
+fn pair_of(name: &str, wire_like: bool, config: &str) -> Pair {
+    let mut cluster = Cluster::build(name, 2, Wiring::Direct, config);
+    if wire_like {
+        cluster.make_wire_like(LODEN);
+        cluster.make_wire_like(KERNEL);
+    }
+    let kernel = KernelNode::join(&mut cluster, KERNEL);
+    let daemon = cluster.start(LODEN, &[]);
+    cluster.connect_pod(LODEN);
+    kernel.add_peer(&cluster, &cluster.lease(LODEN));
+    Pair { daemon, cluster }
+}

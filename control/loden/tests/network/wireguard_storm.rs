@@ -1,0 +1,191 @@
+//! Ten thousand WireGuard peers begin a handshake at once: all are answered, those who are told so only with a cookie, and
+//! traffic between two nodes with a session does not notice.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::Wiring;
+use model::wireguard::WireguardData;
+use path::wireguard::peer::{Action, Moment};
+use path::wireguard::{Peer, PublicKey, SecretKey};
+
+use crate::common::steady::Steady;
+use crate::common::{self, Cluster, Daemon, await_until};
+
+const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"wireguard"}}"#;
+const PEERS: u32 = 10_000;
+const PORT: u16 = 51820;
+/// Where the peers are: one address each, all of them the third host's.
+const NETWORK: u32 = Ipv4Addr::new(198, 19, 0, 0).to_bits();
+/// Sockets that are looked at before the time is.
+const CHUNK: usize = 500;
+/// All have to be answered by then; measured are a few seconds.
+const LIMIT: Duration = Duration::from_secs(90);
+const BUFFER: usize = 256;
+
+/// A peer that is only a state machine and a socket.
+struct Stormer {
+    peer: Peer,
+    private: SecretKey,
+    socket: UdpSocket,
+    done: bool,
+}
+
+#[test]
+fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
+    if !common::ready(&["ip"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("wg-storm", 3, Wiring::Switch, CONFIG);
+    // Every address of the network is the third host's (AnyIP), and the first knows the way.
+    cluster.shell(3, "ip route add local 198.19.0.0/16 dev lo");
+    cluster.shell(1, &format!("ip route add 198.19.0.0/16 via {}", cluster.host(3).underlay()));
+    let daemons = [1, 2].map(|number| {
+        let mut command = cluster.command(number);
+        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
+        let mut daemon = cluster.spawn(number, &mut command);
+        daemon.await_ready();
+        daemon
+    });
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+    }
+    await_until("the session", || {
+        cluster.host(1).pod().ping(cluster.pod(2, false), 0, Duration::from_millis(300)).is_ok()
+    });
+    let before = resident(&daemons[0]);
+    enroll(&cluster);
+    await_until("the peers", || daemons[0].said(&format!("applied device=flannel-wg peers={}", PEERS + 1)));
+    let configured = resident(&daemons[0]);
+
+    let lease = cluster.lease(1);
+    let data = WireguardData::parse(lease.attrs.backend_data.unwrap().as_str()).unwrap();
+    let ours = PublicKey(data.public_key);
+    let flow = Steady::start(&cluster, 2, 1);
+    let target = SocketAddr::from((cluster.host(1).underlay(), PORT));
+    let storm = || storm(ours, target);
+    let (answered, cookies, took) = cluster.host(3).namespace().run(storm).unwrap();
+    let outcome = flow.finish();
+    println!(
+        "{answered} of {PEERS} answered in {took:?}, {cookies} cookies; {} datagrams there and back meanwhile; \
+         KiB resident: {before} with one peer, {configured} with all, {} with all sessions",
+        outcome.sent,
+        resident(&daemons[0])
+    );
+    assert_eq!(answered, PEERS, "{cookies} cookies, in {took:?}");
+    assert!(cookies > 0, "nobody was asked for a proof of its address");
+    assert!(outcome.lost.is_empty(), "{outcome:?}");
+    for daemon in daemons {
+        for counters in daemon.finish() {
+            // What could not be looked at is counted; the flow lost nothing, so it was handshakes.
+            let mut drops = counters.unexplained_drops();
+            drops.retain(|name, _| !name.ends_with("wg_busy"));
+            assert!(drops.is_empty(), "{drops:?}");
+        }
+    }
+}
+
+/// Puts a lease for each into the store, in one step.
+fn enroll(cluster: &Cluster) {
+    let mut connection = rusqlite::Connection::open(cluster.store()).unwrap();
+    connection.busy_timeout(Duration::from_secs(20)).unwrap();
+    let step = connection.transaction().unwrap();
+    for number in 0..PEERS {
+        let key = WireguardData { public_key: secret(number).public().0, port: Some(PORT) }.to_json();
+        let subnet = Ipv4Addr::from(Ipv4Addr::new(10, 32, 0, 0).to_bits() + (number << 8));
+        let value = format!(
+            r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{}}}"#,
+            Ipv4Addr::from(NETWORK + number + 1),
+            key.as_str()
+        );
+        let row = (format!("{subnet}-24"), value, i64::from(u32::MAX));
+        step.execute("INSERT INTO leases VALUES (?1, ?2, ?3)", row).unwrap();
+    }
+    step.commit().unwrap();
+}
+
+/// All begin at once, and go on as the protocol says; how many were answered, how many were asked for a proof first, and
+/// how long it took.
+fn storm(ours: PublicKey, target: SocketAddr) -> (u32, u32, Duration) {
+    let mut stormers: Vec<Stormer> = (0..PEERS)
+        .map(|number| {
+            let address = Ipv4Addr::from(NETWORK + number + 1);
+            let socket = UdpSocket::bind((address, PORT)).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let mut peer = Peer::new(number, ours);
+            peer.endpoint = Some(target);
+            Stormer { peer, private: secret(number), socket, done: false }
+        })
+        .collect();
+    let began = Instant::now();
+    let (mut answered, mut cookies) = (0, 0);
+    let mut begun = false;
+    while answered < PEERS && began.elapsed() < LIMIT {
+        for (chunk, at) in stormers.chunks_mut(CHUNK).zip(0u32..) {
+            for (stormer, number) in chunk.iter_mut().zip(at * CHUNK as u32..).filter(|(one, _)| !one.done) {
+                let now = began.elapsed().as_millis() as u64 + 1;
+                let mut stamp = [0; 12];
+                stamp[..8].copy_from_slice(&now.to_be_bytes());
+                let moment = Moment { now, stamp, name: number + 1, jitter: u64::from(number % 334) };
+                let mut actions = Vec::new();
+                if !begun {
+                    stormer.peer.begin(&stormer.private, &moment, &mut actions);
+                }
+                cookies += stormer.receive(now, &mut actions);
+                stormer.peer.handle_timeout(&stormer.private, &moment, &mut actions);
+                for action in actions {
+                    match action {
+                        Action::Send(to, message) => _ = stormer.socket.send_to(&message, to).unwrap(),
+                        Action::Use(_) => {
+                            stormer.done = true;
+                            answered += 1;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        begun = true;
+        thread::sleep(Duration::from_millis(1));
+    }
+    (answered, cookies, began.elapsed())
+}
+
+impl Stormer {
+    /// Takes in what has come; how many cookies.
+    fn receive(&mut self, now: u64, actions: &mut Vec<Action>) -> u32 {
+        let mut buffer = [0; BUFFER];
+        match self.socket.recv_from(&mut buffer) {
+            Ok((92, from)) => {
+                let message = buffer[..92].try_into().unwrap();
+                assert!(self.peer.handle_response(&message, from, now, actions), "a false response");
+                0
+            }
+            Ok((64, _)) => {
+                let message = buffer[..64].try_into().unwrap();
+                u32::from(self.peer.handle_cookie(&message, now))
+            }
+            Ok((length, from)) => panic!("{length} bytes from {from}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                0
+            }
+        }
+    }
+}
+
+fn secret(number: u32) -> SecretKey {
+    let mut bytes = [0x5a; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    SecretKey(bytes)
+}
+
+/// KiB that a daemon has in memory.
+fn resident(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}

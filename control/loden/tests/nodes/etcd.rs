@@ -1,0 +1,181 @@
+//! `loden run` as nodes of a cluster on a real etcd, which comes late, crashes and forgets.
+
+use std::process::{Command, Stdio};
+
+use lab::{Process, Wiring};
+use nix::sys::signal::Signal;
+
+use crate::common::{self, Cluster, Daemon, VXLAN, await_until, ping};
+
+#[test]
+fn nodes_join_and_outlive_their_etcd() {
+    if !common::ready(&["etcd", "etcdctl"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("etcd", 2, Wiring::Switch, VXLAN);
+    // Before etcd is there, and before there is a configuration: it waits and says why.
+    let mut first = start(&cluster, 1);
+    await_until("the complaint", || first.said("waiting for the lease store: etcd: cannot read"));
+    let etcd = start_etcd(&cluster);
+    await_until("the other complaint", || first.said("no network configuration in the store"));
+    // Nor does one that cannot be used end it, where flannel waits and where it does not: somebody will mend it.
+    for (config, why) in [
+        ("{\"Network\":", "not a JSON object"),
+        ("{}", "Network = (absent)"),
+        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family is left"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "Backend.Type = \"vxlna\""),
+    ] {
+        etcdctl(&cluster, &format!("put /coreos.com/network/config '{config}'"));
+        let said = || first.words().lines().any(|line| line.contains("waiting for") && line.contains(why));
+        await_until(why, said);
+        assert!(first.is_running());
+    }
+    etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
+    first.await_ready();
+    let mut second = start(&cluster, 2);
+    second.await_ready();
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+        cluster.await_routes(number, 1);
+    }
+    ping(&cluster, 1, 2, false);
+    let keys = subnets(&cluster);
+    assert_eq!(keys.len(), 2, "{keys:?}");
+
+    // Without etcd traffic goes on; when it is back, so do leases.
+    drop(etcd);
+    await_until("the watch's complaint", || second.said("watching leases: etcd"));
+    ping(&cluster, 2, 1, false);
+    let _etcd = start_etcd(&cluster);
+    await_until("the watch", || second.said("lease store: readable again"));
+    assert_eq!(subnets(&cluster), keys);
+
+    // A lease that is taken away is taken again, and the peer follows.
+    etcdctl(&cluster, &format!("del {}", keys[0]));
+    await_until("the same key", || subnets(&cluster) == keys);
+    for number in [1, 2] {
+        cluster.await_routes(number, 1);
+    }
+    ping(&cluster, 1, 2, false);
+    assert!(first.is_running() && second.is_running());
+}
+
+/// A restart while etcd is away, by a crash and in good order, and what happens when etcd comes back with something
+/// else.
+#[test]
+fn a_restart_forwards_from_memory_before_etcd_answers() {
+    if !common::ready(&["etcd", "etcdctl"]) {
+        return;
+    }
+    let mut cluster = Cluster::build("etcd-mem", 2, Wiring::Switch, VXLAN);
+    let etcd = start_etcd(&cluster);
+    etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
+    let mut first = start(&cluster, 1);
+    first.await_ready();
+    let mut second = start(&cluster, 2);
+    second.await_ready();
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+        cluster.await_routes(number, 1);
+    }
+    ping(&cluster, 1, 2, false);
+    // The first has written down that there is a second, which it does every ten seconds.
+    await_until("the record", || state(&cluster, 1).contains("198.18.0.2"));
+    let values = etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/");
+    let keys = subnets(&cluster);
+    drop(etcd);
+
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        first.end(signal);
+        first = start(&cluster, 1);
+        await_until("forwarding", || first.said("forwarding from memory"));
+        first.await_ready();
+        ping(&cluster, 1, 2, false);
+        ping(&cluster, 2, 1, false);
+        assert!(!first.said("the store has confirmed"), "{}", first.words());
+    }
+    let status = cluster.shell(1, &format!("{LODEN} status --run-dir {}", cluster.file("run").display()));
+    assert!(status.contains("from memory, the store has not answered yet"), "{status}");
+    assert!(status.contains("leases cannot be read since"), "{status}");
+
+    let etcd = start_etcd(&cluster);
+    await_until("the store's word", || first.said("the store has confirmed what we remembered"));
+    assert_eq!(etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/"), values);
+    ping(&cluster, 1, 2, false);
+
+    // While it is away its subnet is given to another: it starts anew, with another one.
+    first.end(Signal::SIGTERM);
+    let own = keys.iter().find(|key| values.contains(&format!("{key}\n{{\"PublicIP\":\"198.18.0.1\"")));
+    let own = own.expect("its key").clone();
+    etcdctl(
+        &cluster,
+        &format!(
+            r#"put {own} '{{"PublicIP":"198.18.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}}}'"#
+        ),
+    );
+    first = start(&cluster, 1);
+    await_until("another subnet", || first.said("the store gave us another subnet: starting anew"));
+    await_until("a lease", || subnets(&cluster).len() == 3);
+    await_until("its peers", || first.words().matches("ready lease=").count() == 2);
+    cluster.await_routes(1, 2);
+
+    // And another configuration: the device of the first goes.
+    first.end(Signal::SIGKILL);
+    etcdctl(
+        &cluster,
+        &format!("put /coreos.com/network/config '{}'", VXLAN.replace("vxlan\"", "vxlan\",\"VNI\":7")),
+    );
+    first = start(&cluster, 1);
+    await_until("the other device", || cluster.shell(1, "ip -o link").contains("flannel.7"));
+    await_until("the end of the first", || !cluster.shell(1, "ip -o link").contains("flannel.1:"));
+    assert!(first.said("the network configuration is not what it was"), "{}", first.words());
+    drop(etcd);
+}
+
+const LODEN: &str = env!("CARGO_BIN_EXE_loden");
+
+/// The file by which a host's daemon remembers.
+fn state(cluster: &Cluster, number: usize) -> String {
+    let files = std::fs::read_dir(cluster.file("run")).into_iter().flatten().flatten();
+    let texts = files.filter(|file| file.path().extension().is_some_and(|end| end == "json"));
+    let mut texts = texts.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let own = format!("host{number}.env");
+    texts.find(|text| text.contains(&own)).unwrap_or_default()
+}
+
+fn start(cluster: &Cluster, number: usize) -> Daemon {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+    let iface = cluster.host(number).uplink();
+    command.args(["run", "--iface", iface, "--etcd-endpoints", &endpoint(cluster), "--subnet-file"]);
+    command.arg(cluster.file(&format!("host{number}.env"))).stdout(Stdio::null());
+    command.arg("--run-dir").arg(cluster.file("run"));
+    cluster.spawn(number, &mut command)
+}
+
+/// On the first host, for all.
+fn start_etcd(cluster: &Cluster) -> Process {
+    let mut command = Command::new("etcd");
+    command.args(["--listen-client-urls", &endpoint(cluster), "--advertise-client-urls", &endpoint(cluster)]);
+    command.args(["--log-level", "error", "--data-dir"]).arg(cluster.file("etcd")).stdout(Stdio::null());
+    let process = Process::spawn(cluster.host(1).namespace(), &mut command).expect("etcd");
+    let health = format!(
+        "etcdctl --endpoints {} endpoint health >/dev/null 2>&1 && echo up || true",
+        endpoint(cluster)
+    );
+    await_until("etcd", || cluster.shell(1, &health) == "up");
+    process
+}
+
+fn endpoint(cluster: &Cluster) -> String {
+    format!("http://{}:2379", cluster.host(1).underlay())
+}
+
+fn etcdctl(cluster: &Cluster, line: &str) -> String {
+    cluster.shell(1, &format!("ETCDCTL_API=3 etcdctl --endpoints {} {line}", endpoint(cluster)))
+}
+
+/// The keys of all leases.
+fn subnets(cluster: &Cluster) -> Vec<String> {
+    let keys = etcdctl(cluster, "get --prefix --keys-only /coreos.com/network/subnets/");
+    keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}

@@ -1,0 +1,28 @@
+//! Nodes of a cluster: how they start, stop, restart and follow each other, whatever their store and their host do.
+//!
+//! ```text
+//! run          tests: one or two nodes from start to stop
+//! life         tests: what a start puts on the host, and what a stop and a crash leave
+//! life_cycle   tests: probes, metrics, systemd, `loden status`, `loden cleanup`
+//! restart      tests: restarts, a swap of stock flannel for loden, removed devices
+//! bad_start    tests: starts that cannot succeed
+//! etcd         tests: an etcd that comes late, crashes and forgets
+//! cluster      tests: five nodes on an etcd with TLS and users
+//! bad_cluster  tests: a store and a host that do it wrong
+//! scale        tests: ten thousand leases
+//! ```
+
+// clippy.toml allows these in test functions only, not in their helpers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bad_cluster;
+mod bad_start;
+mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
+mod etcd;
+mod life;
+mod life_cycle;
+mod restart;
+mod run;
+mod scale;

@@ -1,0 +1,369 @@
+//! Two nodes among ten thousand: the leases of the others come, change and go on a real etcd as fast as it takes
+//! them, while a flow between the two loses nothing. After each step the routes, the peers and where packets go are
+//! those of the store, one by one.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::Wiring;
+use socket2::{Domain, Protocol, Socket, Type};
+use store::testing::etcd::{Security, Server};
+
+use crate::common::steady::Steady;
+use crate::common::{self, Cluster, Daemon};
+
+const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+const LEASES: &str = "/coreos.com/network/subnets/";
+/// Nodes that are only a lease.
+const OTHERS: usize = 10_000;
+/// etcd takes 128 in one transaction.
+const AT_ONCE: usize = 100;
+/// Where their subnets begin: all with two digits, so that they are one range of keys, and past those of the two.
+const FIRST: usize = 32;
+
+/// A packet that is not seen by then does not come.
+const LAST: Duration = Duration::from_millis(300);
+
+/// Where a node is: its public address and its link address on the overlay.
+type Place = (Ipv4Addr, [u8; 6]);
+
+#[test]
+fn ten_thousand_leases_come_change_and_go() {
+    if !common::ready(&["etcd", "etcdctl", "openssl", "setpriv", "nsenter", "bash", "xargs"]) {
+        return;
+    }
+    let mut world = World::new();
+    let flow = Steady::start(&world.cluster, 1, 2);
+
+    // All join at once.
+    world.storm(1);
+    world.check();
+
+    // A thousand changes a second, of which a third are removals.
+    let began = Instant::now();
+    for round in 0..40usize {
+        let changes: Vec<(usize, Option<u8>)> = (0..AT_ONCE)
+            .map(|change| (round * AT_ONCE + change) * 7919 % OTHERS)
+            .map(|node| (node, (node % 3 != 0).then_some(2)))
+            .collect();
+        world.write(&changes);
+        thread::sleep(
+            (began + Duration::from_millis(100) * round as u32).saturating_duration_since(Instant::now()),
+        );
+    }
+    world.check();
+
+    // etcd crashes and comes back with all it had.
+    world.etcd.kill();
+    world.etcd.restart();
+    world.write(&[(1, Some(3)), (2, None)]);
+    world.check();
+
+    // Half of it changes while nobody sees it, and is compacted: they have to be listed anew.
+    world.unseen(|node| (!node.is_multiple_of(4)).then_some(4));
+    world.check();
+
+    // Again and again, and the memory stays what it was.
+    let memory = [5, 6].map(|generation| {
+        world.clear();
+        world.check();
+        world.storm(generation);
+        world.check();
+        world.memory()
+    });
+    let flow = flow.finish();
+    println!("{} datagrams there and back; memory {memory:?} KiB", flow.sent);
+    assert_eq!(flow.lost, [0; 0], "of {}", flow.sent);
+    for ((before, after), what) in memory[0].iter().zip(memory[1]).zip(["VmRSS", "VmHWM"]) {
+        // One set of leases, plan and table more would be above it.
+        assert!(after <= before + 6 * 1024, "{what} grows from one storm to the next: {memory:?} KiB");
+    }
+    assert!(world.daemons.iter_mut().all(Daemon::is_running));
+}
+
+struct World {
+    daemons: Vec<Daemon>,
+    /// By number of the node, the generation of its lease.
+    leases: BTreeMap<usize, u8>,
+    etcd: Server,
+    cluster: Cluster,
+}
+
+impl World {
+    fn new() -> World {
+        let mut cluster = Cluster::build("scale", 2, Wiring::Direct, CONFIG);
+        // So that packets to the others come by the second host, and end there.
+        cluster.shell(1, &format!("ip route add 172.16.0.0/12 via {}", cluster.host(2).underlay()));
+        cluster.shell(2, "ip route add blackhole 172.16.0.0/12");
+        let host = cluster.host(1);
+        let etcd = Server::start_in(Security::None, host.namespace().path(), host.underlay());
+        etcd.etcdctl(&["put", "/coreos.com/network/config", CONFIG]);
+        let daemons = [1, 2].map(|number| {
+            let mut daemon = start(&cluster, number, &etcd.endpoint());
+            daemon.await_ready();
+            daemon
+        });
+        for number in [1, 2] {
+            cluster.connect_pod(number);
+            cluster.await_routes(number, 1);
+        }
+        common::ping(&cluster, 1, 2, false);
+        World { daemons: daemons.into(), leases: BTreeMap::new(), etcd, cluster }
+    }
+
+    /// All of the others take a lease.
+    fn storm(&mut self, generation: u8) {
+        let all: Vec<_> = (0..OTHERS).map(|node| (node, Some(generation))).collect();
+        self.write(&all);
+    }
+
+    /// All of the others leave.
+    fn clear(&mut self) {
+        let (first, end) =
+            (format!("{LEASES}10.{FIRST}."), format!("{LEASES}10.{}.", FIRST + OTHERS / 256 + 1));
+        self.etcd.etcdctl(&["del", &first, &end]);
+        self.leases.clear();
+    }
+
+    /// Changes every lease but those of the nodes for which there is `None`, which go, where the daemons do not see
+    /// it, and lets etcd forget how it came.
+    fn unseen(&mut self, generation: impl Fn(usize) -> Option<u8>) {
+        let changes: Vec<_> = (0..OTHERS).map(|node| (node, generation(node))).collect();
+        let World { etcd, cluster, leases, .. } = self;
+        etcd.aside(|etcd| {
+            write(cluster, leases, &etcd.endpoint(), &changes);
+            let status = etcd.etcdctl(&["get", "--write-out=json", "x"]);
+            let revision =
+                status.split("\"revision\":").nth(1).unwrap().split(&[',', '}'][..]).next().unwrap();
+            etcd.etcdctl(&["compact", revision]);
+        });
+    }
+
+    /// Writes leases of these generations, or removes them.
+    fn write(&mut self, changes: &[(usize, Option<u8>)]) {
+        write(&self.cluster, &mut self.leases, &self.etcd.endpoint(), changes);
+    }
+
+    /// Waits until both nodes have what the store has, and nothing else.
+    fn check(&self) {
+        let expected: BTreeMap<Ipv4Addr, Place> =
+            self.leases.iter().map(|(node, generation)| (subnet(*node), place(*node, *generation))).collect();
+        for number in [1, 2] {
+            let other = Ipv4Addr::from(subnet_of(&self.cluster, 3 - number));
+            let mut peers = expected.clone();
+            peers.insert(other, (self.cluster.host(3 - number).underlay(), self.overlay_mac(3 - number)));
+            settle(&format!("the peers of {number}"), &peers, || self.peers(number));
+            let routes: BTreeMap<Ipv4Addr, ()> = peers.keys().map(|subnet| (*subnet, ())).collect();
+            settle(&format!("the routes of {number}"), &routes, || self.routes(number));
+        }
+        settle("where packets go", &expected, || self.sightings());
+    }
+
+    /// The peers that a node shows.
+    fn peers(&self, number: usize) -> BTreeMap<Ipv4Addr, Place> {
+        let line = format!(
+            "{LODEN} status --json --run-dir {}",
+            self.cluster.file(&format!("run{number}")).display()
+        );
+        let status: serde_json::Value = serde_json::from_str(&self.cluster.shell(number, &line)).unwrap();
+        let peers = status["daemons"][0]["tunnels"][0]["peers"].as_array().unwrap();
+        let text = |peer: &serde_json::Value, key: &str| peer[key].as_str().unwrap().to_owned();
+        let entry = |peer| {
+            let remote: SocketAddr = text(peer, "remote").parse().unwrap();
+            assert_eq!(remote.port(), common::PORT);
+            let SocketAddr::V4(remote) = remote else { panic!("{remote}") };
+            let subnet = text(peer, "subnet").strip_suffix("/24").unwrap().parse().unwrap();
+            (subnet, (*remote.ip(), mac(&text(peer, "mac"))))
+        };
+        let entries: BTreeMap<_, _> = peers.iter().map(entry).collect();
+        assert_eq!(entries.len(), peers.len(), "a subnet twice");
+        entries
+    }
+
+    /// The destinations of the kernel routes into a node's tunnel. One that has not flannel's form is shown as
+    /// 0.0.0.0, which no node has.
+    fn routes(&self, number: usize) -> BTreeMap<Ipv4Addr, ()> {
+        let text = self.cluster.shell(number, "ip -4 route show dev flannel.1");
+        let of = |line: &str| {
+            let subnet: Ipv4Addr = line.split_once("/24 via ")?.0.parse().ok()?;
+            (line == format!("{subnet}/24 via {subnet} onlink")).then_some(subnet)
+        };
+        // What is none, such as a cover, stands for a moment at most.
+        text.lines().map(|line| (of(line).unwrap_or(Ipv4Addr::UNSPECIFIED), ())).collect()
+    }
+
+    /// Sends a packet from the first pod to each of the others, and looks where each goes by the wire.
+    fn sightings(&self) -> BTreeMap<Ipv4Addr, Place> {
+        // ETH_P_IP, packet(7).
+        let protocol = Protocol::from(i32::from(0x0800u16.to_be()));
+        let open = || Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol));
+        let socket = self.cluster.host(2).namespace().run(open).unwrap().unwrap();
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(32 << 20)).unwrap();
+        socket.set_read_timeout(Some(LAST / 4)).unwrap();
+        let pod = self.cluster.pod(1, false);
+        let sender =
+            self.cluster.host(1).pod().run(|| UdpSocket::bind(SocketAddr::new(pod, 0))).unwrap().unwrap();
+        let sent = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| read(socket, &sent));
+            for node in 0..OTHERS {
+                let [a, b, c, _] = subnet(node).octets();
+                // To a subnet without a route it comes to nothing.
+                let _ = sender.send_to(b"whither", (Ipv4Addr::new(a, b, c, 9), 9));
+                if node % 50 == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            sent.store(true, Ordering::Relaxed);
+            reader.join().unwrap()
+        })
+    }
+
+    /// The first daemon's resident memory and its peak, in KiB.
+    fn memory(&self) -> [u64; 2] {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.daemons[0].process.id())).unwrap();
+        ["VmRSS:", "VmHWM:"].map(|name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        })
+    }
+
+    fn overlay_mac(&self, number: usize) -> [u8; 6] {
+        let [a, b, c, d] = subnet_of(&self.cluster, number);
+        let value = self.etcd.etcdctl(&["get", "--print-value-only", &format!("{LEASES}{a}.{b}.{c}.{d}-24")]);
+        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+        mac(value["BackendData"]["VtepMAC"].as_str().unwrap())
+    }
+}
+
+const LODEN: &str = env!("CARGO_BIN_EXE_loden");
+
+fn start(cluster: &Cluster, number: usize, endpoint: &str) -> Daemon {
+    let mut command = Command::new(LODEN);
+    command.args(["run", "--iface", cluster.host(number).uplink(), "--etcd-endpoints", endpoint]);
+    command.arg("--subnet-file").arg(cluster.file(&format!("host{number}.env")));
+    command.arg("--run-dir").arg(cluster.file(&format!("run{number}"))).stdout(Stdio::null());
+    cluster.spawn(number, &mut command)
+}
+
+/// Writes by transactions, four at a time.
+fn write(
+    cluster: &Cluster,
+    leases: &mut BTreeMap<usize, u8>,
+    endpoint: &str,
+    changes: &[(usize, Option<u8>)],
+) {
+    let directory = tempfile::tempdir_in(cluster.place.path()).unwrap();
+    for (number, changes) in changes.chunks(AT_ONCE).enumerate() {
+        let mut text = String::from("\n");
+        for (node, generation) in changes {
+            let key = format!("{LEASES}{}-24", subnet(*node));
+            match generation {
+                Some(generation) => {
+                    // etcdctl 3.4 cuts what is in single quotes.
+                    writeln!(text, "put {key} {:?}", value(*node, *generation)).unwrap();
+                    leases.insert(*node, *generation);
+                }
+                None => {
+                    writeln!(text, "del {key}").unwrap();
+                    leases.remove(node);
+                }
+            }
+        }
+        fs::write(directory.path().join(format!("{number:03}")), text + "\n\n").unwrap();
+    }
+    let line = format!(
+        "cd {} && ls | ETCDCTL_API=3 xargs -P 4 -I @ sh -c 'etcdctl --endpoints {endpoint} txn < @ | grep -q ^SUCCESS'",
+        directory.path().display()
+    );
+    cluster.shell(1, &line);
+}
+
+/// Waits until `look` sees what is expected; fails with what differs.
+fn settle<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    expected: &BTreeMap<Ipv4Addr, T>,
+    mut look: impl FnMut() -> BTreeMap<Ipv4Addr, T>,
+) {
+    let end = Instant::now() + common::LIMIT;
+    loop {
+        let seen = look();
+        if seen == *expected {
+            return;
+        }
+        if Instant::now() > end {
+            let missing = expected.iter().filter(|(subnet, at)| seen.get(*subnet) != Some(*at)).take(5);
+            let wrong = seen.iter().filter(|(subnet, at)| expected.get(*subnet) != Some(*at)).take(5);
+            panic!(
+                "{what}: {} where {} are expected; not there {:?}, there {:?}",
+                seen.len(),
+                expected.len(),
+                missing.collect::<Vec<_>>(),
+                wrong.collect::<Vec<_>>()
+            );
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Where packets towards the others go, by the subnet of their inner destination.
+fn read(mut socket: Socket, sent: &AtomicBool) -> BTreeMap<Ipv4Addr, Place> {
+    let (mut seen, mut buffer) = (BTreeMap::new(), [0; 2048]);
+    let mut end = None;
+    loop {
+        if end.is_none() && sent.load(Ordering::Relaxed) {
+            end = Some(Instant::now() + LAST);
+        }
+        if end.is_some_and(|end| Instant::now() > end) {
+            return seen;
+        }
+        let length = match socket.read(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        // IPv4 without options, UDP, VXLAN, Ethernet, IPv4 (RFC 7348).
+        let packet = &buffer[..length];
+        let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
+        let ours = length >= 78 && packet[9] == 17 && packet[22..24] == common::PORT.to_be_bytes();
+        if !ours || address(16).octets()[0] != 172 {
+            continue;
+        }
+        let [a, b, c, _] = address(66).octets();
+        seen.insert(Ipv4Addr::new(a, b, c, 0), (address(16), packet[36..42].try_into().unwrap()));
+    }
+}
+
+fn subnet(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, (FIRST + node / 256) as u8, (node % 256) as u8, 0)
+}
+
+fn place(node: usize, generation: u8) -> Place {
+    let [high, low] = (node as u16).to_be_bytes();
+    (Ipv4Addr::new(172, 16 + generation, high, low), [2, 0, 0, generation, high, low])
+}
+
+fn value(node: usize, generation: u8) -> String {
+    let (public, [a, b, c, d, e, f]) = place(node, generation);
+    format!(
+        r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"}}}}"#
+    )
+}
+
+/// The subnet that a node has taken.
+fn subnet_of(cluster: &Cluster, number: usize) -> [u8; 4] {
+    let text = fs::read_to_string(cluster.file(&format!("host{number}.env"))).unwrap();
+    model::subnet_env::parse(&text).subnet().unwrap().network().octets()
+}
+
+fn mac(text: &str) -> [u8; 6] {
+    let octets: Vec<u8> = text.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect();
+    octets.try_into().unwrap()
+}

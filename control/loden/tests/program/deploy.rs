@@ -1,0 +1,120 @@
+//! What lies in `deploy/`: systemd understands it, and the daemon lives with what it grants.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lab::Wiring;
+
+use crate::common::{self, Cluster, await_until, ping};
+
+const UNIT: &str = include_str!("../../../../deploy/systemd/loden.service");
+const DROP_IN: &str = include_str!("../../../../deploy/systemd/docker.service.d/loden.conf");
+const INSTALLED: &str = "/usr/local/bin/loden";
+
+/// systemd's own measure, in tenths: 0 is nothing at all, 100 everything.
+const EXPOSURE: &str = "--threshold=30";
+
+#[test]
+fn systemd_understands_the_units_and_finds_them_hardened() {
+    if !common::ready(&["systemd-analyze", "dockerd"]) {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let unit = put(place.path(), "loden.service", UNIT);
+    let output = analyze(place.path(), ["security", "--offline=yes", EXPOSURE], &unit);
+    assert!(output.status.success(), "{}", text(&output));
+    put(place.path(), "docker.service.d/loden.conf", DROP_IN);
+    put(place.path(), "docker.service", "[Service]\nType=notify\nExecStart=dockerd -H fd://\n");
+    let docker = place.path().join("docker.service");
+    for unit in [&unit, &docker] {
+        let said = text(&analyze(place.path(), ["verify"], unit));
+        let ours: Vec<&str> =
+            said.lines().filter(|line| line.contains("loden") || line.contains("docker")).collect();
+        assert!(ours.is_empty(), "{ours:#?}");
+    }
+    // So it would be said.
+    let broken = put(
+        place.path(),
+        "loden-broken.service",
+        &UNIT.replace("Type=", "Kind=").replace(INSTALLED, "/nowhere/loden"),
+    );
+    let said = text(&analyze(place.path(), ["verify"], &broken));
+    assert!(said.contains("'Kind'") && said.contains("/nowhere/loden"), "{said}");
+}
+
+#[test]
+fn the_capabilities_of_the_unit_are_enough() {
+    if !common::ready(&["setpriv", "iptables", "ip"]) {
+        return;
+    }
+    let granted =
+        UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
+    let kept =
+        granted.split(' ').map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_ascii_lowercase()));
+    let bounds = format!("--bounding-set=-all{}", kept.collect::<String>());
+    for backend in ["vxlan", "ipip"] {
+        let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+        let mut cluster = Cluster::build("unit", 2, Wiring::Direct, &config);
+        let daemons = [1, 2].map(|number| {
+            let usual = cluster.command(number);
+            let mut command = Command::new("setpriv");
+            command.args([&bounds, "--"]).arg(usual.get_program()).args(usual.get_args()).arg("--ip-masq");
+            let mut daemon = cluster.spawn(number, &mut command);
+            daemon.await_ready();
+            daemon
+        });
+        let status = fs::read_to_string(format!("/proc/{}/status", daemons[0].process.id())).expect("status");
+        // CAP_NET_ADMIN is 12, CAP_NET_RAW 13 (linux/capability.h).
+        assert!(status.contains("CapEff:\t0000000000003000"), "{status}");
+        for number in [1, 2] {
+            await_until("the peer", || daemons[number - 1].said("peers=1"));
+            cluster.connect_pod(number);
+        }
+        ping(&cluster, 1, 2, false);
+        for daemon in daemons {
+            assert!(!daemon.said("WARN"), "{}", daemon.words());
+            daemon.finish();
+        }
+    }
+}
+
+#[test]
+fn dockerd_gets_every_variable_that_is_written() {
+    let place = tempfile::tempdir().expect("a directory");
+    let [subnet, options] = ["subnet.env", "docker.env"].map(|name| place.path().join(name));
+    fs::write(&subnet, "FLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n")
+        .expect("a file");
+    let before =
+        DROP_IN.lines().find_map(|line| line.strip_prefix("ExecStartPre=")).expect("a first command");
+    let mut words =
+        before.split(' ').map(|word| word.replace("/run/flannel/docker.env", &options.display().to_string()));
+    assert_eq!(words.next().as_deref(), Some(INSTALLED));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+    command.args(words).arg("-f").arg(&subnet);
+    assert!(command.status().expect("loden").success());
+    let start =
+        DROP_IN.lines().filter_map(|line| line.strip_prefix("ExecStart=")).next_back().expect("a command");
+    let written = fs::read_to_string(&options).expect("options");
+    let names: Vec<&str> = written.lines().filter_map(|line| line.split('=').next()).collect();
+    assert_eq!(names.len(), 3, "{written}");
+    assert!(names.iter().all(|name| start.contains(&format!("${name}"))), "{start}\n{written}");
+}
+
+/// A unit that starts this build's daemon.
+fn put(place: &Path, name: &str, unit: &str) -> PathBuf {
+    let path = place.join(name);
+    fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+    fs::write(&path, unit.replace(INSTALLED, env!("CARGO_BIN_EXE_loden"))).expect("a file");
+    path
+}
+
+fn analyze<'a>(place: &Path, arguments: impl IntoIterator<Item = &'a str>, unit: &Path) -> Output {
+    let mut command = Command::new("systemd-analyze");
+    command.args(arguments).arg(unit).env("SYSTEMD_UNIT_PATH", format!("{}:", place.display()));
+    command.output().expect("systemd-analyze")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}

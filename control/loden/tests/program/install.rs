@@ -1,0 +1,262 @@
+//! `loden install-cni`, `loden install-conf` and `loden mk-docker-opts` as processes, on real directories.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+use crate::common;
+
+const CONF: &str = r#"{"name":"cbr0","plugins":[{"type":"flannel"}],  "cniVersion":"0.3.1"}"#;
+
+#[test]
+fn the_plugin_and_a_list_are_put_once_and_a_second_run_says_so() {
+    let host = Host::new();
+    let first = host.install(&[]);
+    let said = text(&first.stdout);
+    let places = [host.bin("flannel"), host.bin("loden-cni"), host.conf()];
+    let lines = |word: &str| places.each_ref().map(|place| format!("{word} {}", place.display())).join("\n");
+    assert_eq!((first.status.code(), said.as_str()), (Some(0), lines("installed").as_str()), "{first:?}");
+    for place in &places[..2] {
+        assert_eq!(fs::read(place).expect("a plugin"), fs::read(&host.plugin).expect("the plugin"));
+        assert_eq!(mode(place), 0o755);
+    }
+    assert_eq!(mode(&places[2]), 0o644);
+    let list: serde_json::Value =
+        serde_json::from_slice(&fs::read(&places[2]).expect("a list")).expect("JSON");
+    assert_eq!(
+        (&list["plugins"][0]["type"], &list["plugins"][1]["type"]),
+        (&"flannel".into(), &"portmap".into())
+    );
+    let before =
+        places.each_ref().map(|place| fs::metadata(place).expect("a file").modified().expect("a time"));
+    let again = host.install(&[]);
+    assert_eq!((again.status.code(), text(&again.stdout)), (Some(0), lines("unchanged")));
+    let after =
+        places.each_ref().map(|place| fs::metadata(place).expect("a file").modified().expect("a time"));
+    assert_eq!(before, after);
+    assert_eq!(
+        (host.names("bin"), host.names("net.d")),
+        (vec!["flannel".into(), "loden-cni".into()], vec!["10-flannel.conflist".into()])
+    );
+}
+
+#[test]
+fn a_given_configuration_is_copied_to_the_byte_with_its_mode() {
+    let host = Host::new();
+    let source = host.path("cni-conf.json");
+    // As a ConfigMap is mounted.
+    fs::write(host.path("data"), CONF).expect("a file");
+    fs::set_permissions(host.path("data"), fs::Permissions::from_mode(0o600)).expect("a mode");
+    symlink(host.path("data"), &source).expect("a link");
+    fs::write(host.path("net.d/05-old.conf"), "{}").expect("another one");
+    let output = host.install(&["--conf", &source.display().to_string(), "--name", "flannel"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        (fs::read_to_string(host.conf()).expect("a list").as_str(), mode(&host.conf())),
+        (CONF, 0o600)
+    );
+    assert_eq!(host.names("bin"), ["flannel"]);
+    let warned = text(&output.stderr);
+    assert!(warned.contains("05-old.conf") && warned.contains("take the first"), "{warned}");
+}
+
+#[test]
+fn a_plugin_that_runs_is_not_disturbed() {
+    let host = Host::new();
+    fs::copy("/bin/sleep", host.bin("flannel")).expect("an old plugin");
+    let mut old = Command::new(host.bin("flannel")).arg("600").stdin(Stdio::null()).spawn().expect("it runs");
+    let output = host.install(&[]);
+    let runs_on = old.try_wait().expect("wait").is_none();
+    old.kill().expect("a signal");
+    old.wait().expect("an end");
+    assert!(output.status.success() && runs_on, "{output:?}");
+    assert_eq!(fs::read(host.bin("flannel")).expect("a plugin"), fs::read(&host.plugin).expect("the plugin"));
+}
+
+#[test]
+fn what_is_wrong_is_found_before_anything_is_put() {
+    let host = Host::new();
+    let conf = host.path("bad.json").display().to_string();
+    fs::write(&conf, "{\"name\":").expect("a file");
+    let single = host.path("single.json").display().to_string();
+    fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
+    let nowhere = host.path("nowhere").display().to_string();
+    for (flags, said) in [
+        (&["--conf", &conf][..], vec!["bad.json", "no JSON", "not installed"]),
+        (&["--conf", &nowhere], vec!["cannot read the configuration", "nowhere"]),
+        (&["--conf-dir", &nowhere], vec!["--conf-dir", "mkdir -p", "nowhere"]),
+        (&["--bin-dir", &nowhere], vec!["--bin-dir", "mkdir -p", "nowhere"]),
+        (&["--plugin", &nowhere], vec!["cannot read the plugin", "--plugin"]),
+        (&["--plugin", &conf], vec!["is no program", "--plugin"]),
+        (&["--name", "a/b"], vec!["--name", "no file name"]),
+        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "ends in .conflist", "name it so"]),
+        (&["--conf", &single], vec!["single.json", "ends in .conf or .json", "10-flannel.conflist"]),
+        (&["--network", "../x"], vec!["--network", "no name for CNI"]),
+    ] {
+        let output = host.install(flags);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{flags:?}: {error}");
+        assert!(said.iter().all(|word| error.contains(word)), "{flags:?}: {error}");
+        assert_eq!((host.names("bin").len(), host.names("net.d").len()), (0, 0), "{flags:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
+    if !common::ready(&["mount"]) {
+        return;
+    }
+    let host = Host::new();
+    common::with_private_mounts(|| {
+        common::mount_tmpfs(&host.path("net.d"), "1m");
+        let remount = |flags| {
+            let status = Command::new("mount").args(["-o", flags]).arg(host.path("net.d")).status();
+            assert!(status.expect("mount").success());
+        };
+        remount("remount,ro");
+        let output = host.install(&[]);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        for word in ["10-flannel.conflist", "Read-only file system", "mount it writable", "--conf-dir"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(host.names("bin"), ["flannel", "loden-cni"], "the binary comes first");
+        remount("remount,rw");
+        let output = host.install(&[]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(text(&output.stdout).matches("unchanged").count(), 2, "only what was missing is done");
+        assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
+    });
+}
+
+#[test]
+fn called_as_flannels_install_conf_it_copies_the_configuration_to_the_byte_with_its_mode() {
+    let host = Host::new();
+    let program = host.path("install-conf");
+    symlink(env!("CARGO_BIN_EXE_loden"), &program).expect("a link");
+    let source = host.path("cni-conf.json");
+    fs::write(&source, CONF).expect("a file");
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o640)).expect("a mode");
+    let run = |target: &Path| Command::new(&program).arg(&source).arg(target).output().expect("it runs");
+    for word in ["installed", "unchanged"] {
+        let output = run(&host.conf());
+        let said = format!("{word} {}", host.conf().display());
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), said), "{output:?}");
+        let there = fs::read_to_string(host.conf()).expect("a list");
+        assert_eq!((there.as_str(), mode(&host.conf())), (CONF, 0o640));
+    }
+    for (target, words) in [
+        ("net.d/10-flannel.conf", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("nowhere/10-flannel.conflist", ["nowhere", "mount the host's"]),
+        ("net.d/..", ["cni-conf.json is not installed", "ends in .conflist"]),
+    ] {
+        let output = run(&host.path(target));
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    fs::write(&source, "{").expect("a file");
+    assert_eq!(run(&host.conf()).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(host.conf()).expect("a list"), CONF, "as it was");
+    assert_eq!(Command::new(&program).output().expect("it runs").status.code(), Some(2), "two arguments");
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
+}
+
+#[test]
+fn called_by_the_scripts_name_it_does_what_the_script_does() {
+    let host = Host::new();
+    fs::write(
+        host.path("subnet.env"),
+        "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n",
+    )
+    .expect("a file");
+    let script = host.path("mk-docker-opts.sh");
+    symlink(env!("CARGO_BIN_EXE_loden"), &script).expect("a link");
+    let run = |from: &str, flags: &[&str]| {
+        let mut command = Command::new(&script);
+        command.arg("-f").arg(host.path(from)).arg("-d").arg(host.path("docker.env")).args(flags);
+        command.env_remove("DOCKER_OPTS").env_remove("FLANNEL_SUBNET").output().expect("it runs")
+    };
+    let output = run("subnet.env", &["-k", "DOCKER_NETWORK_OPTIONS"]);
+    assert!(output.status.success(), "{output:?}");
+    let made = fs::read_to_string(host.path("docker.env")).expect("a file");
+    assert_eq!(
+        made,
+        "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n\
+         DOCKER_NETWORK_OPTIONS=\" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"
+    );
+    // A shell reads it as well.
+    let line = format!(". {}; echo $DOCKER_NETWORK_OPTIONS", host.path("docker.env").display());
+    let shell = Command::new("sh").args(["-c", &line]).output().expect("sh");
+    assert_eq!(text(&shell.stdout), "--bip=10.1.74.1/24 --ip-masq=true --mtu=1472");
+
+    let output = run("missing.env", &[]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("missing.env") && error.contains("-f"), "{error}");
+    assert_eq!(fs::read_to_string(host.path("docker.env")).expect("a file"), made, "left as it was");
+}
+
+/// The directories of a host, and a program that stands for the plugin.
+struct Host {
+    place: TempDir,
+    plugin: PathBuf,
+}
+
+impl Host {
+    fn new() -> Host {
+        let place = tempfile::tempdir().expect("a directory");
+        for name in ["bin", "net.d"] {
+            fs::create_dir(place.path().join(name)).expect("a directory");
+        }
+        let plugin = place.path().join("plugin");
+        fs::write(&plugin, "#!/bin/sh\nexit 0\n").expect("a plugin");
+        Host { place, plugin }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn bin(&self, name: &str) -> PathBuf {
+        self.path("bin").join(name)
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.path("net.d/10-flannel.conflist")
+    }
+
+    fn install(&self, flags: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.arg("install-cni");
+        for (flag, value) in [
+            ("--plugin", self.plugin.clone()),
+            ("--bin-dir", self.path("bin")),
+            ("--conf-dir", self.path("net.d")),
+        ] {
+            if !flags.contains(&flag) {
+                command.arg(flag).arg(value);
+            }
+        }
+        command.args(flags).output().expect("it runs")
+    }
+
+    fn names(&self, directory: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(directory)).expect("a directory");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        names
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("a file").permissions().mode() & 0o7777
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
