@@ -9,9 +9,12 @@ use wire::addr::Mtu;
 
 /// How the engine as a whole runs.
 #[derive(Clone, Debug, Default)]
-pub struct Config {
+pub struct EngineConfig {
     /// Worker threads; 0 takes one for each core this process may use.
     pub workers: usize,
+    /// Queues of each TUN device, which the workers share; 0 gives each worker one. Fewer queues than workers leave
+    /// as many workers as queues.
+    pub queues: usize,
     /// Whether worker *i* stays on the *i*-th allowed core.
     pub pin: bool,
     /// How workers wait.
@@ -65,7 +68,7 @@ impl Switches {
     /// The names that [`Switches::switch_off`] knows, besides `all`.
     pub const NAMES: [&str; 6] = ["tso", "uso", "gso", "gro", "mmsg", "multiqueue"];
 
-    /// Switches a feature off by name, or `all` of them. `Err` for a name that is none.
+    /// Switches a feature off by name, or `all` of them. Fails for any other name.
     pub fn switch_off(&mut self, name: &str) -> Result<(), String> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = self;
         match name {

@@ -1,13 +1,14 @@
-//! The few things a worker tells control, besides counting: that the kernel took back an offload.
+//! The few things that a worker tells control besides its counters.
 
 use crossbeam_channel::{Receiver, Sender};
+use path::WorkerIndex;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// `UDP_SEGMENT` or a batch call was refused in use; datagrams leave one by one from now on.
+    /// The kernel rejected `UDP_SEGMENT` or a batch call in use; datagrams are sent one by one from now on.
     UnderlayDowngraded,
-    /// The TUN refused a super-packet; what is still joined says `tcp`, `udp`.
+    /// The TUN rejected a super-packet; `tcp` and `udp` say what is still joined.
     OverlayDowngraded {
         /// TCP packets are still joined.
         tcp: bool,
@@ -23,21 +24,21 @@ pub enum Event {
 pub struct Notice {
     /// Index of the tunnel.
     pub tunnel: usize,
-    /// Index of the worker.
-    pub worker: usize,
+    /// The worker that saw it.
+    pub worker: WorkerIndex,
     /// What happened.
     pub event: Event,
 }
 
-/// A worker's end: never blocks, and drops what nobody reads.
+/// A worker's end of the channel to control: it never blocks, and drops what nobody reads.
 #[derive(Clone)]
-pub(crate) struct Events {
+pub(crate) struct Notifier {
     pub(crate) tunnel: usize,
-    pub(crate) worker: usize,
+    pub(crate) worker: WorkerIndex,
     pub(crate) sender: Sender<Notice>,
 }
 
-impl Events {
+impl Notifier {
     pub(crate) fn send(&self, event: Event) {
         // A full queue means that control already has much to read of the same kind.
         let _ = self.sender.try_send(Notice { tunnel: self.tunnel, worker: self.worker, event });

@@ -5,14 +5,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use io::{Overlay, Underlay, Waiter};
-use path::Fib;
+use path::{Fib, WorkerIndex};
 
 use crate::config::{Switches, WaitPolicy};
-use crate::event::{self, Events};
+use crate::event::{self, Notifier};
 use crate::snapshot::{self, Publisher};
 use crate::status::{self, Page};
-use crate::tunnel::{Parts, Tunnel};
-use crate::worker::Worker;
+use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::worker::{Wire, Worker};
 
 /// A worker with one tunnel that never sleeps.
 pub struct ByHand<O, U> {
@@ -22,9 +22,9 @@ pub struct ByHand<O, U> {
 }
 
 impl<O: Overlay, U: Underlay> ByHand<O, U> {
-    /// A worker over these ports with this table. `mtu` is the overlay's, `lanes` the source ports.
+    /// A worker over these queues and this port with this table. `mtu` is the overlay's, `lanes` the source ports.
     pub fn new(
-        overlay: O,
+        queues: Vec<O>,
         underlay: U,
         fib: Fib,
         mtu: u16,
@@ -34,22 +34,24 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
-        let parts =
-            Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender }, crypt: None };
-        let tunnels = vec![Tunnel::new(overlay, underlay, parts)];
+        let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
+        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing: Sealing::Plain };
+        let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
+        let pages = vec![Arc::clone(&page)];
         let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
         let stop = Arc::new(AtomicBool::new(false));
-        let worker = Worker::new(tunnels, vec![Arc::clone(&page)], Waiter::new()?, policy, stop)?;
+        let wire = Wire::new(vec![(0, underlay)]);
+        let worker = Worker::new(wire, tunnels, pages, Waiter::new()?, policy, stop)?;
         Ok(ByHand { worker, page, publisher })
     }
 
-    /// One turn. Fails only when looking at the waiter does.
+    /// Turns once. Fails only when looking at the waiter does.
     pub fn turn(&mut self) -> std::io::Result<()> {
         self.worker.turn()
     }
 
-    /// Makes the next turn look at both ports, as a report of the waiter does.
+    /// Makes the next turn look at both ports, as a report of the waiter would.
     pub fn rouse(&mut self) {
         self.worker.rouse();
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::Switches;
 use engine::testing::ByHand;
-use io::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay, Waiter};
+use io::{Overlay, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Waiter};
 use path::{Fib, FibBuilder, Format, PeerSpec, Vxlan};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wire::addr::{Mac, Vni};
@@ -119,19 +119,24 @@ impl Overlay for Pods {
 }
 
 impl Underlay for Peers {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> Result<()> {
+    fn shape(&self) -> Shape {
+        Shape { slots: 16, len: 1 << 16 }
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> Result<()> {
         out.clear();
+        let len = self.shape().len;
         let mut log = self.log.lock().unwrap();
         if log.waiting[WIRE] == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
         log.waiting[WIRE] -= 1;
         log.stands[WIRE].clear();
-        for (slot, (bytes, segment_size)) in arena.chunks_exact_mut(slot_len).zip(&self.arrivals) {
+        for (slot, (bytes, segment_size)) in arena[at..].chunks_exact_mut(len).zip(&self.arrivals) {
             slot[..bytes.len()].copy_from_slice(bytes);
-            let at = slot.as_ptr() as usize;
-            log.stands[WIRE].push(at..at + bytes.len());
-            let at = (out.len() * slot_len) as u32;
+            let address = slot.as_ptr() as usize;
+            log.stands[WIRE].push(address..address + bytes.len());
+            let at = (at + out.len() * len) as u32;
             let source = SocketAddr::from(([192, 0, 2, 2], 40_000));
             out.push(Received { at, len: bytes.len() as u32, segment_size: *segment_size, ecn: 0, source });
         }
@@ -262,7 +267,7 @@ fn steady(switches: Switches, plain_only: bool) {
     let pods =
         Pods { packets, next: 0, log: Arc::clone(&log), counters: PortCounters::default(), plain_only };
     let peers = Peers { arrivals, log: Arc::clone(&log), counters: PortCounters::default() };
-    let mut worker = ByHand::new(pods, peers, table(), MTU, 4, switches).unwrap();
+    let mut worker = ByHand::new(vec![pods], peers, table(), MTU, 4, switches).unwrap();
     let turn = |worker: &mut ByHand<Pods, Peers>| {
         log.lock().unwrap().waiting = [1, 1];
         worker.rouse();

@@ -8,70 +8,28 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use batch::{PeerId, Transmit};
+
 use crate::space::Space;
 
 /// UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h); later kernels take more.
 pub const SEGMENTS_MAX: u16 = 64;
 /// Payload of the largest UDP datagram over IPv4 (65,535 - 20 - 8), which bounds a send as a whole.
 pub const BYTES_MAX: u32 = 65_507;
-const MESSAGES: usize = 128;
+/// Messages that one batch may make.
+pub const MESSAGES: usize = 128;
+/// Spans of one message: each datagram has a header and a payload.
+const SPANS: usize = 2 * SEGMENTS_MAX as usize;
 const SLOTS: usize = 256;
 const FREE: u16 = u16::MAX;
-
-/// One send.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// Destination.
-    pub to: SocketAddr,
-    /// Which source port of the fan.
-    pub lane: u16,
-    /// Outer ECN codepoint.
-    pub ecn: u8,
-    /// Bytes of each datagram but the last.
-    pub segment_size: u16,
-    /// Number of datagrams.
-    pub segments: u16,
-    peer: u32,
-    bytes: u32,
-    full: bool,
-    spans: Vec<Range<u32>>,
-}
-
-impl Message {
-    /// The bytes, datagram after datagram. Each datagram starts with a span of its own.
-    pub fn spans(&self) -> &[Range<u32>] {
-        &self.spans
-    }
-
-    /// The peer's number.
-    #[inline]
-    pub fn peer(&self) -> u32 {
-        self.peer
-    }
-
-    /// Bytes of all datagrams.
-    #[inline]
-    pub fn bytes(&self) -> u32 {
-        self.bytes
-    }
-
-    #[inline]
-    fn takes(&self, datagram: &Datagram, size: u32, overhead: u32) -> bool {
-        !self.full
-            && self.peer == datagram.peer
-            && self.lane == datagram.lane
-            && self.ecn == datagram.ecn
-            && size <= u32::from(self.segment_size)
-            && self.bytes + size + (u32::from(self.segments) + 1) * overhead <= BYTES_MAX
-    }
-}
+const REPLIES_MAX: usize = 16;
 
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram {
-    /// The peer's index in the table, which tells peers apart quickly.
-    pub peer: u32,
-    /// Its address.
+    /// The peer's number in the table, which tells peers apart quickly.
+    pub peer: PeerId,
+    /// The peer's address.
     pub to: SocketAddr,
     /// Source port of the fan.
     pub lane: u16,
@@ -80,9 +38,15 @@ pub struct Datagram {
 }
 
 /// The messages of one worker and tunnel.
+///
+/// A message is a [`Transmit`] from the moment it is opened: its spans lie in a block of their own, to which datagrams
+/// are added until it is full.
 #[derive(Debug)]
 pub struct Outbox {
-    messages: Vec<Message>,
+    messages: Vec<Transmit>,
+    /// Message *i* has the block from *i* × [`SPANS`] on.
+    spans: Vec<Range<u32>>,
+    fills: Vec<Fill>,
     sent: usize,
     live: usize,
     slots: Vec<u16>,
@@ -93,27 +57,44 @@ pub struct Outbox {
     replies: Vec<Range<u32>>,
 }
 
+/// How much is in a message.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fill {
+    bytes: u32,
+    /// It takes nothing more.
+    full: bool,
+}
+
+impl Fill {
+    #[inline]
+    fn takes(self, message: &Transmit, datagram: &Datagram, size: u32, overhead: u32) -> bool {
+        !self.full
+            && message.peer == datagram.peer
+            && message.lane == datagram.lane
+            && message.ecn == datagram.ecn
+            && size <= u32::from(message.segment_size)
+            && self.bytes + size + (u32::from(message.segments) + 1) * overhead <= BYTES_MAX
+    }
+}
+
 impl Outbox {
     /// An outbox that writes its headers to `space` of the worker's arena.
     pub fn new(space: Range<u32>) -> Outbox {
-        let blank = Message {
-            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+        let to = SocketAddr::from(([0, 0, 0, 0], 0));
+        let message = |index: usize| Transmit {
+            to,
+            peer: PeerId(0),
             lane: 0,
-            ecn: 0,
+            first_span: (index * SPANS) as u32,
+            span_count: 0,
             segment_size: 0,
             segments: 0,
-            peer: 0,
-            bytes: 0,
-            full: false,
-            spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)),
+            ecn: 0,
         };
         Outbox {
-            messages: (0..MESSAGES)
-                .map(|_| Message {
-                    spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)),
-                    ..blank.clone()
-                })
-                .collect(),
+            messages: (0..MESSAGES).map(message).collect(),
+            spans: vec![0..0; MESSAGES * SPANS],
+            fills: vec![Fill::default(); MESSAGES],
             sent: 0,
             live: 0,
             slots: vec![FREE; SLOTS],
@@ -140,55 +121,80 @@ impl Outbox {
     #[inline]
     pub fn push(&mut self, datagram: &Datagram, header: Range<u32>, payload: Range<u32>) {
         let size = (header.end - header.start) + (payload.end - payload.start);
-        let slot = (datagram.peer as usize).wrapping_mul(31).wrapping_add(usize::from(datagram.lane)) % SLOTS;
+        let Datagram { peer, to, lane, ecn } = *datagram;
+        let slot = (peer.0 as usize).wrapping_mul(31).wrapping_add(usize::from(lane)) % SLOTS;
         let open = usize::from(self.slots[slot]);
         let index = match self.messages[..self.live].get(open) {
-            Some(message) if message.takes(datagram, size, self.overhead) => open,
+            Some(message) if self.fills[open].takes(message, datagram, size, self.overhead) => open,
             _ => {
-                let Some(message) = self.messages.get_mut(self.live) else { return };
-                message.spans.clear();
-                message.to = datagram.to;
-                message.lane = datagram.lane;
-                message.ecn = datagram.ecn;
-                message.peer = datagram.peer;
-                message.segment_size = size.min(u32::from(u16::MAX)) as u16;
-                message.segments = 0;
-                message.bytes = 0;
-                message.full = false;
-                self.slots[slot] = self.live as u16;
+                let index = self.live;
+                let Some(message) = self.messages.get_mut(index) else { return };
+                *message = Transmit {
+                    to,
+                    peer,
+                    lane,
+                    first_span: (index * SPANS) as u32,
+                    span_count: 0,
+                    segment_size: size.min(u32::from(u16::MAX)) as u16,
+                    segments: 0,
+                    ecn,
+                };
+                self.fills[index] = Fill::default();
+                self.slots[slot] = index as u16;
                 self.live += 1;
-                self.live - 1
+                index
             }
         };
         let message = &mut self.messages[index];
-        if header.start != header.end {
-            message.spans.push(header);
-        }
-        if payload.start != payload.end {
-            message.spans.push(payload);
+        for span in [header, payload] {
+            if span.start != span.end {
+                self.spans[index * SPANS + message.span_count as usize] = span;
+                message.span_count += 1;
+            }
         }
         message.segments += 1;
-        message.bytes += size;
-        message.full = size < u32::from(message.segment_size)
+        let fill = &mut self.fills[index];
+        fill.bytes += size;
+        fill.full = size < u32::from(message.segment_size)
             || message.segments == SEGMENTS_MAX
-            || message.bytes
+            || fill.bytes
                 + u32::from(message.segment_size)
                 + (u32::from(message.segments) + 1) * self.overhead
                 > BYTES_MAX;
     }
 
-    /// The messages that can take nothing more, from the oldest on; sending them now keeps their bytes warm.
+    /// How many messages, from the oldest pending one on, can take nothing more; sending them now keeps their bytes
+    /// warm.
     #[inline]
-    pub fn full(&self) -> &[Message] {
-        let pending = &self.messages[self.sent..self.live];
-        let full = pending.iter().take_while(|message| message.full).count();
-        &pending[..full]
+    pub fn full(&self) -> usize {
+        self.fills[self.sent..self.live].iter().take_while(|fill| fill.full).count()
     }
 
     /// All messages not yet sent.
     #[inline]
-    pub fn pending(&self) -> &[Message] {
+    pub fn pending(&self) -> &[Transmit] {
         &self.messages[self.sent..self.live]
+    }
+
+    /// The spans of all messages.
+    #[inline]
+    pub fn spans(&self) -> &[Range<u32>] {
+        &self.spans
+    }
+
+    /// The bytes of one message, datagram after datagram. Each datagram starts with a span of its own.
+    #[inline]
+    pub fn spans_of(&self, message: &Transmit) -> &[Range<u32>] {
+        let first = message.first_span as usize;
+        self.spans.get(first..first + message.span_count as usize).unwrap_or_default()
+    }
+
+    /// Puts those of one source port together among the `n` oldest pending messages, which must all be sent before
+    /// anything more is queued. Sends of one port share a call, and a flow has one port, so its order stands.
+    #[inline]
+    pub fn group_by_lane(&mut self, n: usize) {
+        let end = self.live.min(self.sent + n);
+        self.messages[self.sent..end].sort_unstable_by_key(|message| (message.lane, message.first_span));
     }
 
     /// Marks the `n` oldest pending messages as sent.
@@ -226,8 +232,6 @@ impl Outbox {
     }
 }
 
-const REPLIES_MAX: usize = 16;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,7 +241,7 @@ mod tests {
     }
 
     fn to(peer: u32, lane: u16) -> Datagram {
-        Datagram { peer, to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)), lane, ecn: 0 }
+        Datagram { peer: PeerId(peer), to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)), lane, ecn: 0 }
     }
 
     fn sizes(outbox: &Outbox) -> Vec<(u16, u16)> {
@@ -251,7 +255,7 @@ mod tests {
             outbox.push(&to(1, 3), 0..22, 100..100 + len);
         }
         assert_eq!(sizes(&outbox), [(1472, 3), (1472, 1)]);
-        assert_eq!(outbox.full().len(), 1);
+        assert_eq!(outbox.full(), 1);
     }
 
     #[test]
@@ -286,7 +290,7 @@ mod tests {
         outbox.push(&to(1, 0), 0..22, 100..200);
         outbox.push(&Datagram { ecn: 1, ..to(1, 0) }, 0..22, 100..200);
         outbox.push(&to(1, 0), 0..22, 100..200);
-        let order: Vec<_> = outbox.pending().iter().map(|m| (m.peer, m.ecn, m.segments)).collect();
+        let order: Vec<_> = outbox.pending().iter().map(|m| (m.peer.0, m.ecn, m.segments)).collect();
         assert_eq!(order, [(1, 0, 2), (2, 0, 1), (1, 1, 1), (1, 0, 1)]);
     }
 

@@ -1,10 +1,10 @@
 //! WireGuard beside the workers.
 //!
 //! ```text
-//!  worker 0 ─┐ events: "no session", "somebody answered"; arrivals: messages   ┌──────────┐
-//!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── control: peers
+//!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages                 ┌──────────┐
+//!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── FromControl: peers
 //!      ▲                                                                       └────┬─────┘
-//!      └──── mailbox: sessions to use, names to forget; looked at when it changed ──┘
+//!      └──── ToWorker: sessions to use and to forget, by a mailbox with a flag ─────┘
 //! ```
 //!
 //! Workers do nothing but seal and open ([`crypt`]). Handshakes and timers run on a thread of their own for each
@@ -21,10 +21,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use path::PeerId;
 use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
-pub(crate) use mail::{Arrival, Event, Mailbox};
+pub(crate) use self::mail::Stray;
+use self::mail::{FromControl, FromNetwork, FromWorker, Mailbox};
 
 /// What a tunnel needs to speak WireGuard.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Its number in the forwarding table, which no other peer ever had.
-    pub id: u32,
+    pub id: PeerId,
     /// Its key.
     pub key: PublicKey,
     /// The secret that both sides have besides their keys; zeros for none.
@@ -70,38 +72,30 @@ pub struct PeerStatus {
     pub has_psk: bool,
 }
 
-/// What control tells a keeper.
-pub(crate) enum Command {
-    /// These are all peers there should be.
-    Peers(Vec<PeerConfig>),
-    /// Tell how they are.
-    Status(Sender<Vec<PeerStatus>>),
-}
-
 /// Control's end of a keeper.
-pub(crate) struct Handle {
-    commands: Sender<Command>,
+pub(crate) struct KeeperHandle {
+    commands: Sender<FromControl>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
-impl Handle {
-    pub(crate) fn new(commands: Sender<Command>, thread: std::thread::JoinHandle<()>) -> Handle {
-        Handle { commands, thread: Mutex::new(Some(thread)) }
+impl KeeperHandle {
+    pub(crate) fn new(commands: Sender<FromControl>, thread: std::thread::JoinHandle<()>) -> KeeperHandle {
+        KeeperHandle { commands, thread: Mutex::new(Some(thread)) }
     }
 
     pub(crate) fn set_peers(&self, peers: Vec<PeerConfig>) {
-        let _ = self.commands.send(Command::Peers(peers));
+        let _ = self.commands.send(FromControl::Peers(peers));
     }
 
-    /// `None` if it does not answer.
+    /// Asks for the state of all peers. Returns `None` if the keeper does not answer within a second.
     pub(crate) fn status(&self) -> Option<Vec<PeerStatus>> {
         let (sender, answer): (_, Receiver<Vec<PeerStatus>>) = crossbeam_channel::bounded(1);
-        self.commands.send(Command::Status(sender)).ok()?;
-        // A keeper in a storm of handshakes may be busy for a while; control must not wait for ever.
+        self.commands.send(FromControl::Status(sender)).ok()?;
+        // A keeper in a storm of handshakes may be busy for a while; control must not wait forever.
         answer.recv_timeout(Duration::from_secs(1)).ok()
     }
 
-    /// Ends the thread, which ends when nobody can tell it anything any more.
+    /// Waits for the thread to end, as it does when all workers have.
     pub(crate) fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -125,25 +119,25 @@ impl Clock {
     }
 }
 
-/// A tunnel's shared parts, before its threads run.
-pub(crate) struct Parts {
+/// What a tunnel's workers and its keeper share, before their threads run.
+pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
-    pub(crate) events: (Sender<Event>, Receiver<Event>),
-    pub(crate) arrivals: (Sender<Arrival>, Receiver<Arrival>),
+    pub(crate) from_worker: (Sender<FromWorker>, Receiver<FromWorker>),
+    pub(crate) from_network: (Sender<FromNetwork>, Receiver<FromNetwork>),
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
 }
 
-/// Events that may wait for a keeper, and as many arrivals; more are dropped, and counted by whoever cannot send.
+/// Messages that may wait in each of the keeper's two channels; more are dropped, and counted by whoever cannot send.
 const WAITING: usize = 4096;
 
-impl Parts {
-    pub(crate) fn new(workers: usize, settings: &Settings) -> Parts {
-        Parts {
+impl Shared {
+    pub(crate) fn new(workers: usize, settings: &Settings) -> Shared {
+        Shared {
             clock: Clock::start(),
             gate: Gate::new(&settings.private.public()),
-            events: crossbeam_channel::bounded(WAITING),
-            arrivals: crossbeam_channel::bounded(WAITING),
+            from_worker: crossbeam_channel::bounded(WAITING),
+            from_network: crossbeam_channel::bounded(WAITING),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
         }
     }

@@ -12,7 +12,7 @@ use wire::{Malformed, ipv4};
 
 use crate::encap::Stripped;
 use crate::inner::Inner;
-use crate::template::Template;
+use crate::template::{Patch, Template};
 use crate::verdict::DropReason;
 
 /// Protocol number of IPv4 in IP.
@@ -45,13 +45,19 @@ impl Ipip {
             src: self.local,
             dst: *remote.ip(),
         };
-        Some(Template::ipip(&header))
+        let mut bytes = [0; HEADER_LEN];
+        // The bytes are as many as the header has, so it cannot fail.
+        let _ = header.emit(&mut bytes);
+        // The kernel's to fill in: the length, and a checksum over fields that are yet to be patched.
+        bytes[2..4].fill(0);
+        bytes[10..12].fill(0);
+        Some(Template::new(&bytes, Patch::OuterIpv4))
     }
 }
 
 /// Writes into the outer header what it takes from the inner packet.
 #[inline]
-pub(crate) fn stamp(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
+pub(crate) fn patch(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
     // Copying the codepoint is RFC 6040 section 4.1, normal mode.
     outer[1] = inner.ecn();
     outer[6] = if inner.dont_fragment { 0x40 } else { 0 };

@@ -29,7 +29,7 @@ impl Format {
     pub fn template(&self, remote: SocketAddr, mac: Option<Mac>) -> Option<Template> {
         match self {
             Format::Vxlan(vxlan) => mac.map(|mac| vxlan.template(mac)),
-            Format::Udp | Format::Wireguard => Some(Template::EMPTY),
+            Format::Udp | Format::Wireguard => Some(udp::template()),
             Format::Ipip(ipip) => ipip.template(remote),
         }
     }

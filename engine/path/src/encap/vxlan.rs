@@ -10,8 +10,12 @@ use wire::ethernet;
 use wire::{Malformed, vxlan};
 
 use crate::encap::Stripped;
-use crate::template::{TEMPLATE_MAX, Template};
+use crate::inner::Inner;
+use crate::template::{Patch, Template};
 use crate::verdict::DropReason;
+
+/// Bytes in front of the inner IP packet: a VXLAN header and an Ethernet header.
+pub const PREFIX_LEN: usize = vxlan::HEADER_LEN + ethernet::HEADER_LEN;
 
 /// One VXLAN network as this node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,12 @@ impl Vxlan {
     /// The headers towards the peer with this MAC.
     pub fn template(&self, peer: Mac) -> Template {
         let ethernet = ethernet::Header { dst: peer, src: self.local_mac, ethertype: ethernet::IPV4 };
-        Template::vxlan(&vxlan::Header { vni: self.vni, policy: None }, &ethernet)
+        let mut bytes = [0; PREFIX_LEN];
+        let (head, tail) = bytes.split_at_mut(vxlan::HEADER_LEN);
+        // Both slices have the exact length of their header, so neither emit can fail.
+        let _ = vxlan::Header { vni: self.vni, policy: None }.emit(head);
+        let _ = ethernet.emit(tail);
+        Template::new(&bytes, Patch::Ethertype)
     }
 
     /// Checks the headers and says where the inner packet starts.
@@ -52,14 +61,20 @@ impl Vxlan {
             ethernet::IPV6 => true,
             _ => return Err(DropReason::WrongEthertype),
         };
-        Ok(Stripped { offset: TEMPLATE_MAX, v6: Some(v6) })
+        Ok(Stripped { offset: PREFIX_LEN, v6: Some(v6) })
     }
+}
+
+/// Writes the Ethernet type, which is the one part of the headers that follows the inner packet.
+#[inline]
+pub(crate) fn patch(prefix: &mut [u8; PREFIX_LEN], inner: &Inner) {
+    let ethertype = if inner.v6 { ethernet::IPV6 } else { ethernet::IPV4 };
+    prefix[PREFIX_LEN - 2..].copy_from_slice(&ethertype.to_be_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inner::Inner;
 
     /// An IPv4 header alone.
     const INNER: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 1, 0, 5, 10, 2, 0, 7];
@@ -73,7 +88,7 @@ mod tests {
     }
 
     fn datagram(from: Vxlan, to: u8) -> Vec<u8> {
-        let mut bytes = vec![0; TEMPLATE_MAX];
+        let mut bytes = vec![0; PREFIX_LEN];
         let inner = Inner::parse(&INNER).unwrap();
         from.template(mac(to)).write(&mut bytes, &inner);
         bytes.push(0x45);
@@ -101,7 +116,7 @@ mod tests {
         assert_eq!(faulty(13, 0x03), DropReason::WrongMac);
         assert_eq!(faulty(19, 0x02), DropReason::OwnMac);
         assert_eq!(faulty(20, 0x86), DropReason::WrongEthertype);
-        for len in 0..TEMPLATE_MAX {
+        for len in 0..PREFIX_LEN {
             assert_eq!(node(2, 7).strip(&good[..len]).unwrap_err(), DropReason::Truncated, "{len}");
         }
     }

@@ -10,7 +10,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use wire::wireguard::{COOKIE, COOKIE_LEN, INITIATION, INITIATION_LEN, RESPONSE, RESPONSE_LEN};
 
 use super::PublicKey;
-use super::session::Millis;
+use super::session::{Millis, SessionIndex};
 
 /// Handshakes a second without a proof of address. One takes a fifth of a millisecond.
 const LIMIT: u64 = 1000;
@@ -37,10 +37,10 @@ pub struct Intake {
 pub enum Message<'a> {
     /// Somebody wants a session.
     Initiation(&'a [u8; INITIATION_LEN]),
-    /// Somebody answers the initiation of this name.
-    Response(u32, &'a [u8; RESPONSE_LEN]),
-    /// Somebody under load wants the initiation or response of this name sent again with this sealed cookie.
-    Cookie(u32, &'a [u8; COOKIE_LEN]),
+    /// Somebody answers the initiation with this index.
+    Response(SessionIndex, &'a [u8; RESPONSE_LEN]),
+    /// Somebody under load wants the initiation or response with this index sent again with this sealed cookie.
+    Cookie(SessionIndex, &'a [u8; COOKIE_LEN]),
 }
 
 /// Why a message goes no further.
@@ -81,16 +81,17 @@ impl Intake {
         if has_mac && self.seen > LIMIT && !self.allow(from, now) {
             return Err(Refused::TooMany);
         }
-        let word = |at: usize| {
-            bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|word| u32::from_le_bytes(*word))
+        let index = |at: usize| {
+            let word = bytes.get(at..)?.first_chunk()?;
+            Some(SessionIndex(u32::from_le_bytes(*word)))
         };
         let message = match bytes.first() {
             Some(&INITIATION) => bytes.try_into().ok().map(Message::Initiation),
             Some(&RESPONSE) => {
-                word(8).zip(bytes.try_into().ok()).map(|(name, bytes)| Message::Response(name, bytes))
+                index(8).zip(bytes.try_into().ok()).map(|(index, bytes)| Message::Response(index, bytes))
             }
             Some(&COOKIE) => {
-                word(4).zip(bytes.try_into().ok()).map(|(name, bytes)| Message::Cookie(name, bytes))
+                index(4).zip(bytes.try_into().ok()).map(|(index, bytes)| Message::Cookie(index, bytes))
             }
             _ => None,
         };
@@ -127,7 +128,8 @@ mod tests {
         let (ours, theirs) = (SecretKey([1; 32]), SecretKey([2; 32]));
         let mut intake = Intake::new(&ours.public());
         let none = SecretKey([0; 32]);
-        let (_, mut message) = noise::begin(&theirs, &ours.public(), &none, 5, &[0; 12]).unwrap();
+        let (_, mut message) =
+            noise::begin(&theirs, &ours.public(), &none, SessionIndex(5), &[0; 12]).unwrap();
         assert_eq!(intake.look(FROM, &message, 0), Err(Refused::Unfit), "no stamp");
         let mut stamp = Stamp::new(&ours.public());
         stamp.put(&mut message, 0);
@@ -141,7 +143,7 @@ mod tests {
                 other => assert!(other.is_ok(), "{other:?}"),
             }
         };
-        let Ok(Message::Cookie(5, cookie)) = intake.look(FROM, &reply, 0) else {
+        let Ok(Message::Cookie(SessionIndex(5), cookie)) = intake.look(FROM, &reply, 0) else {
             panic!("not for the sender")
         };
         let (nonce, sealed) = (cookie[8..32].try_into().unwrap(), &cookie[32..]);
@@ -167,7 +169,7 @@ mod tests {
         let (ours, theirs) = (SecretKey([1; 32]), SecretKey([2; 32]));
         let mut intake = Intake::new(&ours.public());
         let (_, mut message) =
-            noise::begin(&theirs, &ours.public(), &SecretKey([0; 32]), 5, &[0; 12]).unwrap();
+            noise::begin(&theirs, &ours.public(), &SecretKey([0; 32]), SessionIndex(5), &[0; 12]).unwrap();
         let mut stamp = Stamp::new(&ours.public());
         stamp.put(&mut message, 0);
         let addresses = ["192.0.2.9", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap());

@@ -23,7 +23,7 @@ pub mod window;
 
 pub use peer::Peer;
 pub use pulse::Pulse;
-pub use session::Session;
+pub use session::{Session, SessionIndex};
 pub use stamp::Gate;
 pub use window::Window;
 use zeroize::Zeroize;

@@ -7,7 +7,7 @@ use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
 use wire::wireguard::{INITIATION, INITIATION_LEN, RESPONSE, RESPONSE_LEN};
 
-use super::session::Keys;
+use super::session::{Keys, SessionIndex};
 use super::stamp::MACS_LEN;
 use super::{PublicKey, SecretKey};
 
@@ -29,8 +29,8 @@ pub struct Initiation {
     state: HandshakeState,
     /// Who sent it, by proof.
     pub peer: PublicKey,
-    /// The peer's name for the session to come.
-    pub sender: u32,
+    /// The peer's index for the session to come.
+    pub sender: SessionIndex,
     /// When, by the peer's clock.
     pub timestamp: Timestamp,
 }
@@ -40,14 +40,14 @@ pub fn begin(
     private: &SecretKey,
     peer: &PublicKey,
     psk: &SecretKey,
-    sender: u32,
+    sender: SessionIndex,
     timestamp: &Timestamp,
 ) -> Option<(Begun, [u8; INITIATION_LEN])> {
     let builder = builder(private)?.remote_public_key(&peer.0).ok()?.psk(PSK, &psk.0).ok()?;
     let mut state = builder.build_initiator().ok()?;
     let mut message = [0; INITIATION_LEN];
     message[0] = INITIATION;
-    message[4..8].copy_from_slice(&sender.to_le_bytes());
+    message[4..8].copy_from_slice(&sender.0.to_le_bytes());
     state.write_message(timestamp, &mut message[8..INITIATION_LEN - MACS_LEN]).ok()?;
     Some((Begun(state), message))
 }
@@ -58,18 +58,18 @@ pub fn receive(private: &SecretKey, message: &[u8; INITIATION_LEN]) -> Option<In
     let mut timestamp = [0; 12];
     let read = state.read_message(&message[8..INITIATION_LEN - MACS_LEN], &mut timestamp).ok()?;
     let peer = PublicKey(state.get_remote_static()?.try_into().ok()?);
-    let sender = u32::from_le_bytes(*message[4..].first_chunk()?);
+    let sender = SessionIndex(u32::from_le_bytes(*message[4..].first_chunk()?));
     (read == timestamp.len()).then_some(Initiation { state, peer, sender, timestamp })
 }
 
 impl Initiation {
     /// Answers it; the message lacks its macs.
-    pub fn respond(mut self, psk: &SecretKey, local: u32) -> Option<([u8; RESPONSE_LEN], Keys)> {
+    pub fn respond(mut self, psk: &SecretKey, local: SessionIndex) -> Option<([u8; RESPONSE_LEN], Keys)> {
         self.state.set_psk(usize::from(PSK), &psk.0).ok()?;
         let mut message = [0; RESPONSE_LEN];
         message[0] = RESPONSE;
-        message[4..8].copy_from_slice(&local.to_le_bytes());
-        message[8..12].copy_from_slice(&self.sender.to_le_bytes());
+        message[4..8].copy_from_slice(&local.0.to_le_bytes());
+        message[8..12].copy_from_slice(&self.sender.0.to_le_bytes());
         self.state.write_message(&[], &mut message[12..RESPONSE_LEN - MACS_LEN]).ok()?;
         // Split gives the initiator's sending key first.
         let (receive, send) = self.state.dangerously_get_raw_split();
@@ -79,10 +79,11 @@ impl Initiation {
 
 impl Begun {
     /// Reads the response; a false one changes nothing, so that the true one still can come.
-    pub fn finish(&mut self, message: &[u8; RESPONSE_LEN]) -> Option<(u32, Keys)> {
+    pub fn finish(&mut self, message: &[u8; RESPONSE_LEN]) -> Option<(SessionIndex, Keys)> {
         self.0.read_message(&message[12..RESPONSE_LEN - MACS_LEN], &mut []).ok()?;
         let (send, receive) = self.0.dangerously_get_raw_split();
-        Some((u32::from_le_bytes(*message[4..].first_chunk()?), Keys { send, receive }))
+        let sender = SessionIndex(u32::from_le_bytes(*message[4..].first_chunk()?));
+        Some((sender, Keys { send, receive }))
     }
 }
 
@@ -104,15 +105,19 @@ mod tests {
     #[test]
     fn both_sides_get_the_same_keys() {
         let (ours, theirs) = (secret(1), secret(2));
-        let (mut begun, first) = begin(&ours, &theirs.public(), &secret(9), 77, &[3; 12]).unwrap();
+        let (mut begun, first) =
+            begin(&ours, &theirs.public(), &secret(9), SessionIndex(77), &[3; 12]).unwrap();
         let initiation = receive(&theirs, &first).unwrap();
-        assert_eq!((initiation.peer, initiation.sender, initiation.timestamp), (ours.public(), 77, [3; 12]));
-        let (second, right) = initiation.respond(&secret(9), 88).unwrap();
+        assert_eq!(
+            (initiation.peer, initiation.sender, initiation.timestamp),
+            (ours.public(), SessionIndex(77), [3; 12])
+        );
+        let (second, right) = initiation.respond(&secret(9), SessionIndex(88)).unwrap();
         let mut forged = second;
         forged[50] ^= 1;
         assert!(begun.finish(&forged).is_none());
         let (remote, left) = begun.finish(&second).unwrap();
-        assert_eq!(remote, 88);
+        assert_eq!(remote, SessionIndex(88));
         assert_eq!((left.send, left.receive), (right.receive, right.send));
         assert_ne!(left.send, left.receive);
     }
@@ -120,14 +125,14 @@ mod tests {
     #[test]
     fn another_key_or_secret_is_no_handshake() {
         let (ours, theirs) = (secret(1), secret(2));
-        let (mut begun, first) = begin(&ours, &theirs.public(), &NONE, 1, &[0; 12]).unwrap();
+        let (mut begun, first) = begin(&ours, &theirs.public(), &NONE, SessionIndex(1), &[0; 12]).unwrap();
         assert!(receive(&secret(3), &first).is_none(), "not for this one");
         for at in [8, 40, 90, 115] {
             let mut forged = first;
             forged[at] ^= 0x80;
             assert!(receive(&theirs, &forged).is_none(), "{at}");
         }
-        let (second, _) = receive(&theirs, &first).unwrap().respond(&secret(5), 2).unwrap();
+        let (second, _) = receive(&theirs, &first).unwrap().respond(&secret(5), SessionIndex(2)).unwrap();
         assert!(begun.finish(&second).is_none(), "another pre-shared key");
     }
 }

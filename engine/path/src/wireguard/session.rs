@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use batch::{PeerId, WorkerIndex};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wire::wireguard::{HEADER_LEN, Header, PADDING, TAG_LEN};
 use zeroize::Zeroize;
@@ -24,6 +25,10 @@ const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// REJECT_AFTER_MESSAGES.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
+/// One side's number for a session, which the other side writes into each record ("index" in section 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
 /// No worker.
 const NOBODY: u32 = u32::MAX;
 
@@ -33,11 +38,11 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// A session, shared by the workers that use it.
 pub struct Session {
     /// Whose it is.
-    pub peer: u32,
+    pub peer: PeerId,
     /// Our name for it: what the peer writes into each record.
-    pub local: u32,
+    pub local: SessionIndex,
     /// The peer's name for it.
-    pub remote: u32,
+    pub remote: SessionIndex,
     /// We began the handshake.
     pub initiator: bool,
     /// When the handshake was done.
@@ -79,8 +84,8 @@ impl Drop for Keys {
 impl Session {
     /// A session of `peer` with these names, from a handshake that was done at `born`.
     pub fn new(
-        peer: u32,
-        (local, remote): (u32, u32),
+        peer: PeerId,
+        (local, remote): (SessionIndex, SessionIndex),
         keys: &Keys,
         initiator: bool,
         born: Millis,
@@ -102,14 +107,14 @@ impl Session {
     /// The worker that receives with this session, once there is one. There is one window, so records that arrive
     /// elsewhere have to be brought to it.
     #[inline]
-    pub fn owner(&self) -> Option<u32> {
-        Some(self.owner.load(Ordering::Relaxed)).filter(|owner| *owner != NOBODY)
+    pub fn owner(&self) -> Option<WorkerIndex> {
+        Some(self.owner.load(Ordering::Relaxed)).filter(|owner| *owner != NOBODY).map(WorkerIndex)
     }
 
     /// Makes the worker that has opened the first record the owner; `false` if another one was faster. Not before it was
     /// opened: a stranger must not decide where records have to go.
-    pub fn own(&self, worker: u32) -> bool {
-        self.owner.compare_exchange(NOBODY, worker, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    pub fn own(&self, worker: WorkerIndex) -> bool {
+        self.owner.compare_exchange(NOBODY, worker.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether it may be sent with at `now`.
@@ -157,7 +162,7 @@ impl Session {
     pub fn seal(&self, record: &mut [u8], len: usize, mtu: usize, counter: u64) -> Option<usize> {
         let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
         let (header, rest) = record.split_first_chunk_mut::<HEADER_LEN>()?;
-        Header { receiver: self.remote, counter }.emit(header);
+        Header { receiver: self.remote.0, counter }.emit(header);
         let (packet, tail) = rest.split_at_mut_checked(padded)?;
         packet.get_mut(len..)?.fill(0);
         let tag = self.seal.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet).ok()?;
@@ -205,7 +210,11 @@ mod tests {
         let (ours, theirs) = ([1; 32], [2; 32]);
         let left = Keys { send: ours, receive: theirs };
         let right = Keys { send: theirs, receive: ours };
-        (Session::new(7, (10, 20), &left, true, 1000), Session::new(9, (20, 10), &right, false, 1000))
+        let (here, there) = (SessionIndex(10), SessionIndex(20));
+        (
+            Session::new(PeerId(7), (here, there), &left, true, 1000),
+            Session::new(PeerId(9), (there, here), &right, false, 1000),
+        )
     }
 
     #[test]

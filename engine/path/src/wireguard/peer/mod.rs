@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use batch::PeerId;
 use wire::wireguard::{COOKIE_LEN, RESPONSE_LEN};
 
 use super::noise::{self, Begun, Initiation, Timestamp};
 use super::pulse::{Found, Pulse};
-use super::session::{KEEPALIVE, Keys, Millis, REJECT_AFTER, REKEY_TIMEOUT, Session};
+use super::session::{KEEPALIVE, Keys, Millis, REJECT_AFTER, REKEY_TIMEOUT, Session, SessionIndex};
 use super::stamp::Stamp;
 use super::{PublicKey, SecretKey};
 
@@ -38,7 +39,7 @@ pub enum Action {
     /// Take records of this session; the first proves that the peer has it, then see [`Peer::confirm`].
     Await(Arc<Session>),
     /// Take no records under this name any more.
-    Forget(u32),
+    Forget(SessionIndex),
     /// Send an empty record.
     Keepalive,
     /// The peer does not answer: what waits for a session is to be dropped.
@@ -48,7 +49,7 @@ pub enum Action {
 /// A peer.
 pub struct Peer {
     /// Its number, which the workers know it by.
-    pub id: u32,
+    pub id: PeerId,
     /// Its key.
     pub key: PublicKey,
     /// Where it was last heard, or is said to be.
@@ -75,7 +76,7 @@ pub struct Peer {
 /// A handshake that we began.
 struct Attempt {
     begun: Begun,
-    local: u32,
+    local: SessionIndex,
     first: Millis,
     sent: Millis,
 }
@@ -96,15 +97,15 @@ pub struct Moment {
     pub now: Millis,
     /// Now by the wall clock.
     pub stamp: Timestamp,
-    /// A name for a session that no other session has.
-    pub name: u32,
+    /// An index for a session that no other session has.
+    pub index: SessionIndex,
     /// 0 to 333 milliseconds, so that two peers that begin at once do not go on doing so.
     pub jitter: Millis,
 }
 
 impl Peer {
     /// A peer that has not been heard yet.
-    pub fn new(id: u32, key: PublicKey) -> Peer {
+    pub fn new(id: PeerId, key: PublicKey) -> Peer {
         Peer {
             id,
             key,
@@ -139,8 +140,8 @@ impl Peer {
         self.current.as_ref()
     }
 
-    /// The handshake under way, by our name for its session.
-    pub fn attempting(&self) -> Option<u32> {
+    /// The handshake under way, by our index for its session.
+    pub fn attempting(&self) -> Option<SessionIndex> {
         self.attempt.as_ref().map(|attempt| attempt.local)
     }
 
@@ -162,10 +163,10 @@ impl Peer {
         actions: &mut Vec<Action>,
     ) {
         let Some(to) = self.endpoint else { return };
-        let begun = noise::begin(private, &self.key, &self.psk, moment.name, &moment.stamp);
+        let begun = noise::begin(private, &self.key, &self.psk, moment.index, &moment.stamp);
         let Some((begun, mut message)) = begun else { return };
         self.stamp.put(&mut message, moment.now);
-        let attempt = Attempt { begun, local: moment.name, first, sent: moment.now };
+        let attempt = Attempt { begun, local: moment.index, first, sent: moment.now };
         let abandoned = self.attempt.replace(attempt);
         actions.extend(abandoned.map(|attempt| Action::Forget(attempt.local)));
         self.timers.again = Some(moment.now + REKEY_TIMEOUT + moment.jitter);
@@ -186,11 +187,11 @@ impl Peer {
         }
         (self.latest, self.answered) = (initiation.timestamp, Some(moment.now));
         let remote = initiation.sender;
-        let Some((mut message, keys)) = initiation.respond(&self.psk, moment.name) else { return false };
+        let Some((mut message, keys)) = initiation.respond(&self.psk, moment.index) else { return false };
         self.endpoint = Some(from);
         self.stamp.put(&mut message, moment.now);
         actions.push(Action::Send(from, message.to_vec()));
-        let session = self.session((moment.name, remote), &keys, false, moment.now);
+        let session = self.session((moment.index, remote), &keys, false, moment.now);
         actions.push(Action::Await(Arc::clone(&session)));
         forget(self.next.replace(session), actions);
         true
@@ -206,11 +207,11 @@ impl Peer {
     ) -> bool {
         let Some(attempt) = &mut self.attempt else { return false };
         let Some((remote, keys)) = attempt.begun.finish(message) else { return false };
-        let names = (attempt.local, remote);
+        let indices = (attempt.local, remote);
         self.attempt = None;
         self.timers.again = None;
         self.endpoint = Some(from);
-        let session = self.session(names, &keys, true, now);
+        let session = self.session(indices, &keys, true, now);
         // Where both began at once, the peer may send with the session that it began until it has seen this one.
         let awaited = self.next.take();
         self.take_up(session, actions);
@@ -223,7 +224,7 @@ impl Peer {
     }
 
     /// The first record of the awaited session has come.
-    pub fn confirm(&mut self, local: u32, actions: &mut Vec<Action>) {
+    pub fn confirm(&mut self, local: SessionIndex, actions: &mut Vec<Action>) {
         if let Some(session) = self.next.take_if(|next| next.local == local) {
             self.take_up(session, actions);
         }
@@ -298,16 +299,22 @@ impl Peer {
         }
     }
 
-    /// Every name that the peer's sessions have.
-    pub fn names(&self) -> impl Iterator<Item = u32> {
+    /// Our indices of all the peer's sessions.
+    pub fn indices(&self) -> impl Iterator<Item = SessionIndex> {
         let sessions = self.current.iter().chain(&self.next).chain(&self.former);
         sessions.map(|session| session.local).chain(self.attempting())
     }
 
-    fn session(&mut self, names: (u32, u32), keys: &Keys, initiator: bool, now: Millis) -> Arc<Session> {
+    fn session(
+        &mut self,
+        indices: (SessionIndex, SessionIndex),
+        keys: &Keys,
+        initiator: bool,
+        now: Millis,
+    ) -> Arc<Session> {
         self.last_handshake = Some(now);
         self.timers.forget = Some(now + FORGET_AFTER);
-        Arc::new(Session::new(self.id, names, keys, initiator, now))
+        Arc::new(Session::new(self.id, indices, keys, initiator, now))
     }
 
     fn take_up(&mut self, session: Arc<Session>, actions: &mut Vec<Action>) {
@@ -336,5 +343,4 @@ fn due(timer: &mut Option<Millis>, now: Millis) -> bool {
 }
 
 #[cfg(test)]
-#[path = "peer_tests.rs"]
 mod tests;

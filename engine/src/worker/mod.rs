@@ -1,7 +1,10 @@
 //! One core's turn. Always in this order: newest tables, ingress, egress, counters, wait by policy.
 //!
-//! Every step is bounded, so a turn is bounded. A worker owns everything it touches; what it shares are the
-//! mailbox of its tables, the counter pages and one stop flag, none of which can make it wait.
+//! Every step is bounded, so a turn is bounded. A worker owns everything it touches: the wire, and a share of each
+//! tunnel. The wire receives once and hands each tunnel its datagrams; tunnels hand it what is to be sent. What a worker
+//! shares are the mailboxes of its tables, the counter pages and one stop flag, none of which can make it wait.
+
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use io::{Overlay, Underlay, Waiter};
 
+pub(crate) use self::wire::{Outlet, Wire};
 use crate::config::WaitPolicy;
 use crate::status::{LoopCounters, Page};
 use crate::tunnel::Tunnel;
@@ -18,7 +22,8 @@ const BULK: u64 = 60_000;
 
 /// One core's loop.
 pub(crate) struct Worker<O, U> {
-    tunnels: Vec<Tunnel<O, U>>,
+    wire: Wire<U>,
+    tunnels: Vec<Tunnel<O>>,
     pages: Vec<Arc<Page>>,
     waiter: Waiter,
     policy: WaitPolicy,
@@ -29,22 +34,24 @@ pub(crate) struct Worker<O, U> {
 }
 
 impl<O: Overlay, U: Underlay> Worker<O, U> {
-    /// Registers all ports with the waiter: token 2*i* is tunnel *i*'s overlay, 2*i* + 1 its underlay.
+    /// A worker that has this wire and these tunnels, each with its page. Registers all ports and queues with the waiter.
     pub(crate) fn new(
-        tunnels: Vec<Tunnel<O, U>>,
+        mut wire: Wire<U>,
+        mut tunnels: Vec<Tunnel<O>>,
         pages: Vec<Arc<Page>>,
         mut waiter: Waiter,
         policy: WaitPolicy,
         stop: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        for (i, tunnel) in tunnels.iter().enumerate() {
-            tunnel.overlay().register(&mut waiter, 2 * i)?;
-            tunnel.underlay().register(&mut waiter, 2 * i + 1)?;
+        let mut token = wire.register(&mut waiter, 0)?;
+        for tunnel in &mut tunnels {
+            token = tunnel.register(&mut waiter, token)?;
         }
-        Ok(Worker { tunnels, pages, waiter, policy, stop, looped: LoopCounters::default(), idle_since: None })
+        let looped = LoopCounters::default();
+        Ok(Worker { wire, tunnels, pages, waiter, policy, stop, looped, idle_since: None })
     }
 
-    /// Turns until it is told to stop. Fails only when waiting does.
+    /// Turns until the stop flag is set. Fails only when waiting does.
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.turn()?;
@@ -58,17 +65,24 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         self.looped.turns += 1;
         let mut worked = false;
         let before = self.moved();
-        for tunnel in &mut self.tunnels {
-            worked |= tunnel.refresh();
-            worked |= tunnel.ingress_batch();
-            worked |= tunnel.egress_batch();
+        let Worker { wire, tunnels, .. } = self;
+        for (index, tunnel) in tunnels.iter_mut().enumerate() {
+            worked |= tunnel.refresh(wire.outlet(index));
+        }
+        worked |= wire.receive(|index, arena, received| {
+            if let Some(tunnel) = tunnels.get_mut(index) {
+                tunnel.ingress(arena, received);
+            }
+        });
+        for (index, tunnel) in tunnels.iter_mut().enumerate() {
+            worked |= tunnel.egress(wire.outlet(index));
         }
         if worked {
             self.idle_since = None;
             self.publish();
         }
         // While something waits to be read there is nothing to gather.
-        let pending = self.tunnels.iter().any(|t| t.overlay_ready || t.underlay_ready || t.has_strays());
+        let pending = self.wire.is_ready() || self.tunnels.iter().any(Tunnel::is_ready);
         if !pending && !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
             self.moderate();
             return Ok(());
@@ -77,7 +91,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     }
 
     /// Lets more of a bulk stream gather before the next turn, as a network card moderates its interrupts:
-    /// each turn costs some calls, whatever it moves. The ports are then asked without asking the waiter.
+    /// each turn costs some calls, whatever it moves. The next turn asks the ports without asking the waiter.
     fn moderate(&mut self) {
         self.looped.waits += 1;
         self.looped.moderated += 1;
@@ -93,25 +107,22 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     fn wait(&mut self, pending: bool) -> std::io::Result<()> {
         let timeout = if pending || self.spins() { Some(Duration::ZERO) } else { None };
         if pending && !self.looped.turns.is_multiple_of(8) {
-            // Mid-burst the ports themselves say when they are empty; asking the kernel each time is a
-            // call for nothing. Every few turns it is asked all the same, for the ports not pending.
+            // In a burst the ports themselves say when they are empty; asking the waiter each time is a
+            // call for nothing. Every few turns it is asked all the same, for the ports that are not pending.
             return Ok(());
         }
         self.looped.waits += 1;
         self.looped.sleeps += u64::from(timeout.is_none());
         let ready = self.waiter.wait(timeout)?;
-        for (i, tunnel) in self.tunnels.iter_mut().enumerate() {
-            tunnel.overlay_ready |= ready.contains(2 * i);
-            tunnel.underlay_ready |= ready.contains(2 * i + 1);
-        }
+        self.wire.note(ready);
+        self.tunnels.iter_mut().for_each(|tunnel| tunnel.note(ready));
         Ok(())
     }
 
-    /// As if the waiter had reported every port.
+    /// Makes the next turn look at every port and queue, as if the waiter had reported them all.
     pub(crate) fn rouse(&mut self) {
-        for tunnel in &mut self.tunnels {
-            (tunnel.overlay_ready, tunnel.underlay_ready) = (true, true);
-        }
+        self.wire.rouse();
+        self.tunnels.iter_mut().for_each(Tunnel::rouse);
     }
 
     fn spins(&mut self) -> bool {
@@ -123,14 +134,10 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     }
 
     fn publish(&mut self) {
-        for (tunnel, page) in self.tunnels.iter_mut().zip(&self.pages) {
-            tunnel.report_downgrades();
-            page.store(
-                &tunnel.counters,
-                tunnel.overlay().counters(),
-                tunnel.underlay().counters(),
-                self.looped,
-            );
+        for (index, (tunnel, page)) in self.tunnels.iter_mut().zip(&self.pages).enumerate() {
+            let underlay = self.wire.counters(index).copied().unwrap_or_default();
+            tunnel.report_downgrades(&underlay);
+            page.store(&tunnel.counters, &tunnel.overlay_counters(), &underlay, self.looped);
         }
     }
 }

@@ -8,23 +8,24 @@ use crate::wireguard::Settings;
 
 const MTU: u16 = 1420;
 
-fn parts() -> Parts {
+fn shared() -> Shared {
     let private = SecretKey([7; 32]);
-    Parts::new(1, &Settings { private, peers: Vec::new() })
+    Shared::new(1, &Settings { private, peers: Vec::new() })
 }
 
 fn session(peer: u32, local: u32) -> Arc<Session> {
     let keys = Keys { send: [1; 32], receive: [2; 32] };
-    Arc::new(Session::new(peer, (local, local + 1000), &keys, true, 1))
+    let indices = (SessionIndex(local), SessionIndex(local + 1000));
+    Arc::new(Session::new(PeerId(peer), indices, &keys, true, 1))
 }
 
 fn at(host: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, host], 51820))
 }
 
-/// What the keeper would hear.
-fn heard(parts: &Parts) -> Vec<Event> {
-    parts.events.1.try_iter().collect()
+/// What the keeper would be told.
+fn heard(shared: &Shared) -> Vec<FromWorker> {
+    shared.from_worker.1.try_iter().collect()
 }
 
 /// A record of a session that nobody has.
@@ -38,8 +39,8 @@ fn unknown() -> Vec<u8> {
 
 #[test]
 fn each_sender_of_an_unknown_session_is_told_of_once_a_second() {
-    let parts = parts();
-    let mut crypt = Crypt::new(&parts, 0, MTU);
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     let mut counters = Counters::default();
     let mut arrive = |crypt: &mut Crypt, from: SocketAddr| {
         let mut record = unknown();
@@ -50,59 +51,62 @@ fn each_sender_of_an_unknown_session_is_told_of_once_a_second() {
     for host in [1, 2, 1, 2, 3] {
         arrive(&mut crypt, at(host));
     }
-    let from = |event: &Event| if let Event::Unknown(from) = event { Some(*from) } else { None };
-    let told: Vec<_> = heard(&parts).iter().filter_map(from).collect();
+    let from = |mail: &FromWorker| if let FromWorker::Unknown(from) = mail { Some(*from) } else { None };
+    let told: Vec<_> = heard(&shared).iter().filter_map(from).collect();
     assert_eq!(told, [at(1), at(2), at(3)]);
     // Made-up senders are as many as they like to be, and told of up to a bound.
     for port in 0..10_000 {
         arrive(&mut crypt, SocketAddr::from(([203, 0, 113, 1], port)));
     }
-    assert_eq!(heard(&parts).len(), STRANGERS - 3);
+    assert_eq!(heard(&shared).len(), STRANGERS - 3);
     crypt.now += ASK_EVERY;
     arrive(&mut crypt, at(1));
-    assert_eq!(heard(&parts).len(), 1, "in the next second everybody may again");
+    assert_eq!(heard(&shared).len(), 1, "in the next second everybody may again");
 }
 
 #[test]
 fn peers_that_go_take_their_sessions_and_no_others() {
-    let parts = parts();
-    let mut crypt = Crypt::new(&parts, 0, MTU);
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     for peer in 0..100 {
-        parts.mailboxes[0].put(Update::Peer(peer, Some(at(1)), Arc::new(Pulse::default())));
-        parts.mailboxes[0].put(Update::Session(session(peer, 2 * peer), true));
-        parts.mailboxes[0].put(Update::Session(session(peer, 2 * peer + 1), false));
+        shared.mailboxes[0].put(ToWorker::Peer(PeerId(peer), Some(at(1)), Arc::new(Pulse::default())));
+        shared.mailboxes[0].put(ToWorker::Session(session(peer, 2 * peer), true));
+        shared.mailboxes[0].put(ToWorker::Session(session(peer, 2 * peer + 1), false));
     }
     let mut counters = Counters::default();
     crypt.refresh(&mut counters);
     assert_eq!((crypt.peers.len(), crypt.inbound.len()), (100, 200));
-    (0..90).for_each(|peer| parts.mailboxes[0].put(Update::Gone(peer)));
+    (0..90).for_each(|peer| shared.mailboxes[0].put(ToWorker::Gone(PeerId(peer))));
     crypt.refresh(&mut counters);
     assert_eq!((crypt.peers.len(), crypt.inbound.len()), (10, 20));
-    assert!(crypt.inbound.values().all(|inbound| inbound.session.peer >= 90));
+    assert!(crypt.inbound.values().all(|inbound| inbound.session.peer >= PeerId(90)));
 }
 
 #[test]
 fn what_waits_goes_out_with_the_session_of_its_own_peer_and_in_order() {
-    let parts = parts();
-    let mut crypt = Crypt::new(&parts, 0, MTU);
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     let mut counters = Counters::default();
     for peer in [4, 5] {
-        parts.mailboxes[0].put(Update::Peer(peer, Some(at(peer as u8)), Arc::new(Pulse::default())));
+        shared.mailboxes[0].put(ToWorker::Peer(
+            PeerId(peer),
+            Some(at(peer as u8)),
+            Arc::new(Pulse::default()),
+        ));
     }
     assert!(!crypt.refresh(&mut counters));
     for peer in [4, 5] {
-        let slot = crypt.peers.get_mut(&peer).unwrap();
+        let slot = crypt.peers.get_mut(&PeerId(peer)).unwrap();
         slot.staged.extend([vec![peer as u8; 20].into(), vec![peer as u8; 30].into()] as [Box<[u8]>; 2]);
     }
-    parts.mailboxes[0].put(Update::Session(session(5, 50), true));
+    shared.mailboxes[0].put(ToWorker::Session(session(5, 50), true));
     assert!(crypt.refresh(&mut counters), "a session is there");
-    let (mut spans, mut batch) = (Vec::new(), Vec::with_capacity(8));
-    assert!(crypt.seal_staged(&mut spans, &mut batch));
-    let sent: Vec<_> = batch.iter().map(|one| one.to).collect();
-    assert_eq!(sent, [at(5), at(5)]);
-    assert_eq!(spans.iter().map(|span| span.end - span.start).collect::<Vec<_>>(), [64, 64], "padded");
-    batch.clear();
-    assert!(!crypt.seal_staged(&mut spans, &mut batch), "no more");
+    assert!(crypt.seal_staged());
+    let sealed = crypt.sealed();
+    let sent: Vec<_> = sealed.batch.iter().map(|one| (one.peer, one.to)).collect();
+    assert_eq!(sent, [(PeerId(5), at(5)); 2]);
+    assert_eq!(sealed.spans.iter().map(|span| span.end - span.start).collect::<Vec<_>>(), [64, 64], "padded");
+    assert!(!crypt.seal_staged(), "no more");
     assert!(!crypt.refresh(&mut counters));
-    assert_eq!(crypt.peers[&4].staged.len(), 2, "they wait on");
+    assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "they wait on");
 }

@@ -10,21 +10,21 @@ struct Pair {
     left: Peer,
     right: Peer,
     now: Millis,
-    name: u32,
+    index: u32,
 }
 
 impl Pair {
     fn new() -> Pair {
-        let mut left = Peer::new(0, RIGHT.public());
+        let mut left = Peer::new(PeerId(0), RIGHT.public());
         left.endpoint = Some(at(2));
-        Pair { left, right: Peer::new(0, LEFT.public()), now: 1_000, name: 100 }
+        Pair { left, right: Peer::new(PeerId(0), LEFT.public()), now: 1_000, index: 100 }
     }
 
     fn moment(&mut self) -> Moment {
-        self.name += 1;
+        self.index += 1;
         let mut stamp = [0; 12];
         stamp[4..].copy_from_slice(&self.now.to_be_bytes());
-        Moment { now: self.now, stamp, name: self.name, jitter: 0 }
+        Moment { now: self.now, stamp, index: SessionIndex(self.index), jitter: 0 }
     }
 
     fn begin(&mut self) -> Vec<Action> {
@@ -46,8 +46,8 @@ impl Pair {
         self.right.handle_initiation(initiation, at(1), &moment, &mut actions).then_some(actions)
     }
 
-    /// A whole handshake that the left side begins; the names of its session.
-    fn shake(&mut self) -> (u32, u32) {
+    /// A whole handshake that the left side begins; the indices of its session.
+    fn shake(&mut self) -> (SessionIndex, SessionIndex) {
         let first = message(&self.begin());
         let actions = self.respond(&first).expect("taken");
         let (Action::Send(_, second), Action::Await(awaited)) = (&actions[0], &actions[1]) else {
@@ -85,7 +85,7 @@ fn a_handshake_gives_both_a_session_and_the_first_record_confirms_it() {
         "the responder waits for a proof"
     );
     let mut actions = Vec::new();
-    pair.right.confirm(right + 1, &mut actions);
+    pair.right.confirm(SessionIndex(right.0 + 1), &mut actions);
     assert!(actions.is_empty());
     pair.right.confirm(right, &mut actions);
     assert!(matches!(&actions[..], [Action::Use(session)] if session.local == right));
@@ -112,7 +112,7 @@ fn crossing_handshakes_leave_no_side_without_the_others_session() {
     let mut done = Vec::new();
     assert!(pair.left.handle_response(&message(&right_answers), at(2), pair.now, &mut done));
     assert!(pair.right.handle_response(&message(&left_answers), at(1), pair.now, &mut done));
-    let known = |peer: &Peer, name| peer.names().any(|own| own == name);
+    let known = |peer: &Peer, index| peer.indices().any(|own| own == index);
     let (left, right) = (pair.left.current().expect("one"), pair.right.current().expect("one"));
     assert!(known(&pair.right, left.remote) && known(&pair.left, right.remote));
     assert!(known(&pair.left, in_use.0) && known(&pair.right, in_use.1));
@@ -122,15 +122,15 @@ fn crossing_handshakes_leave_no_side_without_the_others_session() {
 #[test]
 fn older_sessions_are_forgotten_two_behind() {
     let mut pair = Pair::new();
-    let mut names = Vec::new();
+    let mut indices = Vec::new();
     for _ in 0..4 {
-        names.push(pair.shake());
-        pair.right.confirm(names[names.len() - 1].1, &mut Vec::new());
+        indices.push(pair.shake());
+        pair.right.confirm(indices[indices.len() - 1].1, &mut Vec::new());
         pair.now += 6_000;
     }
-    let kept: Vec<u32> = pair.left.names().collect();
-    assert_eq!(kept, [names[3].0, names[2].0, names[1].0]);
-    assert_eq!(pair.right.names().collect::<Vec<_>>(), [names[3].1, names[2].1, names[1].1]);
+    let kept: Vec<SessionIndex> = pair.left.indices().collect();
+    assert_eq!(kept, [indices[3].0, indices[2].0, indices[1].0]);
+    assert_eq!(pair.right.indices().collect::<Vec<_>>(), [indices[3].1, indices[2].1, indices[1].1]);
 }
 
 #[test]
@@ -145,12 +145,12 @@ fn each_try_that_nobody_answers_is_forgotten() {
         forgotten.extend(
             actions
                 .iter()
-                .filter_map(|action| if let Action::Forget(name) = action { Some(*name) } else { None }),
+                .filter_map(|action| if let Action::Forget(index) = action { Some(*index) } else { None }),
         );
-        tried.extend(pair.left.attempting().filter(|name| !tried.contains(name)));
+        tried.extend(pair.left.attempting().filter(|index| !tried.contains(index)));
     }
     assert!(tried.len() > 10, "{tried:?}");
-    assert_eq!(forgotten, tried, "nobody else knows these names any more");
+    assert_eq!(forgotten, tried, "nobody else knows these indices any more");
 }
 
 #[test]
@@ -258,6 +258,6 @@ fn keys_are_forgotten_when_nobody_needs_them() {
     let mut pair = Pair::new();
     let (left, _) = pair.shake();
     pair.now += FORGET_AFTER;
-    assert!(matches!(pair.time_out()[..], [Action::Forget(name)] if name == left));
+    assert!(matches!(pair.time_out()[..], [Action::Forget(index)] if index == left));
     assert!(pair.left.current().is_none() && pair.left.poll_timeout().is_none());
 }
