@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::subnet_env::SUBNET_FILE;
 
-pub use store::etcd::Config as EtcdSettings;
+use store::Spec;
 
 /// The directory of the status sockets and state files of a host's daemons.
 pub const RUN_DIRECTORY: &str = "/run/loden";
@@ -15,10 +15,8 @@ pub const RUN_DIRECTORY: &str = "/run/loden";
 /// Everything that an operator chooses for one daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The store of leases: `etcd`, `sqlite:PATH` or `memory:`.
-    pub store: String,
-    /// How to reach etcd.
-    pub etcd: EtcdSettings,
+    /// The store of leases.
+    pub store: Spec,
     /// The network configuration to put into the store first.
     pub net_config: Option<NetConfigSource>,
     /// The interface that carries the tunnels.
@@ -121,8 +119,7 @@ impl Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            store: "etcd".to_owned(),
-            etcd: EtcdSettings::default(),
+            store: Spec::default(),
             net_config: None,
             uplink: UplinkSettings::default(),
             subnet_file: SUBNET_FILE.into(),

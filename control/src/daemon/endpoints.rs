@@ -24,7 +24,7 @@ impl Endpoints {
     /// the same, after a warning; a name or a port that is taken is an error.
     pub(super) async fn open(settings: &Settings) -> Result<Endpoints, DaemonError> {
         let places = Places::of(settings)?;
-        let board = Arc::new(Board::new(places.name(), &settings.store));
+        let board = Arc::new(Board::new(places.name(), &settings.store.to_string()));
         let lock = match places.make_directory() {
             Ok(()) => places.lock()?,
             Err(error) => Err(error),

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use model::error::ConfigError;
 use model::lease::SubnetKey;
 
 use crate::apply::ApplyError;
@@ -29,9 +28,6 @@ pub enum DaemonError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The network configuration is broken.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// A file named on the command line cannot be read.
     #[error(transparent)]
     ConfigFile(#[from] NetConfigFileError),

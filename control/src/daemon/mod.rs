@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
 use futures::FutureExt;
-use model::lease::{Lease, LeaseAttrs};
+use model::lease::LeaseAttrs;
 use model::net_config::NetConfig;
 use rtnetlink::Handle;
 use sd_notify::NotifyState;
@@ -42,7 +42,7 @@ use crate::underlay::select;
 use crate::underlay::{self, Underlay};
 use store::lease::ledger::Ledger;
 use store::lease::renewal::Renewal;
-use store::{Event, Store, Watch};
+use store::{Event, Owned, Store, Watch};
 
 use self::endpoints::Endpoints;
 pub use self::error::DaemonError;
@@ -124,7 +124,7 @@ struct Node {
     context: Context,
     store: Store,
     engine: Arc<Engine>,
-    own: Lease,
+    own: Owned,
     /// The store has given us this lease, in this run.
     confirmed: bool,
     renewal: Renewal,
@@ -142,7 +142,7 @@ struct Node {
     report: Report,
     counters_file: Option<CountersFile>,
     uplink: Uplink,
-    /// What our lease said before its last change: an event of that time is no stranger's.
+    /// What we wished before the last change: an event of that time is no stranger's.
     former: Option<LeaseAttrs>,
 }
 
@@ -211,7 +211,7 @@ impl Node {
     }
 
     fn replan(&mut self) -> Result<(), DaemonError> {
-        self.plan = Arc::new(plan::plan(&self.context, &self.own, self.ledger.peers())?);
+        self.plan = Arc::new(plan::plan(&self.context, &self.own.published, self.ledger.peers())?);
         self.board.set_plan(&self.plan);
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Node {
                 self.board.reconciled(applied.changes, failures);
                 self.report.tell(&self.plan, &applied);
                 if applied.is_promised() && !self.board.was_ready() {
-                    start::ready(&self.board, &self.own, settings);
+                    start::ready(&self.board, &self.own, settings, &self.store);
                 }
             }
             Err(error) => {
@@ -260,18 +260,18 @@ impl Node {
             match notice.event {
                 engine::Event::UnderlayDowngraded => tracing::warn!(
                     device,
-                    worker = notice.worker,
+                    worker = notice.worker.place(),
                     "the kernel refused a batch of datagrams; they leave one by one from now on"
                 ),
                 engine::Event::OverlayDowngraded { tcp, udp } => tracing::warn!(
                     device,
-                    worker = notice.worker,
+                    worker = notice.worker.place(),
                     tcp,
                     udp,
                     "the TUN refused a super-packet; what it still takes is true"
                 ),
                 engine::Event::WorkerFailed(why) => {
-                    return Err(DaemonError::WorkerFailed { worker: notice.worker, why });
+                    return Err(DaemonError::WorkerFailed { worker: notice.worker.place(), why });
                 }
             }
         }
@@ -301,7 +301,7 @@ impl Node {
         // Joining threads blocks; a second signal must still get through.
         let engine = self.engine;
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
-        tracing::info!(lease = %self.own.key, "stopped; what was made here stays for the next start, loden cleanup removes it");
+        tracing::info!(lease = %self.own.key(), "stopped; what was made here stays for the next start, loden cleanup removes it");
     }
 }
 

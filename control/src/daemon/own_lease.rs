@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::lease::{Lease, SubnetKey};
+use model::lease::SubnetKey;
 use tokio::time::Instant;
 
 use super::store_request::Answer;
@@ -11,8 +11,7 @@ use crate::plan;
 use crate::settings::Settings;
 use store::lease::ledger::Own;
 use store::lease::renewal::Step;
-use store::lease::same_node;
-use store::{StoreError, Wish};
+use store::{Holder, Owned, StoreError, Wish};
 
 /// Longest sleep before the wall clock is asked again whether a lease is due.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -27,17 +26,20 @@ impl Node {
         match change {
             Own::Unchanged => {}
             Own::Removed => {
-                tracing::warn!(lease = %self.own.key, "our lease was removed from the store; taking it again");
+                tracing::warn!(lease = %self.own.key(), "our lease was removed from the store; taking it again");
                 self.removed_meanwhile = !self.store_request.is_idle();
                 self.renewal.handle_lost();
             }
             Own::Written => {
                 let Some(stored) = self.ledger.own() else { return Ok(()) };
-                if self.former.as_ref() == Some(&stored.attrs) || self.store_request.writes(&stored.attrs) {
+                let holder = |wished| self.store.holder(wished, stored);
+                if self.former.as_ref().map(holder) == Some(Holder::Us)
+                    || self.store_request.wrote(&self.store, stored)
+                {
                     return Ok(());
                 }
-                check_still_ours(&self.own, stored)?;
-                self.own.expires = stored.expires;
+                check_still_ours(self.own.key(), holder(&self.own.wished))?;
+                self.own.published = stored.clone();
                 self.renewal.handle_renewed(stored, unix_now());
             }
         }
@@ -61,16 +63,17 @@ impl Node {
     /// Asks the store for what is due.
     pub(super) fn ask(&mut self) {
         let (store, board, own) = (self.store.clone(), self.board.clone(), self.own.clone());
-        let attrs = own.attrs.clone();
+        let wished = own.wished.clone();
         match self.renewal.poll(unix_now()) {
             Step::Sleep(_) => {}
             Step::Renew => self
                 .store_request
-                .ask(attrs, async move { Answer::Renewed(board.timed("renew", store.renew(&own)).await) }),
+                .ask(wished, async move { Answer::Renewed(board.timed("renew", store.renew(&own)).await) }),
             Step::Acquire => {
                 let config = self.context.config.clone();
-                self.store_request.ask(attrs, async move {
-                    let wish = Wish { config: &config, attrs: own.attrs, previous: Some(own.key) };
+                self.store_request.ask(wished, async move {
+                    let previous = Some(own.key());
+                    let wish = Wish { config: &config, attrs: own.wished, previous };
                     Answer::Acquired(board.timed("acquire", store.acquire(&wish)).await)
                 });
             }
@@ -80,7 +83,7 @@ impl Node {
     /// After a start from memory: asks for the configuration and for our lease until the store answers.
     pub(super) fn ask_to_confirm(&mut self, settings: &Settings) -> Result<(), DaemonError> {
         let (store, board, settings) = (self.store.clone(), self.board.clone(), settings.clone());
-        let (config, key) = (self.context.config.clone(), self.own.key);
+        let (config, key) = (self.context.config.clone(), self.own.key());
         let attrs = plan::outline(&self.context)?.attrs;
         self.store_request.ask(attrs.clone(), async move {
             match wait_for_store::network_config(&store, &settings).await {
@@ -96,7 +99,7 @@ impl Node {
 
     /// Takes in an answer of the store.
     pub(super) async fn take(&mut self, answer: Answer) -> Result<Next, DaemonError> {
-        let key = self.own.key;
+        let key = self.own.key();
         match answer {
             Answer::Reconfigured => {
                 tracing::warn!("the network configuration is not what it was: starting anew");
@@ -104,8 +107,8 @@ impl Node {
             }
             Answer::Confirmed(lease) => {
                 let lease = lease?;
-                if lease.key != key {
-                    tracing::warn!(was = %key, now = %lease.key, "the store gave us another subnet: starting anew");
+                if lease.key() != key {
+                    tracing::warn!(was = %key, now = %lease.key(), "the store gave us another subnet: starting anew");
                     return Ok(Next::Anew);
                 }
                 tracing::info!(lease = %key, "the store has confirmed what we remembered");
@@ -113,10 +116,10 @@ impl Node {
                 self.keep(lease);
             }
             Answer::Renewed(Ok(lease)) => self.keep(lease),
-            Answer::Acquired(Ok(lease)) if lease.key == key => self.keep(lease),
+            Answer::Acquired(Ok(lease)) if lease.key() == key => self.keep(lease),
             Answer::Acquired(Ok(other)) => {
                 // Pods already have addresses of the old subnet: only a restart can change it.
-                let _ = self.store.remove(&other.key).await;
+                let _ = self.store.remove(&other.key()).await;
                 return Err(lost(key, "another node took the subnet; restart to get a new one"));
             }
             Answer::Acquired(Err(StoreError::OutOfSubnets(error))) => {
@@ -136,12 +139,12 @@ impl Node {
     }
 
     /// Our lease as it was just written to the store.
-    pub(super) fn keep(&mut self, lease: Lease) {
-        tracing::info!(lease = %lease.key, "lease renewed");
-        self.renewal.handle_renewed(&lease, unix_now());
-        self.board.set_own(&lease);
-        let before = std::mem::replace(&mut self.own, lease).attrs;
-        if before != self.own.attrs {
+    pub(super) fn keep(&mut self, own: Owned) {
+        tracing::info!(lease = %own.key(), "lease renewed");
+        self.renewal.handle_renewed(&own.published, unix_now());
+        self.board.set_own(&own.published);
+        let before = std::mem::replace(&mut self.own, own).wished;
+        if before != self.own.wished {
             self.former = Some(before);
         }
         // A start from memory needs to know that it is still good.
@@ -154,14 +157,14 @@ impl Node {
 
 /// Two daemons that publish one address would take the lease from each other for ever, so the one that
 /// finds itself replaced gives up.
-fn check_still_ours(own: &Lease, stored: &Lease) -> Result<(), DaemonError> {
-    if stored.attrs == own.attrs {
-        return Ok(());
+fn check_still_ours(key: SubnetKey, holder: Holder) -> Result<(), DaemonError> {
+    match holder {
+        Holder::Us => Ok(()),
+        Holder::Rival => {
+            Err(lost(key, "another daemon publishes the same address; give each its own --public-ip"))
+        }
+        Holder::Stranger => Err(lost(key, "another node took the subnet; restart to get a new one")),
     }
-    Err(match same_node(&own.attrs, &stored.attrs) {
-        true => lost(own.key, "another daemon publishes the same address; give each its own --public-ip"),
-        false => lost(own.key, "another node took the subnet; restart to get a new one"),
-    })
 }
 
 fn lost(lease: SubnetKey, why: &str) -> DaemonError {

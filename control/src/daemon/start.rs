@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use engine::Engine;
 use model::backend::Backend;
-use model::lease::{Lease, SubnetKey};
+use model::lease::SubnetKey;
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use rtnetlink::Handle;
@@ -40,7 +40,7 @@ use crate::underlay::sysctls;
 use store::lease::Event;
 use store::lease::ledger::Ledger;
 use store::lease::renewal::Renewal;
-use store::{Store, Watch};
+use store::{Owned, Store, Watch};
 
 /// Where a node may start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ struct Standing {
     engine: Arc<Engine>,
     /// Of the peers in the engine's first tables.
     numbers: Vec<Numbers>,
-    own: Lease,
+    own: Owned,
     ledger: Ledger,
     watch: Watch,
     /// The store has given us this lease, in this run.
@@ -84,10 +84,7 @@ impl Node {
         endpoints: &Endpoints,
         from: Origin,
     ) -> Result<Node, DaemonError> {
-        let store = match settings.store.as_str() {
-            "etcd" => Store::etcd(settings.etcd.clone())?,
-            spec => Store::open(spec).await?,
-        };
+        let store = Store::open(settings.store.clone()).await?;
         let mut beginning = Beginning {
             settings,
             endpoints,
@@ -119,22 +116,22 @@ impl Beginning<'_> {
         let Past { config, own, peers } = past;
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
-        let (then, now) = (&own.attrs, &outline.attrs);
+        let (then, now) = (&own.wished, &outline.attrs);
         let same_node = then.public_ip == now.public_ip && then.public_ipv6 == now.public_ipv6;
         if outline.tunnels.is_empty() || !same_node {
             return Ok(None);
         }
-        let mut ledger = Ledger::new(Some(own.key));
+        let mut ledger = Ledger::new(Some(own.key()));
         ledger.handle(Event::Snapshot(peers));
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
-        let planned = plan::plan(&context, &own, ledger.peers())?;
+        let planned = plan::plan(&context, &own.published, ledger.peers())?;
         let switches = datapath::switches(self.settings, &outline, &mut self.memory);
         let (engine, numbers) =
             datapath::start(self.settings, &context, &outline, &planned.tunnels, switches)?;
-        tracing::info!(lease = %own.key, peers = ledger.peers().len(), "forwarding from memory");
+        tracing::info!(lease = %own.key(), peers = ledger.peers().len(), "forwarding from memory");
         let board = &self.endpoints.board;
         board.set_engine(&engine);
-        board.set_remembered(&own);
+        board.set_remembered(&own.published);
         let watch = self.store.watch().await?;
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
@@ -153,9 +150,9 @@ impl Beginning<'_> {
         let previous = previous(self.recorded.as_ref());
         let first = wait_for_store::first_lease(&self.store, &context.config, outline.attrs, previous);
         let own = board.timed("acquire", first).await?;
-        board.set_own(&own);
-        extension::after(&context.config, &own).await?;
-        let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key)));
+        board.set_own(&own.published);
+        extension::after(&context.config, &own.published).await?;
+        let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key())));
         ledger.handle(watch.next().await);
         ways::refresh(&self.netlink, &mut context, ledger.peers()).await;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
@@ -195,16 +192,21 @@ impl Beginning<'_> {
         let Beginning { settings, endpoints, recorded, netlink, changes, store, mut memory } = self;
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board: &Arc<Board> = &endpoints.board;
-        let plan = Arc::new(plan::plan(&context, &own, ledger.peers())?);
+        let plan = Arc::new(plan::plan(&context, &own.published, ledger.peers())?);
         memory.promise(traffic::wanted(&settings.traffic));
-        let rules =
-            traffic::start(&settings.traffic, &context.config, &own, recorded.as_ref(), netlink.clone())
-                .await?;
+        let rules = traffic::start(
+            &settings.traffic,
+            &context.config,
+            &own.published,
+            recorded.as_ref(),
+            netlink.clone(),
+        )
+        .await?;
         let mut applier = Applier::new(netlink, settings.subnet_file.clone());
         applier.begin_anew(numbers);
         let applied = applier.apply(&plan, &*engine).await?;
         board.set_plan(&plan);
-        board.set_sight(watch.sight());
+        board.set_store_health(watch.health());
         board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
         let mut report = Report::default();
         report.tell(&plan, &applied);
@@ -215,7 +217,7 @@ impl Beginning<'_> {
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
         if applied.is_promised() {
-            ready(board, &own, settings);
+            ready(board, &own, settings, &store);
         }
         memory.keep(&plan, &own, ledger.peers());
         let mut node = Node {
@@ -224,7 +226,7 @@ impl Beginning<'_> {
             context,
             store,
             engine,
-            renewal: Renewal::new(&own, settings.renew_margin, unix_now()),
+            renewal: Renewal::new(&own.published, settings.renew_margin, unix_now()),
             own,
             confirmed,
             store_request: StoreRequest::default(),
@@ -249,9 +251,12 @@ impl Beginning<'_> {
 }
 
 /// Pods may come: `subnet.env` is written, and all that it promises is in place.
-pub(super) fn ready(board: &Board, own: &Lease, settings: &Settings) {
-    tracing::info!(lease = %own.key, subnet_file = %settings.subnet_file.display(), "ready");
+pub(super) fn ready(board: &Board, own: &Owned, settings: &Settings, store: &Store) {
+    tracing::info!(lease = %own.key(), subnet_file = %settings.subnet_file.display(), "ready");
     board.set_phase(Phase::Ready);
+    let store = store.clone();
+    // In a task of its own: a store that hangs must not keep the node from its other work.
+    tokio::spawn(async move { wait_for_store::announce_ready(&store).await });
 }
 
 /// What `wg show` asks, where there is something to show.

@@ -6,28 +6,28 @@ use std::pin::Pin;
 use model::lease::{Lease, LeaseAttrs};
 
 use super::DaemonError;
-use store::StoreError;
+use store::{Holder, Owned, Store, StoreError};
 
 /// The request under way, if there is one.
 #[derive(Default)]
 pub(super) struct StoreRequest {
     request: Option<Pin<Box<dyn Future<Output = Answer>>>>,
-    /// What the request writes: an event that shows it is no stranger's.
-    writes: Option<LeaseAttrs>,
+    /// What the request wishes to publish: an event that shows it is no stranger's.
+    wishes: Option<LeaseAttrs>,
 }
 
 /// What a request came to.
 pub(super) enum Answer {
     /// After a start from memory: the store has the same configuration and gave us this lease.
-    Confirmed(Result<Lease, DaemonError>),
+    Confirmed(Result<Owned, DaemonError>),
     /// After a start from memory: the store has another configuration.
     Reconfigured,
     /// The lease was renewed.
-    Renewed(Result<Lease, StoreError>),
+    Renewed(Result<Owned, StoreError>),
     /// A lost lease was taken again, or another one given.
-    Acquired(Result<Lease, StoreError>),
+    Acquired(Result<Owned, StoreError>),
     /// Changed attributes were published.
-    Published(Result<Lease, StoreError>),
+    Published(Result<Owned, StoreError>),
 }
 
 impl StoreRequest {
@@ -36,14 +36,14 @@ impl StoreRequest {
         self.request.is_none()
     }
 
-    /// Whether the request under way writes these attributes.
-    pub(super) fn writes(&self, attrs: &LeaseAttrs) -> bool {
-        self.writes.as_ref() == Some(attrs)
+    /// Whether the request under way wrote the lease that is stored.
+    pub(super) fn wrote(&self, store: &Store, stored: &Lease) -> bool {
+        self.wishes.as_ref().is_some_and(|wished| store.holder(wished, stored) == Holder::Us)
     }
 
-    /// Starts a request that writes `attrs`, in the place of one under way.
-    pub(super) fn ask(&mut self, attrs: LeaseAttrs, request: impl Future<Output = Answer> + 'static) {
-        self.writes = Some(attrs);
+    /// Starts a request that wishes to publish `wished`, in the place of one under way.
+    pub(super) fn ask(&mut self, wished: LeaseAttrs, request: impl Future<Output = Answer> + 'static) {
+        self.wishes = Some(wished);
         self.request = Some(Box::pin(request));
     }
 
@@ -51,7 +51,7 @@ impl StoreRequest {
     pub(super) async fn answer(&mut self) -> Answer {
         let Some(request) = &mut self.request else { return std::future::pending().await };
         let answer = request.await;
-        (self.request, self.writes) = (None, None);
+        (self.request, self.wishes) = (None, None);
         answer
     }
 }

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::lease::Lease;
 use rtnetlink::Handle;
 use tokio::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::plan::{self, Context, Outline};
 use crate::settings::Settings;
 use crate::underlay::select::{self, SelectError};
 use crate::underlay::{self, Underlay};
-use store::StoreError;
+use store::{Owned, StoreError};
 
 /// How long a changed uplink has to be there before it is taken up.
 const LASTING: Duration = Duration::from_secs(1);
@@ -123,7 +122,7 @@ impl Node {
         // Joining threads blocks.
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
         self.uplink.closed = true;
-        let planned = plan::plan(&self.context, &self.own, self.ledger.peers());
+        let planned = plan::plan(&self.context, &self.own.published, self.ledger.peers());
         let tunnels = planned.map(|plan| plan.tunnels).unwrap_or_default();
         let switches = datapath::switches(settings, outline, &mut self.memory);
         let (engine, numbers) = datapath::start(settings, &self.context, outline, &tunnels, switches)
@@ -143,7 +142,7 @@ impl Node {
             Ok(outline) => outline.attrs,
             Err(error) => return Some(error.to_string()),
         };
-        self.uplink.behind = attrs != self.own.attrs;
+        self.uplink.behind = attrs != self.own.wished;
         if !self.uplink.behind {
             self.uplink.unpublished = None;
         } else if self.store_request.is_idle() {
@@ -155,16 +154,17 @@ impl Node {
     }
 
     /// Takes in what publishing came to.
-    pub(super) fn take_published(&mut self, result: Result<Lease, StoreError>) {
+    pub(super) fn take_published(&mut self, result: Result<Owned, StoreError>) {
         self.uplink.unpublished = match result {
-            Ok(lease) => {
-                tracing::info!(lease = %lease.key, attrs = lease.attrs.to_json(), "published what has changed");
-                self.keep(lease);
+            Ok(own) => {
+                let attrs = own.published.attrs.to_json();
+                tracing::info!(lease = %own.key(), attrs, "published what has changed");
+                self.keep(own);
                 None
             }
             Err(StoreError::Lost { why, .. }) => {
                 self.renewal.handle_lost();
-                Some(format!("our lease {} is no longer ours: {why}", self.own.key))
+                Some(format!("our lease {} is no longer ours: {why}", self.own.key()))
             }
             Err(error) => Some(format!("cannot publish the changed uplink: {error}")),
         };

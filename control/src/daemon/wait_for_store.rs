@@ -4,53 +4,44 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use model::lease::{Lease, LeaseAttrs, SubnetKey};
-use model::net_config::{self, NetConfig};
-use model::secrets::redact;
+use model::lease::{LeaseAttrs, SubnetKey};
+use model::net_config::NetConfig;
 use tokio::time::sleep;
 
 use super::DaemonError;
 use crate::settings::Settings;
-use store::{Store, StoreError, Wish};
+use store::{Owned, Store, StoreError, Wish};
 
 /// How often to try again, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The configuration from the store with its text, after putting the one from the command line there.
+/// Waits for the network configuration, after putting the one from the command line into the store. Returns its text
+/// as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,
 ) -> Result<(String, NetConfig), DaemonError> {
     let given = settings.net_config_text()?;
-    // A broken one must not reach the other nodes.
-    given.as_deref().map(net_config::parse).transpose()?;
     let mut patience = Patience::default();
-    let (text, config, warnings) = loop {
-        match stored_config(store, given.as_deref()).await {
-            Ok(Some(text)) => match net_config::parse(&text) {
-                Ok((config, warnings)) => break (text, config, warnings),
-                // In a cluster somebody else wrote it and can mend it.
-                Err(error) if matches!(store, Store::Etcd(_)) => patience.wait(&error).await,
-                Err(error) => return Err(error.into()),
-            },
-            Ok(None) => patience.wait(&"no network configuration in the store (--net-config sets it)").await,
+    let network = loop {
+        match store.network(given.as_deref()).await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
-            Err(error) => return Err(error.into()),
+            outcome => break outcome?,
         }
     };
-    for warning in warnings {
+    for warning in network.warnings {
         tracing::warn!("{warning}");
     }
-    Ok((text, config))
+    Ok((network.text, network.config))
 }
 
-/// Our lease.
+/// Waits for our lease.
 pub(super) async fn first_lease(
     store: &Store,
     config: &NetConfig,
     attrs: LeaseAttrs,
     previous: Option<SubnetKey>,
-) -> Result<Lease, StoreError> {
+) -> Result<Owned, StoreError> {
     let mut patience = Patience::default();
     loop {
         match store.acquire(&Wish { config, attrs: attrs.clone(), previous }).await {
@@ -60,20 +51,17 @@ pub(super) async fn first_lease(
     }
 }
 
-/// What is stored after `given`, if anything, was put there.
-async fn stored_config(store: &Store, given: Option<&str>) -> Result<Option<String>, StoreError> {
-    let stored = store.net_config().await?;
-    match given {
-        Some(text) if stored.as_deref() != Some(text) => {
-            if let Some(old) = &stored {
-                // Nodes that run keep the old one until they restart.
-                let [old, new] = [old, text].map(redact);
-                tracing::warn!(old, new, "replacing the network configuration in the store");
+/// Tells the store that this node is ready. A failure is logged and ends nothing.
+pub(super) async fn announce_ready(store: &Store) {
+    let mut patience = Patience::default();
+    loop {
+        match store.announce_ready().await {
+            Ok(()) => return,
+            Err(error) if error.is_passing() => patience.wait(&error).await,
+            Err(error) => {
+                return tracing::error!("cannot tell the lease store that this node is ready: {error}");
             }
-            store.set_net_config(text).await?;
-            Ok(Some(text.to_owned()))
         }
-        _ => Ok(stored),
     }
 }
 
@@ -88,7 +76,7 @@ struct Patience {
 }
 
 impl Patience {
-    async fn wait(&mut self, why: &dyn Display) {
+    async fn wait(&mut self, why: &impl Display) {
         let why = why.to_string();
         if why != self.why {
             (self.tries, self.why) = (0, why);

@@ -10,6 +10,7 @@ use model::net_config::{self, NetConfig};
 use crate::persist::state_file::{State, StateFile, TestRecord};
 use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
+use store::Owned;
 use store::lease::ledger::LeaseSet;
 
 /// At most so often; ten thousand leases are two megabytes.
@@ -28,7 +29,7 @@ pub struct Past {
     /// The network configuration.
     pub config: NetConfig,
     /// This node's lease.
-    pub own: Lease,
+    pub own: Owned,
     /// The leases of the other nodes.
     pub peers: Vec<Lease>,
 }
@@ -60,8 +61,8 @@ impl Remembered {
             return None;
         }
         let (config, _) = net_config::parse(text).ok()?;
-        let own = self.state.own.as_ref()?.lease()?;
-        let good = own.expires.is_none_or(|expires| now < expires);
+        let own = self.state.own()?;
+        let good = own.published.expires.is_none_or(|expires| now < expires);
         good.then(|| Past { config, own, peers: self.state.peers() })
     }
 
@@ -93,7 +94,7 @@ impl Remembered {
     }
 
     /// Writes down what is on the host now.
-    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
+    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
         self.state.set_plan(plan, &self.subnet_file);
         // The leases are in the ledger; they need not be held as text as well.
         self.state.leases = Vec::new();
@@ -104,7 +105,7 @@ impl Remembered {
     }
 
     /// The same, if the plan has changed and the last time is long enough ago.
-    pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Lease, peers: &LeaseSet) {
+    pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
         let due = self
             .written
             .as_ref()

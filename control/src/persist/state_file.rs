@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
+use store::Owned;
 use wire::addr::Mac;
 
 use crate::plan::{Identity, Plan};
@@ -45,8 +46,11 @@ pub struct State {
     pub tested: Option<TestRecord>,
     /// The network configuration that the rest was made for, as it stood in the store.
     pub config: Option<String>,
-    /// Our own lease.
+    /// Our own lease as it was published.
     pub own: Option<LeaseRecord>,
+    /// What we wished to publish, where that is not what was published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wished: Option<String>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
 }
@@ -140,9 +144,20 @@ impl State {
     }
 
     /// Takes over the leases.
-    pub fn set_leases<'a>(&mut self, own: &Lease, peers: impl Iterator<Item = &'a Lease>) {
-        self.own = Some(LeaseRecord::of(own));
+    pub fn set_leases<'a>(&mut self, own: &Owned, peers: impl Iterator<Item = &'a Lease>) {
+        self.own = Some(LeaseRecord::of(&own.published));
+        let differs = own.wished != own.published.attrs;
+        self.wished = differs.then(|| own.wished.to_json());
         self.leases = peers.map(LeaseRecord::of).collect();
+    }
+
+    /// Our own lease, if it makes sense. A version that knew no other wish wrote none.
+    pub fn own(&self) -> Option<Owned> {
+        let published = self.own.as_ref()?.lease()?;
+        match &self.wished {
+            Some(wished) => Some(Owned { published, wished: LeaseAttrs::parse(wished).ok()? }),
+            None => Some(Owned::as_wished(published)),
+        }
     }
 
     /// The other nodes' leases that can be read.
@@ -271,6 +286,29 @@ mod tests {
         // Nor does writing there end anything.
         StateFile::new(Some(path)).write(sample());
         StateFile::new(None).write(sample());
+    }
+
+    #[test]
+    fn our_lease_is_read_back_with_what_was_wished() {
+        let value = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
+        let attrs = LeaseAttrs::parse(value).expect("attributes");
+        let key = "10.244.3.0-24".parse().expect("a key");
+        let plain = Owned::as_wished(Lease { key, attrs: attrs.clone(), expires: Some(9) });
+        let mut overwritten = plain.clone();
+        overwritten.published.attrs.public_ip = [198, 51, 100, 1].into();
+        for own in [&plain, &overwritten, &plain] {
+            let mut state = State::default();
+            state.set_leases(own, std::iter::empty());
+            let text = serde_json::to_string(&state).expect("JSON");
+            // Where the two are the same, the file is the one of versions that knew no other wish.
+            assert_eq!(text.contains("wished"), own != &plain, "{text}");
+            let back: State = serde_json::from_str(&text).expect("a state");
+            assert_eq!(back.own().as_ref(), Some(own));
+        }
+        let mut broken = State::default();
+        broken.set_leases(&plain, std::iter::empty());
+        broken.wished = Some("{".into());
+        assert_eq!(broken.own(), None);
     }
 
     #[test]

@@ -1,151 +1,81 @@
-//! What a store can answer instead of a lease: each one line, with what to do next.
+//! What a store can answer instead of a lease, by meaning: each one line, with what to do next.
 
-use std::path::PathBuf;
+use std::convert::Infallible;
 
-use super::etcd::EtcdError;
+use model::error::ConfigError;
+
+use crate::etcd::EtcdError;
 use crate::lease::allocator::OutOfSubnets;
+use crate::sqlite::SqliteError;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The option names no store that we have.
-    #[error("store {spec:?}: unknown kind; write etcd, sqlite:PATH or memory:")]
-    UnknownKind {
-        /// As given.
-        spec: String,
-    },
+    /// The next try may succeed although nobody changes this daemon's options: a cluster that cannot be reached or
+    /// does not let us in for now, a configuration that others have yet to set or to mend.
+    #[error(transparent)]
+    Passing(Cause),
+    /// No further try can succeed before a person has changed something.
+    #[error(transparent)]
+    Fatal(Cause),
     /// The lease is no longer stored as ours.
-    #[error("lease {key}: lost: {why}; acquire anew")]
+    #[error("lease {key}: lost: {why}; acquire it again")]
     Lost {
         /// Its key.
         key: String,
         /// What is stored instead.
         why: &'static str,
     },
-    /// What only etcd answers.
-    #[error(transparent)]
-    Etcd(#[from] EtcdError),
     /// Nothing to hand out.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
-    /// Another process held the file's lock all the time.
-    #[error(
-        "store {}: cannot {tried}: another process held its lock for {waited} s; \
-         see who has it open (fuser {0}) and end that process, or try again", .path.display()
-    )]
-    Locked {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// How long, in seconds.
-        waited: u64,
-    },
-    /// A database, but a damaged one.
-    #[error(
-        "store {}: cannot {tried}: the file is damaged ({answer}); stop all daemons that use it, \
-         move it away together with its -wal and -shm files, and start again: \
-         set the network configuration, and each daemon takes back its subnet", .path.display()
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// What the database said.
-        answer: String,
-    },
-    /// Some other file.
-    #[error(
-        "store {}: cannot {tried}: not a sqlite database ({answer}); \
-         name another path, or move this file away", .path.display()
-    )]
-    NotADatabase {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// What the database said.
-        answer: String,
-    },
-    /// A database of another program.
-    #[error(
-        "store {}: a sqlite database, but not a lease store (application id {found:#x}); name another path", .path.display()
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// The application id in it.
-        found: i64,
-    },
-    /// Written by a later release.
-    #[error(
-        "store {}: written by a newer release (schema {found}, this one knows {known}); \
-         upgrade this daemon, or name another path", .path.display()
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Schema number in the file.
-        found: i64,
-        /// Newest schema number we know.
-        known: i64,
-    },
-    /// No room for a page.
-    #[error("store {}: cannot {tried}: no space left on its filesystem ({answer}); free some and try again", .path.display())]
-    DiskFull {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// What the system said.
-        answer: String,
-    },
-    /// The file, its directory or the filesystem may not be written.
-    #[error(
-        "store {}: cannot {tried}: {answer}; every daemon needs to read and write the file \
-         and to create files beside it: run as its owner, or name another path", .path.display()
-    )]
-    NoPermission {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// What the system said.
-        answer: String,
-    },
-    /// Nowhere to put the file.
-    #[error("store {}: directory {} does not exist; create it, or name another path", .path.display(), .directory.display())]
-    NoDirectory {
-        /// The file.
-        path: PathBuf,
-        /// What is missing.
-        directory: PathBuf,
-    },
-    /// The file that was opened no longer has its name.
-    #[error(
-        "store {}: removed or replaced while in use; restart all daemons that use it", .path.display()
-    )]
-    Removed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Anything else the system may answer.
-    #[error("store {}: cannot {tried}: {answer}; try again, and check the filesystem if it stays so", .path.display())]
-    System {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        tried: &'static str,
-        /// What the system said.
-        answer: String,
-    },
+}
+
+/// What went wrong, as the store in use says it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// etcd's answer.
+    #[error(transparent)]
+    Etcd(EtcdError),
+    /// The file's answer.
+    #[error(transparent)]
+    Sqlite(SqliteError),
+    /// Nobody has set a network configuration yet.
+    #[error("no network configuration in the store (--net-config sets it)")]
+    Unconfigured,
+    /// The network configuration is broken.
+    #[error(transparent)]
+    Config(ConfigError),
 }
 
 impl StoreError {
-    /// Whether it may be gone at the next try although nobody changed this daemon's options: a cluster
-    /// that cannot be reached, or does not let us in for now.
+    /// Whether the next try may succeed although nobody changes this daemon's options.
     pub fn is_passing(&self) -> bool {
-        matches!(self, StoreError::Etcd(error) if error.is_passing())
+        matches!(self, StoreError::Passing(_))
+    }
+
+    fn of(cause: Cause, passing: bool) -> StoreError {
+        if passing { StoreError::Passing(cause) } else { StoreError::Fatal(cause) }
+    }
+}
+
+impl From<EtcdError> for StoreError {
+    fn from(error: EtcdError) -> StoreError {
+        let passing = error.is_passing();
+        StoreError::of(Cause::Etcd(error), passing)
+    }
+}
+
+impl From<SqliteError> for StoreError {
+    fn from(error: SqliteError) -> StoreError {
+        let passing = error.is_passing();
+        StoreError::of(Cause::Sqlite(error), passing)
+    }
+}
+
+/// The memory store refuses nothing.
+impl From<Infallible> for StoreError {
+    fn from(never: Infallible) -> StoreError {
+        match never {}
     }
 }

@@ -6,40 +6,42 @@ use std::collections::BTreeSet;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rand::Rng;
 
-use super::StoreError;
+use crate::StoreError;
 use crate::lease::{Wish, allocator};
 
 /// One stored lease as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) key: String,
-    pub(super) value: String,
+pub(crate) struct Row {
+    pub(crate) key: String,
+    pub(crate) value: String,
     /// Unix seconds; `None` for a reservation.
-    pub(super) expires: Option<u64>,
+    pub(crate) expires: Option<u64>,
 }
 
 /// Rows, understood.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
-    pub(super) leases: Vec<Lease>,
+pub(crate) struct Contents {
+    pub(crate) leases: Vec<Lease>,
     /// Keys in good order whose value is not.
-    pub(super) unreadable: Vec<SubnetKey>,
+    pub(crate) unreadable: Vec<SubnetKey>,
     /// What is wrong with each row that was skipped, one sentence each.
-    pub(super) complaints: BTreeSet<String>,
+    pub(crate) complaints: BTreeSet<String>,
 }
 
 /// A table of rows inside an indivisible step.
-pub(super) trait Table {
+pub(crate) trait Table {
+    /// What the store answers instead.
+    type Error: Into<StoreError>;
     /// Removes rows that are void at `now`, then lists the others.
-    fn live(&mut self, now: u64) -> Result<Vec<Row>, StoreError>;
+    fn live(&mut self, now: u64) -> Result<Vec<Row>, Self::Error>;
     /// Inserts or replaces by key.
-    fn put(&mut self, row: Row) -> Result<(), StoreError>;
+    fn put(&mut self, row: Row) -> Result<(), Self::Error>;
     /// Removes by key, if there.
-    fn remove(&mut self, key: &str) -> Result<(), StoreError>;
+    fn remove(&mut self, key: &str) -> Result<(), Self::Error>;
 }
 
 /// Reads each row on its own: a broken one spoils no other.
-pub(super) fn understand(rows: Vec<Row>) -> Contents {
+pub(crate) fn understand(rows: Vec<Row>) -> Contents {
     let mut contents = Contents::default();
     for row in rows {
         let key = match row.key.parse::<SubnetKey>() {
@@ -67,32 +69,32 @@ pub(super) fn understand(rows: Vec<Row>) -> Contents {
 }
 
 /// Grants `wish` until `expires`, or for good where a reservation is used.
-pub(super) fn acquire(
-    table: &mut impl Table,
+pub(crate) fn acquire<T: Table>(
+    table: &mut T,
     wish: &Wish<'_>,
     now: u64,
     expires: u64,
     random: &mut impl Rng,
 ) -> Result<Lease, StoreError> {
-    let contents = understand(table.live(now)?);
+    let contents = understand(table.live(now).map_err(T::Error::into)?);
     for complaint in &contents.complaints {
         tracing::warn!("lease store: {complaint}; skipped");
     }
     let decision = allocator::decide(wish, &contents.leases, &contents.unreadable, random)?;
     for key in &decision.remove {
         tracing::info!("lease {key} is ours but outside the network configuration; removed");
-        table.remove(&key.to_string())?;
+        table.remove(&key.to_string()).map_err(T::Error::into)?;
     }
     let stored = contents.leases.iter().find(|lease| decision.reuse && lease.key == decision.key);
     let expires = stored.map_or(Some(expires), |lease| lease.expires.map(|_| expires));
     let lease = Lease { key: decision.key, attrs: wish.attrs.clone(), expires };
-    table.put(row_of(&lease))?;
+    table.put(row_of(&lease)).map_err(T::Error::into)?;
     Ok(lease)
 }
 
 /// Gives `lease` these attributes and moves its end to `expires` if it is stored as the caller knows it.
-pub(super) fn update(
-    table: &mut impl Table,
+pub(crate) fn update<T: Table>(
+    table: &mut T,
     lease: &Lease,
     attrs: &LeaseAttrs,
     now: u64,
@@ -100,7 +102,7 @@ pub(super) fn update(
 ) -> Result<Lease, StoreError> {
     let key = lease.key.to_string();
     let lost = |why| StoreError::Lost { key: key.clone(), why };
-    let row = table.live(now)?.into_iter().find(|row| row.key == key);
+    let row = table.live(now).map_err(T::Error::into)?.into_iter().find(|row| row.key == key);
     let row = row.ok_or_else(|| lost("it ran out or was removed"))?;
     // The attributes decide, not the time: an administrator may have moved the end.
     if LeaseAttrs::parse(&row.value).ok().as_ref() != Some(&lease.attrs) {
@@ -108,13 +110,13 @@ pub(super) fn update(
     }
     let renewed = Lease { key: lease.key, attrs: attrs.clone(), expires: row.expires.map(|_| expires) };
     if renewed.expires != row.expires || renewed.attrs != lease.attrs {
-        table.put(row_of(&renewed))?;
+        table.put(row_of(&renewed)).map_err(T::Error::into)?;
     }
     Ok(renewed)
 }
 
-/// Removes what is stored under `key`, readable or not; whether there was anything that is not void.
-pub(super) fn remove(table: &mut impl Table, key: &SubnetKey, now: u64) -> Result<bool, StoreError> {
+/// Removes what is stored under `key`, readable or not. Returns true if there was anything that is not void.
+pub(crate) fn remove<T: Table>(table: &mut T, key: &SubnetKey, now: u64) -> Result<bool, T::Error> {
     let key = key.to_string();
     let stored = table.live(now)?.iter().any(|row| row.key == key);
     if stored {

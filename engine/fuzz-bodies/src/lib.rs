@@ -1,11 +1,10 @@
-//! What each fuzz target does with its bytes, as plain functions.
+//! The bodies of the fuzz targets, as plain functions.
 //!
-//! `engine/fuzz` wraps them for cargo-fuzz, which needs a nightly toolchain and has a workspace of its own;
-//! `tests/replay.rs` runs them over the corpus in the tree and over noise with any toolchain. A body fails by
-//! panicking, so its asserts are the point of it.
+//! `engine/fuzz` wraps them for cargo-fuzz, which needs a nightly toolchain and a separate workspace.
+//! `tests/replay.rs` runs them on the checked-in corpus and on random data with any toolchain. A body reports
+//! a failure by panicking.
 
-// An assert with a message is how a fuzz target fails.
-#![allow(clippy::panic)]
+#![allow(clippy::panic, reason = "a fuzz target fails by panicking")]
 
 mod packets;
 mod texts;
@@ -15,10 +14,10 @@ pub use packets::{packets, virtio};
 pub use texts::{control_socket, lease_value, net_conf, subnet_env, subnet_key};
 pub use wireguard::wireguard;
 
-/// A fuzz target's name and body.
+/// The name and body of a fuzz target.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// Every target.
+/// All targets.
 pub const TARGETS: [Target; 8] = [
     ("packets", packets),
     ("virtio", virtio),

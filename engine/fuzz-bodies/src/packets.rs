@@ -1,28 +1,30 @@
-//! Bytes from pods and peers.
+//! Targets for bytes from pods and peers.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use path::egress::{self, HEADROOM};
-use path::ingress::{self, Datagrams};
+use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Verdict, Vxlan};
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 use wire::{ipv4, ipv6};
 
-/// Room for headers: less than a worker has, so that running out is found too.
+/// Space for headers, less than a worker has, so that the targets also exhaust it.
 const SPACE: usize = 1 << 16;
 const MTU: u16 = 1450;
 const OWN: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
 const PEER: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
 
-/// Reads a first byte (bit 0: udp instead of vxlan; bits 1, 2: no TCP, no UDP super-packets on the overlay),
-/// then records: length, segment size (both two bytes, little-endian), ECN, bytes. Each record is a packet
-/// from a pod and a receive from the underlay, all in one batch.
+/// Runs packets through both directions of the path.
 ///
-/// Nothing may panic, every packet ends once, every byte written was received or made for this batch, and
-/// what is written to the pods is a whole IP packet.
+/// The input is a first byte (bit 0: udp in place of vxlan; bits 1 and 2: no TCP and no UDP super-packets on
+/// the overlay), then records: length and segment size (two bytes each, little-endian), ECN, bytes. Each
+/// record is both a packet from a pod and a receive from the underlay, all in one batch.
+///
+/// Nothing may panic, every packet ends once, every byte written was received or created in this batch, and
+/// every write to the pods is a whole IP packet.
 pub fn packets(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else { return };
     let format = match Vni::new(1) {
@@ -35,17 +37,17 @@ pub fn packets(data: &[u8]) {
     assert_eq!(
         from_pods(&records, &fib, 0x00),
         from_pods(&records, &fib, 0xff),
-        "what is sent depends on what the arena held before"
+        "sent bytes depend on the previous contents of the arena"
     );
     assert_eq!(
         from_peers(&records, &fib, joins, 0x00),
         from_peers(&records, &fib, joins, 0xff),
-        "what is written depends on what the arena held before"
+        "written bytes depend on the previous contents of the arena"
     );
 }
 
-/// A virtio header, and the same bytes as a packet from a pod. What parses is emitted as it was, but for bits
-/// without a meaning.
+/// Parses the bytes as a virtio header, and runs them as a packet from a pod. A header that parses must be
+/// written back unchanged.
 pub fn virtio(data: &[u8]) {
     if let Ok(header) = wire::virtio::Header::parse(data) {
         let mut out = [0xee; wire::virtio::HEADER_LEN];
@@ -90,7 +92,7 @@ fn table(format: Format) -> Fib {
     builder.build().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// All spans as one, each checked to lie in the arena.
+/// Concatenates spans, which must lie in the arena.
 fn gather(arena: &[u8], spans: &[Range<u32>]) -> Vec<u8> {
     let mut out = vec![];
     for span in spans {
@@ -135,13 +137,13 @@ fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
         }
     }
     take_sent(&arena, &mut outbox, &mut sent);
-    assert_eq!(sent.len(), expected, "each packet ends as its verdict says");
+    assert_eq!(sent.len(), expected, "each packet ends according to its verdict");
     sent
 }
 
 fn take_sent(arena: &[u8], outbox: &mut Outbox, sent: &mut Vec<Vec<u8>>) {
     for message in outbox.pending() {
-        let bytes = gather(arena, message.spans());
+        let bytes = gather(arena, outbox.spans_of(message));
         let pieces = bytes.chunks(usize::from(message.segment_size).max(1));
         assert_eq!(pieces.len(), usize::from(message.segments));
         sent.extend(pieces.map(<[u8]>::to_vec));
@@ -162,8 +164,9 @@ fn from_peers(records: &[Record<'_>], fib: &Fib, joins: Joins, fill: u8) -> Vec<
         let end = at + record.bytes.len();
         arena[at..end].copy_from_slice(record.bytes);
         let &Record { segment_size, ecn, .. } = record;
-        let datagrams = Datagrams { at: at as u32, len: record.bytes.len() as u32, segment_size, ecn };
-        ingress::ingress(&mut arena, datagrams, fib, MTU, &mut coalescer, &mut counters.ingress);
+        let source = SocketAddr::from(([192, 0, 2, 2], 8472));
+        let received = Received { at: at as u32, len: record.bytes.len() as u32, segment_size, ecn, source };
+        ingress::ingress(&mut arena, received, fib, MTU, &mut coalescer, &mut counters.ingress);
         at = end.next_multiple_of(64);
     }
     take_writes(&mut arena, &mut coalescer, &mut writes);
@@ -177,19 +180,19 @@ fn take_writes(arena: &mut [u8], coalescer: &mut Coalescer, writes: &mut Vec<Vec
     coalescer.seal(arena);
     for i in 0..coalescer.runs().len() {
         let write = gather(arena, coalescer.runs()[i].spans());
-        is_whole(&write);
+        assert_whole(&write);
         writes.push(write);
         coalescer.split(i, arena, |arena, spans| {
             let piece = gather(arena, spans);
-            is_whole(&piece);
+            assert_whole(&piece);
             writes.push(piece);
         });
     }
     coalescer.clear();
 }
 
-/// A virtio header, then one IP packet without a byte behind it.
-fn is_whole(write: &[u8]) {
+/// Checks that a write is a virtio header followed by exactly one IP packet.
+fn assert_whole(write: &[u8]) {
     assert!(wire::virtio::Header::parse(write).is_ok());
     let packet = &write[wire::virtio::HEADER_LEN..];
     let len = match (ipv4::Header::parse(packet), ipv6::Header::parse(packet)) {

@@ -1,11 +1,11 @@
-//! Texts that other programs wrote.
+//! Targets for texts written by other programs.
 
 use model::backend::VxlanData;
 use model::lease::{LeaseAttrs, RawJson, SubnetKey};
 use model::uapi::{self, Asked};
 use model::{net_config, subnet_env as env};
 
-/// A network configuration. What is accepted is usable, what is refused says why.
+/// Parses a network configuration. An accepted one must be usable; a rejected one must have an error text.
 pub fn net_conf(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match net_config::parse(text) {
@@ -24,22 +24,23 @@ pub fn net_conf(data: &[u8]) {
     }
 }
 
-/// What a client says to the control socket, in pieces: it is answered once, by what it has said until then.
+/// Feeds a client's request to the control socket in pieces. It must get one answer, which depends only on
+/// the bytes received so far.
 pub fn control_socket(data: &[u8]) {
     let Some((&size, request)) = data.split_first() else { return };
-    let mut said = Vec::new();
+    let mut received = Vec::new();
     for piece in request.chunks(usize::from(size) + 1) {
-        said.extend_from_slice(piece);
-        match uapi::read(&said) {
-            Asked::Unfinished => assert!(said.len() <= uapi::LONGEST),
-            Asked::Get => return assert!(said.starts_with(b"get=1\n") && said.ends_with(b"\n\n")),
-            Asked::Other => return assert!(!said.starts_with(b"get=1\n")),
-            Asked::TooMuch => return assert!(said.len() > uapi::LONGEST),
+        received.extend_from_slice(piece);
+        match uapi::read(&received) {
+            Asked::Unfinished => assert!(received.len() <= uapi::LONGEST),
+            Asked::Get => return assert!(received.starts_with(b"get=1\n") && received.ends_with(b"\n\n")),
+            Asked::Other => return assert!(!received.starts_with(b"get=1\n")),
+            Asked::TooMuch => return assert!(received.len() > uapi::LONGEST),
         }
     }
 }
 
-/// A `subnet.env`. What one reads, one can write, and reads again.
+/// Parses a `subnet.env`. The values read must survive being written and read again.
 pub fn subnet_env(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let read = env::parse(text);
@@ -56,7 +57,7 @@ pub fn subnet_env(data: &[u8]) {
     assert_eq!(again.mtu, Some(read.mtu.unwrap_or(1450)));
 }
 
-/// A lease's stored value, and the data of its backends. What is written is read as the same.
+/// Parses a lease's stored value and its backend data. Both must survive being written and read again.
 pub fn lease_value(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let attrs = match LeaseAttrs::parse(text) {
@@ -73,7 +74,7 @@ pub fn lease_value(data: &[u8]) {
     }
 }
 
-/// A lease's key. What is written is read as the same.
+/// Parses a lease's key, which must survive being written and read again.
 pub fn subnet_key(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<SubnetKey>() {

@@ -1,9 +1,8 @@
-//! The fuzz targets without a fuzzer: over the corpus in the tree, and over noise grown from it.
+//! Runs the fuzz targets without a fuzzer, on the checked-in corpus and on random mutations of it.
 //!
-//! Crashes that a fuzzer finds are kept in the corpus as `crash-…` with a word on what they were.
+//! Crashes that a fuzzer finds are kept in the corpus as `crash-…`, with a word about the cause.
 
-// clippy.toml allows it in test functions, not in the helpers beside them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -42,8 +41,8 @@ fn every_prefix_of_the_corpus_replays() {
     }
 }
 
-/// A seed with some bytes changed, removed or repeated.
-fn grown(seed: &[u8], changes: &[(Index, u8, u8)]) -> Vec<u8> {
+/// Changes, removes and repeats some bytes of a seed.
+fn mutate(seed: &[u8], changes: &[(Index, u8, u8)]) -> Vec<u8> {
     let mut data = seed.to_vec();
     for (at, kind, value) in changes {
         if data.is_empty() {
@@ -64,21 +63,24 @@ fn grown(seed: &[u8], changes: &[(Index, u8, u8)]) -> Vec<u8> {
     data
 }
 
-fn noise((name, body): Target, at: Index, changes: &[(Index, u8, u8)]) {
+fn run_mutated((name, body): Target, at: Index, changes: &[(Index, u8, u8)]) {
     let corpus = corpus(name);
-    body(&grown(&corpus[at.index(corpus.len())], changes));
+    body(&mutate(&corpus[at.index(corpus.len())], changes));
 }
 
 proptest! {
     #[test]
-    fn noise_grown_from_the_corpus(at: Index, changes in prop::collection::vec(any::<(Index, u8, u8)>(), 1..12)) {
+    fn mutations_of_the_corpus(
+        at: Index,
+        changes in prop::collection::vec(any::<(Index, u8, u8)>(), 1..12),
+    ) {
         for target in TARGETS {
-            noise(target, at, &changes);
+            run_mutated(target, at, &changes);
         }
     }
 
     #[test]
-    fn noise_from_nothing(data: Vec<u8>, text: String) {
+    fn random_data(data: Vec<u8>, text: String) {
         for (_, body) in TARGETS {
             body(&data);
             body(text.as_bytes());

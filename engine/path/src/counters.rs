@@ -2,20 +2,20 @@
 
 use crate::verdict::DropReason;
 
-/// What one direction of one tunnel has done.
+/// The counters of one direction of one tunnel.
 #[derive(Clone, Debug)]
 pub struct Direction {
-    /// Packets read, a super-packet counting once.
+    /// Packets read; a super-packet counts once.
     pub packets: u64,
     /// IP bytes read.
     pub bytes: u64,
-    /// Packets or datagrams that left, a super-packet counting once.
+    /// Packets or datagrams delivered; a super-packet counts once.
     pub delivered: u64,
     /// Segments that super-packets were cut into (egress) or joined from (ingress).
     pub segments: u64,
-    /// Payload bytes that went through a checksum pass of ours.
+    /// Payload bytes summed by the engine to compute or verify a checksum.
     pub summed_bytes: u64,
-    /// ICMP errors sent towards pods.
+    /// ICMP errors sent to pods.
     pub replies: u64,
     drops: [u64; DropReason::ALL.len()],
 }
@@ -41,18 +41,18 @@ impl Direction {
         self.drops[reason as usize] += n;
     }
 
-    /// Packets dropped for this reason.
+    /// Returns the number of packets dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
     }
 
-    /// Packets dropped for any reason.
+    /// Returns the number of packets dropped for any reason.
     pub fn dropped_total(&self) -> u64 {
         self.drops.iter().sum()
     }
 }
 
-/// Both directions of one tunnel.
+/// The counters of both directions of one tunnel.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     /// From the pods to the underlay.

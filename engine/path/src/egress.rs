@@ -1,7 +1,7 @@
-//! Pod to underlay: check once, look up once, cut, prepend, queue.
+//! From the pods to the underlay: check once, look up once, cut, prepend, queue.
 //!
 //! ```text
-//! [virtio|IP packet, up to 64 KiB] → check → look up → (answer, or drop) → cut and prepend → outbox
+//! [virtio|IP packet, up to 64 KiB] → check → look up → (reply or drop) → cut and prepend → outbox
 //! ```
 
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use wire::{Malformed, ipv4, ipv6, virtio};
 
 use crate::counters::Direction;
-use crate::fib::{Fib, Peer};
+use crate::fib::{Fib, NextHop};
 use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum;
@@ -20,36 +20,36 @@ use crate::space::{bytes, bytes_mut};
 use crate::template::TEMPLATE_MAX;
 use crate::verdict::{DropReason, Verdict};
 
-/// A packet is read this far behind the start of its room, so that a template fits in front of its IP header.
+/// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
 const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 
-/// A packet that passed the checks and has a peer.
+/// A packet that has passed the checks, with its peer.
 #[derive(Debug)]
 pub struct Bound<'f> {
-    peer: &'f Peer,
+    peer: &'f NextHop,
     inner: Inner,
-    /// Where its IP header stands in the arena.
+    /// Offset of the IP header in the arena.
     at: u32,
     cut: Option<SuperPacket>,
     open_checksum: Option<(u16, u16)>,
 }
 
 impl Bound<'_> {
-    /// Datagrams it makes.
+    /// Returns the number of datagrams that the packet becomes.
     #[inline]
     pub fn datagrams(&self) -> usize {
         self.cut.as_ref().map_or(1, SuperPacket::segments)
     }
 
-    /// Header bytes it takes per datagram.
+    /// Returns the header space that each datagram needs, in bytes.
     #[inline]
     pub fn header_len(&self) -> usize {
         self.cut.as_ref().map_or(0, |cut| cut.header_len + TEMPLATE_MAX)
     }
 }
 
-/// Checks a packet as read from the overlay, virtio header first, and finds its peer.
+/// Checks a packet that was read from the overlay, virtio header first, and finds its peer.
 #[inline]
 pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bound<'f>, Refusal> {
     let packet = bytes_mut(arena, &read);
@@ -65,8 +65,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let Some((_, peer)) = found else {
         return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
     };
-    if fib.format().is_a_hop() {
-        inner.ttl = hop(ip, &inner)?;
+    if fib.format().is_hop() {
+        inner.ttl = decrement_ttl(ip, &inner)?;
     }
     let cut = match virtio.gso {
         virtio::Gso::None => None,
@@ -92,7 +92,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     Ok(Bound { peer, inner, at, cut, open_checksum })
 }
 
-/// Cuts and prepends, then queues. The caller has asked [`Outbox::has_room`].
+/// Cuts a super-packet, prepends the template and queues the datagrams. The caller has checked
+/// [`Outbox::has_room`].
 #[inline]
 pub fn queue(
     arena: &mut [u8],
@@ -125,7 +126,7 @@ pub fn queue(
         counters.segments += 1;
         return Verdict::ToUnderlay(1);
     };
-    // `cut` borrows the header space while `push` borrows the messages: take the space out for the loop.
+    // `cut` borrows the header space and `push` borrows the outbox, so take the space out for the loop.
     let mut space = std::mem::replace(&mut outbox.space, crate::space::Space::new(0..0));
     let mut datagrams = 0;
     let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
@@ -140,12 +141,12 @@ pub fn queue(
     Verdict::ToUnderlay(datagrams)
 }
 
-/// Why a packet is not forwarded, and what its sender should hear of it.
+/// The reason why a packet is not forwarded, and the ICMP error for its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The counter.
+    /// The reason, which selects the counter.
     pub reason: DropReason,
-    /// The ICMP error, where one is due.
+    /// The ICMP error to send, if any.
     pub complaint: Option<Complaint>,
 }
 
@@ -155,7 +156,7 @@ impl From<DropReason> for Refusal {
     }
 }
 
-/// Answers the pod, where an answer is due and the batch has room for one.
+/// Queues the ICMP error for a refused packet, if one must be sent and the batch has room for it.
 #[cold]
 pub fn refuse(
     arena: &mut [u8],
@@ -166,21 +167,21 @@ pub fn refuse(
 ) -> Verdict {
     let drop = Verdict::Drop(refusal.reason);
     let Some(complaint) = refusal.complaint.filter(|_| outbox.has_room_for_reply()) else { return drop };
-    let mut answer = [0; reply::ROOM];
+    let mut reply = [0; reply::ROOM];
     let offender = bytes(arena, &(read.start + virtio::HEADER_LEN as u32..read.end));
-    let len = reply::build(&mut answer[virtio::HEADER_LEN..], complaint, fib, offender);
+    let len = reply::build(&mut reply[virtio::HEADER_LEN..], complaint, fib, offender);
     if len == 0 {
         return drop;
     }
     let len = virtio::HEADER_LEN + len;
     let Some(span) = outbox.space.take(len) else { return drop };
-    bytes_mut(arena, &span).copy_from_slice(&answer[..len]);
+    bytes_mut(arena, &span).copy_from_slice(&reply[..len]);
     if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { drop }
 }
 
-/// Takes one from the time to live, in place.
+/// Decrements the time to live or hop limit in place and returns the new value.
 #[inline]
-fn hop(ip: &mut [u8], inner: &Inner) -> Result<u8, Refusal> {
+fn decrement_ttl(ip: &mut [u8], inner: &Inner) -> Result<u8, Refusal> {
     if inner.ttl <= 1 {
         return Err(Refusal { reason: DropReason::TtlExpired, complaint: Some(Complaint::TimeExceeded) });
     }

@@ -1,53 +1,54 @@
-//! The forwarding table: pod prefix → peer. Built once by control, then only read.
+//! The forwarding table, which maps pod prefixes to peers. Control builds it; workers only read it.
 //!
 //! flannel gives every node a subnet of the same size, so the usual table is a direct index: shift the
-//! destination, subtract, load. Anything else (mixed sizes, nested prefixes, a sparse range) falls back to
-//! disjoint ranges with a binary search, which is a longest-prefix match worked out in advance.
+//! destination, subtract, load. Other tables (mixed sizes, nested prefixes, sparse ranges) use disjoint
+//! ranges and a binary search, which is a precomputed longest-prefix match.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use batch::PeerId;
 use ipnetwork::IpNetwork;
 use wire::addr::Mac;
 
 use crate::encap::Format;
 use crate::template::Template;
 
-/// A direct index may have this many places; beyond it the ranges are smaller and nearly as fast.
+/// Maximum size of a direct index. Beyond it, ranges need less memory and are nearly as fast.
 const DIRECT_MAX: u128 = 1 << 20;
 const NONE: u32 = u32::MAX;
 
 /// One remote node.
 #[derive(Clone, Debug)]
-pub struct Peer {
-    /// Tells peers apart: its place in the table, or the number it was given.
-    pub id: u32,
-    /// Where its datagrams go.
+pub struct NextHop {
+    /// Identifies the peer: its position in the table, or the number it was added with.
+    pub id: PeerId,
+    /// The address and port to send its datagrams to.
     pub remote: SocketAddr,
-    /// Everything that precedes the inner IP header in each of them.
+    /// The bytes before the inner IP header in each datagram.
     pub template: Template,
     /// The largest inner IP packet that fits, in bytes.
     pub mtu: u16,
 }
 
-/// What control knows of a remote node.
+/// A remote node as control describes it.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerSpec {
     /// Public address and tunnel port.
     pub remote: SocketAddr,
-    /// Its inner MAC; needed by vxlan, ignored by the others.
+    /// The peer's inner MAC address; required by vxlan, ignored by the other formats.
     pub mac: Option<Mac>,
     /// The largest inner IP packet that fits, in bytes.
     pub mtu: u16,
 }
 
-/// Why a table cannot be built.
+/// The reason why a table cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FibError {
-    /// The same prefix twice.
+    /// Two peers have the same prefix.
     Duplicate(IpNetwork),
-    /// A vxlan peer without a MAC.
+    /// A vxlan peer has no MAC address.
     NoMac(IpNetwork),
-    /// An ipip peer at an IPv6 address.
+    /// An ipip peer has an IPv6 address.
     NotIpv4(IpNetwork),
 }
 
@@ -56,81 +57,81 @@ impl std::fmt::Display for FibError {
         match self {
             FibError::Duplicate(prefix) => write!(f, "two peers claim {prefix}"),
             FibError::NotIpv4(prefix) => write!(f, "the ipip peer of {prefix} has no IPv4 address"),
-            FibError::NoMac(prefix) => write!(f, "the vxlan peer of {prefix} has no MAC"),
+            FibError::NoMac(prefix) => write!(f, "the vxlan peer of {prefix} has no MAC address"),
         }
     }
 }
 
 impl std::error::Error for FibError {}
 
-/// The table of one tunnel.
+/// The forwarding table of one tunnel.
 #[derive(Clone, Debug)]
 pub struct Fib {
     format: Format,
     reply_v4: Option<Ipv4Addr>,
     reply_v6: Option<Ipv6Addr>,
-    peers: Vec<Peer>,
+    peers: Vec<NextHop>,
     v4: Index,
     v6: Index,
 }
 
 impl Fib {
-    /// A table that knows no peer.
+    /// Creates a table without peers.
     pub fn empty(format: Format) -> Fib {
         Fib { format, reply_v4: None, reply_v6: None, peers: Vec::new(), v4: Index::Empty, v6: Index::Empty }
     }
 
-    /// How packets are framed on the underlay.
+    /// Returns the tunnel format.
     #[inline]
     pub fn format(&self) -> &Format {
         &self.format
     }
 
-    /// The peer that owns `dst`, by its longest prefix.
+    /// Finds the peer whose longest matching prefix contains `dst`.
     #[inline]
-    pub fn lookup_v4(&self, dst: Ipv4Addr) -> Option<(u32, &Peer)> {
+    pub fn lookup_v4(&self, dst: Ipv4Addr) -> Option<(u32, &NextHop)> {
         self.peer(self.v4.find(u128::from(u32::from(dst))))
     }
 
-    /// As [`Fib::lookup_v4`].
+    /// Finds the peer for an IPv6 destination; see [`Fib::lookup_v4`].
     #[inline]
-    pub fn lookup_v6(&self, dst: Ipv6Addr) -> Option<(u32, &Peer)> {
+    pub fn lookup_v6(&self, dst: Ipv6Addr) -> Option<(u32, &NextHop)> {
         self.peer(self.v6.find(u128::from(dst)))
     }
 
-    /// The tunnel device's own address. IPv4 pods are sent ICMP errors only where there is one; their source
-    /// is the address that was asked for, see [`reply`](crate::reply).
+    /// Returns the tunnel device's IPv4 address. IPv4 pods receive ICMP errors only if there is one, although
+    /// the source of the errors is the offending packet's destination, see [`reply`](crate::reply).
     pub fn reply_v4(&self) -> Option<Ipv4Addr> {
         self.reply_v4
     }
 
-    /// The source of ICMP errors towards IPv6 pods: the tunnel device's own address.
+    /// Returns the tunnel device's IPv6 address, which is the source of ICMP errors to IPv6 pods.
     pub fn reply_v6(&self) -> Option<Ipv6Addr> {
         self.reply_v6
     }
 
-    /// Number of peers.
+    /// Returns the number of peers.
     pub fn len(&self) -> usize {
         self.peers.len()
     }
 
-    /// Memory that it takes, in bytes. Workers share it.
+    /// Returns the size of the table in bytes. Workers share one table.
     pub fn bytes(&self) -> usize {
         size_of::<Fib>() + size_of_val(&self.peers[..]) + self.v4.bytes() + self.v6.bytes()
     }
 
-    /// Whether it knows no peer.
+    /// Whether the table has no peers.
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty()
     }
 
     #[inline]
-    fn peer(&self, index: u32) -> Option<(u32, &Peer)> {
+    fn peer(&self, index: u32) -> Option<(u32, &NextHop)> {
         self.peers.get(index as usize).map(|peer| (index, peer))
     }
 }
 
-/// Collects prefixes, then builds the index.
+/// Collects peers and their prefixes, then builds the table.
 #[derive(Clone, Debug)]
 pub struct FibBuilder {
     fib: Fib,
@@ -139,33 +140,33 @@ pub struct FibBuilder {
 }
 
 impl FibBuilder {
-    /// Starts an empty table for this framing.
+    /// Starts an empty table for a tunnel format.
     pub fn new(format: Format) -> FibBuilder {
         FibBuilder { fib: Fib::empty(format), v4: Vec::new(), v6: Vec::new() }
     }
 
-    /// Sets the tunnel device's own addresses; without one, pods of that family are sent no ICMP errors.
+    /// Sets the tunnel device's addresses. Without an address, pods of that family receive no ICMP errors.
     pub fn reply_from(mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FibBuilder {
         self.fib.reply_v4 = v4;
         self.fib.reply_v6 = v6;
         self
     }
 
-    /// Adds a peer with its prefix. Nested prefixes are fine, the longest wins.
+    /// Adds a peer with its prefix. Prefixes may be nested; the longest match wins.
     pub fn add(&mut self, prefix: IpNetwork, peer: PeerSpec) -> Result<(), FibError> {
-        let place = self.fib.peers.len() as u32;
-        self.add_numbered(prefix, peer, place)
+        let position = PeerId(self.fib.peers.len() as u32);
+        self.add_numbered(prefix, peer, position)
     }
 
-    /// The same for a peer that has a number of its own, which may have several prefixes.
-    pub fn add_numbered(&mut self, prefix: IpNetwork, peer: PeerSpec, id: u32) -> Result<(), FibError> {
+    /// Adds a peer under the given number. A peer with several prefixes is added once per prefix.
+    pub fn add_numbered(&mut self, prefix: IpNetwork, peer: PeerSpec, id: PeerId) -> Result<(), FibError> {
         let fault = match self.fib.format {
             Format::Ipip(_) => FibError::NotIpv4(prefix),
             Format::Vxlan(_) | Format::Udp | Format::Wireguard => FibError::NoMac(prefix),
         };
         let template = self.fib.format.template(peer.remote, peer.mac).ok_or(fault)?;
         let index = self.fib.peers.len() as u32;
-        self.fib.peers.push(Peer { id, remote: peer.remote, template, mtu: peer.mtu });
+        self.fib.peers.push(NextHop { id, remote: peer.remote, template, mtu: peer.mtu });
         match prefix.network() {
             IpAddr::V4(net) => self.v4.push(Entry::new(u128::from(u32::from(net)), 32, prefix, index)),
             IpAddr::V6(net) => self.v6.push(Entry::new(u128::from(net), 128, prefix, index)),
@@ -173,11 +174,11 @@ impl FibBuilder {
         Ok(())
     }
 
-    /// The finished table.
+    /// Builds the table.
     pub fn build(mut self) -> Result<Fib, FibError> {
         self.fib.v4 = Index::build(&mut self.v4)?;
         self.fib.v6 = Index::build(&mut self.v6)?;
-        // It grew by doubling, and stays as it is from here on.
+        // The vector has grown by doubling and does not change any more.
         self.fib.peers.shrink_to_fit();
         Ok(self.fib)
     }
@@ -187,7 +188,7 @@ impl FibBuilder {
 struct Entry {
     first: u128,
     last: u128,
-    /// Host bits: addresses in the prefix are `1 << shift`.
+    /// Number of host bits: the prefix contains `1 << shift` addresses.
     shift: u8,
     prefix: IpNetwork,
     peer: u32,
@@ -209,7 +210,7 @@ enum Index {
         shift: u8,
         peers: Vec<u32>,
     },
-    /// `starts[i]` opens a range that belongs to `peers[i]` and ends where the next one starts.
+    /// `starts[i]` begins a range that belongs to `peers[i]` and ends where the next range begins.
     Ranges {
         starts: Vec<u128>,
         peers: Vec<u32>,
@@ -222,8 +223,8 @@ impl Index {
         match self {
             Index::Empty => NONE,
             Index::Direct { first, shift, peers } => {
-                let place = (key >> shift).wrapping_sub(*first);
-                usize::try_from(place).ok().and_then(|at| peers.get(at)).copied().unwrap_or(NONE)
+                let position = (key >> shift).wrapping_sub(*first);
+                usize::try_from(position).ok().and_then(|at| peers.get(at)).copied().unwrap_or(NONE)
             }
             Index::Ranges { starts, peers } => match starts.partition_point(|start| *start <= key) {
                 0 => NONE,
@@ -241,7 +242,7 @@ impl Index {
     }
 
     fn build(entries: &mut [Entry]) -> Result<Index, FibError> {
-        // Outer prefixes before the ones nested in them.
+        // Outer prefixes come before those nested in them.
         entries.sort_by_key(|e| (e.first, std::cmp::Reverse(e.shift)));
         if let Some(pair) = entries.windows(2).find(|p| p[0].first == p[1].first && p[0].shift == p[1].shift)
         {
@@ -251,9 +252,9 @@ impl Index {
         let shift = low.shift;
         if shift < 128 && entries.iter().all(|e| e.shift == shift) {
             let first = low.first >> shift;
-            let places = (high.first >> shift) - first + 1;
-            if places <= DIRECT_MAX {
-                let mut peers = vec![NONE; places as usize];
+            let size = (high.first >> shift) - first + 1;
+            if size <= DIRECT_MAX {
+                let mut peers = vec![NONE; size as usize];
                 for e in entries.iter() {
                     peers[((e.first >> shift) - first) as usize] = e.peer;
                 }
@@ -263,7 +264,8 @@ impl Index {
         Ok(Index::ranges(entries))
     }
 
-    /// Prefixes nest or are disjoint, so one pass with a stack of the open ones yields disjoint ranges.
+    /// Builds disjoint ranges in one pass with a stack of open prefixes; any two prefixes are nested or
+    /// disjoint.
     fn ranges(sorted: &[Entry]) -> Index {
         let (mut starts, mut peers) = (Vec::new(), Vec::new());
         let mut open: Vec<Entry> = Vec::new();
@@ -340,19 +342,19 @@ mod tests {
         for nets in [dense, spread, mixed] {
             let fib = build(&nets).unwrap();
             let each = (fib.bytes() - build(&[]).unwrap().bytes()) as f64 / nets.len() as f64;
-            assert!(each <= 128.0, "{each} bytes a peer");
+            assert!(each <= 128.0, "{each} bytes per peer");
             assert_eq!(fib.peers.capacity(), nets.len());
         }
     }
 
     #[test]
-    fn the_same_prefix_twice_is_refused() {
+    fn a_duplicate_prefix_is_rejected() {
         let net: IpNetwork = "10.1.0.0/24".parse().unwrap();
         assert_eq!(build(&[net, net]).unwrap_err(), FibError::Duplicate(net));
     }
 
     #[test]
-    fn everything_and_the_last_address_are_prefixes_too() {
+    fn the_shortest_and_the_last_prefix_are_found() {
         let fib = build(&[
             "0.0.0.0/0".parse().unwrap(),
             "255.255.255.255/32".parse().unwrap(),
@@ -393,7 +395,8 @@ mod tests {
                 } else {
                     Ipv4Addr::from(0x0af4_0000 | u32::from(low)).into()
                 };
-                let model = nets.iter().enumerate().filter(|(_, n)| n.contains(dst)).max_by_key(|(_, n)| n.prefix());
+                let matching = nets.iter().enumerate().filter(|(_, n)| n.contains(dst));
+                let model = matching.max_by_key(|(_, n)| n.prefix());
                 prop_assert_eq!(owner(&fib, dst), model.map(|(i, _)| i as u32));
             }
         }

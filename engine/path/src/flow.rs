@@ -1,9 +1,9 @@
-//! The flow hash: one flow keeps one outer source port, flows spread over the ports of the fan.
+//! The flow hash, which gives each flow one outer source port and spreads flows over the ports of the fan.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Mixes the parts of a flow's identity. Not a defence against crafted collisions: two flows that meet
-/// share a source port, nothing worse.
+/// Hashes an IPv4 flow. Does not resist crafted collisions, whose only effect is that two flows share a
+/// source port.
 #[inline]
 pub fn hash_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ports: u32) -> u32 {
     mix(
@@ -12,7 +12,7 @@ pub fn hash_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ports: u32) -> u32 {
     )
 }
 
-/// As [`hash_v4`], for IPv6.
+/// Hashes an IPv6 flow; see [`hash_v4`].
 #[inline]
 pub fn hash_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, ports: u32) -> u32 {
     let (src, dst) = (u128::from(src), u128::from(dst));
@@ -21,14 +21,14 @@ pub fn hash_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, ports: u32) -> u32 {
     mix(folded, u64::from(protocol) << 32 | u64::from(ports))
 }
 
-// Odd constants of the golden ratio and of splitmix64's finaliser.
+// Odd constants: the golden ratio and splitmix64's finaliser.
 #[inline]
 fn mix(a: u64, b: u64) -> u32 {
     let x = (a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     ((x ^ (x >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 32) as u32
 }
 
-/// Picks one of `lanes` by a hash, evenly.
+/// Selects one of `lanes` evenly by hash.
 #[inline]
 pub fn lane(hash: u32, lanes: u16) -> u16 {
     ((u64::from(hash) * u64::from(lanes)) >> 32) as u16

@@ -1,9 +1,10 @@
-//! Underlay to pod, the mirror of [`egress`](crate::egress): strip, check, merge the congestion mark, join.
+//! From the underlay to the pods, the mirror of [`egress`](crate::egress): strip, check, merge ECN, join.
 //!
 //! ```text
-//! [datagram, or many of equal size] → strip → check → ECN, hop → coalescer → one write per run
+//! [one or several datagrams] → strip → check → ECN, TTL → coalescer → one write per run
 //! ```
 
+use batch::{PeerId, Received};
 use wire::{ipv4, ipv6};
 
 use crate::counters::Direction;
@@ -15,45 +16,32 @@ use crate::offload::segment::SuperPacket;
 use crate::space::{bytes, bytes_mut};
 use crate::verdict::{DropReason, Verdict};
 
-/// What the underlay received with one call: a datagram, or several that the kernel joined.
-#[derive(Clone, Copy, Debug)]
-pub struct Datagrams {
-    /// Where they start in the arena.
-    pub at: u32,
-    /// Bytes in all.
-    pub len: u32,
-    /// Bytes of each but the last; 0 for a single datagram.
-    pub segment_size: u16,
-    /// Outer ECN codepoint.
-    pub ecn: u8,
-}
-
-/// Takes what one receive call brought. `mtu` is the overlay's. The caller has asked
-/// [`Coalescer::has_room`] and seals the coalescer when the batch is over.
+/// Passes the datagrams of one slot to the coalescer. `mtu` is the overlay's. The caller has checked
+/// [`Coalescer::has_room`] and seals the coalescer at the end of the batch.
 #[inline]
 pub fn ingress(
     arena: &mut [u8],
-    datagrams: Datagrams,
+    received: Received,
     fib: &Fib,
     mtu: u16,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
-    let Datagrams { mut at, len, segment_size: split, ecn } = datagrams;
+    let Received { mut at, len, segment_size: split, ecn, .. } = received;
     let end = at + len;
     let size = if split == 0 { len } else { u32::from(split) };
     let unsplit = size < len && is_unsplit(bytes(arena, &(at..end)), fib, size);
-    // Either its length lies, to have the datagrams behind it delivered as its payload, or a pod's payload
-    // poses as datagrams.
+    // Either the inner length is forged, to have the datagrams that follow delivered as payload, or a pod's
+    // payload imitates datagrams.
     let dubious = unsplit && fib.format().strip(bytes(arena, &(at + size..end))).is_ok();
-    // A refused super-packet is refused whole: a pod's payload is never read as datagrams.
+    // A super-packet is dropped as a whole: a pod's payload is never parsed as datagrams.
     let size = if unsplit { len } else { size };
-    // An empty datagram is still one datagram.
+    // An empty datagram still counts as one.
     for _ in 0..2 * SEGMENTS_MAX {
-        // A segment size from the kernel proves a non-zero outer checksum that it has verified: a datagram
-        // without one is never joined (net/ipv4/udp_offload.c, udp_gro_receive).
-        let vouched = split != 0 && !unsplit;
-        let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, vouched, ecn };
+        // A segment size from the kernel proves that it has verified a non-zero outer checksum: datagrams
+        // without one are never joined (net/ipv4/udp_offload.c, udp_gro_receive).
+        let verified = split != 0 && !unsplit;
+        let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, verified, ecn };
         counters.packets += 1;
         match strip(arena, piece, fib, mtu, coalescer, counters) {
             Verdict::Drop(reason) => counters.drop(reason, 1),
@@ -67,20 +55,20 @@ pub fn ingress(
     counters.drop(DropReason::TooManySegments, 1);
 }
 
-/// Takes a packet that came sealed from peer `from`, opened and standing at `at`. Nobody but the peer can have made it,
-/// so its checksums need no look; it must come from an address of the peer's.
+/// Passes a decrypted packet from peer `from` to the coalescer. Only the peer can have sealed it, so its
+/// checksums are not verified; its source address must belong to the peer.
 #[inline]
 pub fn opened(
     arena: &mut [u8],
-    packet: Datagrams,
-    from: u32,
+    packet: Received,
+    from: PeerId,
     fib: &Fib,
     mtu: u16,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
-    let Datagrams { at, len, ecn, .. } = packet;
-    let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, vouched: true, ecn };
+    let Received { at, len, ecn, .. } = packet;
+    let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, verified: true, ecn };
     let verdict = match check(arena, &piece, fib, mtu, counters) {
         Ok(found) => {
             let Inner { v6, src, .. } = found.inner;
@@ -104,14 +92,14 @@ pub fn opened(
 struct Piece {
     at: u32,
     len: u32,
-    /// A super-packet that nobody has cut, longer than what the kernel said of the size of the pieces.
+    /// The piece is an uncut super-packet, longer than the segment size that the kernel reported.
     unsplit: bool,
-    /// Unsplit, and yet the next datagram of a train seems to begin where one would.
+    /// The piece is uncut, but another datagram appears to begin after the reported segment size.
     dubious: bool,
-    /// What the kernel said of the size of the pieces; 0 for nothing.
+    /// The segment size that the kernel reported; 0 if it reported none.
     split: u16,
-    /// Somebody has verified the bytes already.
-    vouched: bool,
+    /// The kernel or the sealing has already verified the bytes.
+    verified: bool,
     ecn: u8,
 }
 
@@ -160,11 +148,11 @@ fn check(
     {
         return Err(DropReason::BadIpChecksum);
     }
-    mark(packet, &mut inner, piece.ecn)?;
-    if fib.format().is_a_hop() {
-        hop(packet, &mut inner)?;
+    merge_ecn(packet, &mut inner, piece.ecn)?;
+    if fib.format().is_hop() {
+        decrement_ttl(packet, &mut inner)?;
     }
-    let checksum = checksum::judge(&inner, packet, piece.vouched, &mut counters.summed_bytes)?;
+    let checksum = checksum::verify(&inner, packet, piece.verified, &mut counters.summed_bytes)?;
     if piece.dubious {
         return Err(DropReason::Truncated);
     }
@@ -178,13 +166,14 @@ fn check(
     Ok(Found { at, inner, checksum, split })
 }
 
-/// A kernel vxlan peer on a veth hands over a UDP super-packet uncut, as one datagram, together with the
-/// segment size of the inner packet. Its inner IP length, then, covers everything received, where a real
-/// train of datagrams repeats its headers after `piece` bytes. Segments may be shorter than the headers.
+/// Whether `received` is one uncut super-packet. A kernel vxlan peer on a veth delivers a UDP super-packet
+/// uncut, as one datagram, with the segment size of the inner packet. The inner IP length then covers
+/// everything received, while joined datagrams repeat their headers after `piece` bytes. Segments may be
+/// shorter than the headers.
 #[inline]
 fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
     // No kernel sends the udp format.
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         return false;
     }
     let Ok(stripped) = fib.format().strip(received) else { return false };
@@ -199,8 +188,9 @@ fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
     len.is_some_and(|len| stripped.offset + len > piece as usize && stripped.offset + len <= received.len())
 }
 
-/// A TCP super-packet from a kernel vxlan peer on a veth: larger than any packet of this overlay, checksum
-/// left open, segment size unknown. The overlay's own MTU says how it is to be cut.
+/// Returns the segment size of a TCP super-packet from a kernel vxlan peer on a veth, or `None` for any other
+/// packet. Such a super-packet is larger than the overlay's MTU, has an open checksum and no known segment
+/// size; it is cut to the overlay's MTU.
 #[inline]
 fn super_size(inner: &Inner, packet: &[u8], at: u32, mtu: u16, checksum: State) -> Option<u16> {
     if inner.len <= usize::from(mtu) || inner.protocol != TCP || checksum != State::Open {
@@ -211,9 +201,9 @@ fn super_size(inner: &Inner, packet: &[u8], at: u32, mtu: u16, checksum: State) 
     SuperPacket::check(*inner, packet, at, size).ok().map(|_| size)
 }
 
-/// Merges the outer congestion mark into the inner header (RFC 6040 section 4.2, figure 4).
+/// Merges the outer ECN codepoint into the inner header (RFC 6040 section 4.2, figure 4).
 #[inline]
-fn mark(packet: &mut [u8], inner: &mut Inner, outer: u8) -> Result<(), DropReason> {
+fn merge_ecn(packet: &mut [u8], inner: &mut Inner, outer: u8) -> Result<(), DropReason> {
     const NOT_ECT: u8 = 0;
     const ECT_1: u8 = 1;
     const ECT_0: u8 = 2;
@@ -235,8 +225,9 @@ fn mark(packet: &mut [u8], inner: &mut Inner, outer: u8) -> Result<(), DropReaso
     Ok(())
 }
 
+/// Decrements the time to live or hop limit in place.
 #[inline]
-fn hop(packet: &mut [u8], inner: &mut Inner) -> Result<(), DropReason> {
+fn decrement_ttl(packet: &mut [u8], inner: &mut Inner) -> Result<(), DropReason> {
     if inner.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }

@@ -1,4 +1,4 @@
-//! The inner IP packet after its one check. What [`Inner::parse`] accepted, nothing checks again.
+//! The inner IP packet. [`Inner::parse`] checks it once; no later code repeats the checks.
 
 use wire::{Malformed, ipv4, ipv6, tcp, udp};
 
@@ -10,18 +10,18 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP (RFC 768).
 pub const UDP: u8 = 17;
 
-/// What the engine needs to know of an IPv4 or IPv6 packet.
+/// The fields of an IPv4 or IPv6 packet that the engine uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inner {
-    /// IPv6, else IPv4.
+    /// Whether the packet is IPv6; otherwise it is IPv4.
     pub v6: bool,
-    /// Length of the whole packet by its IP header; never more than the bytes it was parsed from.
+    /// Length of the packet according to its IP header, at most the number of bytes parsed.
     pub len: usize,
-    /// Where the transport header starts, behind options and extension headers.
+    /// Offset of the transport header, after options and extension headers.
     pub transport: usize,
     /// Protocol of the transport header.
     pub protocol: u8,
-    /// A fragment: its transport header is absent or incomplete.
+    /// Whether the packet is a fragment, so that its transport header is absent or incomplete.
     pub fragment: bool,
     /// Type of service or traffic class.
     pub tos: u8,
@@ -35,13 +35,13 @@ pub struct Inner {
     pub src: u128,
     /// Destination address; IPv4 in the low 32 bits.
     pub dst: u128,
-    /// Source and destination port of TCP and UDP, as they stand in the header; 0 for the rest.
+    /// Source and destination port of TCP and UDP, as in the header; 0 for other protocols.
     pub ports: u32,
 }
 
 impl Inner {
-    /// Checks the IP headers against each other and against the length. Bytes behind the packet (Ethernet
-    /// padding) are tolerated.
+    /// Parses a packet and checks that its headers agree with each other and with the length. Allows bytes
+    /// after the packet (Ethernet padding).
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Inner, DropReason> {
         let mut inner = match bytes.first().ok_or(DropReason::Truncated)? >> 4 {
@@ -96,13 +96,13 @@ impl Inner {
         })
     }
 
-    /// The ECN codepoint (RFC 3168 section 5).
+    /// Returns the ECN codepoint (RFC 3168 section 5).
     #[inline]
     pub fn ecn(&self) -> u8 {
         self.tos & 3
     }
 
-    /// The hash of its flow.
+    /// Returns the hash of the packet's flow.
     #[inline]
     pub fn flow_hash(&self) -> u32 {
         if self.v6 {
@@ -112,7 +112,8 @@ impl Inner {
         }
     }
 
-    /// The pseudo-header's sum (RFC 9293 section 3.1, RFC 8200 section 8.1) for a transport part of `len` bytes.
+    /// Sums the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of transport
+    /// header and payload.
     #[inline]
     pub fn pseudo_header(&self, len: u32) -> wire::checksum::Sum {
         if self.v6 {
@@ -122,7 +123,8 @@ impl Inner {
         }
     }
 
-    /// Where the checksum field of a whole TCP or UDP packet stands; `None` for anything else.
+    /// Returns the offset of the checksum field of an unfragmented TCP or UDP packet, `None` for any other
+    /// packet.
     #[inline]
     pub fn checksum_at(&self) -> Option<usize> {
         let (header, offset) = match (self.protocol, self.fragment) {

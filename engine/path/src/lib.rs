@@ -1,17 +1,18 @@
-//! What happens to a packet, as pure decisions over a worker's arena.
+//! The packet path: pure decisions about the packets in a worker's arena.
 //!
-//! Read [`egress`] and [`ingress`] first: they are the two ways through, in reading order. The rest is what
-//! they use:
+//! Read [`egress`] and [`ingress`] first: they are the two directions, with their steps in order. They use:
 //!
-//! - [`inner`] the one check an inner IP packet meets; after it, nothing checks again
-//! - [`fib`] who owns a destination; [`template`] what goes in front of the packet towards that peer
-//! - [`encap`] the framings, both directions of each in one file
-//! - [`offload`] cutting and joining super-packets, and their checksums
-//! - [`outbox`] datagrams gathered per peer and source port; [`offload::coalesce`] its mirror
-//! - [`verdict`] how a packet may end, [`counters`] how often it did, [`reply`] what a pod hears of it
+//! - [`inner`] parses and checks an inner IP packet, once
+//! - [`fib`] finds the peer that owns a destination; [`template`] prepends the headers towards that peer
+//! - [`encap`] implements the tunnel formats, both directions of each in one file
+//! - [`offload`] cuts and joins super-packets and handles their checksums
+//! - [`outbox`] gathers datagrams per peer and source port; [`offload::coalesce`] is its counterpart on
+//!   ingress
+//! - [`verdict`] defines how a packet can end, [`counters`] counts it, and [`reply`] builds ICMP errors for
+//!   pods
 //!
-//! No I/O, no clock, no allocation per packet, no unsafe. Bytes live in one arena per worker and direction;
-//! everything here speaks of them by `Range<u32>` spans into it. Nothing panics on any packet.
+//! No I/O, no clock, no allocation per packet, no unsafe code. Bytes live in one arena per worker and
+//! direction and are referred to by `Range<u32>` spans into it. No packet causes a panic.
 
 pub mod counters;
 pub mod egress;
@@ -28,6 +29,7 @@ pub mod template;
 pub mod verdict;
 pub mod wireguard;
 
+pub use batch::{PeerId, Received, Transmit, WorkerIndex};
 pub use counters::{Counters, Direction};
 pub use encap::Format;
 pub use encap::ipip::Ipip;

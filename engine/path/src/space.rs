@@ -1,8 +1,8 @@
-//! Room for headers in a worker's arena: taken front to back, given back all at once.
+//! Space for headers in a worker's arena, allocated front to back and released all at once.
 
 use std::ops::Range;
 
-/// A part of the arena that hands out pieces in order.
+/// A part of the arena that is allocated in order.
 #[derive(Clone, Debug)]
 pub struct Space {
     start: u32,
@@ -11,18 +11,18 @@ pub struct Space {
 }
 
 impl Space {
-    /// All of `range`.
+    /// Creates a space over `range`.
     pub fn new(range: Range<u32>) -> Space {
         Space { start: range.start, next: range.start, end: range.end }
     }
 
-    /// Bytes left.
+    /// Returns the number of bytes left.
     #[inline]
     pub fn left(&self) -> usize {
         (self.end - self.next) as usize
     }
 
-    /// The next `len` bytes, if there are so many.
+    /// Allocates the next `len` bytes, or returns `None` if fewer are left.
     #[inline]
     pub fn take(&mut self, len: usize) -> Option<Range<u32>> {
         if len > self.left() {
@@ -33,20 +33,20 @@ impl Space {
         Some(at..self.next)
     }
 
-    /// Gives everything back.
+    /// Releases everything.
     #[inline]
     pub fn reset(&mut self) {
         self.next = self.start;
     }
 }
 
-/// The bytes of a span; empty when the span does not lie inside the arena.
+/// Returns the bytes of a span, or an empty slice if the span lies outside the arena.
 #[inline]
 pub fn bytes<'a>(arena: &'a [u8], span: &Range<u32>) -> &'a [u8] {
     arena.get(span.start as usize..span.end as usize).unwrap_or_default()
 }
 
-/// As [`bytes()`], to write.
+/// Returns the bytes of a span for writing; see [`bytes()`].
 #[inline]
 pub fn bytes_mut<'a>(arena: &'a mut [u8], span: &Range<u32>) -> &'a mut [u8] {
     arena.get_mut(span.start as usize..span.end as usize).unwrap_or_default()

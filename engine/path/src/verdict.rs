@@ -1,32 +1,33 @@
-//! How a packet may end. Every packet ends in exactly one [`Verdict`]; every drop has a reason and a counter.
+//! The ways in which a packet can end. Every packet ends in one [`Verdict`]; every drop has a reason and a
+//! counter.
 
-/// What becomes of one packet that a worker handed to [`egress`](crate::egress) or
+/// The outcome of one packet that a worker passed to [`egress`](crate::egress) or
 /// [`ingress`](crate::ingress).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Verdict {
-    /// Encapsulated and queued towards a peer, in this many datagrams.
+    /// Encapsulated in this many datagrams and queued for a peer.
     ToUnderlay(u32),
-    /// Stripped and queued towards the pods.
+    /// Stripped and queued for the pods.
     ToOverlay,
-    /// Answered with an ICMP error towards the pod; the packet itself is gone, for this reason.
+    /// Dropped for this reason, with an ICMP error to the pod.
     Reply(DropReason),
-    /// Gone, for this reason.
+    /// Dropped for this reason.
     Drop(DropReason),
 }
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
-        /// Why a packet was dropped.
+        /// The reason why a packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum DropReason { $($(#[$doc])* $name,)* }
 
         impl DropReason {
-            /// Every reason, in the order of the counters.
+            /// All reasons, in the order of their counters.
             pub const ALL: &'static [DropReason] = &[$(DropReason::$name,)*];
 
-            /// The name used by counters and metrics.
+            /// Returns the name used in counters and metrics.
             pub const fn name(self) -> &'static str {
                 match self { $(DropReason::$name => $text,)* }
             }
@@ -35,63 +36,64 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// Shorter than the headers it claims to have.
+    /// The packet is shorter than its headers state.
     Truncated => "truncated",
-    /// Neither IPv4 nor IPv6.
+    /// The packet is neither IPv4 nor IPv6.
     NotIp => "not_ip",
-    /// An IP header that contradicts itself or the length of the packet.
+    /// The IP header is inconsistent or contradicts the packet's length.
     BadIpHeader => "bad_ip_header",
-    /// An IPv4 header checksum that does not match.
+    /// The IPv4 header checksum does not match.
     BadIpChecksum => "bad_ip_checksum",
-    /// A TCP or UDP header that contradicts the length of the packet.
+    /// The TCP or UDP header contradicts the packet's length.
     BadTransportHeader => "bad_transport_header",
-    /// A TCP or UDP checksum that does not match.
+    /// The TCP or UDP checksum does not match.
     BadTransportChecksum => "bad_transport_checksum",
-    /// A virtio header that asks for something the packet cannot be.
+    /// The virtio header does not fit the packet.
     BadOffload => "bad_offload",
     /// No peer owns the destination.
     NoRoute => "no_route",
-    /// Larger than the tunnel carries.
+    /// The packet exceeds the tunnel's MTU.
     TooBig => "too_big",
-    /// Its time to live is used up.
+    /// The time to live or hop limit has expired.
     TtlExpired => "ttl_expired",
-    /// The outer network said "congested" of a packet whose sender cannot hear it (RFC 6040 section 4.2).
+    /// The underlay marked congestion (CE), but the inner sender does not support ECN (RFC 6040 section 4.2).
     EcnUnheard => "ecn_unheard",
-    /// VXLAN header bits set that must be zero.
+    /// A reserved bit of the VXLAN header is set.
     VxlanReserved => "vxlan_reserved",
-    /// Another VXLAN network.
+    /// The datagram belongs to another VXLAN network.
     WrongVni => "wrong_vni",
-    /// Inner Ethernet destination is not this node.
+    /// The inner Ethernet destination is not this node.
     WrongMac => "wrong_mac",
-    /// Inner Ethernet source is this node: a loop.
+    /// The inner Ethernet source is this node, which means a loop.
     OwnMac => "own_mac",
-    /// Inner Ethernet type is neither IPv4 nor IPv6.
+    /// The inner EtherType is neither IPv4 nor IPv6.
     WrongEthertype => "wrong_ethertype",
-    /// Neither a WireGuard message nor long enough for one.
+    /// The datagram is not a WireGuard message, or is too short for one.
     WgMalformed => "wg_malformed",
-    /// A WireGuard record for a session that nobody has here.
+    /// The WireGuard record is for a session that does not exist here.
     WgUnknownSession => "wg_unknown_session",
-    /// A WireGuard record of a session that is too old.
+    /// The WireGuard record belongs to an expired session.
     WgExpired => "wg_expired",
-    /// A WireGuard record that was not sealed with the session's key.
+    /// The WireGuard record was not sealed with the session's key.
     WgForged => "wg_forged",
-    /// A WireGuard record that was received before, or is too old to tell.
+    /// The WireGuard record was received before, or is too old for the replay window.
     WgReplay => "wg_replay",
-    /// A WireGuard handshake message that was not made for our key, or comes from nobody we know, or too late.
+    /// The WireGuard handshake message was not made for this node's key, has an unknown sender, or is
+    /// outdated.
     WgStranger => "wg_stranger",
-    /// A packet from an address that is not the WireGuard peer's.
+    /// The packet's source address does not belong to the WireGuard peer that sealed it.
     WgSource => "wg_source",
-    /// The WireGuard peer does not answer, and no more packets are kept for it.
+    /// The WireGuard peer does not respond, and its queue of waiting packets is full.
     WgNoSession => "wg_no_session",
-    /// More WireGuard handshakes than can be looked at.
+    /// More WireGuard handshakes arrived than can be processed.
     WgBusy => "wg_busy",
-    /// More segments in one datagram than any kernel sends.
+    /// The datagram has more segments than any kernel sends.
     TooManySegments => "too_many_segments",
     /// The underlay's send queue is full.
     UnderlayFull => "underlay_full",
-    /// The underlay refused the datagram.
+    /// The underlay rejected the datagram.
     UnderlayError => "underlay_error",
-    /// The overlay device refused the packet.
+    /// The overlay device rejected the packet.
     OverlayError => "overlay_error",
 }
 

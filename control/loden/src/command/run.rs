@@ -7,11 +7,16 @@ use std::time::Duration;
 use control::daemon;
 use control::settings::{NetConfigSource, Settings, TrafficSettings, UplinkSettings, WorkerSettings};
 
+use store::{Spec, SpecError};
+
 use crate::options::{BadMargin, HealthOptions, RunOptions, TrafficOptions};
 
 /// Options that clap lets through and the daemon cannot follow.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum UnusableOptions {
+    /// `--store` names no store.
+    #[error(transparent)]
+    Store(#[from] SpecError),
     /// A renewal margin longer than a lease.
     #[error(transparent)]
     Margin(#[from] BadMargin),
@@ -41,8 +46,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
         (None, None) => None,
     };
     Ok(Settings {
-        store: options.store.clone().unwrap_or_else(|| "etcd".to_owned()),
-        etcd: options.etcd.config(),
+        store: store(options)?,
         net_config,
         uplink: UplinkSettings {
             ifaces: options.iface.clone(),
@@ -64,6 +68,14 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
             without: options.without.clone(),
         },
         counters_file: options.counters_file.clone(),
+    })
+}
+
+fn store(options: &RunOptions) -> Result<Spec, SpecError> {
+    let spec = options.store.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+    Ok(match spec {
+        Spec::Etcd(_) => Spec::Etcd(options.etcd.config()),
+        other => other,
     })
 }
 
@@ -95,6 +107,8 @@ fn health(options: &HealthOptions) -> Result<Option<SocketAddr>, UnusableOptions
 
 #[cfg(test)]
 mod tests {
+    use store::etcd::Config;
+
     use super::*;
 
     #[test]
@@ -122,5 +136,20 @@ mod tests {
         assert!(error.contains("--kube-subnet-mgr is not supported yet"), "{error}");
         let options = RunOptions { subnet_lease_renew_margin: 1440, ..RunOptions::default() };
         assert!(matches!(settings(&options), Err(UnusableOptions::Margin(_))));
+        let options = RunOptions { store: Some("zookeeper".into()), ..RunOptions::default() };
+        assert!(matches!(settings(&options), Err(UnusableOptions::Store(_))));
+    }
+
+    #[test]
+    fn the_options_of_etcd_are_for_etcd() {
+        let mut options = RunOptions::default();
+        options.etcd.prefix = "/other".into();
+        let config = Config { prefix: "/other".into(), ..Config::default() };
+        for store in [None, Some("etcd".to_owned())] {
+            options.store = store;
+            assert_eq!(settings(&options).expect("etcd").store, Spec::Etcd(config.clone()));
+        }
+        options.store = Some("sqlite:/l.db".into());
+        assert_eq!(settings(&options).expect("a file").store, Spec::Sqlite("/l.db".into()));
     }
 }

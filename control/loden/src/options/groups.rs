@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use model::backend::Secret;
 
-use control::settings::EtcdSettings;
+use store::etcd;
 
 /// Where etcd is and how to enter.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -50,8 +50,8 @@ pub(crate) struct EtcdOptions {
 
 impl EtcdOptions {
     /// The same as the store takes it.
-    pub(crate) fn config(&self) -> EtcdSettings {
-        EtcdSettings {
+    pub(crate) fn config(&self) -> etcd::Config {
+        etcd::Config {
             endpoints: self.endpoints.clone(),
             prefix: self.prefix.clone(),
             ca_file: self.cafile.clone(),
@@ -65,8 +65,8 @@ impl EtcdOptions {
 
 impl Default for EtcdOptions {
     fn default() -> EtcdOptions {
-        let EtcdSettings { endpoints, prefix, ca_file, cert_file, key_file, username, password } =
-            EtcdSettings::default();
+        let etcd::Config { endpoints, prefix, ca_file, cert_file, key_file, username, password } =
+            etcd::Config::default();
         EtcdOptions {
             endpoints,
             prefix,

@@ -24,7 +24,7 @@ use io::mask::{self, Feature};
 use lab::{Host, Lab, Needs, PodNetwork, Process, Topology, Wiring};
 use model::lease::Lease;
 use nix::sys::signal::Signal;
-use store::Store;
+use store::{Spec, Store};
 
 pub use kernel::{KernelNode, has_vxlan};
 pub use traffic::{enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
@@ -174,9 +174,9 @@ impl Cluster {
     }
 
     pub fn in_store<R>(&self, work: impl AsyncFnOnce(Store) -> R) -> R {
-        let spec = format!("sqlite:{}", self.store().display());
+        let spec = Spec::Sqlite(self.store());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async { work(Store::open(&spec).await.expect("the store")).await })
+        runtime.block_on(async { work(Store::open(spec).await.expect("the store")).await })
     }
 
     /// Runs a shell line in a host's namespace; its output without blanks at the ends of lines.

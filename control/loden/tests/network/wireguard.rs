@@ -352,7 +352,7 @@ fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Proc
     cluster.in_store(async |store| {
         let (config, _) = model::net_config::parse(&cluster.config).expect("a configuration");
         let wish = store::Wish { config: &config, attrs, previous: Some(key) };
-        assert_eq!(store.acquire(&wish).await.expect("a lease").key, key);
+        assert_eq!(store.acquire(&wish).await.expect("a lease").key(), key);
     });
     let network = lab::PodNetwork { ipv4: key.ipv4(), ipv6: None, mtu: 1420 };
     cluster.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");

@@ -3,14 +3,14 @@
 //! Each test has a lab of its own; the daemons share a store file as on one machine.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, Process, Topology};
 use model::lease::{Lease, SubnetKey};
 use nix::sys::signal::Signal;
-use store::Store;
+use store::{Spec, Store};
 
 use crate::common;
 
@@ -322,8 +322,8 @@ impl World {
 
     fn in_store<R>(&self, work: impl AsyncFnOnce(Store) -> R) -> R {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        let spec = format!("sqlite:{}", Path::new(&self.store).display());
-        runtime.block_on(async { work(Store::open(&spec).await.expect("the store")).await })
+        let spec = Spec::Sqlite(self.store.clone());
+        runtime.block_on(async { work(Store::open(spec).await.expect("the store")).await })
     }
 
     fn shell(&self, host: usize, line: &str) -> String {

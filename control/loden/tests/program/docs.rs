@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use path::DropReason;
 
 const OPERATIONS: &str = include_str!("../../../../docs/operations.md");
+const COMPATIBILITY: &str = include_str!("../../../../docs/compatibility.md");
+const APPENDIX: &str = "\n## Appendix: ";
 
 #[test]
 fn every_drop_reason_is_explained_once_and_in_order() {
@@ -28,19 +30,51 @@ fn every_metric_is_explained() {
     }
 }
 
-/// Each test that docs/compatibility.md names is there, in a file that can be the module it names.
+/// The appendix of docs/compatibility.md names tests that exist, in files that can be the modules it names.
 #[test]
 fn every_test_that_compatibility_names_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let sources = sources(&root, &["control", "engine", "cni-plugin"]);
-    let document = std::fs::read_to_string(root.join("docs/compatibility.md")).expect("the document");
-    let shown_by =
-        document.lines().filter(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(3));
-    let names: Vec<&str> =
-        shown_by.flat_map(|cell| cell.split('`')).filter(|name| name.contains("::")).collect();
+    let sources =
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), &["control", "engine", "cni-plugin"]);
+    let names: Vec<&str> = shown_by().into_iter().flat_map(|(_, tests)| tests).collect();
+    let names: Vec<&str> = names.into_iter().filter(|name| name.contains("::")).collect();
     assert!(names.len() > 100, "{names:?}");
     let wrong: Vec<&str> = names.into_iter().filter(|name| !is_there(&sources, name)).collect();
     assert!(wrong.is_empty(), "no test is called {wrong:#?}");
+}
+
+/// The appendix of docs/compatibility.md has each row of the tables, in their order, with a test at least.
+#[test]
+fn every_row_of_compatibility_names_a_test() {
+    let (tables, _) = COMPATIBILITY.split_once(APPENDIX).expect("an appendix");
+    let mut in_table = false;
+    let mut rows = Vec::new();
+    for line in tables.lines() {
+        match line.strip_prefix("| ").and_then(|row| row.split_once(" | ")) {
+            Some(("behaviour", _)) => in_table = true,
+            Some((behaviour, _)) if in_table => rows.push(behaviour),
+            Some(_) => {}
+            None => in_table &= line.starts_with('|'),
+        }
+    }
+    let (shown, tests): (Vec<&str>, Vec<Vec<&str>>) = shown_by().into_iter().unzip();
+    assert!(rows.len() > 100, "{rows:?}");
+    assert_eq!(rows, shown);
+    assert!(tests.iter().all(|tests| !tests.is_empty()), "a row without a test");
+}
+
+/// The entries of the appendix: the first column of a row, and the tests that show it.
+fn shown_by() -> Vec<(&'static str, Vec<&'static str>)> {
+    let (_, appendix) = COMPATIBILITY.split_once(APPENDIX).expect("an appendix");
+    let mut entries: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in appendix.lines() {
+        if let Some(behaviour) = line.strip_prefix("- ") {
+            entries.push((behaviour.strip_suffix(':').expect("a colon"), Vec::new()));
+        } else if let Some(test) = line.strip_prefix("  - `") {
+            let (_, tests) = entries.last_mut().expect("a row before its tests");
+            tests.push(test.strip_suffix('`').expect("a name in backquotes"));
+        }
+    }
+    entries
 }
 
 #[test]

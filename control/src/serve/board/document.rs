@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Origin, State};
-use store::Sight;
+use store::Health;
 
 /// A daemon's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -216,7 +216,7 @@ pub(super) fn of(origin: &Origin, state: &State) -> Document {
                     ((*name).to_owned(), [calls.count, calls.errors, calls.time.as_millis() as u64])
                 })
                 .collect(),
-            blind_since: state.sight.as_ref().and_then(Sight::lost_since),
+            blind_since: state.store_health.as_ref().and_then(Health::lost_since),
         },
     }
 }

@@ -61,8 +61,8 @@ fn lease(page: &mut Page, state: &State, now: u64) {
 }
 
 fn store(page: &mut Page, state: &State, now: u64) {
-    if let Some(sight) = &state.sight {
-        let blind = sight.lost_since().map_or(0, |since| now.saturating_sub(since));
+    if let Some(health) = &state.store_health {
+        let blind = health.lost_since().map_or(0, |since| now.saturating_sub(since));
         page.single(
             "loden_watch_blind_seconds",
             "gauge",

@@ -15,7 +15,7 @@ use model::lease::Lease;
 
 use crate::plan::Plan;
 use crate::underlay::Underlay;
-use store::Sight;
+use store::Health;
 
 use self::state::{Origin, State};
 
@@ -86,8 +86,8 @@ impl Board {
     }
 
     /// Whether the watch of the leases sees the store.
-    pub fn set_sight(&self, sight: &Sight) {
-        self.state().sight = Some(sight.clone());
+    pub fn set_store_health(&self, health: &Health) {
+        self.state().store_health = Some(health.clone());
     }
 
     /// How the host should look.

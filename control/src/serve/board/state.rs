@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::Engine;
 use model::lease::Lease;
-use store::Sight;
+use store::Health;
 
 use crate::plan::Plan;
 use crate::underlay::Underlay;
@@ -46,7 +46,7 @@ pub(super) struct State {
     pub(super) files: Vec<String>,
     pub(super) reconcile: Reconcile,
     pub(super) calls: BTreeMap<&'static str, Calls>,
-    pub(super) sight: Option<Sight>,
+    pub(super) store_health: Option<Health>,
 }
 
 impl std::fmt::Debug for State {

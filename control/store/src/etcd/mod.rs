@@ -29,8 +29,8 @@ use futures::{StreamExt, stream};
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rand::Rng;
 
-use super::{LEASE_TTL, StoreError, Wish, unix_now};
-use crate::lease::allocator;
+use crate::lease::{Wish, allocator};
+use crate::{LEASE_TTL, StoreError, Watch, unix_now};
 use client::Client;
 use list::{Complaints, Listing, Stored};
 use messages::{
@@ -38,10 +38,10 @@ use messages::{
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Op, PutRequest, RangeRequest, RangeResponse, TxnRequest,
     TxnResponse, unchanged,
 };
+use watch::Follower;
 
 pub use config::Config;
 pub use error::EtcdError;
-pub(super) use watch::Changes;
 
 /// How often to choose anew after another node was faster. flannel means 10, which is too few when
 /// thousands of nodes start at once and choose among the same hundred subnets.
@@ -86,7 +86,7 @@ struct Memory {
 impl Etcd {
     /// Checks the options and reads the TLS files. The cluster need not be there yet: it is asked by the
     /// first call.
-    pub fn open(config: Config) -> Result<Etcd, StoreError> {
+    pub fn open(config: Config) -> Result<Etcd, EtcdError> {
         Ok(Etcd { client: Client::new(config)?, memory: Arc::default(), ttl: LEASE_TTL })
     }
 
@@ -95,21 +95,21 @@ impl Etcd {
         Etcd { ttl, ..self }
     }
 
-    pub(super) async fn net_config(&self) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn net_config(&self) -> Result<Option<String>, EtcdError> {
         let request = RangeRequest { key: self.client.keys().config().to_vec(), ..RangeRequest::default() };
         let answer: RangeResponse =
             self.client.call("read the network configuration", RANGE, &request).await?;
         Ok(answer.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
     }
 
-    pub(super) async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
+    pub(crate) async fn set_net_config(&self, text: &str) -> Result<(), EtcdError> {
         let key = self.client.keys().config().to_vec();
         let request = PutRequest { key, value: text.as_bytes().to_vec(), lease: 0 };
         let Done {} = self.client.call("store the network configuration", PUT, &request).await?;
         Ok(())
     }
 
-    pub(super) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
+    pub(crate) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
         if wish.config.ipv4.is_none() {
             return Err(EtcdError::Ipv6Only.into());
         }
@@ -127,7 +127,7 @@ impl Etcd {
         Err(EtcdError::Contended { rounds: ROUNDS }.into())
     }
 
-    pub(super) async fn update(&self, lease: &Lease, new: &LeaseAttrs) -> Result<Lease, StoreError> {
+    pub(crate) async fn update(&self, lease: &Lease, new: &LeaseAttrs) -> Result<Lease, StoreError> {
         let updated = Lease { attrs: new.clone(), ..lease.clone() };
         let lost = |why| StoreError::Lost { key: lease.key.to_string(), why };
         for _ in 0..ROUNDS {
@@ -150,7 +150,7 @@ impl Etcd {
         Err(EtcdError::Contended { rounds: ROUNDS }.into())
     }
 
-    pub(super) async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub(crate) async fn leases(&self) -> Result<Vec<Lease>, EtcdError> {
         const TRIED: &str = "list leases";
         let listing = self.list(TRIED).await?;
         let (listing, now) = (&listing, unix_now());
@@ -164,7 +164,7 @@ impl Etcd {
         Ok(leases)
     }
 
-    pub(super) async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+    pub(crate) async fn remove(&self, key: &SubnetKey) -> Result<bool, EtcdError> {
         let request = DeleteRangeRequest { key: self.client.keys().lease(key), prev_kv: true };
         let answer: DeleteRangeResponse = self.client.call(REMOVE, DELETE_RANGE, &request).await?;
         for kv in &answer.prev_kvs {
@@ -173,8 +173,8 @@ impl Etcd {
         Ok(!answer.prev_kvs.is_empty())
     }
 
-    pub(super) fn watch(&self) -> Changes {
-        Changes::new(self.clone())
+    pub(crate) fn watch(&self) -> Watch {
+        Watch::start(Follower::new(self.clone()))
     }
 
     /// One round: list, decide, write if nothing that was decided upon has changed. `None`: it has.
@@ -206,7 +206,7 @@ impl Etcd {
         tried: &'static str,
         lease: &Lease,
         stored: Option<Stored>,
-    ) -> Result<Option<(Lease, Stored)>, StoreError> {
+    ) -> Result<Option<(Lease, Stored)>, EtcdError> {
         let grant = match stored {
             Some(Stored { lease: 0, .. }) => None,
             _ => Some(self.grant(tried).await?),
@@ -224,7 +224,7 @@ impl Etcd {
     }
 
     /// Deletes a key unless it has changed; whether it is gone.
-    async fn delete(&self, key: &SubnetKey, stored: &Stored) -> Result<bool, StoreError> {
+    async fn delete(&self, key: &SubnetKey, stored: &Stored) -> Result<bool, EtcdError> {
         let key = self.client.keys().lease(key);
         let guard = unchanged(&key, stored.modified);
         let delete = Op::Delete(DeleteRangeRequest { key, prev_kv: false });

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::contract_tests::next;
 use crate::testing::etcd::{Security, Server, ready};
-use crate::{Event, Store, Watch};
+use crate::{Cause, Event, Watch};
 
 const PREFIX: &str = "/coreos.com/network";
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
@@ -69,8 +69,8 @@ fn node(number: u32) -> String {
     format!(r#"{{"PublicIP":"192.168.{high}.{low}","PublicIPv6":null}}"#)
 }
 
-async fn watch(server: &Server) -> Watch {
-    Store::Etcd(open(server)).watch().await.unwrap()
+fn watch(server: &Server) -> Watch {
+    open(server).watch()
 }
 
 /// The keys and values as `etcdctl` prints them.
@@ -92,7 +92,7 @@ fn revision(server: &Server) -> String {
     revision.chars().take_while(char::is_ascii_digit).collect()
 }
 
-fn assert_clear(error: &StoreError) {
+fn assert_clear(error: &impl std::fmt::Display) {
     let line = error.to_string();
     assert!(!line.contains('\n') && line.starts_with("etcd") && !line.contains("s3cret"), "{line}");
 }
@@ -225,7 +225,7 @@ async fn a_lost_etcd_lease_is_seen_and_the_subnet_taken_again() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = Store::Etcd(store.clone()).watch().await.unwrap();
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     server.etcdctl(&["lease", "revoke", grants(&server).first().unwrap()]);
     assert_eq!(next(&mut watch).await, Event::Removed(lease.key));
@@ -243,7 +243,7 @@ async fn our_key_in_the_watch_has_its_true_end() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = Store::Etcd(store.clone()).watch().await.unwrap();
+    let mut watch = store.watch();
     next(&mut watch).await;
     put_row(&server, &lease.key.to_string(), ONE, Some(unix_now() + 1_000)).await;
     let Event::Put(written) = next(&mut watch).await else { panic!("a put was due") };
@@ -306,7 +306,7 @@ async fn a_watch_goes_on_over_a_crash() {
     let mut server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = watch(&server).await;
+    let mut watch = watch(&server);
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 1));
     server.kill();
     assert_clear(&store.update(&lease, &lease.attrs).await.unwrap_err());
@@ -333,7 +333,7 @@ async fn a_watch_whose_revision_was_compacted_takes_a_snapshot() {
     let subnets = format!("{PREFIX}/subnets");
     server.etcdctl(&["put", &format!("{subnets}/10.3.1.0-24"), ONE]);
     server.etcdctl(&["put", &format!("{subnets}/10.3.2.0-24"), TWO]);
-    let mut watch = watch(&server).await;
+    let mut watch = watch(&server);
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 2));
     server.aside(|server| {
         server.etcdctl(&["del", &format!("{subnets}/10.3.1.0-24")]);
@@ -355,7 +355,7 @@ async fn a_removal_at_the_compacted_revision_is_seen() {
     let mut server = Server::start(Security::None);
     let key = format!("{PREFIX}/subnets/10.3.1.0-24");
     server.etcdctl(&["put", &key, ONE]);
-    let mut watch = watch(&server).await;
+    let mut watch = watch(&server);
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 1));
     server.aside(|server| {
         server.etcdctl(&["del", &key]);
@@ -371,7 +371,7 @@ async fn rubbish_spoils_only_itself() {
     }
     let server = Server::start(Security::None);
     put_row(&server, "10.3.1.0-24", ONE, None).await;
-    let mut watch = watch(&server).await;
+    let mut watch = watch(&server);
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 1));
     let large = format!(r#"{{"PublicIP":"192.0.2.9","BackendData":"{}"}}"#, "x".repeat(1 << 20));
     let long_key = "k".repeat(1 << 20);
@@ -417,7 +417,7 @@ async fn a_certificate_for_the_client_and_one_for_the_server() {
     };
     let store = Etcd::open(ours.clone()).unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = Store::Etcd(store.clone()).watch().await.unwrap();
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease]));
     // Without a scheme the files ask for TLS.
     let bare = server.endpoint().strip_prefix("https://").unwrap().to_owned();
@@ -430,7 +430,7 @@ async fn a_certificate_for_the_client_and_one_for_the_server() {
         Config { endpoints: vec![server.endpoint().replace("https", "http")], ..ours },
     ] {
         let error = Etcd::open(refused).unwrap().net_config().await.unwrap_err();
-        assert!(matches!(&error, StoreError::Etcd(EtcdError::Unreachable { .. })), "{error}");
+        assert!(matches!(&error, EtcdError::Unreachable { .. }), "{error}");
         assert_clear(&error);
     }
 }
@@ -489,22 +489,22 @@ async fn users_and_passwords() {
     let store = user("flannel", "flannel");
     store.set_net_config("{}").await.unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = Store::Etcd(store.clone()).watch().await.unwrap();
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     for denied in [user("flannel", "s3cret"), user("nobody", "s3cret"), user("", "s3cret"), open(&server)] {
         let error = denied.net_config().await.unwrap_err();
-        assert!(matches!(&error, StoreError::Etcd(EtcdError::Denied { .. })), "{error}");
+        assert!(matches!(&error, EtcdError::Denied { .. }), "{error}");
         assert_clear(&error);
         assert!(error.is_passing() && error.to_string().contains("/coreos.com/network/config"), "{error}");
         assert!(matches!(
             denied.update(&lease, &lease.attrs).await,
-            Err(StoreError::Etcd(EtcdError::Denied { .. }))
+            Err(StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. })))
         ));
     }
     let other = Config { prefix: "/other".into(), username: "flannel".into(), ..config(&server) };
     let other = Etcd::open(Config { password: Some(Secret::new("flannel")), ..other }).unwrap();
     let error = other.acquire(&wish(&plain(), ONE)).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Etcd(EtcdError::Denied { .. })), "{error}");
+    assert!(matches!(&error, StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. }))), "{error}");
     assert!(!format!("{store:?}").contains("Some(\"flannel\")"));
 
     // etcd forgets its tokens when it ends; calls and watch get themselves new ones.
@@ -557,7 +557,7 @@ async fn an_endpoint_that_is_down_is_passed_over() {
     assert_eq!(store.net_config().await.unwrap().as_deref(), Some("one"));
     one.kill();
     let error = store.net_config().await.unwrap_err();
-    assert!(matches!(&error, StoreError::Etcd(EtcdError::Unreachable { .. })) && error.is_passing());
+    assert!(matches!(&error, EtcdError::Unreachable { .. }) && error.is_passing());
     assert_clear(&error);
 }
 
@@ -578,7 +578,7 @@ async fn nonsense_and_silence_are_errors() {
         });
         let store = Etcd::open(Config { endpoints, ..Config::default() }).unwrap();
         let error = store.net_config().await.unwrap_err();
-        assert!(matches!(&error, StoreError::Etcd(EtcdError::Unreachable { .. })), "{error}");
+        assert!(matches!(&error, EtcdError::Unreachable { .. }), "{error}");
         assert_clear(&error);
         server.abort();
     }
@@ -609,7 +609,7 @@ async fn ten_thousand_leases_and_a_thousand_changes() {
         }
     };
     write(&all, "null").await;
-    let mut watch = watch(&server).await;
+    let mut watch = watch(&server);
     assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 10_000));
     write(&all[..1_000], r#""2001:db8::1""#).await;
     let mut changed = BTreeSet::new();

@@ -35,9 +35,55 @@ pub enum Event {
     Removed(SubnetKey),
 }
 
-/// Whether `theirs` was published by the node that publishes `ours`. The IPv4 address decides, as in
+/// Our own lease: what is stored, and what we asked for. The two may differ: an administrator may overwrite the public
+/// address (flannel's `public-ip-overwrite`), and then the peers have to use that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// As it is stored: what the peers see.
+    pub published: Lease,
+    /// What this node asked to publish.
+    pub wished: LeaseAttrs,
+}
+
+/// Who holds a lease that is stored under our key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// We, even if what is published differs from what we wished.
+    Us,
+    /// Another daemon that publishes our address.
+    Rival,
+    /// Another node.
+    Stranger,
+}
+
+impl Owned {
+    /// A lease that is published as it was wished.
+    pub fn as_wished(published: Lease) -> Owned {
+        let wished = published.attrs.clone();
+        Owned { published, wished }
+    }
+
+    /// Its subnets.
+    pub fn key(&self) -> SubnetKey {
+        self.published.key
+    }
+}
+
+/// Says who holds a lease with the attributes `stored`, where nobody but its holder writes to a lease: it is ours if
+/// it says what we wished.
+pub(crate) fn holder(wished: &LeaseAttrs, stored: &LeaseAttrs) -> Holder {
+    if wished == stored {
+        Holder::Us
+    } else if same_node(wished, stored) {
+        Holder::Rival
+    } else {
+        Holder::Stranger
+    }
+}
+
+/// Returns true if `theirs` was published by the node that publishes `ours`. The IPv4 address decides, as in
 /// flannel; between nodes without one, the IPv6 address does.
-pub fn same_node(ours: &LeaseAttrs, theirs: &LeaseAttrs) -> bool {
+pub(crate) fn same_node(ours: &LeaseAttrs, theirs: &LeaseAttrs) -> bool {
     if ours.public_ip.is_unspecified() {
         return theirs.public_ip.is_unspecified()
             && ours.public_ipv6.is_some()

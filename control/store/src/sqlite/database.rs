@@ -12,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
-use crate::StoreError;
+use super::error::SqliteError;
 use crate::rows::{Row, Table};
 
 /// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
@@ -55,7 +55,7 @@ static OPEN: Mutex<BTreeMap<Identity, usize>> = Mutex::new(BTreeMap::new());
 struct Claim(Identity);
 
 impl Database {
-    pub(super) fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, StoreError> {
+    pub(super) fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, SqliteError> {
         const TRIED: &str = "open it";
         let claim = Claim::on(&path)?;
         let failed = |error| explain(&path, lock_wait, TRIED, error);
@@ -70,28 +70,28 @@ impl Database {
     }
 
     /// One transaction, if the file still has its name.
-    pub(super) fn step<T>(
+    pub(super) fn step<T, E: From<SqliteError>>(
         &mut self,
         tried: &'static str,
-        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         match std::fs::metadata(&self.path) {
             Ok(file) if (file.dev(), file.ino()) == self.claim.0 => {}
             // What we have open then has no name: a write to it would reach nobody.
-            Ok(_) => return Err(StoreError::Removed { path: self.path.clone() }),
+            Ok(_) => return Err(SqliteError::Removed { path: self.path.clone() }.into()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(StoreError::Removed { path: self.path.clone() });
+                return Err(SqliteError::Removed { path: self.path.clone() }.into());
             }
-            Err(error) => return Err(explain_io(&self.path, tried, &error)),
+            Err(error) => return Err(explain_io(&self.path, tried, &error).into()),
         }
         self.transact(tried, step)
     }
 
-    fn transact<T>(
+    fn transact<T, E: From<SqliteError>>(
         &mut self,
         tried: &'static str,
-        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let (path, lock_wait) = (&self.path, self.lock_wait);
         let failed = |error| explain(path, lock_wait, tried, error);
         let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
@@ -115,7 +115,7 @@ impl Drop for Database {
 
 impl Claim {
     /// Creates and inspects the file, unless it is open already.
-    fn on(path: &Path) -> Result<Claim, StoreError> {
+    fn on(path: &Path) -> Result<Claim, SqliteError> {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let known = std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
         let identity = match known.filter(|identity| open.contains_key(identity)) {
@@ -151,22 +151,22 @@ impl Step<'_> {
     pub(super) fn run<T>(
         &self,
         sql: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, SqliteError> {
         sql(&self.transaction).map_err(|error| explain(self.path, self.lock_wait, self.tried, error))
     }
 
     /// Creates the tables in an empty file; refuses a file that is not ours or is damaged.
-    fn settle_schema(&mut self) -> Result<(), StoreError> {
+    fn settle_schema(&mut self) -> Result<(), SqliteError> {
         let number = |query| self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0)));
         let application = number("PRAGMA application_id")?;
         let version = number("PRAGMA user_version")?;
         let tables = number("SELECT count(*) FROM sqlite_schema")?;
         if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
-            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+            return Err(SqliteError::Foreign { path: self.path.to_owned(), found: application });
         }
         if version > SCHEMA_VERSION {
             let path = self.path.to_owned();
-            return Err(StoreError::Newer { path, found: version, known: SCHEMA_VERSION });
+            return Err(SqliteError::Newer { path, found: version, known: SCHEMA_VERSION });
         }
         if tables == 0 {
             return self.run(|sql| {
@@ -177,29 +177,31 @@ impl Step<'_> {
         }
         // Version 1 is the first; whoever adds a second one migrates here, step by step, before the check.
         if version < SCHEMA_VERSION {
-            return Err(StoreError::Foreign { path: self.path.to_owned(), found: application });
+            return Err(SqliteError::Foreign { path: self.path.to_owned(), found: application });
         }
         let verdict: String = self.run(|sql| sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
         if verdict != "ok" {
             let path = self.path.to_owned();
-            return Err(StoreError::Corrupt { path, tried: self.tried, answer: one_line(&verdict) });
+            return Err(SqliteError::Corrupt { path, tried: self.tried, answer: one_line(&verdict) });
         }
         Ok(())
     }
 
-    pub(super) fn revision(&self) -> Result<u64, StoreError> {
+    pub(super) fn revision(&self) -> Result<u64, SqliteError> {
         let query = "SELECT value FROM revision";
         self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0))).map(|value| value as u64)
     }
 
-    pub(super) fn has_void(&self, now: u64) -> Result<bool, StoreError> {
+    pub(super) fn has_void(&self, now: u64) -> Result<bool, SqliteError> {
         let query = "SELECT EXISTS (SELECT 1 FROM leases WHERE expires <= ?1)";
         self.run(|sql| sql.query_row(query, [seconds(now)], |row| row.get(0)))
     }
 }
 
 impl Table for Step<'_> {
-    fn live(&mut self, now: u64) -> Result<Vec<Row>, StoreError> {
+    type Error = SqliteError;
+
+    fn live(&mut self, now: u64) -> Result<Vec<Row>, SqliteError> {
         self.run(|sql| {
             if sql.execute("DELETE FROM leases WHERE expires <= ?1", [seconds(now)])? > 0 {
                 tracing::debug!("lease store: removed leases that have run out");
@@ -217,14 +219,14 @@ impl Table for Step<'_> {
         })
     }
 
-    fn put(&mut self, row: Row) -> Result<(), StoreError> {
+    fn put(&mut self, row: Row) -> Result<(), SqliteError> {
         let upsert = "INSERT INTO leases VALUES (?1, ?2, ?3)
                       ON CONFLICT (key) DO UPDATE SET value = ?2, expires = ?3";
         let expires = row.expires.map(seconds);
         self.run(|sql| sql.execute(upsert, params![row.key, row.value, expires])).map(drop)
     }
 
-    fn remove(&mut self, key: &str) -> Result<(), StoreError> {
+    fn remove(&mut self, key: &str) -> Result<(), SqliteError> {
         self.run(|sql| sql.execute("DELETE FROM leases WHERE key = ?1", [key])).map(drop)
     }
 }
@@ -232,18 +234,18 @@ impl Table for Step<'_> {
 /// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key. Refuses
 /// what does not begin as a database does, for sqlite writes over a short file of another kind. Returns
 /// device and inode.
-fn prepare_file(path: &Path) -> Result<Identity, StoreError> {
+fn prepare_file(path: &Path) -> Result<Identity, SqliteError> {
     const TRIED: &str = "open it";
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     if !directory.exists() {
-        return Err(StoreError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
+        return Err(SqliteError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
     }
     let failed = |error| explain_io(path, TRIED, &error);
     let refused = |answer: &str| {
-        Err(StoreError::NotADatabase { path: path.to_owned(), tried: TRIED, answer: answer.to_owned() })
+        Err(SqliteError::NotADatabase { path: path.to_owned(), tried: TRIED, answer: answer.to_owned() })
     };
     let mut options = std::fs::OpenOptions::new();
     let file = options.read(true).write(true).create(true).mode(0o600).open(path).map_err(failed)?;
@@ -290,26 +292,26 @@ fn is_lock(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
-fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlite::Error) -> StoreError {
+fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlite::Error) -> SqliteError {
     let path = path.to_owned();
     let answer = one_line(&error.to_string());
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StoreError::Locked { path, tried, waited: lock_wait.as_secs() }
+            SqliteError::Locked { path, tried, waited: lock_wait.as_secs() }
         }
-        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { path, tried, answer },
-        Some(ErrorCode::NotADatabase) => StoreError::NotADatabase { path, tried, answer },
-        Some(ErrorCode::DiskFull) => StoreError::DiskFull { path, tried, answer },
+        Some(ErrorCode::DatabaseCorrupt) => SqliteError::Corrupt { path, tried, answer },
+        Some(ErrorCode::NotADatabase) => SqliteError::NotADatabase { path, tried, answer },
+        Some(ErrorCode::DiskFull) => SqliteError::DiskFull { path, tried, answer },
         // No room for the log's index is an I/O error to sqlite.
         Some(ErrorCode::SystemIoFailure) if is_on_a_full_disk(&path) => {
-            StoreError::DiskFull { path, tried, answer }
+            SqliteError::DiskFull { path, tried, answer }
         }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            StoreError::NoPermission { path, tried, answer }
+            SqliteError::NoPermission { path, tried, answer }
         }
         // A schema that lost a table, or a row of a kind that no insert of ours leaves.
-        Some(ErrorCode::Unknown) | None => StoreError::Corrupt { path, tried, answer },
-        Some(_) => StoreError::System { path, tried, answer },
+        Some(ErrorCode::Unknown) | None => SqliteError::Corrupt { path, tried, answer },
+        Some(_) => SqliteError::System { path, tried, answer },
     }
 }
 
@@ -322,15 +324,15 @@ fn one_line(answer: &str) -> String {
     answer.replace('\n', " ")
 }
 
-pub(super) fn explain_io(path: &Path, tried: &'static str, error: &std::io::Error) -> StoreError {
+pub(super) fn explain_io(path: &Path, tried: &'static str, error: &std::io::Error) -> SqliteError {
     use std::io::ErrorKind;
     let (path, answer) = (path.to_owned(), error.to_string());
     match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            StoreError::NoPermission { path, tried, answer }
+            SqliteError::NoPermission { path, tried, answer }
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::DiskFull { path, tried, answer },
-        ErrorKind::IsADirectory => StoreError::NotADatabase { path, tried, answer },
-        _ => StoreError::System { path, tried, answer },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => SqliteError::DiskFull { path, tried, answer },
+        ErrorKind::IsADirectory => SqliteError::NotADatabase { path, tried, answer },
+        _ => SqliteError::System { path, tried, answer },
     }
 }

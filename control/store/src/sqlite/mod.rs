@@ -9,6 +9,7 @@
 //! Triggers count a revision, so a change made by hand with the `sqlite3` program is seen like any other.
 
 mod database;
+mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -20,10 +21,13 @@ use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rusqlite::OptionalExtension;
 use tokio::sync::oneshot;
 
-use super::rows::{self, Table};
-use super::watch::{Look, Source};
-use super::{LEASE_TTL, StoreError, Watch, Wish, unix_now};
+use crate::lease::Wish;
+use crate::poll::{Look, Poller, Source};
+use crate::rows::{self, Table};
+use crate::{LEASE_TTL, StoreError, Watch, unix_now};
 use database::{Database, Step, text};
+
+pub use error::SqliteError;
 
 /// Patience with another process's lock. A step holds it for milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -48,7 +52,7 @@ pub struct Options {
 }
 
 /// What a watch needs of it.
-pub(super) struct Changes {
+struct Changes {
     store: Sqlite,
     /// Absent where the kernel grants none.
     directory: Option<EventStream<Vec<u8>>>,
@@ -64,12 +68,12 @@ impl Default for Options {
 
 impl Sqlite {
     /// Opens the file at `path`, creating it, but not its directory, if it is not there.
-    pub async fn open(path: impl AsRef<Path>) -> Result<Sqlite, StoreError> {
+    pub async fn open(path: impl AsRef<Path>) -> Result<Sqlite, SqliteError> {
         Sqlite::open_with(path, Options::default()).await
     }
 
     /// The same with other options.
-    pub async fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, StoreError> {
+    pub async fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, SqliteError> {
         let path = path.as_ref().to_owned();
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (opened, outcome) = oneshot::channel();
@@ -92,7 +96,7 @@ impl Sqlite {
         Ok(store)
     }
 
-    pub(super) async fn net_config(&self) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn net_config(&self) -> Result<Option<String>, SqliteError> {
         const TRIED: &str = "read the network configuration";
         self.step(TRIED, |step| {
             let query = "SELECT CAST(value AS TEXT) FROM config WHERE id = 1";
@@ -101,7 +105,7 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn set_net_config(&self, config: &str) -> Result<(), StoreError> {
+    pub(crate) async fn set_net_config(&self, config: &str) -> Result<(), SqliteError> {
         let config = config.to_owned();
         self.step("store the network configuration", move |step| {
             let upsert = "INSERT INTO config VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET value = ?1";
@@ -110,7 +114,7 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
+    pub(crate) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
         let (config, attrs, previous) = (wish.config.clone(), wish.attrs.clone(), wish.previous);
         let ttl = self.options.ttl.as_secs();
         self.step("acquire a lease", move |step| {
@@ -121,7 +125,7 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn update(&self, lease: &Lease, attrs: &LeaseAttrs) -> Result<Lease, StoreError> {
+    pub(crate) async fn update(&self, lease: &Lease, attrs: &LeaseAttrs) -> Result<Lease, StoreError> {
         let (lease, attrs) = (lease.clone(), attrs.clone());
         let ttl = self.options.ttl.as_secs();
         self.step("renew the lease", move |step| {
@@ -131,16 +135,16 @@ impl Sqlite {
         .await
     }
 
-    pub(super) async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub(crate) async fn leases(&self) -> Result<Vec<Lease>, SqliteError> {
         self.step("list leases", |step| Ok(rows::understand(step.live(unix_now())?).leases)).await
     }
 
-    pub(super) async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+    pub(crate) async fn remove(&self, key: &SubnetKey) -> Result<bool, SqliteError> {
         let key = *key;
         self.step("remove a lease", move |step| rows::remove(step, &key, unix_now())).await
     }
 
-    pub(super) async fn watch(&self) -> Result<Watch, StoreError> {
+    pub(crate) fn watch(&self) -> Watch {
         let directory = match watch_directory(&self.path) {
             Ok(events) => Some(events),
             Err(error) => {
@@ -152,15 +156,15 @@ impl Sqlite {
                 None
             }
         };
-        Ok(Watch::new(Source::Sqlite(Changes { store: self.clone(), directory })))
+        Watch::start(Poller::new(Changes { store: self.clone(), directory }))
     }
 
     /// Runs one transaction on the handle's thread.
-    async fn step<T: Send + 'static>(
+    async fn step<T: Send + 'static, E: From<SqliteError> + Send + 'static>(
         &self,
         tried: &'static str,
-        step: impl FnOnce(&mut Step<'_>) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let (reply, outcome) = oneshot::channel();
         let job: Job = Box::new(move |database| {
             let _ = reply.send(database.step(tried, step));
@@ -169,18 +173,18 @@ impl Sqlite {
         outcome.await.map_err(|_| self.stopped())?
     }
 
-    fn stopped(&self) -> StoreError {
+    fn stopped(&self) -> SqliteError {
         self.failed("go on", "its thread has ended")
     }
 
-    fn failed(&self, tried: &'static str, answer: impl ToString) -> StoreError {
-        StoreError::System { path: self.path.clone(), tried, answer: answer.to_string() }
+    fn failed(&self, tried: &'static str, answer: impl ToString) -> SqliteError {
+        SqliteError::System { path: self.path.clone(), tried, answer: answer.to_string() }
     }
 }
 
-impl Changes {
+impl Source for Changes {
     /// Returns after the file, its log or its journal was written, or replaced.
-    pub(super) async fn hint(&mut self) {
+    async fn hint(&mut self) {
         let Some(events) = &mut self.directory else {
             return tokio::time::sleep(WITHOUT_INOTIFY).await;
         };
@@ -202,7 +206,7 @@ impl Changes {
         while let Some(Some(Ok(_))) = events.next().now_or_never() {}
     }
 
-    pub(super) async fn look(&mut self, seen: Option<u64>) -> Result<Option<Look>, StoreError> {
+    async fn look(&mut self, seen: Option<u64>) -> Result<Option<Look>, StoreError> {
         let look = move |step: &mut Step<'_>| {
             let now = unix_now();
             let revision = step.revision()?;

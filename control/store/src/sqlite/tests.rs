@@ -13,16 +13,16 @@ use rusqlite::Connection;
 use super::database::{SCHEMA_VERSION, explain_io};
 use super::*;
 use crate::contract_tests::{Bench, next};
-use crate::{Event, Store};
+use crate::{Cause, Event, Store};
 
 const ONE: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
 
-async fn open_error(path: &Path) -> StoreError {
+async fn open_error(path: &Path) -> SqliteError {
     Sqlite::open(path).await.unwrap_err()
 }
 
 /// One line, the path in it, and something to do.
-fn assert_clear(error: &StoreError, path: &Path) {
+fn assert_clear(error: &impl std::fmt::Display, path: &Path) {
     let line = error.to_string();
     assert!(!line.contains('\n') && line.contains(&*path.to_string_lossy()) && line.contains(';'), "{line}");
 }
@@ -96,12 +96,12 @@ async fn files_that_are_no_database() {
     {
         fs::write(&path, &content).unwrap();
         let error = open_error(&path).await;
-        assert!(matches!(error, StoreError::NotADatabase { .. }), "{error}");
+        assert!(matches!(error, SqliteError::NotADatabase { .. }), "{error}");
         assert_clear(&error, &path);
         assert_eq!(fs::read(&path).unwrap(), content, "not ours to change");
     }
     let error = open_error(directory.path()).await;
-    assert!(matches!(error, StoreError::NotADatabase { .. }), "{error}");
+    assert!(matches!(error, SqliteError::NotADatabase { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -110,14 +110,14 @@ async fn databases_of_others_and_of_the_future() {
     let path = directory.path().join("other.db");
     raw(&path).execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
     let error = open_error(&path).await;
-    assert_eq!(error, StoreError::Foreign { path: path.clone(), found: 0 });
+    assert_eq!(error, SqliteError::Foreign { path: path.clone(), found: 0 });
     assert_clear(&error, &path);
 
     let path = directory.path().join("leases.db");
     filled(&path, 1).await;
     raw(&path).pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
     let error = open_error(&path).await;
-    assert_eq!(error, StoreError::Newer { path: path.clone(), found: 2, known: 1 });
+    assert_eq!(error, SqliteError::Newer { path: path.clone(), found: 2, known: 1 });
     assert_clear(&error, &path);
 }
 
@@ -132,7 +132,7 @@ async fn a_truncated_file() {
         fs::write(&path, &whole[..length]).unwrap();
         let error = open_error(&path).await;
         assert!(
-            matches!(error, StoreError::Corrupt { .. } | StoreError::NotADatabase { .. }),
+            matches!(error, SqliteError::Corrupt { .. } | SqliteError::NotADatabase { .. }),
             "{length}: {error}"
         );
         assert_clear(&error, &path);
@@ -145,7 +145,7 @@ async fn a_table_that_is_missing() {
     let store = Sqlite::open(bench.path()).await.unwrap();
     raw(&bench.path()).execute_batch("DROP TABLE leases").unwrap();
     let error = acquire(&store, ONE).await.unwrap_err();
-    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(matches!(error, StoreError::Fatal(Cause::Sqlite(SqliteError::Corrupt { .. }))), "{error}");
     assert_clear(&error, &bench.path());
 }
 
@@ -156,11 +156,13 @@ async fn a_lock_that_is_never_released() {
     let store = Sqlite::open_with(bench.path(), options).await.unwrap();
     let holder = raw(&bench.path());
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let error = acquire(&store, ONE).await.unwrap_err();
-    assert!(matches!(error, StoreError::Locked { tried: "acquire a lease", .. }), "{error}");
+    let Err(StoreError::Fatal(Cause::Sqlite(error))) = acquire(&store, ONE).await else {
+        panic!("the lock was held")
+    };
+    assert!(matches!(error, SqliteError::Locked { tried: "acquire a lease", .. }), "{error}");
     assert_clear(&error, &bench.path());
     let error = Sqlite::open_with(bench.path(), options).await.unwrap_err();
-    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    assert!(matches!(error, SqliteError::Locked { .. }), "{error}");
     holder.execute_batch("ROLLBACK").unwrap();
     acquire(&store, ONE).await.unwrap();
 }
@@ -170,7 +172,7 @@ async fn a_watch_waits_for_a_lock_and_goes_on() {
     let bench = Bench::sqlite();
     let options = Options { lock_wait: Duration::from_millis(20), ..Options::default() };
     let store = Sqlite::open_with(bench.path(), options).await.unwrap();
-    let mut watch = store.watch().await.unwrap();
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let holder = raw(&bench.path());
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -192,11 +194,11 @@ async fn no_space_left() {
     let bound = |step: &mut Step<'_>| {
         step.run(|sql| sql.pragma_update_and_check(None, "max_page_count", 1, |_| Ok(())))
     };
-    store.step("bound the file", bound).await.unwrap();
+    store.step::<_, SqliteError>("bound the file", bound).await.unwrap();
     let long = "x".repeat(100_000);
     let error = store.set_net_config(&long).await.unwrap_err();
     assert!(
-        matches!(error, StoreError::DiskFull { tried: "store the network configuration", .. }),
+        matches!(error, SqliteError::DiskFull { tried: "store the network configuration", .. }),
         "{error}"
     );
     assert_clear(&error, &bench.path());
@@ -210,7 +212,7 @@ async fn a_file_that_is_removed_or_replaced() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
     acquire(&store, ONE).await.unwrap();
-    let gone = StoreError::Removed { path: bench.path() };
+    let gone = SqliteError::Removed { path: bench.path() };
     let aside = bench.path().with_file_name("aside.db");
     fs::rename(bench.path(), &aside).unwrap();
     assert_eq!(store.leases().await.unwrap_err(), gone);
@@ -240,7 +242,7 @@ async fn rows_of_any_kind_of_value() {
     let seen: Vec<_> = leases.iter().map(|lease| (lease.key.to_string(), lease.expires)).collect();
     let forever = Some(i64::MAX as u64);
     assert_eq!(seen, [("10.3.1.0-24".to_owned(), None), ("10.3.3.0-24".to_owned(), forever)]);
-    let mut watch = store.watch().await.unwrap();
+    let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, Event::Snapshot(leases));
 }
 
@@ -268,7 +270,7 @@ async fn without_inotify_the_watch_still_sees() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
     let changes = Changes { store: store.clone(), directory: None };
-    let mut watch = Watch::new(Source::Sqlite(changes));
+    let mut watch = Watch::start(Poller::new(changes));
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let lease = acquire(&store, ONE).await.unwrap();
     assert_eq!(next(&mut watch).await, Event::Put(lease));
@@ -290,10 +292,10 @@ async fn leases_outlive_their_daemons() {
 fn answers_of_the_system() {
     let path = Path::new("/x/leases.db");
     let answer = |number| explain_io(path, "open it", &std::io::Error::from_raw_os_error(number));
-    assert!(matches!(answer(libc_errno::EACCES), StoreError::NoPermission { .. }));
-    assert!(matches!(answer(libc_errno::EROFS), StoreError::NoPermission { .. }));
-    assert!(matches!(answer(libc_errno::ENOSPC), StoreError::DiskFull { .. }));
-    assert!(matches!(answer(libc_errno::EMFILE), StoreError::System { .. }));
+    assert!(matches!(answer(libc_errno::EACCES), SqliteError::NoPermission { .. }));
+    assert!(matches!(answer(libc_errno::EROFS), SqliteError::NoPermission { .. }));
+    assert!(matches!(answer(libc_errno::ENOSPC), SqliteError::DiskFull { .. }));
+    assert!(matches!(answer(libc_errno::EMFILE), SqliteError::System { .. }));
     assert_eq!(
         answer(libc_errno::EACCES).to_string(),
         "store /x/leases.db: cannot open it: Permission denied (os error 13); every daemon needs to read and \
@@ -328,7 +330,7 @@ proptest! {
             fs::write(&path, &bytes).unwrap();
             let outcome = match Sqlite::open(&path).await {
                 Ok(store) => acquire(&store, ONE).await.map(drop),
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             };
             if let Err(error) = outcome {
                 assert!(!error.to_string().contains("its thread has ended"), "{error}");

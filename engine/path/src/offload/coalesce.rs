@@ -1,8 +1,8 @@
 //! Joins packets of one flow into a super-packet before they are written to the overlay.
 //!
-//! Nothing is joined that the kernel's own GRO would keep apart (`tcp_gro_receive`, `udp_gro_receive`,
-//! `inet_gro_receive`), and runs leave in the order in which they were opened, so no flow is reordered.
-//! Payload stays where it was received; a run is a list of spans.
+//! Only packets that the kernel's GRO would also join are joined (`tcp_gro_receive`, `udp_gro_receive`,
+//! `inet_gro_receive`). Runs are written in the order in which they were opened, so no flow is reordered.
+//! Payload is not moved: a run is a list of spans.
 
 use std::ops::Range;
 
@@ -13,17 +13,17 @@ use crate::offload::checksum::State;
 use crate::offload::segment::SuperPacket;
 use crate::space::{Space, bytes, bytes_mut};
 
-/// Segments joined at most: UDP_MAX_SEGMENTS of kernels before 6.9 (include/linux/udp.h).
+/// Maximum segments in a run: UDP_MAX_SEGMENTS of kernels before 6.9 (include/linux/udp.h).
 pub const SEGMENTS_MAX: usize = 64;
-/// The largest IP packet (RFC 791 section 3.1).
+/// Maximum length of an IP packet (RFC 791 section 3.1).
 const IP_MAX: usize = 65_535;
 const RUNS: usize = 256;
 const SLOTS: usize = 64;
 const FREE: u16 = u16::MAX;
-/// Room for one virtio header, kept aligned.
+/// Space for one virtio header, rounded up for alignment.
 const VIRTIO_ROOM: usize = 16;
 
-/// What the overlay accepts.
+/// The super-packets that the overlay accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joins {
     /// TCP super-packets.
@@ -32,7 +32,7 @@ pub struct Joins {
     pub udp: bool,
 }
 
-/// Packets on their way to one `write` each.
+/// Collects the packets of a batch into runs.
 #[derive(Debug)]
 pub struct Coalescer {
     runs: Vec<Run>,
@@ -42,13 +42,13 @@ pub struct Coalescer {
     joins: Joins,
 }
 
-/// One write to the overlay: a packet, or several that became one.
+/// One write to the overlay: a packet, or several that were joined.
 #[derive(Debug)]
 pub struct Run {
     inner: Inner,
     at: u32,
     header_len: usize,
-    /// Payload of each segment but the last; 0 when nothing can be joined to this packet.
+    /// Payload bytes of each segment except the last; 0 if nothing can be joined to this packet.
     segment_size: u16,
     segments: usize,
     len: usize,
@@ -61,25 +61,25 @@ pub struct Run {
 }
 
 impl Coalescer {
-    /// A coalescer that takes its headers from `space` of the worker's arena.
+    /// Creates a coalescer that allocates headers from `space` in the worker's arena.
     pub fn new(space: Range<u32>, joins: Joins) -> Coalescer {
         let runs = (0..RUNS).map(|_| Run::blank()).collect();
         Coalescer { runs, live: 0, slots: [FREE; SLOTS], space: Space::new(space), joins }
     }
 
-    /// Changes what may be joined from the next packet on.
+    /// Sets which packets may be joined, starting with the next one.
     pub fn set_joins(&mut self, joins: Joins) {
         self.joins = joins;
     }
 
-    /// Whether the packets of one more datagram ([`SEGMENTS_MAX`] × 2 at most) fit.
+    /// Whether the packets of one more receive slot fit, at most [`SEGMENTS_MAX`] × 2.
     #[inline]
     pub fn has_room(&self) -> bool {
         self.live + 2 * SEGMENTS_MAX <= RUNS && self.space.left() >= RUNS * VIRTIO_ROOM
     }
 
-    /// Takes a checked packet whose IP header stands at `at`. `split_size` is set when it is an unsplit
-    /// super-packet: the payload of each segment.
+    /// Adds a checked packet whose IP header is at offset `at`. For an uncut super-packet, `split_size` is
+    /// the payload size of each segment.
     #[inline]
     pub fn push(&mut self, arena: &[u8], at: u32, inner: Inner, checksum: State, split_size: Option<u16>) {
         let packet = bytes(arena, &(at..at + inner.len as u32));
@@ -88,7 +88,7 @@ impl Coalescer {
             return self.open(at, inner, checksum, Shape::alone(inner.len), FREE as usize);
         };
         let slot = inner.flow_hash() as usize % SLOTS;
-        // A super-packet holds several segments already: it is never one of another run.
+        // A super-packet already holds several segments, so it never becomes a segment of another run.
         if split_size.is_none()
             && let Some(run) = self.runs[..self.live].get_mut(usize::from(self.slots[slot]))
             && run.same_flow(&inner)
@@ -100,7 +100,7 @@ impl Coalescer {
         self.open(at, inner, checksum, shape, slot);
     }
 
-    /// Finishes the headers of all runs. After it [`Coalescer::runs`] may be written.
+    /// Completes the headers of all runs, after which [`Coalescer::runs`] can be written.
     pub fn seal(&mut self, arena: &mut [u8]) {
         for run in &mut self.runs[..self.live] {
             if let Some(header) = self.space.take(VIRTIO_ROOM) {
@@ -109,19 +109,19 @@ impl Coalescer {
         }
     }
 
-    /// The sealed runs, oldest first.
+    /// Returns the sealed runs, oldest first.
     pub fn runs(&self) -> &[Run] {
         &self.runs[..self.live]
     }
 
-    /// Whether nothing waits.
+    /// Whether there are no runs.
     pub fn is_empty(&self) -> bool {
         self.live == 0
     }
 
-    /// Cuts run `index` back into plain packets with finished checksums, for an overlay that takes no
-    /// super-packets. `write` receives the spans of each. Returns the payload bytes summed, `None` when the
-    /// run is a single packet.
+    /// Cuts run `index` into single packets with complete checksums, for an overlay that does not accept
+    /// super-packets. Calls `write` with the spans of each packet. Returns the number of payload bytes
+    /// summed, or `None` if the run is a single packet.
     pub fn split(
         &mut self,
         index: usize,
@@ -135,10 +135,10 @@ impl Coalescer {
             header_len: run.header_len,
             segment_size: run.segment_size,
         };
-        // What was the virtio header and the first packet becomes the first payload.
+        // Replace the virtio header and the first packet by the first packet's payload.
         let first = run.spans.get(1)?.clone();
         let mut payload = std::mem::take(&mut run.spans);
-        // `write` is done with the headers when it returns, so every split may use the same room.
+        // `write` no longer needs the headers when it returns, so every split can use the same space.
         let before = self.space.clone();
         payload[1] = first.start + run.header_len as u32..first.end;
         let summed =
@@ -152,7 +152,7 @@ impl Coalescer {
         Some(summed)
     }
 
-    /// Forgets all runs and gives their headers back.
+    /// Removes all runs and releases their headers.
     pub fn clear(&mut self) {
         self.live = 0;
         self.slots = [FREE; SLOTS];
@@ -162,14 +162,15 @@ impl Coalescer {
     fn open(&mut self, at: u32, inner: Inner, checksum: State, shape: Shape, slot: usize) {
         let Some(run) = self.runs.get_mut(self.live) else { return };
         run.begin(at, inner, checksum, shape);
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = self.live as u16;
+        if let Some(entry) = self.slots.get_mut(slot) {
+            *entry = self.live as u16;
         }
         self.live += 1;
     }
 
-    /// Nothing later may overtake a packet that joins no run. A fragment belongs to some flow between its two
-    /// addresses, any other packet to a flow that has at most one open run.
+    /// Closes the runs whose later packets could overtake a packet that cannot be joined. A fragment may
+    /// belong to any flow between its two addresses; any other packet belongs to a flow with at most one open
+    /// run.
     fn close(&mut self, inner: &Inner) {
         if inner.fragment {
             let pair = |run: &&mut Run| run.inner.src == inner.src && run.inner.dst == inner.dst;
@@ -183,7 +184,7 @@ impl Coalescer {
     }
 }
 
-/// What a packet looks like to a run.
+/// The properties of a packet that decide whether it can be joined.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     header_len: usize,
@@ -199,7 +200,7 @@ impl Shape {
         Shape { header_len: 0, payload: len, segment_size: 0, seq: 0, flags: 0, open: false }
     }
 
-    /// `None` for what is never part of a super-packet.
+    /// Returns the shape of a packet, or `None` if it can never be part of a super-packet.
     #[inline]
     fn of(
         inner: &Inner,
@@ -208,7 +209,7 @@ impl Shape {
         split_size: Option<u16>,
         joins: Joins,
     ) -> Option<Shape> {
-        // No options, no extension headers, and not the reserved bit of RFC 791 section 3.1.
+        // No options, no extension headers, and the reserved bit of RFC 791 section 3.1 clear.
         let plain_header = if inner.v6 {
             inner.transport == ipv6::HEADER_LEN
         } else {
@@ -236,7 +237,7 @@ impl Shape {
         if let Some(size) = split_size {
             return Some(Shape { header_len, payload, segment_size: size, seq, flags, open: false });
         }
-        // What ends a run in tcp_gro_receive cannot start one either.
+        // Most flags that end a run in tcp_gro_receive also prevent a packet from starting one.
         let ends = flags & (tcp::URG | tcp::PSH | tcp::RST | tcp::SYN | tcp::FIN | tcp::CWR) != 0;
         let starts = flags & (tcp::URG | tcp::RST | tcp::SYN | tcp::CWR) == 0;
         (allowed && starts).then_some(Shape {
@@ -251,25 +252,31 @@ impl Shape {
 }
 
 impl Run {
-    /// The virtio header, then the packet: what one `writev` takes.
+    /// Returns the spans for one `writev`: the virtio header, then the packet.
     #[inline]
     pub fn spans(&self) -> &[Range<u32>] {
         &self.spans
     }
 
-    /// Whether it is TCP.
+    /// The hash of the run's flow.
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        self.inner.flow_hash()
+    }
+
+    /// Whether the run is TCP.
     #[inline]
     pub fn is_tcp(&self) -> bool {
         self.inner.protocol == TCP
     }
 
-    /// Packets in it.
+    /// Returns the number of packets in the run.
     #[inline]
     pub fn segments(&self) -> usize {
         self.segments
     }
 
-    /// Whether it needs an overlay that takes super-packets.
+    /// Whether the run is a super-packet.
     #[inline]
     pub fn is_super(&self) -> bool {
         self.segment_size > 0 && self.len - self.header_len > usize::from(self.segment_size)
@@ -300,7 +307,7 @@ impl Run {
             tail_flags: 0,
             id_step: None,
             open: false,
-            checksum: State::Right,
+            checksum: State::Valid,
             spans: Vec::with_capacity(SEGMENTS_MAX + 2),
         }
     }
@@ -332,7 +339,7 @@ impl Run {
             && self.inner.v6 == inner.v6
     }
 
-    /// Whether the packet continues this run without anything being lost.
+    /// Whether the packet continues this run so that joining loses no information.
     #[inline]
     fn follows(&self, arena: &[u8], inner: &Inner, packet: &[u8], shape: &Shape) -> bool {
         let same_ip = self.inner.tos == inner.tos
@@ -350,7 +357,8 @@ impl Run {
         if inner.v6 && first.get(1..4) != packet.get(1..4) {
             return false;
         }
-        // The TCP header between the sequence number and the checksum, but for the flags, then the options.
+        // Compare the TCP header between the sequence number and the checksum, except the flags, and the
+        // options.
         let t = inner.transport;
         inner.protocol == UDP
             || (self.next_seq == shape.seq
@@ -360,7 +368,8 @@ impl Run {
                 && first.get(t + 18..) == packet.get(t + 18..self.header_len))
     }
 
-    /// Identifications count up, or stand still where "don't fragment" makes them meaningless (RFC 6864).
+    /// Whether the identification continues the run: it counts up, or is constant where DF makes it
+    /// meaningless (RFC 6864).
     #[inline]
     fn id_continues(&self, inner: &Inner) -> bool {
         let step = |by: u16| inner.id == self.inner.id.wrapping_add(by.wrapping_mul(self.segments as u16));
@@ -383,7 +392,7 @@ impl Run {
         self.open = shape.open && shape.payload == usize::from(self.segment_size);
     }
 
-    /// Writes the virtio header and, for a super-packet, the lengths and sums that now cover all of it.
+    /// Writes the virtio header and, for a super-packet, the lengths and checksums of the whole run.
     fn seal(&mut self, arena: &mut [u8], virtio_at: Range<u32>) {
         let inner = &self.inner;
         let mut header = virtio::Header {
@@ -411,16 +420,16 @@ impl Run {
             header.hdr_len = self.header_len as u16;
             header.gso_size = self.segment_size;
             let packet = bytes_mut(arena, &(self.at..self.at + self.header_len as u32));
-            restate(packet, inner, self.len, self.tail_flags);
+            update_headers(packet, inner, self.len, self.tail_flags);
         }
-        // The span was cut to the header's length, so this cannot fail.
+        // The span has the header's length, so this cannot fail.
         let _ = header.emit(bytes_mut(arena, &virtio_at));
         self.spans[0] = virtio_at;
     }
 }
 
-/// Makes the first packet's headers speak for `len` bytes, with an open transport checksum.
-fn restate(headers: &mut [u8], inner: &Inner, len: usize, flags: u8) {
+/// Updates the first packet's headers for a packet of `len` bytes with an open transport checksum.
+fn update_headers(headers: &mut [u8], inner: &Inner, len: usize, flags: u8) {
     if headers.len() < inner.transport {
         return;
     }

@@ -1,4 +1,4 @@
-//! Super-packets: cut before the underlay, joined before the overlay.
+//! Super-packets, which are cut before the underlay and joined before the overlay.
 
 pub mod checksum;
 pub mod coalesce;

@@ -1,8 +1,8 @@
-//! Cuts a TCP or UDP super-packet into segments: fresh headers in front of slices of the old payload.
+//! Cuts a TCP or UDP super-packet into segments: new headers in front of slices of the payload.
 //!
-//! The payload is read once, for the checksum, and never moved. What may differ between the segments of one
-//! super-packet follows the kernel's `tcp_gso_segment` and `__udp_gso_segment` (net/ipv4/tcp_offload.c,
-//! udp_offload.c): IPv4 id counts up, FIN and PSH stay on the last segment, CWR on the first.
+//! The payload is read once, for the checksum, and never moved. The headers of the segments differ as in the
+//! kernel's `tcp_gso_segment` and `__udp_gso_segment` (net/ipv4/tcp_offload.c, udp_offload.c): the IPv4 id
+//! counts up, only the last segment keeps FIN and PSH, and only the first keeps CWR.
 
 use std::ops::Range;
 
@@ -13,27 +13,27 @@ use crate::inner::{Inner, TCP, UDP};
 use crate::space::{Space, bytes, bytes_mut};
 use crate::verdict::DropReason;
 
-/// The longest run of inner headers that is repeated in front of each segment.
+/// Maximum length of the inner headers that are repeated in front of each segment.
 pub const HEADERS_MAX: usize = 192;
-/// Linux never makes smaller TCP segments: TCP_MIN_GSO_SIZE, which is TCP_MIN_SND_MSS less the options
+/// Minimum TCP segment size in Linux: TCP_MIN_GSO_SIZE, which is TCP_MIN_SND_MSS minus the options
 /// (include/net/tcp.h). UDP_SEGMENT has no such limit.
 pub const TCP_SEGMENT_MIN: u16 = 8;
 
-/// A super-packet, checked and ready to be cut.
+/// A super-packet that has been checked and can be cut.
 #[derive(Clone, Copy, Debug)]
 pub struct SuperPacket {
-    /// Its IP header as parsed.
+    /// The parsed packet.
     pub inner: Inner,
-    /// Where its IP header stands in the arena.
+    /// Offset of the IP header in the arena.
     pub at: u32,
-    /// IP and transport headers, in bytes.
+    /// Length of the IP and transport headers in bytes.
     pub header_len: usize,
-    /// Payload bytes of each segment but the last.
+    /// Payload bytes of each segment except the last.
     pub segment_size: u16,
 }
 
 impl SuperPacket {
-    /// Checks that the packet can be cut into segments of this size. `bytes` starts with its IP header.
+    /// Checks that a packet can be cut into segments of `segment_size`. `bytes` begins with the IP header.
     #[inline]
     pub fn check(inner: Inner, bytes: &[u8], at: u32, segment_size: u16) -> Result<SuperPacket, DropReason> {
         let least = if inner.protocol == TCP { TCP_SEGMENT_MIN } else { 1 };
@@ -54,22 +54,24 @@ impl SuperPacket {
         Ok(SuperPacket { inner, at, header_len, segment_size })
     }
 
-    /// Its payload, as one span.
+    /// Returns the span of the payload.
     #[inline]
     pub fn payload(&self) -> Range<u32> {
         self.at + self.header_len as u32..self.at + self.inner.len as u32
     }
 
-    /// How many segments it makes.
+    /// Returns the number of segments.
     #[inline]
     pub fn segments(&self) -> usize {
         (self.inner.len - self.header_len).div_ceil(usize::from(self.segment_size))
     }
 
-    /// Cuts `payload`, whose spans each hold a whole number of segments (the very last may be short). Each
-    /// segment gets `prefix` bytes, then its headers, from `space`; `emit` receives that span and the
-    /// segment's payload. Returns the payload bytes summed; the caller has made sure of the space
-    /// ([`SuperPacket::segments`] × (`prefix` + [`SuperPacket::header_len`])).
+    /// Cuts `payload` into segments and returns the number of bytes summed. Each span of `payload` holds a
+    /// whole number of segments; only the last segment may be short.
+    ///
+    /// Allocates `prefix` bytes and the headers of each segment from `space`, and calls `emit` with that span
+    /// and the segment's payload. The caller has checked that the space suffices ([`SuperPacket::segments`] ×
+    /// (`prefix` + [`SuperPacket::header_len`])).
     #[inline]
     pub fn cut(
         &self,
@@ -99,16 +101,16 @@ impl SuperPacket {
     }
 }
 
-/// The repeated headers with the sums of everything that does not change.
+/// The repeated headers and the sums of their constant parts.
 struct Stamp {
     headers: [u8; HEADERS_MAX],
     len: usize,
     transport: usize,
     v6: bool,
     tcp: bool,
-    /// IPv4 header without length, id and checksum.
+    /// Sum of the IPv4 header without length, id and checksum.
     ip_sum: Sum,
-    /// Pseudo-header without length, transport header without what varies.
+    /// Sum of the pseudo-header without its length and of the transport header without its variable fields.
     transport_sum: Sum,
     id: u16,
     seq: u32,

@@ -1,5 +1,5 @@
-//! IP in IP: the outer header by its rules, and what one node wraps the other one unwraps, however a raw
-//! socket hands it over.
+//! IP in IP: the outer header, and the round trip between two nodes for every form in which a raw socket
+//! delivers packets.
 
 use path::{DropReason, Format, Ipip};
 use proptest::prelude::*;
@@ -12,14 +12,14 @@ fn ipip(node: usize) -> Format {
     Format::Ipip(Ipip { local: [192, 0, 2, node as u8 + 1].into() })
 }
 
-/// What a raw socket with IP_HDRINCL makes of a datagram, and the other end's hands over.
+/// Passes a datagram through a sending raw socket with IP_HDRINCL and a receiving one.
 fn as_raw(mut datagram: Vec<u8>) -> Arrival {
     let total = datagram.len() as u16;
     datagram[2..4].copy_from_slice(&total.to_be_bytes());
     Arrival { ecn: datagram[1] & 3, ..single(datagram) }
 }
 
-/// A datagram as a kernel ipip peer sends it: any options, an id, all lengths right.
+/// Builds a datagram of a kernel ipip peer, with options, an id and correct lengths.
 fn from_kernel(inner: &[u8], options: usize) -> Arrival {
     let mut outer = vec![0x45 + options as u8, 0, 0, 0, 7, 7, 0, 0, 64, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
     outer.extend(vec![1; 4 * options]);
@@ -44,15 +44,16 @@ fn ipv4() -> impl Strategy<Value = Packet> {
 
 proptest! {
     #[test]
-    fn what_one_node_wraps_the_other_unwraps(packets in prop::collection::vec(ipv4(), 1..40)) {
+    fn one_node_strips_what_the_other_encapsulates(packets in prop::collection::vec(ipv4(), 1..40)) {
         let (mut a, mut b) = (Node::new(0, ipip(0), MTU, BOTH), Node::new(1, ipip(1), MTU, BOTH));
         let inner: Vec<_> = packets.iter().map(Packet::bytes).collect();
         let sent: Vec<_> = inner.iter().flat_map(|p| a.egress(&[plain(p)]).sent).collect();
         for (datagram, packet) in sent.iter().zip(&packets) {
             let df = if packet.df { 0x40 } else { 0 };
-            let outer = [0x45, packet.tos & 3, 0, 0, 0, 0, df, 0, packet.ttl, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+            let (ecn, ttl) = (packet.tos & 3, packet.ttl);
+            let outer = [0x45, ecn, 0, 0, 0, 0, df, 0, ttl, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
             prop_assert_eq!(&datagram.bytes[..20], &outer);
-            prop_assert_eq!(datagram.ecn, 0, "it is in the header");
+            prop_assert_eq!(datagram.ecn, 0, "ECN is in the header");
         }
         let arrivals: Vec<_> = sent.into_iter().map(|datagram| as_raw(datagram.bytes)).collect();
         let writes = b.ingress(&arrivals);
@@ -61,7 +62,8 @@ proptest! {
         prop_assert_eq!(flows(&got), flows(&inner));
     }
 
-    /// A device that joins segments of one flow leaves the inner checksum open and says nothing of their size.
+    /// A device that joins segments of one flow leaves the inner checksum open and does not report the
+    /// segment size.
     #[test]
     fn joined_segments_of_a_kernel_peer_are_cut_to_the_tunnels_mtu(
         len in 1500usize..40_000,
@@ -77,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), ecn in 0u8..4) {
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), ecn in 0u8..4) {
         Node::new(1, ipip(1), MTU, BOTH).ingress(&[Arrival { ecn, ..single(bytes) }]);
     }
 
@@ -90,12 +92,12 @@ proptest! {
 }
 
 #[test]
-fn ipv6_and_congestion_that_nobody_hears_are_dropped_by_name() {
+fn ipv6_and_congestion_without_ecn_support_are_dropped_by_name() {
     let mut node = Node::new(1, ipip(1), MTU, BOTH);
     assert!(node.ingress(&[from_kernel(&Packet::udp(true, 1, 9).bytes(), 0)]).is_empty());
     assert_eq!(node.dropped(), [(DropReason::NotIp, 1)]);
     let mut node = Node::new(1, ipip(1), MTU, BOTH);
-    let deaf = Packet { tos: 0, ..Packet::udp(false, 1, 9) };
-    assert!(node.ingress(&[Arrival { ecn: 3, ..from_kernel(&deaf.bytes(), 0) }]).is_empty());
+    let without_ecn = Packet { tos: 0, ..Packet::udp(false, 1, 9) };
+    assert!(node.ingress(&[Arrival { ecn: 3, ..from_kernel(&without_ecn.bytes(), 0) }]).is_empty());
     assert_eq!(node.dropped(), [(DropReason::EcnUnheard, 1)]);
 }

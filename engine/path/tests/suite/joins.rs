@@ -1,4 +1,4 @@
-//! What coalescing must keep apart, what it must join, and the order it must keep.
+//! Which packets coalescing must join, which it must keep apart, and in which order they must leave.
 //!
 //! The rules are those of `tcp4_gro_receive`, `tcp_gro_receive`, `udp_gro_receive` and `inet_gro_receive`
 //! (net/ipv4/tcp_offload.c, udp_offload.c, af_inet.c; net/ipv6/ip6_offload.c).
@@ -15,12 +15,12 @@ fn writes(packets: &[Packet], joins: Joins) -> Vec<Vec<u8>> {
     Node::new(1, vxlan(1), MTU, joins).ingress(&arrivals)
 }
 
-/// How many packets each write stands for; all of them together are the packets in their order.
+/// Returns the number of packets in each write. Checks that all writes together are the packets in order.
 fn runs(packets: &[Packet]) -> Vec<usize> {
     let runs: Vec<_> = writes(packets, BOTH).iter().map(|w| as_kernel(w)).collect();
     let all: Vec<_> = runs.concat();
     let sent: Vec<_> = packets.iter().map(Packet::bytes).collect();
-    assert_eq!(all, sent, "the same packets in the same order");
+    assert_eq!(all, sent, "all packets in order");
     runs.iter().map(Vec::len).collect()
 }
 
@@ -37,7 +37,7 @@ fn datagrams(v6: bool, lens: &[usize]) -> Vec<Packet> {
 }
 
 #[test]
-fn equal_neighbours_become_one_write() {
+fn consecutive_packets_of_equal_size_become_one_write() {
     for v6 in [false, true] {
         assert_eq!(runs(&train(v6, 1300, 40)), [40]);
         assert_eq!(runs(&datagrams(v6, &[1200; 40])), [40]);
@@ -49,13 +49,13 @@ fn equal_neighbours_become_one_write() {
 fn a_run_ends_at_its_limits() {
     assert_eq!(runs(&train(false, 100, 70)), [64, 6]);
     assert_eq!(runs(&datagrams(true, &[100; 70])), [64, 6]);
-    // 49 × 1335 and the headers are just within 65,535 bytes, 50 are not.
+    // 49 × 1335 bytes and the headers fit into 65,535 bytes; 50 × 1335 do not.
     assert_eq!(runs(&train(false, 1335, 52)), [49, 3]);
     assert_eq!(runs(&train(true, 1335, 52)), [49, 3]);
 }
 
 #[test]
-fn a_short_one_ends_a_run_and_a_longer_one_never_joins() {
+fn a_shorter_packet_ends_a_run_and_a_longer_one_begins_another() {
     assert_eq!(runs(&datagrams(false, &[500, 500, 300, 500, 500])), [3, 2]);
     assert_eq!(runs(&datagrams(false, &[300, 500, 500])), [1, 2]);
     let mut packets = train(false, 500, 5);
@@ -65,7 +65,7 @@ fn a_short_one_ends_a_run_and_a_longer_one_never_joins() {
 }
 
 #[test]
-fn what_differs_stays_apart() {
+fn packets_with_different_headers_are_not_joined() {
     type Change = fn(&mut Packet);
     let tcp: &[(&str, Change)] = &[
         ("ack", |p| p.ack += 1),
@@ -130,11 +130,11 @@ fn what_differs_stays_apart() {
 }
 
 #[test]
-fn equal_ids_join_only_where_fragments_are_forbidden() {
+fn packets_with_equal_ids_are_joined_only_with_df() {
     let fixed = |df| train(false, 700, 4).into_iter().map(|p| Packet { id: 9, df, ..p }).collect::<Vec<_>>();
     assert_eq!(writes(&fixed(true), BOTH).len(), 1);
     assert_eq!(writes(&fixed(false), BOTH).len(), 4);
-    // A run that has begun one way does not go on the other.
+    // A run of constant ids does not continue with ids that count up.
     let mut packets = fixed(true);
     (packets[2].id, packets[3].id) = (10, 11);
     assert_eq!(writes(&packets, BOTH).len(), 2);
@@ -145,7 +145,7 @@ fn equal_ids_join_only_where_fragments_are_forbidden() {
 }
 
 #[test]
-fn push_and_fin_end_a_run_and_stay_on_its_last_segment() {
+fn psh_and_fin_end_a_run_and_stay_on_its_last_segment() {
     for flag in [PSH, FIN, PSH | FIN] {
         for v6 in [false, true] {
             let mut packets = train(v6, 700, 5);
@@ -158,7 +158,7 @@ fn push_and_fin_end_a_run_and_stay_on_its_last_segment() {
 }
 
 #[test]
-fn what_may_never_be_joined_is_not_even_with_its_like() {
+fn packets_that_can_never_be_joined_are_not_joined_with_each_other() {
     for flag in [SYN, RST, URG, CWR] {
         let packets: Vec<_> =
             train(false, 700, 3).into_iter().map(|p| Packet { flags: ACK | flag, ..p }).collect();
@@ -178,7 +178,7 @@ fn what_may_never_be_joined_is_not_even_with_its_like() {
 }
 
 #[test]
-fn a_switch_off_keeps_its_protocol_apart() {
+fn joining_can_be_disabled_per_protocol() {
     let (tcp, udp) = (train(false, 700, 3), datagrams(true, &[700; 3]));
     for (joins, tcp_writes, udp_writes) in [
         (Joins { tcp: true, udp: false }, 1, 3),
@@ -189,7 +189,7 @@ fn a_switch_off_keeps_its_protocol_apart() {
     }
 }
 
-/// A packet that cannot be joined ends the run that it stands behind; the next one must not overtake it.
+/// A packet that cannot be joined ends the run before it; the next packet must not overtake it.
 #[test]
 fn nothing_overtakes_a_packet_that_cannot_be_joined() {
     for v6 in [false, true] {
@@ -219,16 +219,20 @@ fn nothing_overtakes_a_packet_that_cannot_be_joined() {
 }
 
 #[test]
-fn flows_between_each_other_are_joined_each_by_itself() {
+fn interleaved_flows_are_joined_separately() {
     let (a, b) = (train(false, 700, 6), datagrams(true, &[300; 6]));
     let packets: Vec<_> = a.into_iter().zip(b).flat_map(|(a, b)| [a, b]).collect();
     assert_eq!(writes(&packets, BOTH).iter().map(|w| as_kernel(w).len()).collect::<Vec<_>>(), [6, 6]);
 }
 
 proptest! {
-    /// Whatever a flow is made of, it comes out in its order and whole.
+    /// All packets of a flow arrive in order, whatever they contain.
     #[test]
-    fn a_flow_is_never_reordered(v6: bool, is_tcp: bool, steps in prop::collection::vec((0usize..9, 1usize..4), 1..80)) {
+    fn a_flow_is_never_reordered(
+        v6: bool,
+        is_tcp: bool,
+        steps in prop::collection::vec((0usize..9, 1usize..4), 1..80),
+    ) {
         let mut seq = 0u32;
         let mut packets = vec![];
         for (i, (kind, len)) in steps.into_iter().enumerate() {

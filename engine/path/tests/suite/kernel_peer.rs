@@ -1,8 +1,8 @@
-//! What a kernel vxlan peer on a veth hands over: super-packets uncut in one datagram, checksums left open.
+//! Packets of a kernel vxlan peer on a veth: uncut super-packets in one datagram, with open checksums.
 //!
-//! The veth promised to cut and to sum, so nobody before us has (net/ipv4/udp_offload.c
-//! `skb_udp_tunnel_segment` never runs). A TCP super-packet says nothing of its segment size; with a UDP one
-//! the kernel reports the size of the inner segments (`udp_cmsg_recv`, include/linux/udp.h).
+//! The veth claims to segment and to compute checksums, so the kernel does neither (net/ipv4/udp_offload.c
+//! `skb_udp_tunnel_segment` never runs). A TCP super-packet comes without a segment size; for UDP the kernel
+//! reports the size of the inner segments (`udp_cmsg_recv`, include/linux/udp.h).
 
 use path::DropReason;
 use path::offload::coalesce::Joins;
@@ -29,7 +29,7 @@ fn uncut(packet: &Packet, segment_size: u16) -> Arrival {
 }
 
 #[test]
-fn an_uncut_tcp_super_packet_is_one_write_and_cut_by_our_mtu() {
+fn an_uncut_tcp_super_packet_is_one_write_with_segments_of_the_mtu() {
     for (v6, size) in [(false, 1450 - 52), (true, 1450 - 72)] {
         let packet = tcp_super(v6, 20_000);
         let mut node = node();
@@ -44,16 +44,16 @@ fn an_uncut_tcp_super_packet_is_one_write_and_cut_by_our_mtu() {
 }
 
 #[test]
-fn an_uncut_tcp_super_packet_may_be_as_large_as_a_packet_can_be() {
+fn an_uncut_tcp_super_packet_can_have_the_maximum_size() {
     let packet = tcp_super(false, 65_535 - 52 - 22);
     let writes = node().ingress(&[uncut(&packet, 0)]);
     assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), 1398));
 }
 
 #[test]
-fn an_uncut_udp_super_packet_is_cut_by_the_segment_size_of_the_kernel() {
+fn an_uncut_udp_super_packet_has_the_segment_size_that_the_kernel_reports() {
     for v6 in [false, true] {
-        // From large inner segments to such as are shorter than the headers in front of them.
+        // From large segments down to segments shorter than their headers.
         for size in [1400, 1200, 500, 64, 20, 7, 1] {
             let packet = udp_super(v6, usize::from(size) * 40 + usize::from(size) / 2);
             let mut node = node();
@@ -80,18 +80,19 @@ fn small_packets_with_an_open_checksum_keep_it_open() {
 }
 
 #[test]
-fn open_and_finished_neighbours_of_one_flow_are_joined() {
-    let checksums = [Checksum::Open, Checksum::Right, Checksum::Open];
+fn packets_with_open_and_complete_checksums_are_joined() {
+    let checksums = [Checksum::Open, Checksum::Valid, Checksum::Open];
     let packets: Vec<_> =
         (0..3).map(|i| Packet { checksum: checksums[i], ..Packet::udp(false, i as u16, 200) }).collect();
     let arrivals: Vec<_> = packets.iter().map(|p| uncut(p, 0)).collect();
     let writes = node().ingress(&arrivals);
     let right: Vec<_> =
-        packets.iter().map(|p| Packet { checksum: Checksum::Right, ..p.clone() }.bytes()).collect();
+        packets.iter().map(|p| Packet { checksum: Checksum::Valid, ..p.clone() }.bytes()).collect();
     assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [right]);
 }
 
-/// Three datagrams of 300 bytes in one piece fit into a run of segments of 1000, but are not one segment.
+/// A super-packet of three 300-byte datagrams would fit a run with segments of 1000 bytes, but is not one
+/// segment.
 #[test]
 fn an_uncut_super_packet_never_becomes_a_segment_of_a_run() {
     for v6 in [false, true] {
@@ -105,9 +106,9 @@ fn an_uncut_super_packet_never_becomes_a_segment_of_a_run() {
     }
 }
 
-/// A pod's payload must never be read as datagrams of the underlay.
+/// A pod's payload must never be parsed as underlay datagrams.
 #[test]
-fn a_refused_super_packet_is_refused_as_a_whole() {
+fn a_super_packet_is_dropped_as_a_whole() {
     let smuggled = in_vxlan(0, &Packet::udp(false, 1, 40).bytes());
     let size = smuggled.len();
     let offset = 22 + 28;
@@ -131,12 +132,13 @@ fn a_refused_super_packet_is_refused_as_a_whole() {
     assert_eq!(node.dropped(), [(DropReason::BadIpChecksum, 1)]);
 }
 
-/// Else a sender gets the datagrams that the kernel joined to its own delivered to a port of its choice.
+/// Otherwise a sender could have the datagrams that the kernel joined to its own delivered to a port of its
+/// choice.
 #[test]
-fn a_length_that_claims_the_datagrams_behind_it_is_a_lie() {
+fn an_inner_length_must_not_cover_the_datagrams_that_follow() {
     let size = in_vxlan(0, &Packet::udp(false, 1, 40).bytes()).len();
-    let lie = Packet { payload: vec![0; size * 3 - 22 - 28], ..udp_super(false, 0) };
-    let mut bytes = uncut(&lie, 0).bytes;
+    let oversized = Packet { payload: vec![0; size * 3 - 22 - 28], ..udp_super(false, 0) };
+    let mut bytes = uncut(&oversized, 0).bytes;
     bytes.truncate(size);
     for number in 1..3 {
         bytes.extend(in_vxlan(0, &Packet::udp(false, number, 40).bytes()));
@@ -148,14 +150,14 @@ fn a_length_that_claims_the_datagrams_behind_it_is_a_lie() {
 }
 
 #[test]
-fn a_real_train_of_datagrams_is_taken_apart() {
+fn joined_datagrams_are_separated() {
     let packets: Vec<_> = (0..5).map(|i| Packet::udp(false, i, if i == 4 { 90 } else { 300 })).collect();
     let bytes = packets.iter().flat_map(|p| in_vxlan(0, &p.bytes())).collect();
     let mut node = node();
     let writes = node.ingress(&[Arrival { bytes, segment_size: 350, ecn: 0 }]);
     let right: Vec<_> = packets.iter().map(Packet::bytes).collect();
     assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [right]);
-    assert_eq!(node.counters.ingress.summed_bytes, 0, "the kernel has verified the outer sums");
+    assert_eq!(node.counters.ingress.summed_bytes, 0, "the kernel has verified the outer checksums");
     assert_eq!(node.counters.ingress.packets, 5);
 }
 

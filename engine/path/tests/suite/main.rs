@@ -1,16 +1,15 @@
-//! The packet path as a whole, from outside: whole packets in, whole packets out.
+//! Tests of the whole packet path from outside: whole packets in, whole packets out.
 //!
-//! - `support` packets built byte by byte, sums worked out naively, a node's two directions as one call each
-//! - `offload` cutting and joining are inverses; `joins` what must stay apart, and in order
-//! - `two_nodes` what one node encapsulates another one strips; `kernel_peer` what a kernel vxlan peer sends
-//! - `ipip` the same for IP in IP
-//! - `model` a slow and plain twin that must agree; `rules` ECN, hops, answers; `noise` no input panics
+//! - `support` builds packets byte by byte, computes checksums naively and runs a node's two directions
+//! - `offload` cutting and joining are inverses; `joins` which packets are joined, and in which order
+//! - `two_nodes` one node strips what another encapsulates; `kernel_peer` packets of a kernel vxlan peer;
+//!   `ipip` both for IP in IP
+//! - `model` a slow, simple model that must agree; `rules` ECN, TTL, ICMP errors; `noise` no input panics
 //!
-//! Nothing here uses the crate `wire` to judge what the path has made of a packet, and each batch runs twice
-//! over arenas with different contents: an output that differs holds bytes that were never part of it.
+//! The tests do not use the crate `wire` to check results. Each batch runs twice over arenas with different
+//! contents: if the outputs differ, they contain bytes that are not part of the batch.
 
-// clippy.toml allows these in test functions, not in the helpers beside them.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy exempts test functions but not their helpers")]
 
 mod ipip;
 mod joins;

@@ -1,6 +1,6 @@
-//! A slow twin of the path, written as the rules read: one packet at a time, bytes copied freely, sums taken
-//! naively. Under generated sequences, sound and malformed, both must agree on each packet's end, on the
-//! bytes delivered and on the order within each flow.
+//! A slow model of the path that follows the rules literally: one packet at a time, with copies and naive
+//! checksums. For generated sequences of valid and malformed packets, model and path must agree on each
+//! packet's verdict, on the bytes delivered and on the order within each flow.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use crate::support::node::{Arrival, BOTH, MACS, MTU, Node, VNI, in_vxlan, vxlan, with_virtio};
 use crate::support::packet::{Checksum, FIN, ICMP, PSH, Packet, RST, TCP, UDP, pattern};
 use crate::support::reference::{
-    View, as_kernel, checksum_at, cut, finish, flows, fold, header_len, ip_checksum_right, pseudo,
-    transport_checksum_right,
+    View, as_kernel, checksum_at, cut, finish, flows, fold, header_len, ip_checksum_valid, pseudo,
+    transport_checksum_valid,
 };
 
 type Refusal = DropReason;
@@ -20,7 +20,7 @@ fn word(p: &[u8], at: usize) -> usize {
     usize::from(u16::from_be_bytes([p[at], p[at + 1]]))
 }
 
-/// Offset of the IP packet in a datagram that node 1 receives, and the version its framing names.
+/// Returns the offset of the IP packet in a datagram that node 1 receives, and the IP version in its headers.
 fn strip(format: Format, d: &[u8]) -> Result<(usize, Option<u8>), Refusal> {
     if format == Format::Udp {
         return if d.is_empty() { Err(DropReason::Truncated) } else { Ok((0, None)) };
@@ -50,7 +50,7 @@ fn strip(format: Format, d: &[u8]) -> Result<(usize, Option<u8>), Refusal> {
     }
 }
 
-/// The IP headers of a packet, against each other and against its length.
+/// Parses a packet's headers and checks that they agree with each other and with the length.
 fn parse(p: &[u8]) -> Result<View, Refusal> {
     let v = match p.first().ok_or(DropReason::Truncated)? >> 4 {
         4 => parse_v4(p)?,
@@ -150,15 +150,15 @@ enum Sum {
     Unknown,
 }
 
-fn judge(p: &[u8], v: &View, vouched: bool) -> Result<Sum, Refusal> {
+fn verify(p: &[u8], v: &View, verified: bool) -> Result<Sum, Refusal> {
     let Some(at) = checksum_at(v) else { return Ok(Sum::Unknown) };
     let len = v.len - v.transport;
     if v.protocol == UDP {
-        let said = word(p, v.transport + 4);
-        if said > len {
+        let stated = word(p, v.transport + 4);
+        if stated > len {
             return Err(DropReason::BadTransportHeader);
         }
-        if said < len {
+        if stated < len {
             return Ok(Sum::Unknown);
         }
         if word(p, at) == 0 {
@@ -168,17 +168,21 @@ fn judge(p: &[u8], v: &View, vouched: bool) -> Result<Sum, Refusal> {
     if word(p, at) == usize::from(pseudo(p, v.protocol, len)) {
         return Ok(Sum::Open);
     }
-    if vouched || transport_checksum_right(p) { Ok(Sum::Good) } else { Err(DropReason::BadTransportChecksum) }
+    if verified || transport_checksum_valid(p) {
+        Ok(Sum::Good)
+    } else {
+        Err(DropReason::BadTransportChecksum)
+    }
 }
 
-/// Whether a packet has TCP or UDP headers with a payload behind them.
+/// Whether a packet has TCP or UDP headers followed by payload.
 fn can_be_cut(p: &[u8], v: &View) -> bool {
     let Some(_) = checksum_at(v) else { return false };
     let header = header_len(p, v);
     (v.protocol == UDP || p[v.transport + 12] >> 4 >= 5) && header < v.len && header <= 192
 }
 
-/// What one datagram, or one uncut super-packet, delivers.
+/// Returns the packets that one datagram, or one uncut super-packet, delivers.
 fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<Vec<Vec<u8>>, Refusal> {
     let (offset, version) = strip(format, d)?;
     let mut p = d[offset..].to_vec();
@@ -187,14 +191,14 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     if version.is_some_and(|version| version != p[0] >> 4) {
         return Err(DropReason::NotIp);
     }
-    if !ip_checksum_right(&p) {
+    if !ip_checksum_valid(&p) {
         return Err(DropReason::BadIpChecksum);
     }
     mark(&mut p, ecn)?;
     if format == Format::Udp {
         one_hop_less(&mut p)?;
     }
-    let sum = judge(&p, &v, split != 0 && !uncut)?;
+    let sum = verify(&p, &v, split != 0 && !uncut)?;
     let size = if uncut {
         (sum != Sum::Unknown && can_be_cut(&p, &v) && (v.protocol == UDP || split >= 8)).then_some(split)
     } else {
@@ -210,7 +214,7 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     Ok(vec![p])
 }
 
-/// What node 1 makes of arrivals: packets in order, and drops by reason.
+/// Returns the packets that node 1 delivers, in order, and its drops by reason.
 fn ingress(format: Format, arrivals: &[Arrival]) -> (Vec<Vec<u8>>, BTreeMap<&'static str, u64>) {
     let (mut packets, mut drops) = (vec![], BTreeMap::new());
     let mut drop = |reason: DropReason| *drops.entry(reason.name()).or_insert(0) += 1;
@@ -237,7 +241,7 @@ fn ingress(format: Format, arrivals: &[Arrival]) -> (Vec<Vec<u8>>, BTreeMap<&'st
     (packets, drops)
 }
 
-/// Whether the inner IP header claims more than one piece.
+/// Whether the inner IP length covers more than one piece.
 fn covers_all(format: Format, received: &[u8], piece: usize) -> bool {
     let Ok((offset, _)) = strip(format, received) else { return false };
     let len = match (&received[offset..], received.get(offset).map(|b| b >> 4)) {
@@ -248,7 +252,8 @@ fn covers_all(format: Format, received: &[u8], piece: usize) -> bool {
     (piece + 1..=received.len()).contains(&(offset + len))
 }
 
-/// What node 0 makes of one read: datagrams, or a reason and whether the sender hears of it.
+/// Returns the datagrams that node 0 sends for one read, or the drop reason and whether the sender gets an
+/// error.
 fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> {
     let silent = |reason| (reason, false);
     if read.len() < 10 {
@@ -267,10 +272,10 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
         return Err((DropReason::NoRoute, true));
     }
     if format == Format::Udp {
-        // The kernel hands over right header sums; a wrong one stays as wrong as it was.
-        let right = ip_checksum_right(&p);
+        // The kernel delivers valid header checksums; the path would not repair an invalid one.
+        let valid = ip_checksum_valid(&p);
         one_hop_less(&mut p).map_err(|reason| (reason, true))?;
-        assert!(right, "the generator keeps the header sums of what pods send");
+        assert!(valid, "the generator keeps the header checksums of pods' packets valid");
     }
     let size = half(4);
     if kind != 0 {
@@ -315,9 +320,9 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     Ok(packets.iter().map(|p| if format == Format::Udp { p.clone() } else { in_vxlan(0, p) }).collect())
 }
 
-/// Equal for packets that differ only in what has no meaning: the id where fragments are forbidden
-/// (RFC 6864 section 4.1), and which of two zeros a sum shows. A train of datagrams that the kernel has
-/// verified may also carry wrong inner sums, which joining repairs.
+/// Normalises what has no meaning: the id of packets with DF (RFC 6864 section 4.1), and which of the two
+/// zeros a checksum has. Joined datagrams that the kernel has verified may also have invalid inner checksums,
+/// which joining repairs.
 fn canonical(mut p: Vec<u8>) -> Vec<u8> {
     let Ok(v) = parse(&p) else { return p };
     if !v.v6 && p[6] & 0x40 != 0 {
@@ -333,7 +338,7 @@ fn canonical(mut p: Vec<u8>) -> Vec<u8> {
     p
 }
 
-/// A change for the worse.
+/// A fault to inject into a packet.
 #[derive(Clone, Debug)]
 enum Fault {
     None,
@@ -376,7 +381,8 @@ struct Step {
     len: usize,
     fault: Fault,
     ecn: u8,
-    /// Ingress: how many datagrams of this one's like follow in the same receive; egress: the segment size.
+    /// On ingress the number of similar datagrams that follow in the same receive, on egress the segment
+    /// size.
     more: u16,
 }
 
@@ -390,7 +396,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// Packets of a few flows that count on, so that neighbours can be joined.
+/// Generates consecutive packets of a few flows, which can be joined.
 #[derive(Default)]
 struct Flows {
     seq: [u32; 4],
@@ -410,7 +416,7 @@ impl Flows {
             1 => p.flags |= FIN,
             2 => p.flags |= RST,
             3 => p.checksum = Checksum::Zero,
-            4 => p.checksum = Checksum::Wrong,
+            4 => p.checksum = Checksum::Invalid,
             5 | 6 => p.checksum = Checksum::Open,
             7 if v6 => p.ip_options = vec![p.protocol, 0, 1, 4, 0, 0, 0, 0],
             7 => p.ip_options = vec![1; 8],
@@ -441,18 +447,18 @@ fn arrivals(format: Format, steps: &[Step]) -> Vec<Arrival> {
         match step.more {
             0 => {}
             1..4 => {
-                // A train as UDP_GRO joins it; the last one may be shorter.
+                // Datagrams joined as by UDP_GRO; the last may be shorter.
                 segment_size = bytes.len() as u16;
                 for _ in 0..step.more {
                     bytes.extend(framed(&state.next(step)));
                 }
                 bytes.truncate(65_000);
             }
-            // An uncut super-packet, or a segment size that fits nothing.
+            // An uncut super-packet, or an arbitrary segment size.
             size => segment_size = size,
         }
         if step.kind == 16 && format != Format::Udp {
-            // Our own frame comes back.
+            // The node's own frame returns.
             bytes[14..20].copy_from_slice(&MACS[1]);
         }
         step.fault.apply(&mut bytes);
@@ -469,8 +475,9 @@ fn agree_on_ingress(format: Format, own: Format, steps: &[Step]) {
     let counted: BTreeMap<_, _> = node.dropped().into_iter().map(|(reason, n)| (reason.name(), n)).collect();
     assert_eq!(counted, drops);
     if arrivals.iter().all(|a| a.segment_size == 0) {
-        let sound = |p: &Vec<u8>| matches!(judge(p, &parse(p).unwrap(), false), Ok(Sum::Good | Sum::Unknown));
-        assert!(got.iter().all(sound), "no wrong or open sum is delivered");
+        let valid =
+            |p: &Vec<u8>| matches!(verify(p, &parse(p).unwrap(), false), Ok(Sum::Good | Sum::Unknown));
+        assert!(got.iter().all(valid), "no invalid or open checksum is delivered");
     }
     let canonical = |packets: Vec<Vec<u8>>| flows(&packets.into_iter().map(canonical).collect::<Vec<_>>());
     assert_eq!(canonical(got), canonical(expected));
@@ -485,7 +492,7 @@ fn agree_on_egress(format: Format, steps: &[Step]) {
         let p = state.next(step);
         let mut bytes = p.bytes();
         step.fault.apply(&mut bytes);
-        // A pod's kernel has checked the header of what it routes to us.
+        // The kernel has checked the header of each packet that it routes to the TUN.
         if parse(&bytes).is_ok() {
             refill_ip(&mut bytes);
         }
@@ -495,12 +502,12 @@ fn agree_on_egress(format: Format, steps: &[Step]) {
             (_, TCP, true) => 4,
             _ => 5,
         };
-        // Now and then a kind that does not fit, or does not exist.
+        // Sometimes a GSO type that does not fit or does not exist.
         let gso = if step.kind == 19 { step.ecn + 2 } else { gso };
         let open = u8::from(p.checksum == Checksum::Open || gso != 0);
         let field = if p.protocol == TCP { 16 } else { 6 };
         let csum = if step.kind == 18 { (step.len as u16, 6) } else { (p.ip_len() as u16, field) };
-        // Up to a thousand segments: ten times what any kernel makes.
+        // Up to a thousand segments, ten times as many as any kernel sends.
         let size = if step.more == 0 { 0 } else { step.more.max(p.payload.len() as u16 / 1000 + 1) };
         let mut read = with_virtio(open, gso, size, csum, &bytes);
         if step.kind == 17 {
@@ -516,9 +523,9 @@ fn agree_on_egress(format: Format, steps: &[Step]) {
             (Ok(datagrams), Verdict::ToUnderlay(n)) if n as usize == datagrams.len() => {
                 expected.extend(datagrams)
             }
-            (Err((reason, _)), Verdict::Drop(said)) if reason == said => {}
-            (Err((reason, true)), Verdict::Reply(said)) if reason == said => {}
-            (model, path) => panic!("read {i}: the model says {model:02x?}, the path {path:?}"),
+            (Err((reason, _)), Verdict::Drop(actual)) if reason == actual => {}
+            (Err((reason, true)), Verdict::Reply(actual)) if reason == actual => {}
+            (model, path) => panic!("read {i}: the model returns {model:02x?}, the path {path:?}"),
         }
     }
     let offset = if format == Format::Udp { 0 } else { 22 };
@@ -554,9 +561,9 @@ proptest! {
     }
 }
 
-/// A generator that never reaches a rule proves nothing of it.
+/// A rule that the generator never reaches is not tested.
 #[test]
-fn the_generator_reaches_every_end() {
+fn the_generator_reaches_every_drop_reason() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
@@ -578,7 +585,7 @@ fn the_generator_reaches_every_end() {
     for reason in
         DropReason::ALL.iter().filter(|r| !elsewhere.contains(&r.name()) && !r.name().starts_with("wg_"))
     {
-        assert!(reached.contains_key(reason.name()), "never {}: {reached:?}", reason.name());
+        assert!(reached.contains_key(reason.name()), "{} is never reached: {reached:?}", reason.name());
     }
     assert!(joined > 300 && single > 3000, "{joined} super-packets, {single} packets");
 }

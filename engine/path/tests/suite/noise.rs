@@ -1,4 +1,4 @@
-//! No input panics, whatever the segment size says of it, and what comes out of noise is still sound.
+//! Random input with any segment size never panics, and every packet that it produces is valid.
 
 use path::Format;
 use proptest::prelude::*;
@@ -20,7 +20,11 @@ fn arrive(format: Format, arrivals: &[Arrival]) {
 
 proptest! {
     #[test]
-    fn from_the_underlay(bytes in prop::collection::vec(noise(), 1..5), segment_size in 0u16..200, ecn in 0u8..4) {
+    fn from_the_underlay(
+        bytes in prop::collection::vec(noise(), 1..5),
+        segment_size in 0u16..200,
+        ecn in 0u8..4,
+    ) {
         let bare = |b: &Vec<u8>| Arrival { bytes: b.clone(), segment_size, ecn };
         let framed = |b: &Vec<u8>| Arrival { bytes: in_vxlan(0, b), segment_size, ecn };
         arrive(Format::Udp, &bytes.iter().map(bare).collect::<Vec<_>>());
@@ -38,7 +42,7 @@ proptest! {
 }
 
 #[test]
-fn all_zero_and_all_one_of_every_size() {
+fn all_zeros_and_all_ones_of_every_size() {
     for byte in [0, 0xff] {
         for len in (0..200).chain([1472, 9000, 65_507]) {
             let bytes = vec![byte; len];

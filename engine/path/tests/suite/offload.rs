@@ -1,4 +1,4 @@
-//! Cutting and joining: each undoes the other, and what is cut is what the kernel would have cut.
+//! Cutting and joining: each is the inverse of the other, and cutting gives the same segments as the kernel.
 
 use path::offload::coalesce::Joins;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::support::node::{BOTH, Egress, Node, Sent, in_vxlan, joined, single, vxlan, with_virtio};
 use crate::support::packet::{CWR, Checksum, ECE, FIN, PSH, Packet, TCP, URG, supers};
 use crate::support::reference::{
-    as_kernel, complement, cut, fold, ip_checksum_right, pseudo, transport_checksum_right,
+    as_kernel, complement, cut, fold, ip_checksum_valid, pseudo, transport_checksum_valid,
 };
 
 /// Large enough for every generated segment.
@@ -20,7 +20,7 @@ fn gso(packet: &Packet) -> u8 {
     }
 }
 
-/// A super-packet as a TUN hands it over.
+/// Builds a super-packet as a TUN delivers it.
 fn read(packet: &Packet, size: u16) -> Vec<u8> {
     let field = if packet.protocol == TCP { 16 } else { 6 };
     let bytes = Packet { checksum: Checksum::Open, ..packet.clone() }.bytes();
@@ -45,15 +45,16 @@ fn stripped(sent: &[Sent]) -> Vec<Vec<u8>> {
 
 proptest! {
     #[test]
-    fn what_is_cut_is_what_the_kernel_would_cut((packet, size) in supers()) {
+    fn segments_equal_those_of_the_kernel((packet, size) in supers()) {
         let out = sent(&packet, size);
         let whole = packet.bytes();
         prop_assert_eq!(stripped(&out.sent), cut(&whole, size.into()));
         let mut bytes: Vec<u8> = vec![];
         for (i, segment) in stripped(&out.sent).iter().enumerate() {
-            prop_assert!(ip_checksum_right(segment) && transport_checksum_right(segment));
+            prop_assert!(ip_checksum_valid(segment) && transport_checksum_valid(segment));
             if !packet.v6 {
-                prop_assert_eq!(u16::from_be_bytes([segment[4], segment[5]]), packet.id.wrapping_add(i as u16));
+                let id = u16::from_be_bytes([segment[4], segment[5]]);
+                prop_assert_eq!(id, packet.id.wrapping_add(i as u16));
             }
             bytes.extend(&segment[packet.header_len()..]);
         }
@@ -61,7 +62,7 @@ proptest! {
     }
 
     #[test]
-    fn flags_stand_where_the_kernel_puts_them((packet, size) in supers()) {
+    fn segments_have_the_flags_that_the_kernel_sets((packet, size) in supers()) {
         prop_assume!(packet.protocol == TCP && packet.payload.len() > usize::from(size));
         let segments = stripped(&sent(&packet, size).sent);
         let at = packet.ip_len() + 13;
@@ -77,8 +78,8 @@ proptest! {
         }
     }
 
-    /// Cut on one node and joined on the other, a super-packet is itself again wherever joining is allowed,
-    /// and the same segments otherwise.
+    /// A super-packet that one node cuts and the other joins is unchanged where joining is allowed, and
+    /// arrives as the same segments elsewhere.
     #[test]
     fn cut_then_joined_is_the_identity((packet, size) in supers()) {
         let out = sent(&packet, size);
@@ -99,10 +100,16 @@ proptest! {
         }
     }
 
-    /// Joined and cut again, plain packets are themselves.
+    /// Packets that are joined and cut again are unchanged.
     #[test]
     fn joined_then_cut_is_the_identity(
-        v6: bool, is_tcp: bool, len in 1usize..1400, count in 1usize..100, last in 0usize..1400, id: u16, seq: u32,
+        v6: bool,
+        is_tcp: bool,
+        len in 1usize..1400,
+        count in 1usize..100,
+        last in 0usize..1400,
+        id: u16,
+        seq: u32,
         flags in prop::sample::select(vec![0u8, ECE, PSH, FIN | PSH]),
     ) {
         let full = len;
@@ -119,9 +126,9 @@ proptest! {
         prop_assert_eq!(again, packets);
     }
 
-    /// An overlay that takes no super-packets gets the same data in pieces with finished sums.
+    /// An overlay without offloads receives the same data as segments with complete checksums.
     #[test]
-    fn split_is_what_the_kernel_would_cut((packet, size) in supers()) {
+    fn split_runs_equal_the_segments_of_the_kernel((packet, size) in supers()) {
         let segments = stripped(&sent(&packet, size).sent);
         let (whole, pieces) = split_by_hand(&segments, BOTH);
         prop_assert_eq!(&whole, &segments);
@@ -129,7 +136,8 @@ proptest! {
     }
 }
 
-/// Coalesces packets and returns what the writes stand for, then what `Coalescer::split` makes of them.
+/// Coalesces packets. Returns the packets that the writes stand for, and those that `Coalescer::split`
+/// writes.
 fn split_by_hand(segments: &[Vec<u8>], joins: Joins) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     use path::inner::Inner;
     use path::offload::checksum::State;
@@ -140,7 +148,7 @@ fn split_by_hand(segments: &[Vec<u8>], joins: Joins) -> (Vec<Vec<u8>>, Vec<Vec<u
     for segment in segments {
         arena.extend(segment);
         let inner = Inner::parse(segment).unwrap();
-        coalescer.push(&arena, at as u32, inner, State::Right, None);
+        coalescer.push(&arena, at as u32, inner, State::Valid, None);
         at = arena.len();
     }
     coalescer.seal(&mut arena);
@@ -165,7 +173,7 @@ fn split_by_hand(segments: &[Vec<u8>], joins: Joins) -> (Vec<Vec<u8>>, Vec<Vec<u
 }
 
 #[test]
-fn a_packet_left_open_by_the_pod_is_finished_once() {
+fn an_open_checksum_from_a_pod_is_completed_once() {
     for v6 in [false, true] {
         for (packet, field) in [(Packet::tcp(v6, 5, 333), 16), (Packet::udp(v6, 5, 333), 6)] {
             let open = Packet { checksum: Checksum::Open, ..packet.clone() };
@@ -178,9 +186,10 @@ fn a_packet_left_open_by_the_pod_is_finished_once() {
     }
 }
 
-/// RFC 768: a UDP checksum that works out as zero is sent as all ones, cut or finished.
+/// RFC 768: a UDP checksum computed as zero is sent as all ones, whether the packet is cut or its checksum
+/// completed.
 #[test]
-fn a_checksum_of_zero_is_never_sent_in_udp() {
+fn a_computed_udp_checksum_of_zero_is_never_sent() {
     let zero = |payload: usize| {
         let mut packet = Packet::udp(false, 0, payload);
         packet.payload[..2].fill(0);
@@ -193,7 +202,7 @@ fn a_checksum_of_zero_is_never_sent_in_udp() {
     let open = Packet { checksum: Checksum::Open, ..packet.clone() };
     let out = Node::new(0, vxlan(0), 1450, BOTH).egress(&[with_virtio(1, 0, 0, (20, 6), &open.bytes())]);
     assert_eq!(out.sent[0].bytes[22 + 26..22 + 28], [0xff, 0xff]);
-    // Cut: the first segment is that packet.
+    // When a super-packet is cut, the first segment is the same packet.
     let mut whole = packet.clone();
     whole.payload.extend([7; 50]);
     let out = sent(&whole, 100);

@@ -1,19 +1,19 @@
-//! ECN, hops, answers towards the pod: each rule by its table, each answer read by an independent eye.
+//! ECN, TTL and ICMP errors to pods, checked against the RFCs' tables and with an independent parser.
 
 use path::{DropReason, Format, Verdict};
 
 use crate::support::node::{Arrival, BOTH, MTU, Node, in_vxlan, plain, single, vxlan, with_virtio};
 use crate::support::packet::{Checksum, Packet};
-use crate::support::reference::{fold, ip_checksum_right, pseudo};
+use crate::support::reference::{fold, ip_checksum_valid, pseudo};
 
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
-/// RFC 6040 section 4.2, figure 4: outer codepoint across, inner one down.
+/// RFC 6040 section 4.2, figure 4.
 #[test]
-fn congestion_marks_are_merged_by_the_table() {
+fn ecn_codepoints_are_merged_according_to_rfc_6040() {
     let table = [
         (NOT_ECT, NOT_ECT, Some(NOT_ECT)),
         (NOT_ECT, ECT_0, Some(NOT_ECT)),
@@ -50,7 +50,7 @@ fn congestion_marks_are_merged_by_the_table() {
 
 /// RFC 6040 section 4.1, normal mode.
 #[test]
-fn the_outer_mark_starts_as_the_inner_one() {
+fn the_outer_ecn_codepoint_is_copied_from_the_inner_one() {
     for ecn in [NOT_ECT, ECT_1, ECT_0, CE] {
         for v6 in [false, true] {
             let packet = Packet { tos: 0xb8 | ecn, ..Packet::udp(v6, 1, 50) };
@@ -63,7 +63,7 @@ fn the_outer_mark_starts_as_the_inner_one() {
 }
 
 #[test]
-fn packets_with_different_marks_do_not_share_a_send() {
+fn packets_with_different_ecn_codepoints_do_not_share_a_send() {
     let marked = |ecn| plain(&Packet { tos: ecn, ..Packet::udp(false, 1, 50) }.bytes());
     let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[marked(0), marked(3), marked(0)]);
     assert_eq!(out.sent.iter().map(|s| s.ecn).collect::<Vec<_>>(), [0, 3, 0]);
@@ -71,7 +71,7 @@ fn packets_with_different_marks_do_not_share_a_send() {
 }
 
 #[test]
-fn a_vxlan_tunnel_is_no_hop_and_a_udp_tunnel_one_at_each_end() {
+fn a_vxlan_tunnel_is_no_hop_and_a_udp_tunnel_is_a_hop_at_each_end() {
     for v6 in [false, true] {
         for ttl in [0, 1, 2, 255] {
             let packet = Packet { ttl, ..Packet::udp(v6, 1, 50) };
@@ -96,17 +96,18 @@ fn a_vxlan_tunnel_is_no_hop_and_a_udp_tunnel_one_at_each_end() {
     }
 }
 
-/// Reads an ICMP error: (type, code, the four bytes behind the checksum, quote). Checks everything else.
+/// Parses an ICMP error into type, code, the four bytes after the checksum, and the quote. Checks all other
+/// fields.
 fn read_error(reply: &[u8], offender: &[u8]) -> (u8, u8, u32, Vec<u8>) {
-    assert_eq!(reply[..10], [0; 10], "nothing for the virtio header to say");
+    assert_eq!(reply[..10], [0; 10], "an empty virtio header");
     let p = &reply[10..];
-    assert!(ip_checksum_right(p));
+    assert!(ip_checksum_valid(p));
     let (header, protocol) = if p[0] >> 4 == 4 { (20, p[9]) } else { (40, p[6]) };
     let len = if header == 20 { word(p, 2) } else { 40 + word(p, 4) };
     assert_eq!(len, p.len());
     if header == 20 {
         assert_eq!((protocol, p[0]), (1, 0x45));
-        assert_eq!(p[12..16], offender[16..20], "from the address that was asked for");
+        assert_eq!(p[12..16], offender[16..20], "from the offender's destination");
         assert_eq!(p[16..20], offender[12..16], "to the sender");
         assert_eq!(fold(0, &p[20..]), 0xffff);
         assert!(p.len() <= 576, "RFC 1812 section 4.3.2.3");
@@ -119,7 +120,7 @@ fn read_error(reply: &[u8], offender: &[u8]) -> (u8, u8, u32, Vec<u8>) {
     }
     let body = &p[header..];
     let rest = u32::from_be_bytes([body[4], body[5], body[6], body[7]]);
-    assert!(body.len() >= 8 + offender.len().min(28), "the quote reaches the ports");
+    assert!(body.len() >= 8 + offender.len().min(28), "the quote includes the ports");
     (body[0], body[1], rest, body[8..].to_vec())
 }
 
@@ -127,7 +128,7 @@ fn word(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]))
 }
 
-/// One packet that is refused with an answer.
+/// Sends a packet that is refused with an ICMP error, and returns the error's type, code and next four bytes.
 fn refused(format: Format, packet: &[u8], read: &[u8], reason: DropReason) -> (u8, u8, u32) {
     let out = Node::new(0, format, MTU, BOTH).egress(&[read.to_vec()]);
     assert_eq!(out.verdicts, [Verdict::Reply(reason)]);
@@ -138,7 +139,7 @@ fn refused(format: Format, packet: &[u8], read: &[u8], reason: DropReason) -> (u
 }
 
 #[test]
-fn what_is_too_big_is_answered_with_the_mtu() {
+fn a_packet_that_is_too_big_gets_an_error_with_the_mtu() {
     let sized =
         |v6: bool, len: usize| Packet { df: true, ..Packet::udp(v6, 1, len - if v6 { 48 } else { 28 }) };
     for v6 in [false, true] {
@@ -153,14 +154,14 @@ fn what_is_too_big_is_answered_with_the_mtu() {
         let expected = if v6 { (2, 0, 1450) } else { (3, 4, 1450) };
         assert_eq!(refused(vxlan(0), &large, &plain(&large), DropReason::TooBig), expected);
     }
-    // Without "don't fragment" nobody is told.
+    // Without DF no error is sent.
     let large = Packet { df: false, ..sized(false, 1451) };
     let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[plain(&large.bytes())]);
     assert_eq!(out.verdicts, [Verdict::Drop(DropReason::TooBig)]);
 }
 
 #[test]
-fn a_super_packet_is_too_big_by_its_segments() {
+fn the_mtu_applies_to_the_segments_of_a_super_packet() {
     for (v6, gso, headers) in [(false, 1, 40), (true, 4, 60)] {
         let packet = Packet { checksum: Checksum::Open, df: true, ..Packet::tcp(v6, 1, 10_000) };
         let read = |size: u16| with_virtio(1, gso, size, (packet.ip_len() as u16, 16), &packet.bytes());
@@ -189,7 +190,7 @@ fn a_destination_without_a_peer_is_unreachable() {
 }
 
 #[test]
-fn a_used_up_time_to_live_is_answered() {
+fn an_expired_ttl_gets_an_error() {
     for v6 in [false, true] {
         let packet = Packet { ttl: 1, ..Packet::udp(v6, 1, 900) }.bytes();
         let expected = if v6 { (3, 0, 0) } else { (11, 0, 0) };
@@ -213,7 +214,7 @@ fn errors_and_later_fragments_are_not_answered() {
 }
 
 #[test]
-fn a_batch_answers_few() {
+fn the_number_of_errors_per_batch_is_limited() {
     let packet = plain(&Packet { ttl: 1, ..Packet::udp(false, 1, 900) }.bytes());
     let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&vec![packet; 40]);
     let replies = out.verdicts.iter().filter(|v| matches!(v, Verdict::Reply(_))).count();
@@ -221,7 +222,7 @@ fn a_batch_answers_few() {
 }
 
 #[test]
-fn an_ethernet_trailer_stays_behind() {
+fn an_ethernet_trailer_is_removed() {
     for v6 in [false, true] {
         let packet = Packet::udp(v6, 1, 3).bytes();
         let padded = [&packet[..], &[0xee; 12]].concat();

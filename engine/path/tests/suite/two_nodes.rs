@@ -1,4 +1,4 @@
-//! What one node encapsulates, the other one strips: the identity on inner packets.
+//! One node strips what the other encapsulates: inner packets arrive unchanged.
 
 use path::Format;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use crate::support::node::{Arrival, BOTH, Egress, LANES, MACS, MTU, Node, Sent, 
 use crate::support::packet::{Checksum, ICMP, Packet, TCP, UDP, pattern};
 use crate::support::reference::{as_kernel, finish, flows};
 
-/// Any packet that a pod may send and the tunnel carries.
+/// Generates packets that a pod can send and the tunnel carries.
 fn packets() -> impl Strategy<Value = Packet> {
     let addresses = (any::<bool>(), 0u8..4, 0u8..4, 0u16..3);
     let header = (
@@ -55,13 +55,14 @@ fn carry(from: Format, to: Format, packets: &[Packet], gro: bool, hops: u8) {
         packets.iter().map(|p| canonical(Packet { ttl: p.ttl - hops, ..p.clone() }.bytes())).collect();
     assert_eq!(flows(&got), flows(&expected));
     assert_eq!(b.counters.ingress.segments, packets.len() as u64);
-    assert!(b.counters.ingress.summed_bytes <= b.counters.ingress.bytes, "one pass at most");
+    assert!(b.counters.ingress.summed_bytes <= b.counters.ingress.bytes, "at most one pass");
     if gro && arrivals.iter().all(|a| a.segment_size != 0) {
         assert_eq!(b.counters.ingress.summed_bytes, 0);
     }
 }
 
-/// Fixed identifications count up after cutting, which "don't fragment" makes meaningless (RFC 6864 section 4.1).
+/// Clears the id of packets with DF, where it is meaningless (RFC 6864 section 4.1): constant ids count up
+/// after cutting.
 fn canonical(mut packet: Vec<u8>) -> Vec<u8> {
     if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
         packet[4..6].fill(0);
@@ -86,10 +87,10 @@ proptest! {
     }
 
     #[test]
-    fn a_flow_has_one_source_port_and_the_outer_mark_is_the_inner_one(packets in prop::collection::vec(packets(), 1..20)) {
+    fn a_flow_has_one_source_port_and_ecn_is_copied(packets in prop::collection::vec(packets(), 1..20)) {
         let mut a = Node::new(0, vxlan(0), MTU, BOTH);
         let twice: Vec<_> = packets.iter().chain(&packets).map(|p| plain(&p.bytes())).collect();
-        // Batches of one: a batch orders its datagrams by send.
+        // One packet per batch, because a batch orders its datagrams by send.
         let sent: Vec<_> = twice.iter().flat_map(|r| a.egress(std::slice::from_ref(r)).sent).collect();
         for (i, packet) in packets.iter().enumerate() {
             prop_assert!(sent[i].lane < LANES);
@@ -102,7 +103,7 @@ proptest! {
 #[test]
 fn the_bytes_of_a_vxlan_datagram() {
     for (v6, ethertype) in [(false, [8, 0]), (true, [0x86, 0xdd])] {
-        let packet = Packet { checksum: Checksum::Right, ..Packet::udp(v6, 1, 9) }.bytes();
+        let packet = Packet { checksum: Checksum::Valid, ..Packet::udp(v6, 1, 9) }.bytes();
         let sent = Node::new(0, vxlan(0), MTU, BOTH).egress(&[plain(&packet)]).sent;
         let expected = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &MACS[1], &MACS[0], &ethertype, &packet].concat();
         assert_eq!(sent[0].bytes, expected);

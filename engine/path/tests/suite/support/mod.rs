@@ -1,4 +1,4 @@
-//! What all tests share.
+//! Helpers for all tests.
 
 pub(crate) mod node;
 pub(crate) mod packet;

@@ -1,15 +1,15 @@
-//! A node's two directions, one call a batch.
+//! A node whose two directions process one batch per call.
 
 use std::net::{IpAddr, SocketAddr};
 
 use path::egress::{self, HEADROOM};
-use path::ingress::{self, Datagrams};
+use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Verdict, Vxlan};
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 
-/// Room for headers in the tests' arenas.
+/// Space for headers in the tests' arenas.
 const SPACE: usize = 1 << 19;
 pub(crate) const LANES: u16 = 8;
 pub(crate) const VNI: u32 = 1;
@@ -17,7 +17,7 @@ pub(crate) const MTU: u16 = 1450;
 pub(crate) const MACS: [[u8; 6]; 2] = [[0x0e, 0, 0, 0, 0, 0xa], [0x0e, 0, 0, 0, 0, 0xb]];
 pub(crate) const BOTH: Joins = Joins { tcp: true, udp: true };
 
-/// Node 0 owns 10.1.0.0/24 and fd00:1::/64, node 1 10.2.0.0/24 and fd00:2::/64.
+/// One of two nodes. Node 0 owns 10.1.0.0/24 and fd00:1::/64, node 1 owns 10.2.0.0/24 and fd00:2::/64.
 pub(crate) struct Node {
     pub(crate) fib: Fib,
     pub(crate) mtu: u16,
@@ -26,7 +26,7 @@ pub(crate) struct Node {
     coalescer: Coalescer,
 }
 
-/// A datagram as the underlay would send it.
+/// A datagram to send on the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) to: SocketAddr,
@@ -35,7 +35,7 @@ pub(crate) struct Sent {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What a batch of packets from the pods came to.
+/// The results of a batch of packets from the pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Egress {
     pub(crate) verdicts: Vec<Verdict>,
@@ -45,7 +45,7 @@ pub(crate) struct Egress {
     pub(crate) replies: Vec<Vec<u8>>,
 }
 
-/// What one receive call brings.
+/// The datagrams of one receive slot.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
     pub(crate) bytes: Vec<u8>,
@@ -77,13 +77,13 @@ impl Node {
         }
     }
 
-    /// One batch from the pods; each packet has its virtio header first.
+    /// Processes a batch from the pods; each packet begins with its virtio header.
     pub(crate) fn egress(&mut self, reads: &[Vec<u8>]) -> Egress {
         let before = self.counters.clone();
         let first = self.egress_over(reads, 0x00);
         self.counters = before;
         let second = self.egress_over(reads, 0xff);
-        assert_eq!(first, second, "an output depends on what the arena held before");
+        assert_eq!(first, second, "an output depends on the previous contents of the arena");
         second
     }
 
@@ -116,13 +116,13 @@ impl Node {
         out
     }
 
-    /// One batch from the underlay; returns the writes to the overlay, virtio header first.
+    /// Processes a batch from the underlay and returns the writes to the overlay, virtio header first.
     pub(crate) fn ingress(&mut self, arrivals: &[Arrival]) -> Vec<Vec<u8>> {
         let before = self.counters.clone();
         let first = self.ingress_over(arrivals, 0x00);
         self.counters = before;
         let second = self.ingress_over(arrivals, 0xff);
-        assert_eq!(first, second, "an output depends on what the arena held before");
+        assert_eq!(first, second, "an output depends on the previous contents of the arena");
         second
     }
 
@@ -137,21 +137,22 @@ impl Node {
             }
             let end = at + arrival.bytes.len();
             arena[at..end].copy_from_slice(&arrival.bytes);
-            let datagrams = Datagrams {
+            let received = Received {
+                source: SocketAddr::from(([192, 0, 2, 9], 40_000)),
                 at: at as u32,
                 len: arrival.bytes.len() as u32,
                 segment_size: arrival.segment_size,
                 ecn: arrival.ecn,
             };
             let (coalescer, counters) = (&mut self.coalescer, &mut self.counters.ingress);
-            ingress::ingress(&mut arena, datagrams, &self.fib, self.mtu, coalescer, counters);
+            ingress::ingress(&mut arena, received, &self.fib, self.mtu, coalescer, counters);
             at = end.next_multiple_of(64);
         }
         flush(&mut arena, &mut self.coalescer, &mut writes);
         writes
     }
 
-    /// The only reason for which packets were dropped on their way in, with their number.
+    /// Returns the ingress drop reasons and their counts, without those that are 0.
     pub(crate) fn dropped(&self) -> Vec<(DropReason, u64)> {
         let count = |reason: &DropReason| (*reason, self.counters.ingress.dropped(*reason));
         DropReason::ALL.iter().map(count).filter(|(_, n)| *n > 0).collect()
@@ -161,13 +162,13 @@ impl Node {
 fn collect(arena: &[u8], outbox: &mut Outbox, out: &mut Egress) {
     for message in outbox.pending() {
         out.sends.push((message.segment_size, message.segments));
-        let all: Vec<u8> = message
-            .spans()
+        let all: Vec<u8> = outbox
+            .spans_of(message)
             .iter()
             .flat_map(|s| arena[s.start as usize..s.end as usize].iter().copied())
             .collect();
         let pieces: Vec<_> = all.chunks(usize::from(message.segment_size).max(1)).collect();
-        assert_eq!(pieces.len(), usize::from(message.segments), "datagrams of a send");
+        assert_eq!(pieces.len(), usize::from(message.segments), "number of datagrams in a send");
         for piece in pieces {
             out.sent.push(Sent {
                 to: message.to,
@@ -196,15 +197,15 @@ fn flush(arena: &mut [u8], coalescer: &mut Coalescer, writes: &mut Vec<Vec<u8>>)
     coalescer.clear();
 }
 
-/// A packet as a TUN hands it over that has nothing to say about it.
+/// Prepends an empty virtio header.
 pub(crate) fn plain(packet: &[u8]) -> Vec<u8> {
     [&[0; 10], packet].concat()
 }
 
-/// A virtio header in front of a packet.
+/// Prepends a virtio header.
 pub(crate) fn with_virtio(flags: u8, gso: u8, gso_size: u16, csum: (u16, u16), packet: &[u8]) -> Vec<u8> {
     let mut out = vec![flags, gso];
-    // hdr_len is wrong on purpose: a forwarded packet's is, and nothing may rely on it.
+    // hdr_len is deliberately wrong, as on forwarded packets: nothing may rely on it.
     for half in [7, gso_size, csum.0, csum.1] {
         out.extend(half.to_ne_bytes());
     }
@@ -212,7 +213,7 @@ pub(crate) fn with_virtio(flags: u8, gso: u8, gso_size: u16, csum: (u16, u16), p
     out
 }
 
-/// The headers of node `from` towards the other one, in front of a packet.
+/// Prepends the headers of node `from` towards the other node.
 pub(crate) fn in_vxlan(from: usize, packet: &[u8]) -> Vec<u8> {
     let ethertype = if packet.first().is_some_and(|b| b >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
     let mut out = vec![8, 0, 0, 0, 0, 0, VNI as u8, 0];
@@ -223,12 +224,12 @@ pub(crate) fn in_vxlan(from: usize, packet: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One datagram by itself.
+/// Builds a slot with a single datagram.
 pub(crate) fn single(bytes: Vec<u8>) -> Arrival {
     Arrival { bytes, segment_size: 0, ecn: 0 }
 }
 
-/// Joins neighbouring datagrams of equal size as UDP_GRO does (64 at most, the last may be shorter).
+/// Joins adjacent datagrams of equal size as UDP_GRO does (at most 64; the last may be shorter).
 pub(crate) fn joined(sent: &[Sent]) -> Vec<Arrival> {
     let mut out: Vec<(Arrival, usize, u16)> = vec![];
     for datagram in sent {

@@ -1,4 +1,4 @@
-//! Packets built byte by byte.
+//! Builds packets byte by byte.
 
 use proptest::prelude::*;
 
@@ -16,13 +16,13 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 
-/// What stands in the transport checksum.
+/// The value of the transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
-    Right,
+    Valid,
     Open,
     Zero,
-    Wrong,
+    Invalid,
 }
 
 /// An inner packet from a pod of node A (10.1.0.x, fd00:1::x) to a pod of node B (10.2.0.x, fd00:2::x).
@@ -37,10 +37,11 @@ pub(crate) struct Packet {
     pub(crate) ttl: u8,
     pub(crate) id: u16,
     pub(crate) df: bool,
-    /// IPv4: more-fragments and offset, or the reserved bit, as they stand in the header.
+    /// IPv4: the more-fragments flag, fragment offset and reserved bit, as in the header.
     pub(crate) fragment: u16,
-    /// IPv4 options, or IPv6 extension headers with their first protocol.
+    /// IPv4 options or IPv6 extension headers.
     pub(crate) ip_options: Vec<u8>,
+    /// Type of the first IPv6 extension header.
     pub(crate) extension: u8,
     pub(crate) flow_label: u32,
     pub(crate) seq: u32,
@@ -76,7 +77,7 @@ impl Packet {
             urgent: 0,
             tcp_options: vec![],
             payload: pattern(seq, payload),
-            checksum: Checksum::Right,
+            checksum: Checksum::Valid,
         }
     }
 
@@ -103,7 +104,7 @@ impl Packet {
         self.ip_len() + transport
     }
 
-    /// The bytes on the wire.
+    /// Returns the bytes on the wire.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut transport = self.transport();
         let len = transport.len();
@@ -141,10 +142,10 @@ impl Packet {
         let right = complement(fold(u32::from(partial), &transport));
         let right = if right == 0 && self.protocol == UDP { 0xffff } else { right };
         let check = match self.checksum {
-            Checksum::Right => right,
+            Checksum::Valid => right,
             Checksum::Open => partial,
             Checksum::Zero => 0,
-            Checksum::Wrong => right ^ 0x0400,
+            Checksum::Invalid => right ^ 0x0400,
         };
         transport[field..field + 2].copy_from_slice(&check.to_be_bytes());
         out.extend(transport);
@@ -174,7 +175,7 @@ impl Packet {
     }
 }
 
-/// Bytes that tell where they come from.
+/// Generates pseudo-random bytes that identify their seed.
 pub(crate) fn pattern(seed: u32, len: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9) | 1;
     let next = || {
@@ -186,7 +187,7 @@ pub(crate) fn pattern(seed: u32, len: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-/// A TCP or UDP packet with everything that cutting must carry over.
+/// Generates TCP and UDP packets in which every field that cutting must preserve is set, and a segment size.
 pub(crate) fn supers() -> impl Strategy<Value = (Packet, u16)> {
     let flags = prop::sample::subsequence(vec![FIN, PSH, CWR, ECE, URG], 0..=5);
     let header =
@@ -196,7 +197,7 @@ pub(crate) fn supers() -> impl Strategy<Value = (Packet, u16)> {
     (header, tcp, sizes).prop_map(|(header, tcp, (size, payload, seed))| {
         let (v6, is_tcp, ports, tos, ttl, id, df) = header;
         let (seq, ack, flags, (window, urgent), options, ip_options) = tcp;
-        // Fewer than a hundred segments, as a kernel makes them.
+        // At most 90 segments, in the range that kernels send.
         let payload = payload.min(usize::from(size) * 90);
         let packet = Packet {
             protocol: if is_tcp { TCP } else { UDP },
@@ -212,7 +213,7 @@ pub(crate) fn supers() -> impl Strategy<Value = (Packet, u16)> {
             window,
             urgent,
             tcp_options: pattern(seed, options * 4),
-            // No-operation options; for IPv6 one destination options header with a PadN.
+            // IPv4 no-operation options, or an IPv6 destination options header with PadN.
             ip_options: if v6 {
                 [&[if is_tcp { TCP } else { UDP }, 0, 1, 4, 0, 0, 0, 0][..], &[]]
                     [usize::from(ip_options != 3)]

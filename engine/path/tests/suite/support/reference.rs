@@ -1,8 +1,8 @@
-//! Plain arithmetic and plain cutting, written without the crates under test.
+//! Checksums and segmentation, written simply and without the crates under test.
 
 use super::packet::{CWR, FIN, PSH, TCP, UDP};
 
-/// Adds `bytes` as big-endian words to a ones-complement sum, byte pair by byte pair.
+/// Adds `bytes` as big-endian words to a ones' complement sum.
 pub(crate) fn fold(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = u64::from(start);
     for pair in bytes.chunks(2) {
@@ -18,14 +18,14 @@ pub(crate) fn complement(sum: u16) -> u16 {
     !sum
 }
 
-/// Sum of the pseudo-header of an IP packet for a transport part of `len` bytes.
+/// Sums the pseudo-header of an IP packet for `len` bytes of transport header and payload.
 pub(crate) fn pseudo(ip: &[u8], protocol: u8, len: usize) -> u16 {
     let addresses = if ip[0] >> 4 == 6 { &ip[8..40] } else { &ip[12..20] };
     let tail = [&[0, protocol][..], &(len as u32).to_be_bytes()].concat();
     fold(fold(0, addresses).into(), &tail)
 }
 
-/// The parts of an IP packet that the tests look at; `None` for what is not whole.
+/// The fields of an IP packet that the tests use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
     pub(crate) v6: bool,
@@ -35,6 +35,7 @@ pub(crate) struct View {
     pub(crate) fragment: bool,
 }
 
+/// Parses an IP packet, or returns `None` if it is malformed.
 pub(crate) fn view(p: &[u8]) -> Option<View> {
     let word = |at: usize| Some(u16::from_be_bytes([*p.get(at)?, *p.get(at + 1)?]));
     if *p.first()? >> 4 == 4 {
@@ -76,7 +77,7 @@ pub(crate) fn view(p: &[u8]) -> Option<View> {
     Some(View { v6: true, protocol, transport: at, len, fragment })
 }
 
-/// Where the transport checksum stands.
+/// Returns the offset of the transport checksum.
 pub(crate) fn checksum_at(v: &View) -> Option<usize> {
     let (header, field) = match v.protocol {
         TCP => (20, 16),
@@ -86,18 +87,18 @@ pub(crate) fn checksum_at(v: &View) -> Option<usize> {
     (!v.fragment && v.transport + header <= v.len).then_some(v.transport + field)
 }
 
-pub(crate) fn ip_checksum_right(p: &[u8]) -> bool {
+pub(crate) fn ip_checksum_valid(p: &[u8]) -> bool {
     p[0] >> 4 == 6 || fold(0, &p[..usize::from(p[0] & 15) * 4]) == 0xffff
 }
 
-pub(crate) fn transport_checksum_right(p: &[u8]) -> bool {
+pub(crate) fn transport_checksum_valid(p: &[u8]) -> bool {
     let Some(v) = view(p) else { return false };
     let Some(at) = checksum_at(&v) else { return true };
     let zero = v.protocol == UDP && p[at] == 0 && p[at + 1] == 0;
     !zero && fold(pseudo(p, v.protocol, v.len - v.transport).into(), &p[v.transport..v.len]) == 0xffff
 }
 
-/// Writes the right sums into a whole packet.
+/// Writes valid checksums into a packet.
 pub(crate) fn finish(p: &mut [u8]) {
     let Some(v) = view(p) else { return };
     if !v.v6 {
@@ -113,12 +114,13 @@ pub(crate) fn finish(p: &mut [u8]) {
     }
 }
 
-/// Header bytes of a whole TCP or UDP packet.
+/// Returns the length of the headers of a TCP or UDP packet.
 pub(crate) fn header_len(p: &[u8], v: &View) -> usize {
     v.transport + if v.protocol == TCP { usize::from(p[v.transport + 12] >> 4) * 4 } else { 8 }
 }
 
-/// Cuts a whole TCP or UDP packet as the kernel does (`tcp_gso_segment`, `__udp_gso_segment`), with right sums.
+/// Cuts a TCP or UDP packet as the kernel does (`tcp_gso_segment`, `__udp_gso_segment`), with valid
+/// checksums.
 pub(crate) fn cut(p: &[u8], size: usize) -> Vec<Vec<u8>> {
     let v = view(p).expect("a whole packet");
     let (headers, payload) = p[..v.len].split_at(header_len(p, &v));
@@ -154,23 +156,20 @@ pub(crate) fn cut(p: &[u8], size: usize) -> Vec<Vec<u8>> {
     out
 }
 
-/// What one write to a TUN with offloads stands for: plain packets, sums finished. Checks the virtio header
-/// as strictly as `virtio_net_hdr_to_skb` (include/linux/virtio_net.h) and the GSO code behind it.
+/// Returns the packets that one write to a TUN with offloads stands for, with complete checksums. Checks the
+/// virtio header as strictly as `virtio_net_hdr_to_skb` (include/linux/virtio_net.h) and the kernel's GSO
+/// code.
 pub(crate) fn as_kernel(write: &[u8]) -> Vec<Vec<u8>> {
     let (h, packet) = write.split_at(10);
     let half = |at: usize| usize::from(u16::from_ne_bytes([h[at], h[at + 1]]));
     let v = view(packet).expect("a packet written to the overlay is whole");
-    assert_eq!(v.len, packet.len(), "no byte behind the packet");
-    assert!(ip_checksum_right(packet), "IP header checksum of {packet:02x?}");
+    assert_eq!(v.len, packet.len(), "no bytes after the packet");
+    assert!(ip_checksum_valid(packet), "IP header checksum of {packet:02x?}");
     if h[0] & 1 != 0 {
         let field = checksum_at(&v).expect("an open checksum has a field");
         assert_eq!((half(6), half(6) + half(8)), (v.transport, field), "csum_start, csum_offset");
         let partial = pseudo(packet, v.protocol, v.len - v.transport);
-        assert_eq!(
-            packet[field..field + 2],
-            partial.to_be_bytes(),
-            "the field holds the pseudo-header's sum"
-        );
+        assert_eq!(packet[field..field + 2], partial.to_be_bytes(), "the field holds the pseudo-header sum");
     } else {
         assert_eq!(h[6..10], [0; 4]);
     }
@@ -189,18 +188,18 @@ pub(crate) fn as_kernel(write: &[u8]) -> Vec<Vec<u8>> {
         other => panic!("no offload for {other:?}"),
     };
     assert_eq!(h[1], expected, "gso type");
-    assert_eq!(h[0] & 1, 1, "a super-packet leaves its checksum open");
+    assert_eq!(h[0] & 1, 1, "the checksum of a super-packet is open");
     assert_eq!(half(2), header_len(packet, &v), "hdr_len");
     if v.protocol == UDP {
-        let said = u16::from_be_bytes([packet[v.transport + 4], packet[v.transport + 5]]);
-        assert_eq!(usize::from(said), v.len - v.transport, "UDP length of a super-packet");
+        let stated = u16::from_be_bytes([packet[v.transport + 4], packet[v.transport + 5]]);
+        assert_eq!(usize::from(stated), v.len - v.transport, "UDP length of a super-packet");
     }
     assert!(half(4) > 0 && v.len - half(2) > half(4), "gso size");
     cut(packet, half(4))
 }
 
-/// A stable sort by flow: order within a flow stays, between flows it may change. Fragments, which show no
-/// ports, are a flow of their own.
+/// Sorts packets by flow and keeps the order within each flow. Fragments, whose ports are not visible, form a
+/// separate flow.
 pub(crate) fn flows(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut sorted = packets.to_vec();
     sorted.sort_by_key(|p| {

@@ -1,0 +1,115 @@
+//! From looks at stored rows to changes, for stores that do not report changes themselves: what differs between two
+//! looks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use model::lease::{Lease, SubnetKey};
+
+use crate::rows::{Contents, Row, understand};
+use crate::stream::{Follow, Halt, Sink};
+use crate::{Event, StoreError};
+
+/// Longest sleep without a look. The end of a lease is a point of the wall clock, which may jump while
+/// the sleep runs on, as after a suspend.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Looks at a store whenever it may have changed.
+#[derive(Debug)]
+pub(crate) struct Poller<S> {
+    source: S,
+    differ: Differ,
+    /// The store may differ from what `differ` has seen.
+    stale: bool,
+}
+
+/// What a store offers to a poller.
+pub(crate) trait Source: Send + 'static {
+    /// Returns when something may have changed.
+    fn hint(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Reads the rows; `None` if they are still those of `seen`.
+    fn look(&mut self, seen: Option<u64>) -> impl Future<Output = Result<Option<Look>, StoreError>> + Send;
+}
+
+/// The rows as of one revision.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) revision: u64,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl<S: Source> Poller<S> {
+    pub(crate) fn new(source: S) -> Poller<S> {
+        Poller { source, differ: Differ::default(), stale: true }
+    }
+
+    async fn try_follow(&mut self, sink: &mut Sink) -> Result<std::convert::Infallible, Halt> {
+        loop {
+            if !self.stale {
+                tokio::select! {
+                    () = self.source.hint() => {}
+                    () = tokio::time::sleep(until_next_expiry(self.differ.next_expiry)) => {}
+                }
+            }
+            self.stale = true;
+            let look = self.source.look(self.differ.revision).await.map_err(Halt::Failed)?;
+            self.stale = false;
+            sink.readable();
+            for event in look.map(|look| self.differ.compare(look)).unwrap_or_default() {
+                sink.send(event).await?;
+            }
+        }
+    }
+}
+
+impl<S: Source> Follow for Poller<S> {
+    async fn follow(&mut self, sink: &mut Sink) -> Halt {
+        match self.try_follow(sink).await {
+            Ok(never) => match never {},
+            Err(halt) => halt,
+        }
+    }
+}
+
+fn until_next_expiry(expiry: Option<u64>) -> Duration {
+    let Some(expiry) = expiry else { return LONGEST_SLEEP };
+    let end = UNIX_EPOCH.checked_add(Duration::from_secs(expiry));
+    // A millisecond more: a timer that fires early would look once too often.
+    let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+    left.saturating_add(Duration::from_millis(1)).min(LONGEST_SLEEP)
+}
+
+/// What was seen last.
+#[derive(Debug, Default)]
+struct Differ {
+    revision: Option<u64>,
+    known: BTreeMap<SubnetKey, Lease>,
+    complaints: BTreeSet<String>,
+    next_expiry: Option<u64>,
+}
+
+impl Differ {
+    /// Events that lead from the last look to this one: a snapshot for the first, later removals before
+    /// additions, so that two leases never seem to hold one subnet.
+    fn compare(&mut self, look: Look) -> Vec<Event> {
+        let Contents { leases, complaints, .. } = understand(look.rows);
+        for complaint in complaints.difference(&self.complaints) {
+            tracing::warn!("lease store: {complaint}; skipped");
+        }
+        self.complaints = complaints;
+        self.next_expiry = leases.iter().filter_map(|lease| lease.expires).min();
+        let current: BTreeMap<SubnetKey, Lease> =
+            leases.into_iter().map(|lease| (lease.key, lease)).collect();
+        let events = if self.revision.is_none() {
+            vec![Event::Snapshot(current.values().cloned().collect())]
+        } else {
+            let gone = self.known.keys().filter(|key| !current.contains_key(key));
+            let put = current.values().filter(|lease| self.known.get(&lease.key) != Some(lease));
+            gone.map(|key| Event::Removed(*key)).chain(put.map(|lease| Event::Put(lease.clone()))).collect()
+        };
+        self.revision = Some(look.revision);
+        self.known = current;
+        events
+    }
+}

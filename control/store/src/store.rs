@@ -1,0 +1,163 @@
+//! The one door: a store of any kind, and what each kind answers.
+
+use model::error::{ConfigError, Warning};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use model::net_config::{self, NetConfig};
+use model::secrets::redact;
+
+use crate::error::{Cause, StoreError};
+use crate::lease::{self, Holder, Owned, Wish};
+use crate::{Etcd, Memory, Spec, Sqlite, Watch};
+
+/// A store of any kind. Clones share the store and its connection.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// What a flannel cluster uses.
+    Etcd(Etcd),
+    /// A file shared by the daemons of one machine.
+    Sqlite(Sqlite),
+    /// Nothing outlives the process.
+    Memory(Memory),
+}
+
+/// The network configuration that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// As it is stored.
+    pub text: String,
+    /// As it is understood.
+    pub config: NetConfig,
+    /// What in it a person should look at.
+    pub warnings: Vec<Warning>,
+}
+
+impl Store {
+    /// Opens the store that `spec` names. A cluster need not be there yet.
+    pub async fn open(spec: Spec) -> Result<Store, StoreError> {
+        match spec {
+            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
+            Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::open(path).await?)),
+            Spec::Memory(store) => Ok(Store::Memory(store)),
+        }
+    }
+
+    /// Reads the network configuration, after `given`, if any, has taken the place of what is stored.
+    /// [`StoreError::Passing`] while none is set, and while a broken one may be mended by somebody else.
+    pub async fn network(&self, given: Option<&str>) -> Result<Network, StoreError> {
+        let fatal = |error: ConfigError| StoreError::Fatal(Cause::Config(error));
+        // A broken one must not reach the other nodes.
+        given.map(net_config::parse).transpose().map_err(fatal)?;
+        let mut stored = self.net_config().await?;
+        if let Some(new) = given
+            && stored.as_deref() != Some(new)
+        {
+            if let Some(old) = &stored {
+                // Nodes that run keep the old one until they restart.
+                let [old, new] = [old, new].map(redact);
+                tracing::warn!(old, new, "replacing the network configuration in the store");
+            }
+            self.set_net_config(new).await?;
+            stored = Some(new.to_owned());
+        }
+        let text = stored.ok_or(StoreError::Passing(Cause::Unconfigured))?;
+        let (config, warnings) = net_config::parse(&text).map_err(|error| match self {
+            // Somebody else of the cluster wrote it and can mend it.
+            Store::Etcd(_) => StoreError::Passing(Cause::Config(error)),
+            Store::Sqlite(_) | Store::Memory(_) => fatal(error),
+        })?;
+        Ok(Network { text, config, warnings })
+    }
+
+    /// Reads the network configuration's text, if one was set.
+    pub async fn net_config(&self) -> Result<Option<String>, StoreError> {
+        match self {
+            Store::Etcd(store) => Ok(store.net_config().await?),
+            Store::Sqlite(store) => Ok(store.net_config().await?),
+            Store::Memory(store) => Ok(store.net_config()),
+        }
+    }
+
+    /// Sets the network configuration's text, unchecked. Leases stay as they are.
+    pub async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
+        match self {
+            Store::Etcd(store) => Ok(store.set_net_config(text).await?),
+            Store::Sqlite(store) => Ok(store.set_net_config(text).await?),
+            Store::Memory(store) => {
+                store.set_net_config(text);
+                Ok(())
+            }
+        }
+    }
+
+    /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the first
+    /// hundred free ones. The attributes are stored with it; what is published may differ, see [`Owned`].
+    pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
+        match self {
+            Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
+            Store::Sqlite(store) => store.acquire(wish).await.map(Owned::as_wished),
+            Store::Memory(store) => store.acquire(wish),
+        }
+    }
+
+    /// Renews our lease, the wish unchanged; [`StoreError::Lost`] if it is no longer stored as ours. What is
+    /// published may have changed all the same, see [`Owned`].
+    pub async fn renew(&self, own: &Owned) -> Result<Owned, StoreError> {
+        self.update(own, &own.wished).await
+    }
+
+    /// Renews our lease and publishes another wish; [`StoreError::Lost`] if it is no longer stored as ours. What is
+    /// published may differ from the wish, see [`Owned`].
+    pub async fn update(&self, own: &Owned, wished: &LeaseAttrs) -> Result<Owned, StoreError> {
+        match self {
+            Store::Etcd(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
+            Store::Sqlite(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
+            Store::Memory(store) => store.update(own, wished),
+        }
+    }
+
+    /// Says who holds a lease that is stored under our key, if `wished` is what we asked for. Asks no server.
+    pub fn holder(&self, wished: &LeaseAttrs, stored: &Lease) -> Holder {
+        match self {
+            Store::Etcd(_) | Store::Sqlite(_) => lease::holder(wished, &stored.attrs),
+            Store::Memory(store) => store.holder(wished, stored),
+        }
+    }
+
+    /// Lists all leases that can be read and are not void.
+    pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        match self {
+            Store::Etcd(store) => Ok(store.leases().await?),
+            Store::Sqlite(store) => Ok(store.leases().await?),
+            Store::Memory(store) => Ok(store.leases()),
+        }
+    }
+
+    /// Removes a lease, whoever holds it. Returns true if there was one.
+    pub async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
+        match self {
+            Store::Etcd(store) => Ok(store.remove(key).await?),
+            Store::Sqlite(store) => Ok(store.remove(key).await?),
+            Store::Memory(store) => Ok(store.remove(key)),
+        }
+    }
+
+    /// Follows all leases, our own among them. The first event is a snapshot.
+    pub async fn watch(&self) -> Result<Watch, StoreError> {
+        match self {
+            Store::Etcd(store) => Ok(store.watch()),
+            Store::Sqlite(store) => Ok(store.watch()),
+            Store::Memory(store) => Ok(store.watch()),
+        }
+    }
+
+    /// Tells the store that this node forwards, for stores that have a place for it. The daemon calls it once in each
+    /// start, after `subnet.env` is written.
+    pub async fn announce_ready(&self) -> Result<(), StoreError> {
+        match self {
+            // flannel writes nothing of the kind there.
+            Store::Etcd(_) | Store::Sqlite(_) => {}
+            Store::Memory(store) => store.announce_ready(),
+        }
+        Ok(())
+    }
+}
