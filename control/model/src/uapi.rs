@@ -1,7 +1,8 @@
 //! What the tools of the WireGuard project ask of a userspace implementation
 //! (<https://www.wireguard.com/xplatform/>, "configuration protocol").
 
-/// More than the longest request that means anything here: `set`, which can be longer, is refused whatever it says.
+/// More than the longest request that means anything here: `set`, which can be longer, is refused whatever it
+/// says.
 pub const LONGEST: usize = 4096;
 
 /// What a client has said so far.

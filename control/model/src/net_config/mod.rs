@@ -1,4 +1,5 @@
-//! The cluster's network configuration (`net-conf.json`, etcd's `config`), with flannel's defaults and checks.
+//! The cluster's network configuration (`net-conf.json`, etcd's `config`), with flannel's defaults and
+//! checks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
