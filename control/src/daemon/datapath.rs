@@ -23,8 +23,9 @@ pub(super) fn start(
     planned: &[Tunnel],
     switches: Switches,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
-    let config = engine::Config {
+    let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
+        queues: 0,
         pin: settings.workers.pin,
         wait: settings
             .workers

@@ -260,18 +260,18 @@ impl Node {
             match notice.event {
                 engine::Event::UnderlayDowngraded => tracing::warn!(
                     device,
-                    worker = notice.worker,
+                    worker = notice.worker.place(),
                     "the kernel refused a batch of datagrams; they leave one by one from now on"
                 ),
                 engine::Event::OverlayDowngraded { tcp, udp } => tracing::warn!(
                     device,
-                    worker = notice.worker,
+                    worker = notice.worker.place(),
                     tcp,
                     udp,
                     "the TUN refused a super-packet; what it still takes is true"
                 ),
                 engine::Event::WorkerFailed(why) => {
-                    return Err(DaemonError::WorkerFailed { worker: notice.worker, why });
+                    return Err(DaemonError::WorkerFailed { worker: notice.worker.place(), why });
                 }
             }
         }
