@@ -1,9 +1,9 @@
-//! The few things that a worker tells control besides its counters.
+//! The events that workers report to control, besides their counters.
 
 use crossbeam_channel::{Receiver, Sender};
 use path::WorkerIndex;
 
-/// What happened.
+/// An event in a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The kernel rejected `UDP_SEGMENT` or a batch call in use; datagrams are sent one by one from now on.
@@ -15,22 +15,22 @@ pub enum Event {
         /// UDP packets are still joined.
         udp: bool,
     },
-    /// A worker stopped by itself, for this reason; its share of every tunnel is dead.
+    /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),
 }
 
-/// An event, and where.
+/// An event, with its tunnel and worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Index of the tunnel.
     pub tunnel: usize,
-    /// The worker that saw it.
+    /// The worker that reported the event.
     pub worker: WorkerIndex,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// A worker's end of the channel to control: it never blocks, and drops what nobody reads.
+/// A worker's end of the channel to control. It never blocks, and drops events when the channel is full.
 #[derive(Clone)]
 pub(crate) struct Notifier {
     pub(crate) tunnel: usize,
@@ -40,7 +40,7 @@ pub(crate) struct Notifier {
 
 impl Notifier {
     pub(crate) fn send(&self, event: Event) {
-        // A full queue means that control already has much to read of the same kind.
+        // If the channel is full, control already has many such events to read.
         let _ = self.sender.try_send(Notice { tunnel: self.tunnel, worker: self.worker, event });
     }
 }

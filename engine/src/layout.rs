@@ -1,5 +1,5 @@
-//! Which worker owns what: worker *i* has socket *i* of every port, and of each device every queue whose number leaves
-//! the remainder *i* when it is divided by the number of workers: queue *i* alone, unless more are asked for.
+//! Assigns sockets and queues to workers. Worker *i* has socket *i* of every port and, of each device, the
+//! queues whose number modulo the number of workers is *i*: only queue *i*, unless more queues are requested.
 
 use io::{Error, Shape, raw, tun, udp};
 use path::encap::ipip;
@@ -9,25 +9,26 @@ use crate::Chosen;
 use crate::config::{EngineConfig, Switches, TunnelConfig};
 use crate::port::Port;
 
-/// Room for what arrives while a worker is busy: some hundred super-packets.
+/// Receive buffer for datagrams that arrive while a worker is busy: some hundred super-packets.
 const RECEIVE_BUFFER: usize = 16 << 20;
-/// A dozen super-packets a port. More would only queue up in the uplink, in front of everyone else's packets.
+/// Send buffer for a dozen super-packets per port. More would only queue in the uplink, ahead of other
+/// traffic.
 const SEND_BUFFER: usize = 1 << 20;
-/// What one receive call may bring. A slot holds the largest datagram, or train of them.
+/// Slots of one receive call. A slot holds the largest datagram or run of joined datagrams.
 const SHAPE: Shape = Shape { slots: 16, len: 1 << 16 };
 
-/// The cores this process may use; at least one.
+/// Returns the cores that this process may use, at least one.
 pub(crate) fn cores() -> Vec<usize> {
     io::thread::allowed_cores().ok().filter(|cores| !cores.is_empty()).unwrap_or_else(|| vec![0])
 }
 
-/// How many workers to start.
+/// Returns the number of workers to start.
 pub(crate) fn workers(config: &EngineConfig) -> usize {
     let wanted = if config.workers == 0 { cores().len() } else { config.workers };
     if config.switches.multiqueue { wanted.clamp(1, tun::MAX_QUEUES) } else { 1 }
 }
 
-/// How many queues a device is to have.
+/// Returns the number of queues to request for a device.
 fn queues(config: &EngineConfig, workers: usize) -> usize {
     match config.queues {
         _ if !config.switches.multiqueue => 1,
@@ -36,7 +37,7 @@ fn queues(config: &EngineConfig, workers: usize) -> usize {
     }
 }
 
-/// The worker that owns a queue of a device.
+/// Returns the worker that owns a queue of a device.
 pub(crate) fn owner(queue: usize, workers: usize) -> WorkerIndex {
     WorkerIndex((queue % workers.max(1)) as u32)
 }
@@ -44,14 +45,15 @@ pub(crate) fn owner(queue: usize, workers: usize) -> WorkerIndex {
 /// The open device and sockets of one tunnel.
 pub(crate) struct OpenTunnel {
     pub(crate) queues: Vec<tun::Queue>,
-    /// One for each worker.
+    /// One port per worker.
     pub(crate) ports: Vec<Port>,
     pub(crate) hold: tun::Hold,
     pub(crate) chosen: Chosen,
 }
 
 impl OpenTunnel {
-    /// Opens the sockets, then the device: a port that is taken is the likelier failure, and leaves no trace on the host.
+    /// Opens the sockets, then the device. A port in use is the more likely failure, and leaves no trace on
+    /// the host.
     pub(crate) fn open(
         config: &EngineConfig,
         tunnel: &TunnelConfig,
@@ -73,7 +75,8 @@ impl OpenTunnel {
         let workers = workers.min(tun.queues.len());
         ports.truncate(workers);
         if let Format::Ipip(ipip) = tunnel.format() {
-            // Each of these has a share that nobody else takes, so there must be just as many as workers.
+            // Each raw socket has a share of the flows that no other receives, so there must be one per
+            // worker.
             ports = raw_ports(config, ipip, workers)?;
         }
         let mut features =
@@ -89,7 +92,8 @@ impl OpenTunnel {
         Ok(OpenTunnel { queues: tun.queues, ports, hold: tun.hold, chosen })
     }
 
-    /// Closes what is left over where another device has fewer queues, and so there are fewer workers than there are ports.
+    /// Closes surplus ports and queues if another device has fewer queues and there are fewer workers than
+    /// ports.
     pub(crate) fn shrink(&mut self, config: &EngineConfig, workers: usize) {
         self.chosen.workers = workers;
         self.ports.truncate(workers);
@@ -139,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queues_are_dealt_out_to_the_workers_in_turn() {
+    fn queues_are_assigned_to_workers_in_turn() {
         let owners = |queues, workers| (0..queues).map(|queue| owner(queue, workers).0).collect::<Vec<_>>();
         assert_eq!(owners(4, 4), [0, 1, 2, 3]);
         assert_eq!(owners(5, 2), [0, 1, 0, 1, 0]);
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_has_a_queue_for_each_worker_unless_it_is_to_have_another_number() {
+    fn a_device_has_one_queue_per_worker_unless_another_number_is_requested() {
         let config = |queues| EngineConfig { queues, ..EngineConfig::default() };
         assert_eq!((queues(&config(0), 3), queues(&config(8), 3), queues(&config(999), 3)), (3, 8, 256));
         let mut single = config(8);

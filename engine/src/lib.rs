@@ -1,4 +1,4 @@
-//! The loop: one worker a core, run to completion.
+//! The worker loop: one worker per core, run to completion.
 //!
 //! ```text
 //! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, and a wire with socket 0 of each port
@@ -6,11 +6,12 @@
 //!    └── status(), notices() ◄── counter pages, few events
 //! ```
 //!
-//! [`Engine::start`] opens devices and sockets, then starts the threads; control addresses the devices and
-//! publishes tables; [`Engine::stop`] ends the threads and closes everything. A flow stays on one worker both
-//! ways: the kernel picks a socket by the outer flow, and the TUN learns the queue from our writes.
+//! [`Engine::start`] opens devices and sockets, then starts the threads; control assigns addresses to the
+//! devices and publishes tables; [`Engine::stop`] ends the threads and closes everything. A flow stays on one
+//! worker in both directions: the kernel selects a socket by the outer flow, and the TUN learns the queue
+//! from writes.
 //!
-//! Start reading at `worker`, then `tunnel`; what happens to a packet is in the crate `path`.
+//! Start reading at `worker`, then `tunnel`. The crate `path` decides what happens to a packet.
 
 pub mod config;
 mod event;
@@ -55,64 +56,65 @@ struct RunningWorker {
     waker: Waker,
 }
 
-/// What control holds of one tunnel.
+/// Control's part of one tunnel.
 struct RunningTunnel {
     device: String,
     publisher: Publisher<Fib>,
-    /// Memory of the newest table.
+    /// Size of the newest table.
     table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
     persist: bool,
-    /// For a tunnel that makes handshakes.
+    /// The keeper of a WireGuard tunnel.
     keeper: Option<wireguard::KeeperHandle>,
     /// Keeps the device in use; `None` once the engine has stopped.
     hold: Mutex<Option<io::tun::Hold>>,
     chosen: Chosen,
 }
 
-/// What a tunnel really got, after probing.
+/// What a tunnel uses after probing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// Name of the TUN device as the kernel gave it.
+    /// The name that the kernel assigned to the TUN device.
     pub device: String,
-    /// Workers, and so listening sockets; and queues, unless another number was asked for.
+    /// Number of workers and of listening sockets. Also the number of queues, unless another one was
+    /// requested.
     pub workers: usize,
-    /// Source ports of all workers.
+    /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.
     pub features: Switches,
-    /// One sentence for each feature that was wanted and not granted.
+    /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
 }
 
 impl Engine {
     /// Opens the devices and sockets of all tunnels and starts the workers. A new device is down and has no
-    /// address; one that an earlier run has left forwards at once. On an error nothing stays open.
+    /// address; one that an earlier run left behind forwards immediately. On an error nothing stays open.
     pub fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
         start::start(config, tunnels)
     }
 
-    /// Makes `table` the one that tunnel `index` uses, from each worker's next turn on.
+    /// Makes tunnel `index` use `table`, from each worker's next turn on.
     pub fn publish(&self, index: usize, table: &Arc<Fib>) {
         if let Some(tunnel) = self.tunnels.get(index) {
             tunnel.publisher.publish(table);
             tunnel.table_bytes.store(table.bytes(), Ordering::Relaxed);
-            // A sleeping worker would otherwise hold the old table until its next packet.
+            // A sleeping worker would otherwise keep the old table until its next packet.
             for running in &self.threads {
                 let _ = running.waker.wake();
             }
         }
     }
 
-    /// Makes these the peers of a WireGuard tunnel. Sessions of those that stay go on.
+    /// Replaces the peers of a WireGuard tunnel. Peers that remain keep their sessions.
     pub fn set_peers(&self, index: usize, peers: Vec<wireguard::PeerConfig>) {
         if let Some(keeper) = self.keeper(index) {
             keeper.set_peers(peers);
         }
     }
 
-    /// Returns the state of the peers of a WireGuard tunnel, by key. `None` for another tunnel, and for one too busy with
-    /// handshakes to answer.
+    /// Returns the state of a WireGuard tunnel's peers, ordered by key. Returns `None` for other tunnels, and
+    /// if the keeper is too busy with handshakes to answer.
     pub fn peers(&self, index: usize) -> Option<Vec<wireguard::PeerStatus>> {
         self.keeper(index)?.status()
     }
@@ -121,18 +123,18 @@ impl Engine {
         self.tunnels.get(index)?.keeper.as_ref()
     }
 
-    /// Memory of each tunnel's newest table, in bytes. The workers share it.
+    /// Returns the size of each tunnel's newest table in bytes. The workers share it.
     pub fn table_bytes(&self) -> impl Iterator<Item = usize> {
         self.tunnels.iter().map(|tunnel| tunnel.table_bytes.load(Ordering::Relaxed))
     }
 
-    /// What each tunnel got of what it asked for.
+    /// Returns what each tunnel uses after probing.
     pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
         self.tunnels.iter().map(|tunnel| &tunnel.chosen)
     }
 
-    /// Makes the devices that were opened to persist outlive this engine. Until then an engine that ends takes new
-    /// devices with it.
+    /// Makes the devices configured to persist outlive this engine. Until then new devices disappear with the
+    /// engine.
     pub fn keep_devices(&self) -> Result<(), Error> {
         for tunnel in &self.tunnels {
             let hold = tunnel.hold.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,18 +143,18 @@ impl Engine {
         Ok(())
     }
 
-    /// All counters as they are now. Never stops a worker.
+    /// Returns the current counters. Never stops a worker.
     pub fn status(&self) -> Status {
         let tunnels = self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages)).collect();
         Status { tunnels }
     }
 
-    /// Takes the notices that workers have sent since the last call.
+    /// Returns the notices that workers have sent since the last call.
     pub fn notices(&self) -> impl Iterator<Item = Notice> + '_ {
         self.notices.try_iter()
     }
 
-    /// Stops the workers and closes devices and sockets. Counters stay readable.
+    /// Stops the workers and closes devices and sockets. Counters remain readable.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         for running in &self.threads {

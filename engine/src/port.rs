@@ -1,5 +1,5 @@
-//! What a worker's wire is made of: UDP sockets, or a raw one. One worker loop serves both, without a call through
-//! a table of functions.
+//! The ports of a worker's wire: UDP sockets or a raw socket. One worker loop serves both, without dynamic
+//! dispatch.
 
 use std::io::Result;
 use std::ops::Range;
@@ -10,11 +10,11 @@ use io::{PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Wai
 /// One worker's sockets for one tunnel.
 #[derive(Debug)]
 pub(crate) enum Port {
-    /// For formats that travel in UDP.
+    /// For formats over UDP.
     Udp(udp::UdpPort),
-    /// The same, at several addresses.
+    /// For formats over UDP with several listening addresses.
     UdpGroup(Box<udp::UdpGroup>),
-    /// For formats that are an IP protocol of their own.
+    /// For formats with their own IP protocol number.
     Raw(raw::RawPort),
 }
 
@@ -35,7 +35,7 @@ impl Port {
         }
     }
 
-    /// Opens another way to send from the port's address; a raw socket has none.
+    /// Opens a second sender for the port's address. Returns `None` for a raw socket.
     pub(crate) fn aside(&self) -> std::result::Result<Option<udp::Aside>, io::Error> {
         match self {
             Port::Udp(port) => port.aside().map(Some),
@@ -44,7 +44,7 @@ impl Port {
         }
     }
 
-    /// The UDP source ports, which all workers share; a raw socket has none.
+    /// Returns the UDP source ports, which all workers share. A raw socket has none.
     pub(crate) fn source_ports(&self) -> Vec<u16> {
         match self {
             Port::Udp(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),

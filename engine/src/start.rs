@@ -1,4 +1,4 @@
-//! Starting an engine: open everything, deal it out to the workers, start the threads.
+//! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -20,16 +20,16 @@ use crate::wireguard::{Settings, Shared, keeper};
 use crate::worker::{Wire, Worker};
 use crate::{Engine, RunningTunnel, RunningWorker, snapshot};
 
-/// What one worker is given.
+/// One worker's ports and tunnels.
 #[derive(Default)]
 struct Share {
-    /// Each with the tunnel that it serves.
+    /// Each port with the tunnel that it serves.
     ports: Vec<(usize, Port)>,
     tunnels: Vec<Tunnel<tun::Queue>>,
     pages: Vec<Arc<Page>>,
 }
 
-/// What a keeper is started with.
+/// The arguments for starting a keeper.
 struct KeeperParts<'c> {
     settings: &'c Settings,
     shared: Shared,
@@ -38,11 +38,12 @@ struct KeeperParts<'c> {
 
 pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
     let mut opened = Vec::new();
-    // A host that needs no tunnel needs no worker.
+    // Without tunnels there are no workers.
     let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
     for tunnel in tunnels {
         let one = OpenTunnel::open(config, tunnel, workers)?;
-        // A device with fewer queues than workers bounds the workers of all tunnels: each owns a queue of every device.
+        // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
+        // device.
         workers = one.chosen.workers;
         opened.push(one);
     }
@@ -51,7 +52,7 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
     let (mut running, mut keepers) = (Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
         one.shrink(config, workers);
-        let (tunnel, keeper) = deal(index, one, tunnel, &mut shares, &sender)?;
+        let (tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
         running.push(tunnel);
         keepers.push(keeper);
     }
@@ -69,7 +70,7 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
         let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
         let handle = keeper::start(index, settings, shared, socket, wakers)
-            .map_err(|cause| Error::new("starting the handshakes' thread", cause))?;
+            .map_err(|cause| Error::new("starting the WireGuard handshake thread", cause))?;
         if let Some(tunnel) = engine.tunnels.get_mut(index) {
             tunnel.keeper = Some(handle);
         }
@@ -77,9 +78,9 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
     Ok(engine)
 }
 
-/// Deals one tunnel's queues and ports out to the workers. Returns what control keeps of it, and what its keeper is to be
-/// started with, if it has one.
-fn deal<'c>(
+/// Distributes one tunnel's queues and ports over the workers. Returns control's part of the tunnel, and the
+/// arguments for starting its keeper, if it has one.
+fn distribute<'c>(
     index: usize,
     one: OpenTunnel,
     tunnel: &'c TunnelConfig,
@@ -148,15 +149,15 @@ fn run(
     let thread =
         std::thread::Builder::new().name(format!("loden-w{}", notifier.worker)).spawn(move || {
             if let Some(core) = core {
-                // A core that was taken away since is no reason not to run.
+                // If the core is no longer allowed, run without pinning.
                 let _ = io::thread::pin_to_core(core);
             }
-            // Nothing in a worker panics by intent. If one does, control must be told, since the queue and the socket are
-            // gone and the rest goes on as if nothing were.
+            // Workers do not panic intentionally. If one does, control must know: its queues and sockets are
+            // gone while the other workers continue.
             let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => format!("waiting for packets: {error}"),
-                Err(_) => "it panicked; the message is above".to_owned(),
+                Err(_) => "panicked; see the message above".to_owned(),
             };
             notifier.send(Event::WorkerFailed(why));
         })?;

@@ -1,4 +1,4 @@
-//! A worker turned by hand over any ports: for tests of the whole loop without a kernel or a thread.
+//! A worker that is turned by hand over any ports, for testing the whole loop without a kernel or a thread.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,8 @@ pub struct ByHand<O, U> {
 }
 
 impl<O: Overlay, U: Underlay> ByHand<O, U> {
-    /// A worker over these queues and this port with this table. `mtu` is the overlay's, `lanes` the source ports.
+    /// Creates a worker over these queues and this port. `mtu` is the overlay's, `lanes` the number of source
+    /// ports.
     pub fn new(
         queues: Vec<O>,
         underlay: U,
@@ -46,22 +47,22 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         Ok(ByHand { worker, page, publisher })
     }
 
-    /// Turns once. Fails only when looking at the waiter does.
+    /// Runs one turn. Fails only if waiting fails.
     pub fn turn(&mut self) -> std::io::Result<()> {
         self.worker.turn()
     }
 
-    /// Makes the next turn look at both ports, as a report of the waiter would.
+    /// Makes the next turn read all ports, as if the waiter had reported them.
     pub fn rouse(&mut self) {
         self.worker.rouse();
     }
 
-    /// Makes `table` the one in use from the next turn on.
+    /// Makes the worker use `table` from the next turn on.
     pub fn publish(&self, table: &Arc<Fib>) {
         self.publisher.publish(table);
     }
 
-    /// A counter by its name in [`status::names`]; 0 for a name that is none.
+    /// Returns a counter by its name in [`status::names`], or 0 for an unknown name.
     pub fn counter(&self, name: &str) -> u64 {
         status::names().zip(self.page.load()).find(|(n, _)| n == name).map_or(0, |(_, value)| value)
     }

@@ -1,7 +1,6 @@
 //! A worker that serves several queues of a device forwards from all of them, and each flow keeps its queue.
 
-// clippy.toml allows it in test functions, not in the helpers beside them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -17,13 +16,13 @@ use wire::addr::Mtu;
 use wire::{ipv4, udp, virtio};
 
 const MTU: u16 = 1472;
-/// The tunnel's own address, and a pod's behind the peer.
+/// The tunnel's address, and the address of a pod behind the peer.
 const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const FLOWS: u16 = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The packet of one flow, by its ports.
+/// Builds a packet of one flow.
 fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
     let mut bytes = vec![0x5a; 20 + 8 + 32];
     let ip = ipv4::Header {
@@ -41,7 +40,7 @@ fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
         dst: dst.0,
     };
     ip.emit(&mut bytes).unwrap();
-    // Without a checksum, which IPv4 allows (RFC 768).
+    // IPv4 allows UDP without a checksum (RFC 768).
     udp::Header { src_port: src.1, dst_port: dst.1, len: 40, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
     bytes
 }
@@ -51,7 +50,7 @@ fn ports(packet: &[u8]) -> (u16, u16) {
     (header.src_port, header.dst_port)
 }
 
-/// The table of a tunnel of the `udp` format with one peer.
+/// Builds the table of a `udp` tunnel with one peer.
 fn table(remote: SocketAddr) -> Fib {
     let mut builder = FibBuilder::new(Format::Udp);
     builder.add("198.18.1.0/24".parse().unwrap(), PeerSpec { remote, mac: None, mtu: MTU }).unwrap();
@@ -87,17 +86,17 @@ fn every_queue_of_a_worker_is_read_and_a_flow_is_written_to_one_of_them() {
         assert_eq!(chosen.len(), 1, "a flow changed its queue");
         used.extend(chosen);
     }
-    assert_eq!(used.len(), 3, "some queue has no flow");
+    assert_eq!(used.len(), 3, "a queue has no flow");
     assert_eq!(worker.counter("ingress.delivered"), u64::from(FLOWS) * 3);
     assert_eq!(worker.counter("overlay.reads") + worker.counter("overlay.writes"), 3 + u64::from(FLOWS) * 3);
 }
 
-/// Runs `test` on a thread of its own in a network namespace of its own, where that is granted.
+/// Runs `test` on its own thread in its own network namespace, if that is permitted.
 fn in_scratch(test: impl FnOnce() + Send + 'static) {
     let body = move || match netns::enter_scratch() {
         Ok(()) => test(),
         Err(error) => {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must grant a namespace: {error}");
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI requires network namespaces: {error}");
             eprintln!("skipped: {error}");
         }
     };
@@ -133,13 +132,13 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
         let chosen = engine.chosen().next().unwrap().clone();
         assert_eq!(chosen.workers, 1);
         if !chosen.features.multiqueue {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must have several queues");
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI requires multi-queue");
             return eprintln!("skipped: {:?}", chosen.notes);
         }
         netns::set_address("lqueues0", NEAR, 15).unwrap();
         netns::set_up("lqueues0").unwrap();
 
-        // Out: the kernel spreads the flows over both queues.
+        // Egress: the kernel spreads the flows over both queues.
         let pods: Vec<_> = (0..FLOWS).map(|_| UdpSocket::bind((NEAR, 0)).unwrap()).collect();
         let sources: BTreeSet<u16> = pods.iter().map(|pod| pod.local_addr().unwrap().port()).collect();
         pods.iter().for_each(|pod| _ = pod.send_to(b"out", (FAR, 9)).unwrap());
@@ -152,18 +151,18 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
             }
         }
 
-        // In: each flow by the queue that it has.
+        // Ingress: each flow uses its own queue.
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, chosen.source_ports[0]));
         for pod in &pods {
             let own = pod.local_addr().unwrap().port();
             peer.send_to(&packet((FAR, 9), (NEAR, own)), to).unwrap();
             pod.set_read_timeout(Some(PATIENCE)).unwrap();
-            let (len, from) = pod.recv_from(&mut room).expect("an answer");
+            let (len, from) = pod.recv_from(&mut room).expect("a datagram");
             assert_eq!((len, from), (32, SocketAddr::from((FAR, 9))));
         }
         engine.stop();
         let status = engine.status();
-        assert_eq!(status.tunnels[0].workers.len(), 1, "one page of one worker");
+        assert_eq!(status.tunnels[0].workers.len(), 1, "one page for one worker");
         assert!(status.tunnels[0].total("overlay.reads") >= u64::from(FLOWS));
         assert_eq!(status.tunnels[0].total("ingress.delivered"), u64::from(FLOWS));
     });

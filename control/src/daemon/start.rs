@@ -193,7 +193,7 @@ impl Beginning<'_> {
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board: &Arc<Board> = &endpoints.board;
         let plan = Arc::new(plan::plan(&context, &own.published, ledger.peers())?);
-        memory.promise(traffic::wanted(&settings.traffic));
+        memory.announce_firewall(traffic::wanted(&settings.traffic));
         let rules = traffic::start(
             &settings.traffic,
             &context.config,

@@ -1,20 +1,20 @@
-//! The plain records of a batch: what a port has received, what it is to send, and the numbers in them.
+//! The plain records of a batch: received datagrams, datagrams to send, and the numbers of peers and workers.
 //!
-//! `path` decides by these records and `io` moves bytes by them; neither crate knows the other. A record owns no
-//! bytes: it names them by their place in an arena.
+//! `path` makes decisions about these records and `io` moves the bytes they describe; neither crate depends
+//! on the other. A record owns no bytes: it refers to them by their position in an arena.
 
 use std::net::SocketAddr;
 
-/// A peer's number. Two peers of one tunnel never have the same.
+/// A peer's number, unique within its tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
-/// A worker's number, from 0 on.
+/// A worker's number, starting at 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerIndex(pub u32);
 
 impl WorkerIndex {
-    /// The worker's place in a list of all workers.
+    /// Returns the worker's index in a list of all workers.
     #[inline]
     pub const fn place(self) -> usize {
         self.0 as usize
@@ -56,7 +56,7 @@ pub struct Transmit {
     /// Number of spans.
     pub span_count: u32,
     /// Payload bytes of each datagram except the last, which may be shorter. Each datagram begins at the
-    /// start of a span. Without meaning if all spans form one datagram; may be 0 then.
+    /// start of a span. Ignored, and may be 0, if all spans form one datagram.
     pub segment_size: u16,
     /// Number of datagrams; 0 counts as 1.
     pub segments: u16,

@@ -34,7 +34,7 @@ pub fn wireguard(data: &[u8]) {
     let moment = Moment { now: 1_000, stamp: [9; 12], index: SessionIndex(7), jitter: 0 };
     peer.endpoint = Some(from);
     peer.begin(&OURS, &moment, &mut actions);
-    match intake.look(IpAddr::V4(Ipv4Addr::LOCALHOST), data, 0) {
+    match intake.check(IpAddr::V4(Ipv4Addr::LOCALHOST), data, 0) {
         Ok(Message::Initiation(message)) => {
             if let Some(initiation) = noise::receive(&OURS, message) {
                 let known = initiation.peer == THEIRS.public();

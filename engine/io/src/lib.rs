@@ -5,7 +5,7 @@
 //! | module | contents | may be called per packet |
 //! |---|---|---|
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
-//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::RawPort`] is also an [`Underlay`] | receive and transmit |
+//! | [`raw`] | a worker's raw IPv4 socket; [`raw::RawPort`] is an [`Underlay`] too | receive and transmit |
 //! | [`udp`] | a worker's sockets; a [`udp::UdpPort`] is an [`Underlay`] | receive and transmit |
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |

@@ -65,7 +65,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let Some((_, peer)) = found else {
         return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
     };
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         inner.ttl = decrement_ttl(ip, &inner)?;
     }
     let cut = match virtio.gso {

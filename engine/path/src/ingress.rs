@@ -149,7 +149,7 @@ fn check(
         return Err(DropReason::BadIpChecksum);
     }
     merge_ecn(packet, &mut inner, piece.ecn)?;
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         decrement_ttl(packet, &mut inner)?;
     }
     let checksum = checksum::verify(&inner, packet, piece.verified, &mut counters.summed_bytes)?;
@@ -173,7 +173,7 @@ fn check(
 #[inline]
 fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
     // No kernel sends the udp format.
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         return false;
     }
     let Ok(stripped) = fib.format().strip(received) else { return false };

@@ -1,9 +1,9 @@
 //! Datagrams waiting to be sent, gathered per peer and source port.
 //!
-//! One `UDP_SEGMENT` send takes datagrams of equal size, only the last may be shorter; they need not be of
-//! one flow. So segments of one super-packet, of the next one, and small packets of other flows that share
-//! peer and port all ride in one call. Messages leave in the order they were opened, and a flow always uses
-//! one peer and port, so no flow is reordered.
+//! One `UDP_SEGMENT` send carries datagrams of equal size, of which only the last may be shorter. They need
+//! not belong to one flow: segments of several super-packets and small packets of other flows with the same
+//! peer and port share one call. Messages are sent in the order in which they were opened, and a flow always
+//! has the same peer and port, so no flow is reordered.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -14,24 +14,24 @@ use crate::space::Space;
 
 /// UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h); later kernels take more.
 pub const SEGMENTS_MAX: u16 = 64;
-/// Payload of the largest UDP datagram over IPv4 (65,535 - 20 - 8), which bounds a send as a whole.
+/// Payload of the largest UDP datagram over IPv4 (65,535 - 20 - 8), which limits each send as a whole.
 pub const BYTES_MAX: u32 = 65_507;
-/// Messages that one batch may make.
+/// Maximum messages in one batch.
 pub const MESSAGES: usize = 128;
-/// Spans of one message: each datagram has a header and a payload.
+/// Maximum spans of one message: a header and a payload for each datagram.
 const SPANS: usize = 2 * SEGMENTS_MAX as usize;
 const SLOTS: usize = 256;
 const FREE: u16 = u16::MAX;
 const REPLIES_MAX: usize = 16;
 
-/// Where a datagram goes.
+/// The destination of a datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram {
-    /// The peer's number in the table, which tells peers apart quickly.
+    /// The peer's number, which is faster to compare than its address.
     pub peer: PeerId,
     /// The peer's address.
     pub to: SocketAddr,
-    /// Source port of the fan.
+    /// Index of the source port in the fan.
     pub lane: u16,
     /// Outer ECN codepoint.
     pub ecn: u8,
@@ -39,35 +39,36 @@ pub struct Datagram {
 
 /// The messages of one worker and tunnel.
 ///
-/// A message is a [`Transmit`] from the moment it is opened: its spans lie in a block of their own, to which datagrams
-/// are added until it is full.
+/// A message is a [`Transmit`] from the moment it is opened. Its spans are in a separate block, to which
+/// datagrams are added until the message is full.
 #[derive(Debug)]
 pub struct Outbox {
     messages: Vec<Transmit>,
-    /// Message *i* has the block from *i* × [`SPANS`] on.
+    /// The block of message *i* begins at *i* × [`SPANS`].
     spans: Vec<Range<u32>>,
     fills: Vec<Fill>,
     sent: usize,
     live: usize,
     slots: Vec<u16>,
-    /// Bytes that each datagram grows by before it is sent.
+    /// Bytes by which each datagram grows before it is sent.
     overhead: u32,
-    /// Headers and ICMP replies are written here.
+    /// Space for headers and ICMP errors.
     pub space: Space,
     replies: Vec<Range<u32>>,
 }
 
-/// How much is in a message.
+/// The fill level of a message.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fill {
     bytes: u32,
-    /// It takes nothing more.
+    /// Whether the message accepts no more datagrams.
     full: bool,
 }
 
 impl Fill {
+    /// Whether `datagram`, which has `size` bytes, fits the message.
     #[inline]
-    fn takes(self, message: &Transmit, datagram: &Datagram, size: u32, overhead: u32) -> bool {
+    fn accepts(self, message: &Transmit, datagram: &Datagram, size: u32, overhead: u32) -> bool {
         !self.full
             && message.peer == datagram.peer
             && message.lane == datagram.lane
@@ -78,7 +79,7 @@ impl Fill {
 }
 
 impl Outbox {
-    /// An outbox that writes its headers to `space` of the worker's arena.
+    /// Creates an outbox that writes headers to `space` in the worker's arena.
     pub fn new(space: Range<u32>) -> Outbox {
         let to = SocketAddr::from(([0, 0, 0, 0], 0));
         let message = |index: usize| Transmit {
@@ -104,12 +105,12 @@ impl Outbox {
         }
     }
 
-    /// The same, for datagrams that grow by up to so many bytes before they are sent.
+    /// Creates an outbox for datagrams that grow by up to `overhead` bytes before they are sent.
     pub fn with_overhead(space: Range<u32>, overhead: u32) -> Outbox {
         Outbox { overhead, ..Outbox::new(space) }
     }
 
-    /// Whether `datagrams` more of them, with `header` bytes of headers each, can be queued before the next
+    /// Whether `datagrams` more datagrams, with `header` bytes of headers each, can be queued before the next
     /// [`Outbox::clear`].
     #[inline]
     pub fn has_room(&self, datagrams: usize, header: usize) -> bool {
@@ -117,7 +118,7 @@ impl Outbox {
         self.space.left() >= datagrams * header && self.live + messages < MESSAGES
     }
 
-    /// Queues one datagram made of a header span and a payload span (either may be empty).
+    /// Queues a datagram that consists of a header span and a payload span, either of which may be empty.
     #[inline]
     pub fn push(&mut self, datagram: &Datagram, header: Range<u32>, payload: Range<u32>) {
         let size = (header.end - header.start) + (payload.end - payload.start);
@@ -125,7 +126,7 @@ impl Outbox {
         let slot = (peer.0 as usize).wrapping_mul(31).wrapping_add(usize::from(lane)) % SLOTS;
         let open = usize::from(self.slots[slot]);
         let index = match self.messages[..self.live].get(open) {
-            Some(message) if self.fills[open].takes(message, datagram, size, self.overhead) => open,
+            Some(message) if self.fills[open].accepts(message, datagram, size, self.overhead) => open,
             _ => {
                 let index = self.live;
                 let Some(message) = self.messages.get_mut(index) else { return };
@@ -163,34 +164,34 @@ impl Outbox {
                 > BYTES_MAX;
     }
 
-    /// How many messages, from the oldest pending one on, can take nothing more; sending them now keeps their bytes
-    /// warm.
+    /// Returns how many of the oldest pending messages are full in a row. Sending them now finds their bytes
+    /// still in the cache.
     #[inline]
     pub fn full(&self) -> usize {
         self.fills[self.sent..self.live].iter().take_while(|fill| fill.full).count()
     }
 
-    /// All messages not yet sent.
+    /// Returns all messages that are not yet sent.
     #[inline]
     pub fn pending(&self) -> &[Transmit] {
         &self.messages[self.sent..self.live]
     }
 
-    /// The spans of all messages.
+    /// Returns the spans of all messages.
     #[inline]
     pub fn spans(&self) -> &[Range<u32>] {
         &self.spans
     }
 
-    /// The bytes of one message, datagram after datagram. Each datagram starts with a span of its own.
+    /// Returns the spans of one message, datagram by datagram. Each datagram begins with a new span.
     #[inline]
     pub fn spans_of(&self, message: &Transmit) -> &[Range<u32>] {
         let first = message.first_span as usize;
         self.spans.get(first..first + message.span_count as usize).unwrap_or_default()
     }
 
-    /// Puts those of one source port together among the `n` oldest pending messages, which must all be sent before
-    /// anything more is queued. Sends of one port share a call, and a flow has one port, so its order stands.
+    /// Groups the `n` oldest pending messages by source port. All of them must be sent before anything more
+    /// is queued. Sends from one port share a call, and a flow has one port, so its order is preserved.
     #[inline]
     pub fn group_by_lane(&mut self, n: usize) {
         let end = self.live.min(self.sent + n);
@@ -203,7 +204,7 @@ impl Outbox {
         self.sent = self.live.min(self.sent + n);
     }
 
-    /// Queues a reply for the overlay, if this batch has room for one more.
+    /// Queues a reply for the overlay. Returns false if the batch has no room for it.
     pub fn push_reply(&mut self, span: Range<u32>) -> bool {
         let room = self.replies.len() < REPLIES_MAX;
         if room {
@@ -212,17 +213,18 @@ impl Outbox {
         room
     }
 
-    /// Whether one more reply may be made. A batch makes few: a pod that asks for many gets silence.
+    /// Whether another reply fits. The number per batch is limited: a pod that causes many errors gets no
+    /// more replies.
     pub fn has_room_for_reply(&self) -> bool {
         self.replies.len() < REPLIES_MAX
     }
 
-    /// ICMP errors for pods, virtio header first.
+    /// Returns the ICMP errors for pods, virtio header first.
     pub fn replies(&self) -> &[Range<u32>] {
         &self.replies
     }
 
-    /// Forgets everything and gives the headers back.
+    /// Removes everything and releases the headers.
     pub fn clear(&mut self) {
         self.sent = 0;
         self.live = 0;
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_sizes_share_a_send_and_a_short_one_ends_it() {
+    fn datagrams_of_equal_size_share_a_send_and_a_shorter_one_ends_it() {
         let mut outbox = outbox();
         for len in [1450, 1450, 700, 1450] {
             outbox.push(&to(1, 3), 0..22, 100..100 + len);
@@ -273,17 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_later_takes_its_room_now() {
+    fn overhead_is_reserved_for_each_datagram() {
         let mut outbox = Outbox::with_overhead(0..1 << 20, 32);
         for _ in 0..50 {
             outbox.push(&to(1, 3), 0..20, 100..1500);
         }
-        // 45 would be 63,900 bytes and, grown, 65,340; 46 would be too much.
+        // 45 datagrams have 63,900 bytes, and 65,340 with overhead; 46 would exceed the limit.
         assert_eq!(sizes(&outbox), [(1420, 45), (1420, 5)]);
     }
 
     #[test]
-    fn peers_lanes_and_ecn_are_kept_apart_in_order() {
+    fn messages_are_separated_by_peer_lane_and_ecn_and_stay_in_order() {
         let mut outbox = outbox();
         outbox.push(&to(1, 0), 0..22, 100..200);
         outbox.push(&to(2, 0), 0..22, 100..200);
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_few() {
+    fn the_number_of_replies_is_limited() {
         let mut outbox = outbox();
         assert!((0..REPLIES_MAX).all(|_| outbox.push_reply(0..10)));
         assert!(!outbox.push_reply(0..10));

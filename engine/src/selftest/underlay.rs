@@ -14,10 +14,10 @@ const SHAPE: Shape = Shape { slots: 16, len: 1 << 16 };
 
 pub(super) fn check(wanted: &Switches, report: &mut Report) {
     if wanted.gso {
-        report.add("gso", "trains sent in one piece, received apart", trains(true, false));
+        report.add("gso", "runs sent joined and received as single datagrams", trains(true, false));
     }
     if wanted.gro {
-        report.add("gro", "trains sent in one piece or apart, received joined", trains(wanted.gso, true));
+        report.add("gro", "runs sent joined or singly and received joined", trains(wanted.gso, true));
     }
 }
 
@@ -29,17 +29,18 @@ fn trains(segment: bool, gro: bool) -> Outcome {
             Ok(Some(received)) => {
                 let count = received.len();
                 return Outcome::Broken(format!(
-                    "{total} bytes in datagrams of {size} came out as {count} datagrams, or changed"
+                    "{total} bytes in datagrams of {size}: received {count} datagrams, wrong or too few"
                 ));
             }
-            Ok(None) => return Outcome::Untested("the kernel does not have it".into()),
+            Ok(None) => return Outcome::Untested("not supported by the kernel".into()),
             Err(error) => return Outcome::Untested(error),
         }
     }
     Outcome::Works
 }
 
-/// Sends `bytes` as datagrams of `size` and returns the datagrams as received; `None` without the feature.
+/// Sends `bytes` as datagrams of `size` and returns the received datagrams, or `None` if the feature is not
+/// granted.
 fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<Vec<Vec<u8>>>, String> {
     let config = |segment, gro| udp::UdpConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -72,7 +73,7 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
     };
     let outcome = sender.transmit(bytes, &spans, &[train]);
     if outcome.sent != spans.len() as u32 {
-        return Err(format!("the loopback device took {} of {} datagrams", outcome.sent, spans.len()));
+        return Err(format!("the loopback device accepted {} of {} datagrams", outcome.sent, spans.len()));
     }
     if segment && sender.counters().resent > 0 {
         return Ok(Some(Vec::new()));

@@ -1,4 +1,4 @@
-//! Pods to underlay: reads, checks, cuts, prepends, sends.
+//! From the pods to the underlay: reads, checks, cuts, prepends, sends.
 
 use io::{Overlay, Underlay};
 use path::egress::{self, HEADROOM};
@@ -8,25 +8,25 @@ use path::{Counters, DropReason, Verdict};
 use super::Tunnel;
 use crate::worker::Outlet;
 
-/// Packets read from one queue in one turn at most.
+/// Maximum packets read from one queue per turn.
 const BUDGET: usize = 128;
-/// The largest packet a TUN hands over, with its headers and the room in front.
+/// Space for the largest packet that a TUN delivers, with its headers and the headroom.
 const READ_ROOM: usize = HEADROOM + wire::virtio::HEADER_LEN + 65_535;
-/// Headers of cut packets and ICMP replies; more than the header bytes of any super-packet that is cut.
+/// Space for headers of cut packets and for ICMP errors, more than any super-packet needs.
 const HEADERS: usize = 1 << 19;
-/// Packets as read. Small ones lie close together, large ones fill it in eight reads.
+/// Space for packets as read: many small ones, or eight large ones.
 const PACKETS: usize = 1 << 19;
-/// Packets start on a cache line.
+/// Packets begin on a cache line.
 const ALIGN: usize = 64;
 
-/// Where packets are read to, and what becomes of them.
+/// The arena that packets are read into, and the datagrams made from them.
 pub(super) struct Buffers {
     pub(super) arena: Box<[u8]>,
     pub(super) outbox: Outbox,
 }
 
 impl Buffers {
-    /// Buffers for datagrams that grow by up to `overhead` bytes before they are sent.
+    /// Creates buffers for datagrams that grow by up to `overhead` bytes before they are sent.
     pub(super) fn new(overhead: u32) -> Buffers {
         Buffers {
             arena: vec![0; HEADERS + PACKETS].into_boxed_slice(),
@@ -36,7 +36,7 @@ impl Buffers {
 }
 
 impl<O: Overlay> Tunnel<O> {
-    /// Forwards a batch of each queue that may have something. Returns whether anything came.
+    /// Forwards a batch from each queue that may have packets. Returns whether there were any.
     #[inline]
     pub(crate) fn egress<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         let mut worked = false;
@@ -107,7 +107,7 @@ impl<O: Overlay> Tunnel<O> {
     }
 }
 
-/// Sends all messages, answers the pods of the queue, and empties the outbox.
+/// Sends all messages, writes the ICMP errors to the pods, and clears the outbox.
 fn flush<O: Overlay, U: Underlay>(
     overlay: &mut O,
     egress: &mut Buffers,

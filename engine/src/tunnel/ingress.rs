@@ -1,4 +1,4 @@
-//! Underlay to pods: strips or opens, checks, joins, writes.
+//! From the underlay to the pods: strips or opens, checks, joins, writes.
 
 use std::io::ErrorKind;
 
@@ -10,35 +10,36 @@ use super::sealing::Sink;
 use super::{Queue, Tunnel};
 use crate::event::Event;
 
-/// The part of a receive arena, at its start, that is not for the port: virtio headers, and headers of packets that had
-/// to be cut for an overlay without offloads.
+/// Length of the first part of a receive arena, which holds virtio headers and the headers of packets that
+/// are cut for an overlay without offloads. The port uses the rest.
 pub(crate) const ARENA_HEADERS: usize = 1 << 18;
-/// Records from other workers opened in one turn at most.
+/// Maximum records from other workers that are opened per turn.
 const STRAYS: usize = 16;
 
 impl<O: Overlay> Tunnel<O> {
-    /// Forwards what one receive call brought.
+    /// Forwards the datagrams of one receive call.
     #[inline]
     pub(crate) fn ingress(&mut self, arena: &mut [u8], received: &[Received]) {
         for one in received {
             self.make_room(arena);
             let (sealing, sink) = self.sink();
-            sealing.take(arena, *one, sink);
+            sealing.receive(arena, *one, sink);
         }
         self.write_runs(arena);
-        // The pod's TCP answers within the write: look for its ACKs before asking the waiter.
+        // The pod's TCP responds within the write, so read its ACKs before asking the waiter.
         if received.iter().any(|one| one.segment_size > 0) {
             self.rouse();
         }
     }
 
-    /// Opens records that arrived at another worker, as if they had arrived here. Returns whether there were any.
+    /// Opens records that arrived at other workers, as if they had arrived here. Returns whether there were
+    /// any.
     #[inline]
     pub(super) fn take_strays(&mut self, arena: &mut [u8]) -> bool {
         if !self.sealing.has_strays() {
             return false;
         }
-        // The rest waits for the next turn.
+        // More than this wait for the next turn.
         let mut at = ARENA_HEADERS;
         for _ in 0..STRAYS {
             let Some(stray) = self.sealing.stray() else { break };
@@ -58,7 +59,7 @@ impl<O: Overlay> Tunnel<O> {
                 ecn: stray.ecn,
                 source: stray.source,
             };
-            sealing.take(arena, received, sink);
+            sealing.receive(arena, received, sink);
             at += len;
         }
         self.write_runs(arena);
@@ -98,8 +99,8 @@ impl<O: Overlay> Tunnel<O> {
                         counters.delivered += 1;
                         continue;
                     }
-                    // A kernel that does not take this kind of super-packet after all: write the same data
-                    // again in pieces, and do not try again.
+                    // The kernel rejects this kind of super-packet despite the probe. Write the same data
+                    // again as single packets, and disable joining.
                     Err(error) if run.is_super() && error.kind() == ErrorKind::InvalidInput => {
                         if run.is_tcp() {
                             joins.tcp = false;
@@ -128,8 +129,8 @@ impl<O: Overlay> Tunnel<O> {
     }
 }
 
-/// The queue that a run is written to. The TUN learns from it where the flow's answers are to be read, so a flow keeps
-/// its queue.
+/// Selects the queue for a run. The TUN delivers a flow's replies on the queue that the flow was written to,
+/// so a flow keeps its queue.
 #[inline]
 fn choose<'q, O>(queues: &'q mut [Queue<O>], run: &Run) -> Option<&'q mut O> {
     let index = match queues.len() {

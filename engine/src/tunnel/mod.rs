@@ -1,9 +1,9 @@
-//! One worker's share of one tunnel: its queues, its table, its buffers, and the two ways through.
+//! One worker's share of one tunnel: its queues, table, buffers and both directions.
 //!
 //! ```text
 //! egress.rs    queue → check, cut, prepend → outbox  → messages to the wire
 //! ingress.rs   datagrams from the wire → strip, check → coalescer → runs to a queue
-//! sealing.rs   what a format that seals does in between
+//! sealing.rs   the encryption in between, for formats that have it
 //! ```
 
 mod egress;
@@ -34,20 +34,20 @@ pub(crate) struct Tunnel<O> {
     joins: Joins,
     pub(crate) counters: Counters,
     notifier: Notifier,
-    /// Downgrades of the port that control knows of.
+    /// Number of downgrades of the port that control has been notified of.
     downgrades: u64,
     sealing: Sealing,
 }
 
-/// A queue of the overlay and what the worker knows of it.
+/// A queue of the overlay and its state.
 struct Queue<O> {
     overlay: O,
-    /// May have something to read: set by the waiter, cleared when a read finds nothing.
+    /// Whether there may be something to read. The waiter sets it; a read that finds nothing clears it.
     ready: bool,
     token: usize,
 }
 
-/// What a tunnel is made of, besides its queues.
+/// The parts of a tunnel besides its queues.
 pub(crate) struct Parts {
     pub(crate) fib: Reader<Fib>,
     pub(crate) mtu: u16,
@@ -58,7 +58,7 @@ pub(crate) struct Parts {
 }
 
 impl<O: Overlay> Tunnel<O> {
-    /// A share that serves these queues.
+    /// Creates a share that serves these queues.
     pub(crate) fn new(queues: Vec<O>, parts: Parts) -> Self {
         let Parts { fib, mtu, lanes, switches, notifier, sealing } = parts;
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
@@ -77,7 +77,7 @@ impl<O: Overlay> Tunnel<O> {
         }
     }
 
-    /// Registers all queues under the tokens from `token` on. Returns the first one that is left.
+    /// Registers all queues under consecutive tokens from `token` on. Returns the next free token.
     pub(crate) fn register(&mut self, waiter: &mut Waiter, token: usize) -> Result<usize> {
         for (queue, token) in self.queues.iter_mut().zip(token..) {
             queue.token = token;
@@ -86,7 +86,8 @@ impl<O: Overlay> Tunnel<O> {
         Ok(token + self.queues.len())
     }
 
-    /// Picks up the newest table, and what is new of sessions. Returns whether that was work.
+    /// Picks up the newest table, session changes and records from other workers. Returns whether there was
+    /// work.
     #[inline]
     pub(crate) fn refresh<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         self.fib.refresh();
@@ -94,31 +95,31 @@ impl<O: Overlay> Tunnel<O> {
         has_mail | self.take_strays(out.arena())
     }
 
-    /// Whether the next turn has something to do here, whatever the waiter says.
+    /// Whether the next turn has work here, regardless of the waiter.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
         self.queues.iter().any(|queue| queue.ready) || self.sealing.has_strays()
     }
 
-    /// Notes what the waiter has reported.
+    /// Marks the queues that the waiter has reported.
     pub(crate) fn note(&mut self, ready: Ready) {
         for queue in &mut self.queues {
             queue.ready |= ready.contains(queue.token);
         }
     }
 
-    /// Makes the next turn look at every queue.
+    /// Makes the next turn read every queue.
     pub(crate) fn rouse(&mut self) {
         self.queues.iter_mut().for_each(|queue| queue.ready = true);
     }
 
-    /// The counters of all queues together.
+    /// Returns the sum of all queues' counters.
     pub(crate) fn overlay_counters(&self) -> PortCounters {
         let sum = |sum: PortCounters, queue: &Queue<O>| sum.plus(queue.overlay.counters());
         self.queues.iter().fold(PortCounters::default(), sum)
     }
 
-    /// Tells control that the port has lost a feature since the last call, if it has.
+    /// Notifies control if the port has lost a feature since the last call.
     pub(crate) fn report_downgrades(&mut self, underlay: &PortCounters) {
         if underlay.downgrades != self.downgrades {
             self.downgrades = underlay.downgrades;

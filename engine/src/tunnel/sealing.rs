@@ -1,5 +1,5 @@
-//! What stands between a tunnel's packets and the wire: nothing, or WireGuard's records. Nothing else of a tunnel
-//! knows which.
+//! The layer between a tunnel's packets and the wire: none, or WireGuard records. The rest of a tunnel does
+//! not know which.
 
 use std::ops::Range;
 
@@ -12,20 +12,21 @@ use crate::wireguard::Stray;
 use crate::wireguard::crypt::{Crypt, Opened};
 use crate::worker::Outlet;
 
-/// Full messages that go at once: enough to share a call, few enough to be still in the cache.
+/// Number of full messages that are sent together: enough to share a call, few enough to be still in the
+/// cache.
 const FULL_BATCH: usize = 4;
-/// The same where they are sealed first: what was read and its records lie in the cache side by side.
+/// Number of full messages that are sealed and sent together. Packets and their records share the cache.
 const FULL_BATCH_SEALED: usize = 2;
 
-/// How a tunnel's datagrams travel.
+/// How a tunnel's datagrams are sent.
 pub(crate) enum Sealing {
-    /// As they are.
+    /// Without encryption.
     Plain,
-    /// As WireGuard's records.
+    /// As WireGuard records.
     Wireguard(Box<Crypt>),
 }
 
-/// Where packets from the wire go.
+/// The destination of packets from the wire.
 pub(super) struct Sink<'t> {
     pub(super) fib: &'t Fib,
     pub(super) mtu: u16,
@@ -34,7 +35,7 @@ pub(super) struct Sink<'t> {
 }
 
 impl Sealing {
-    /// Bytes by which a datagram may grow on its way out.
+    /// Returns the maximum number of bytes by which sealing makes a datagram longer.
     pub(super) fn overhead(&self) -> u32 {
         match self {
             Sealing::Plain => 0,
@@ -42,7 +43,7 @@ impl Sealing {
         }
     }
 
-    /// How many full messages are worth a call.
+    /// Returns how many full messages are worth a call.
     #[inline]
     pub(super) fn full_batch(&self) -> usize {
         match self {
@@ -51,8 +52,8 @@ impl Sealing {
         }
     }
 
-    /// Takes in what the keeper has sent, and sends what has waited for a session. Returns whether the keeper had sent
-    /// anything.
+    /// Processes the keeper's mail, and sends packets that waited for a session. Returns whether there was
+    /// mail.
     #[inline]
     pub(super) fn refresh<U: Underlay>(&mut self, out: &mut Outlet<'_, U>, counters: &mut Counters) -> bool {
         let Sealing::Wireguard(crypt) = self else { return false };
@@ -77,9 +78,9 @@ impl Sealing {
         }
     }
 
-    /// Takes the packets out of what the wire brought, and passes them on.
+    /// Extracts the packets from received datagrams and passes them on.
     #[inline]
-    pub(super) fn take(&mut self, arena: &mut [u8], received: Received, sink: Sink<'_>) {
+    pub(super) fn receive(&mut self, arena: &mut [u8], received: Received, sink: Sink<'_>) {
         match self {
             Sealing::Plain => {
                 let Sink { fib, mtu, coalescer, counters } = sink;
@@ -89,13 +90,13 @@ impl Sealing {
         }
     }
 
-    /// Whether records wait here that arrived at another worker.
+    /// Whether there are records that arrived at other workers.
     #[inline]
     pub(super) fn has_strays(&self) -> bool {
         matches!(self, Sealing::Wireguard(crypt) if crypt.has_stray())
     }
 
-    /// The oldest of them.
+    /// Takes the oldest record that arrived at another worker.
     pub(super) fn stray(&mut self) -> Option<Stray> {
         match self {
             Sealing::Plain => None,
@@ -119,7 +120,7 @@ fn send_plain<U: Underlay>(
     outbox.mark_sent(count);
 }
 
-/// Seals and sends as many messages at a time as there is room for records.
+/// Seals and sends messages, as many at a time as fit the record buffer.
 fn send_sealed<U: Underlay>(
     mut count: usize,
     egress: &mut Buffers,
@@ -129,7 +130,7 @@ fn send_sealed<U: Underlay>(
 ) {
     let Buffers { arena, outbox } = egress;
     while count > 0 {
-        // There is always room for one, so this ends.
+        // There is always room for one message, so this loop ends.
         let done = crypt.seal(arena, outbox, count, counters).max(1);
         transmit(crypt, out, counters);
         outbox.mark_sent(done);
@@ -159,7 +160,7 @@ fn tally(outcome: TransmitOutcome, counters: &mut Counters) {
     counters.egress.drop(DropReason::UnderlayError, u64::from(outcome.dropped_error));
 }
 
-/// Opens what one receive brought, record by record, each where it stands.
+/// Opens the records of one receive slot in place, one by one.
 #[inline]
 fn open(crypt: &mut Crypt, arena: &mut [u8], received: Received, mut sink: Sink<'_>) {
     let Received { mut at, len, segment_size, .. } = received;
@@ -191,7 +192,7 @@ fn open_one(
             let packet = Received { at, len, segment_size: 0, ..received };
             ingress::opened(arena, packet, peer, fib, *mtu, coalescer, &mut counters.ingress);
         }
-        // A keepalive, or a message that went elsewhere.
+        // A keepalive, or a message that was forwarded.
         Ok(_) => {}
         Err(reason) => counters.ingress.drop(reason, 1),
     }

@@ -1,4 +1,4 @@
-//! A tunnel's handshakes and timers, on a thread of their own.
+//! A tunnel's handshakes and timers, on a separate thread.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -20,11 +20,11 @@ use rand::Rng;
 use super::mail::{FromControl, FromNetwork, FromWorker, Mailbox, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
 
-/// The intake counts handshakes over this time.
+/// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
-/// Dropped messages are counted at most this often.
+/// Minimum interval between reports of dropped messages.
 const COUNT_EVERY: Millis = 100;
-/// TAI64N counts from here (<https://cr.yp.to/libtai/tai64.html>): 2^62, and ten leap seconds.
+/// TAI64N's value for the Unix epoch (<https://cr.yp.to/libtai/tai64.html>): 2^62 and ten leap seconds.
 const TAI: u64 = (1 << 62) + 10;
 
 /// The handshakes and timers of one tunnel.
@@ -36,25 +36,26 @@ struct Keeper {
     workers: Vec<(Arc<Mailbox>, Waker)>,
     peers: HashMap<PeerId, Known>,
     by_key: HashMap<PublicKey, PeerId>,
-    /// The peers by their configured endpoints.
+    /// Peers by configured endpoint.
     by_endpoint: HashMap<SocketAddr, PeerId>,
-    /// Whose a session is, or a handshake under way, by our index for it.
+    /// Peers by this node's index of a session or of a handshake in progress.
     sessions: HashMap<SessionIndex, PeerId>,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
-    /// Dropped messages that are not counted yet, and when they are to be.
+    /// Dropped messages that are not counted yet.
     dropped: [(DropReason, u64); 2],
+    /// When to report `dropped` to a worker.
     count_at: Option<Millis>,
 }
 
-/// What became of a message.
-enum Taken {
-    Yes,
-    /// It is no peer's, or not new.
-    No,
+/// The outcome of a handshake message.
+enum Outcome {
+    Accepted,
+    /// The message has an unknown sender, or is a replay.
+    Rejected,
     /// The keeper is under load.
-    TooMuch,
+    Overloaded,
 }
 
 /// A peer, its configuration, and its deadline in the wheel.
@@ -64,7 +65,7 @@ struct Known {
     at: Option<Millis>,
 }
 
-/// Starts the thread.
+/// Starts a keeper's thread.
 pub(crate) fn start(
     index: usize,
     settings: &Settings,
@@ -73,7 +74,7 @@ pub(crate) fn start(
     wakers: Vec<Waker>,
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
-    // Only the workers keep senders: when the workers are gone, the keeper ends.
+    // Only the workers keep senders, so the keeper ends when the workers have ended.
     let Shared { clock, from_worker: (_, from_worker), from_network: (_, from_network), mailboxes, .. } =
         shared;
     let mut keeper = Keeper {
@@ -92,7 +93,7 @@ pub(crate) fn start(
         dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
         count_at: None,
     };
-    // Messages of these peers may be waiting already.
+    // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
     let thread: JoinHandle<()> = std::thread::Builder::new()
@@ -102,7 +103,7 @@ pub(crate) fn start(
 }
 
 impl Keeper {
-    /// Runs until all workers are gone.
+    /// Runs until all workers have ended.
     fn run(
         &mut self,
         from_worker: &Receiver<FromWorker>,
@@ -115,8 +116,8 @@ impl Keeper {
             let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
             let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
-            // `select!` picks at random among the ready channels, so that no flood of one keeps the others waiting. Timers
-            // are looked at whatever comes.
+            // `select!` chooses randomly among the ready channels, so that a flood on one does not starve the
+            // others. Timers are checked after every message.
             select! {
                 recv(from_worker) -> mail => match mail {
                     Ok(mail) => self.handle(mail),
@@ -149,7 +150,7 @@ impl Keeper {
             }
             FromWorker::Roamed(id, to) => {
                 self.with(id, |peer, _, _, _| peer.endpoint = Some(to));
-                self.tell_peer(id);
+                self.send_peer(id);
             }
             FromWorker::Unknown(from) => self.handle_unknown(from),
             FromWorker::Sent(id) => self.with(id, |peer, _, moment, _| peer.watch_answer(moment.now)),
@@ -160,9 +161,9 @@ impl Keeper {
     fn handle_network(&mut self, mail: FromNetwork) {
         match mail {
             FromNetwork::Message(from, bytes) => match self.handle_message(from, &bytes) {
-                Taken::Yes => {}
-                Taken::No => self.drop_one(DropReason::WgStranger),
-                Taken::TooMuch => self.drop_one(DropReason::WgBusy),
+                Outcome::Accepted => {}
+                Outcome::Rejected => self.drop_one(DropReason::WgStranger),
+                Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
             },
             FromNetwork::Stray(worker, stray) => match self.workers.get(worker.place()) {
                 Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
@@ -178,8 +179,8 @@ impl Keeper {
         self.count_at.get_or_insert(self.clock.now() + COUNT_EVERY);
     }
 
-    /// Has a worker count what was dropped, since only workers have counters. It is done for many at a time, so that a
-    /// flood does not wake the worker for each.
+    /// Sends the number of dropped messages to a worker, because only workers have counters. Counts are
+    /// collected so that a flood does not wake the worker for each message.
     fn count_dropped(&mut self) {
         if self.count_at.is_none_or(|at| self.clock.now() < at) {
             return;
@@ -193,61 +194,63 @@ impl Keeper {
         }
     }
 
-    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) -> Taken {
+    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) -> Outcome {
         let now = self.clock.now();
         if now >= self.next_second {
             self.next_second = now + SECOND;
-            self.intake.second_has_passed(now);
+            self.intake.start_second(now);
         }
         let mut taken = false;
-        match self.intake.look(from.ip(), bytes, now) {
+        match self.intake.check(from.ip(), bytes, now) {
             Ok(Message::Initiation(message)) => {
-                let Some(initiation) = noise::receive(&self.private, message) else { return Taken::No };
-                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return Taken::No };
+                let Some(initiation) = noise::receive(&self.private, message) else {
+                    return Outcome::Rejected;
+                };
+                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return Outcome::Rejected };
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
                     taken = peer.handle_initiation(initiation, from, moment, actions);
                 });
                 if self.endpoint(id) != before {
-                    self.tell_peer(id);
+                    self.send_peer(id);
                 }
             }
             Ok(Message::Response(index, message)) => {
-                let Some(id) = self.sessions.get(&index).copied() else { return Taken::No };
+                let Some(id) = self.sessions.get(&index).copied() else { return Outcome::Rejected };
                 let attempted = self.peers.get(&id).and_then(|known| known.peer.attempting());
                 if attempted != Some(index) {
-                    return Taken::No;
+                    return Outcome::Rejected;
                 }
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
                     taken = peer.handle_response(message, from, moment.now, actions);
                 });
                 if self.endpoint(id) != before {
-                    self.tell_peer(id);
+                    self.send_peer(id);
                 }
             }
             Ok(Message::Cookie(index, message)) => {
-                let Some(id) = self.sessions.get(&index).copied() else { return Taken::No };
+                let Some(id) = self.sessions.get(&index).copied() else { return Outcome::Rejected };
                 self.with(id, |peer, _, moment, _| taken = peer.handle_cookie(message, moment.now));
             }
             Err(Refused::Reply(reply)) => {
                 self.socket.send(&reply, from);
-                return Taken::TooMuch;
+                return Outcome::Overloaded;
             }
-            Err(Refused::TooMany) => return Taken::TooMuch,
-            // A stranger gets no answer.
-            Err(Refused::Unfit) => {}
+            Err(Refused::TooMany) => return Outcome::Overloaded,
+            // Strangers get no reply.
+            Err(Refused::Invalid) => {}
         }
-        if taken { Taken::Yes } else { Taken::No }
+        if taken { Outcome::Accepted } else { Outcome::Rejected }
     }
 
-    /// Begins a session with a peer that sends records of one that is gone: after a restart peers would go on with their
-    /// old sessions for a quarter of a minute. It is begun with the peer that is configured at this address, and with
-    /// nobody else: the record itself proves nothing.
+    /// Begins a handshake with a peer that sends records of an unknown session. After a restart of this node,
+    /// peers would otherwise use their old sessions for another quarter of a minute. The record proves
+    /// nothing, so only the peer that is configured with this address is contacted.
     fn handle_unknown(&mut self, from: SocketAddr) {
         let now = self.clock.now();
         let Some(known) = self.by_endpoint.get(&from).and_then(|id| self.peers.get(id)) else { return };
-        if known.peer.current().is_none_or(|session| session.to_send(now) == Standing::Void) {
+        if known.peer.current().is_none_or(|session| session.send_standing(now) == Standing::Expired) {
             self.with(known.config.id, |peer, private, moment, actions| peer.begin(private, moment, actions));
         }
     }
@@ -265,7 +268,7 @@ impl Keeper {
         }
     }
 
-    /// Has a peer take one step, and carries out all that comes of it.
+    /// Runs one step of a peer, and carries out all resulting actions.
     fn with(&mut self, id: PeerId, step: impl FnOnce(&mut Peer, &SecretKey, &Moment, &mut Vec<Action>)) {
         if self.step(id, step) {
             // There is no session to send an empty record with.
@@ -273,7 +276,8 @@ impl Keeper {
         }
     }
 
-    /// Has a peer take one step, and carries out its actions. Returns true if the caller must begin a handshake first.
+    /// Runs one step of a peer, and carries out its actions. Returns true if the caller must begin a
+    /// handshake first.
     fn step(
         &mut self,
         id: PeerId,
@@ -286,16 +290,16 @@ impl Keeper {
         if known.peer.attempting() == Some(moment.index) {
             self.sessions.insert(moment.index, id);
         }
-        let mut again = false;
-        // Workers get a session before the peer does: the peer's first record may be there at once.
+        let mut handshake = false;
+        // Workers get a session before the peer does, because the peer's first record may arrive immediately.
         let (messages, others): (Vec<_>, Vec<_>) =
             actions.drain(..).partition(|action| matches!(action, Action::Send(..) | Action::Keepalive));
         for action in others.into_iter().chain(messages) {
-            again |= self.act(id, action);
+            handshake |= self.act(id, action);
         }
         self.actions = actions;
         self.schedule(id);
-        again
+        handshake
     }
 
     /// Carries out one action. Returns true if the caller must begin a handshake first.
@@ -304,17 +308,17 @@ impl Keeper {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
                 self.sessions.insert(session.local, id);
-                self.tell(|| ToWorker::Session(Arc::clone(&session), true));
+                self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
                 self.sessions.insert(session.local, id);
-                self.tell(|| ToWorker::Session(Arc::clone(&session), false));
+                self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), false));
             }
             Action::Forget(index) => {
                 self.sessions.remove(&index);
-                self.tell(|| ToWorker::Forget(index));
+                self.send_to_workers(|| ToWorker::Forget(index));
             }
-            Action::GiveUp => self.tell(|| ToWorker::GiveUp(id)),
+            Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
             Action::Keepalive => return !self.send_keepalive(id),
         }
         false
@@ -325,7 +329,7 @@ impl Keeper {
         let now = self.clock.now();
         let Some(peer) = self.peers.get(&id).map(|known| &known.peer) else { return true };
         let (Some(session), Some(to)) = (peer.current(), peer.endpoint) else { return false };
-        if session.to_send(now) == Standing::Void {
+        if session.send_standing(now) == Standing::Expired {
             return false;
         }
         let mut record = [0; OVERHEAD];
@@ -358,8 +362,8 @@ impl Keeper {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
                 known.peer.indices().for_each(|index| _ = self.sessions.remove(&index));
                 self.by_key.remove(&known.peer.key);
-                self.leave_endpoint(id, known.config.endpoint);
-                self.tell(|| ToWorker::Gone(id));
+                self.remove_endpoint(id, known.config.endpoint);
+                self.send_to_workers(|| ToWorker::Gone(id));
             }
         }
         for config in configs {
@@ -387,13 +391,13 @@ impl Keeper {
         let before = known.config.endpoint;
         known.config = config.clone();
         self.by_key.insert(config.key, id);
-        self.leave_endpoint(id, before);
+        self.remove_endpoint(id, before);
         self.by_endpoint.extend(config.endpoint.map(|at| (at, id)));
         self.schedule(id);
-        self.tell_peer(id);
+        self.send_peer(id);
     }
 
-    fn leave_endpoint(&mut self, id: PeerId, at: Option<SocketAddr>) {
+    fn remove_endpoint(&mut self, id: PeerId, at: Option<SocketAddr>) {
         if let Some(at) = at.filter(|at| self.by_endpoint.get(at) == Some(&id)) {
             self.by_endpoint.remove(&at);
         }
@@ -423,12 +427,14 @@ impl Keeper {
         self.peers.get(&id)?.peer.endpoint
     }
 
-    fn tell_peer(&self, id: PeerId) {
+    /// Sends a peer's address to all workers.
+    fn send_peer(&self, id: PeerId) {
         let Some(known) = self.peers.get(&id) else { return };
-        self.tell(|| ToWorker::Peer(id, known.peer.endpoint, Arc::clone(&known.peer.pulse)));
+        self.send_to_workers(|| ToWorker::Peer(id, known.peer.endpoint, Arc::clone(&known.peer.pulse)));
     }
 
-    fn tell(&self, mail: impl Fn() -> ToWorker) {
+    /// Puts a message into every worker's mailbox.
+    fn send_to_workers(&self, mail: impl Fn() -> ToWorker) {
         for (mailbox, _) in &self.workers {
             mailbox.put(mail());
         }

@@ -1,4 +1,4 @@
-//! What a keeper hears and tells. None of it is sent for each packet.
+//! The messages to and from a keeper. None of them is sent per packet.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,28 +10,28 @@ use path::{DropReason, PeerId, WorkerIndex};
 
 use super::{PeerConfig, PeerStatus};
 
-/// What the network brought, from a worker to the keeper. Strangers can make as much of it as they like, so it has a
-/// channel of its own, and a full one keeps no [`FromWorker`] out.
+/// A message from the network, passed from a worker to the keeper. Strangers can send any number of them, so
+/// they have a separate channel: when it is full, [`FromWorker`] messages still get through.
 pub(crate) enum FromNetwork {
-    /// A handshake message from this address, made for our key.
+    /// A handshake message from this address, made for this node's key.
     Message(SocketAddr, Box<[u8]>),
-    /// A record that arrived at the wrong worker; bring it to this one.
+    /// A record that arrived at the wrong worker, to be forwarded to this one.
     Stray(WorkerIndex, Stray),
 }
 
-/// What a worker needs or has noticed, from a worker to the keeper.
+/// A request or report from a worker to the keeper.
 pub(crate) enum FromWorker {
-    /// A packet waits and there is no session, or the session is getting old.
+    /// A new session is needed: there is none, or the current one is old.
     Want(PeerId),
-    /// The first record of an awaited session has come.
+    /// The first record of an awaited session has arrived.
     Confirmed(PeerId, SessionIndex),
     /// A peer now sends from this address.
     Roamed(PeerId, SocketAddr),
-    /// A record of no session came from this address.
+    /// A record of an unknown session arrived from this address.
     Unknown(SocketAddr),
-    /// Something was sent: watch for an answer.
+    /// Data was sent: start the timer for a response.
     Sent(PeerId),
-    /// Something was received: watch that it is answered.
+    /// Data was received: start the timer for a keepalive.
     Received(PeerId),
 }
 
@@ -43,17 +43,17 @@ pub(crate) enum FromControl {
     Status(Sender<Vec<PeerStatus>>),
 }
 
-/// From the keeper to a worker.
+/// A message from the keeper to a worker.
 pub(crate) enum ToWorker {
-    /// A peer is new, or has another address.
+    /// A peer is new or has a new address.
     Peer(PeerId, Option<SocketAddr>, Arc<Pulse>),
-    /// A peer is gone, and its sessions with it.
+    /// A peer was removed, with its sessions.
     Gone(PeerId),
-    /// Take records of this session, and send with it if `true`.
+    /// Receive with this session, and also send with it if `true`.
     Session(Arc<Session>, bool),
-    /// Take no more records of this session.
+    /// Stop receiving with this session.
     Forget(SessionIndex),
-    /// The peer does not answer: drop what waits for it.
+    /// The peer does not respond: drop the packets that wait for it.
     GiveUp(PeerId),
     /// A record that arrived at another worker.
     Stray(Stray),
@@ -61,21 +61,21 @@ pub(crate) enum ToWorker {
     Dropped(DropReason, u64),
 }
 
-/// A record on its way to the worker that has its window.
+/// A record that is forwarded to the worker with its session's replay window.
 pub(crate) struct Stray {
     pub(crate) source: SocketAddr,
     pub(crate) ecn: u8,
     pub(crate) bytes: Box<[u8]>,
 }
 
-/// Strays that may wait for one worker.
+/// Maximum strays that wait for one worker.
 const STRAYS: usize = 1024;
 
-/// Mail on its way to one worker, which looks at a flag each turn and takes the lock when it is set.
+/// The mail to one worker. The worker checks a flag each turn and takes the lock if it is set.
 #[derive(Default)]
 pub(crate) struct Mailbox {
     full: AtomicBool,
-    /// Strays that the worker has not taken yet.
+    /// Number of strays that the worker has not taken yet.
     strays: AtomicUsize,
     mail: Mutex<Vec<ToWorker>>,
 }
@@ -86,7 +86,7 @@ impl Mailbox {
         self.full.store(true, Ordering::Release);
     }
 
-    /// Puts a stray, unless too many wait: anybody who has seen a session's index can make them.
+    /// Puts a stray, unless too many are waiting: anyone who has seen a session's index can forge strays.
     pub(crate) fn put_stray(&self, stray: Stray) -> bool {
         let room = self.strays.load(Ordering::Relaxed) < STRAYS;
         if room {
@@ -96,12 +96,12 @@ impl Mailbox {
         room
     }
 
-    /// Makes room for one more stray; the worker has taken one.
+    /// Makes room for another stray after the worker has taken one.
     pub(crate) fn stray_taken(&self) {
         self.strays.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether there is anything to take.
+    /// Whether there is mail.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Acquire)

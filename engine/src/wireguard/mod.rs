@@ -1,4 +1,4 @@
-//! WireGuard beside the workers.
+//! WireGuard: the workers' part and the keeper's.
 //!
 //! ```text
 //!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages                 ┌──────────┐
@@ -7,10 +7,11 @@
 //!      └──── ToWorker: sessions to use and to forget, by a mailbox with a flag ─────┘
 //! ```
 //!
-//! Workers do nothing but seal and open ([`crypt`]). Handshakes and timers run on a thread of their own for each
-//! tunnel ([`keeper`]): a handshake costs as much as a hundred packets, and ten thousand of them must not stall
-//! anybody's traffic. Sealing is open to every worker, by a counter that they share; opening is one worker's for each
-//! session, because there is one replay window: the worker at whose socket the session's first record arrived.
+//! Workers only seal and open ([`crypt`]). Handshakes and timers run on a separate thread per tunnel
+//! ([`keeper`]): a handshake costs as much as a hundred packets, and ten thousand of them must not stall any
+//! traffic. Every worker can seal with a session, because the workers share its counter. Only one worker
+//! opens with it, because it has one replay window: the worker at whose socket the session's first record
+//! arrived.
 
 pub(crate) mod crypt;
 pub(crate) mod keeper;
@@ -28,37 +29,37 @@ use path::wireguard::{Gate, PublicKey, SecretKey};
 pub(crate) use self::mail::Stray;
 use self::mail::{FromControl, FromNetwork, FromWorker, Mailbox};
 
-/// What a tunnel needs to speak WireGuard.
+/// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our private key.
+    /// This node's private key.
     pub private: SecretKey,
-    /// The peers from the first packet on, with the numbers that the first table has; later ones come by
+    /// The peers from the first packet on, with their numbers in the first table. Later changes are made with
     /// [`Engine::set_peers`](crate::Engine::set_peers).
     pub peers: Vec<PeerConfig>,
 }
 
-/// A peer as it should be.
+/// The configuration of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Its number in the forwarding table, which no other peer ever had.
+    /// The peer's number in the forwarding table, which is never reused.
     pub id: PeerId,
-    /// Its key.
+    /// The peer's public key.
     pub key: PublicKey,
-    /// The secret that both sides have besides their keys; zeros for none.
+    /// The pre-shared key; zeros for none.
     pub psk: SecretKey,
-    /// Where it is, until it is heard elsewhere.
+    /// The peer's address, until it sends from another one.
     pub endpoint: Option<SocketAddr>,
-    /// How long a silence may last before something empty is sent; zero for ever.
+    /// The interval of persistent keepalives; zero for none.
     pub keepalive: Duration,
 }
 
-/// A peer as it is.
+/// The state of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Its key.
+    /// The peer's public key.
     pub key: PublicKey,
-    /// Where it was last heard, or is said to be.
+    /// The address that the peer last sent from, or its configured address.
     pub endpoint: Option<SocketAddr>,
     /// Time since the last handshake.
     pub last_handshake: Option<Duration>,
@@ -68,7 +69,7 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// The interval of persistent keepalives; zero for none.
     pub keepalive: Duration,
-    /// Whether there is a secret besides the keys.
+    /// Whether there is a pre-shared key.
     pub has_psk: bool,
 }
 
@@ -87,7 +88,7 @@ impl KeeperHandle {
         let _ = self.commands.send(FromControl::Peers(peers));
     }
 
-    /// Asks for the state of all peers. Returns `None` if the keeper does not answer within a second.
+    /// Requests the state of all peers. Returns `None` if the keeper does not answer within a second.
     pub(crate) fn status(&self) -> Option<Vec<PeerStatus>> {
         let (sender, answer): (_, Receiver<Vec<PeerStatus>>) = crossbeam_channel::bounded(1);
         self.commands.send(FromControl::Status(sender)).ok()?;
@@ -95,7 +96,7 @@ impl KeeperHandle {
         answer.recv_timeout(Duration::from_secs(1)).ok()
     }
 
-    /// Waits for the thread to end, as it does when all workers have.
+    /// Waits for the thread, which ends after all workers have ended.
     pub(crate) fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -104,7 +105,7 @@ impl KeeperHandle {
     }
 }
 
-/// The clock of a tunnel: milliseconds since it was opened, and never 0.
+/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -119,7 +120,7 @@ impl Clock {
     }
 }
 
-/// What a tunnel's workers and its keeper share, before their threads run.
+/// The state that a tunnel's workers and keeper share, created before their threads start.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
@@ -128,7 +129,7 @@ pub(crate) struct Shared {
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
 }
 
-/// Messages that may wait in each of the keeper's two channels; more are dropped, and counted by whoever cannot send.
+/// Capacity of each of the keeper's two channels. Further messages are dropped and counted by the sender.
 const WAITING: usize = 4096;
 
 impl Shared {

@@ -1,8 +1,10 @@
-//! One core's turn. Always in this order: newest tables, ingress, egress, counters, wait by policy.
+//! One core's worker loop. A turn always has this order: newest tables, ingress, egress, counters, wait by
+//! policy.
 //!
-//! Every step is bounded, so a turn is bounded. A worker owns everything it touches: the wire, and a share of each
-//! tunnel. The wire receives once and hands each tunnel its datagrams; tunnels hand it what is to be sent. What a worker
-//! shares are the mailboxes of its tables, the counter pages and one stop flag, none of which can make it wait.
+//! Every step is bounded, so a turn is bounded. A worker owns everything it touches: the wire, and a share of
+//! each tunnel. The wire receives and passes each tunnel its datagrams; the tunnels pass it messages to send.
+//! A worker shares only the mailboxes of its tables, the counter pages and one stop flag, none of which can
+//! block it.
 
 mod wire;
 
@@ -17,7 +19,7 @@ use crate::config::WaitPolicy;
 use crate::status::{LoopCounters, Page};
 use crate::tunnel::Tunnel;
 
-/// Bytes moved in one turn that make it a bulk turn: about one super-packet.
+/// Minimum bytes moved in a bulk turn: about one super-packet.
 const BULK: u64 = 60_000;
 
 /// One core's loop.
@@ -29,12 +31,12 @@ pub(crate) struct Worker<O, U> {
     policy: WaitPolicy,
     stop: Arc<AtomicBool>,
     looped: LoopCounters,
-    /// When the worker last found something to do; `None` while it is busy.
+    /// When the worker became idle; `None` while it is busy.
     idle_since: Option<Instant>,
 }
 
 impl<O: Overlay, U: Underlay> Worker<O, U> {
-    /// A worker that has this wire and these tunnels, each with its page. Registers all ports and queues with the waiter.
+    /// Creates a worker and registers all ports and queues with the waiter. Each tunnel has a page.
     pub(crate) fn new(
         mut wire: Wire<U>,
         mut tunnels: Vec<Tunnel<O>>,
@@ -51,7 +53,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         Ok(Worker { wire, tunnels, pages, waiter, policy, stop, looped, idle_since: None })
     }
 
-    /// Turns until the stop flag is set. Fails only when waiting does.
+    /// Runs turns until the stop flag is set. Fails only if waiting fails.
     pub(crate) fn run(&mut self) -> std::io::Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             self.turn()?;
@@ -60,7 +62,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         Ok(())
     }
 
-    /// One turn.
+    /// Runs one turn.
     pub(crate) fn turn(&mut self) -> std::io::Result<()> {
         self.looped.turns += 1;
         let mut worked = false;
@@ -81,7 +83,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             self.idle_since = None;
             self.publish();
         }
-        // While something waits to be read there is nothing to gather.
+        // Pause only if nothing is waiting to be read.
         let pending = self.wire.is_ready() || self.tunnels.iter().any(Tunnel::is_ready);
         if !pending && !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
             self.moderate();
@@ -90,8 +92,9 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         self.wait(pending)
     }
 
-    /// Lets more of a bulk stream gather before the next turn, as a network card moderates its interrupts:
-    /// each turn costs some calls, whatever it moves. The next turn asks the ports without asking the waiter.
+    /// Lets more of a bulk stream accumulate before the next turn, as a network card moderates its
+    /// interrupts: each turn costs some system calls, however much it moves. The next turn reads the ports
+    /// without asking the waiter.
     fn moderate(&mut self) {
         self.looped.waits += 1;
         self.looped.moderated += 1;
@@ -103,12 +106,12 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         self.tunnels.iter().map(|tunnel| tunnel.counters.egress.bytes + tunnel.counters.ingress.bytes).sum()
     }
 
-    /// Looks without sleeping while there is something left to read or the policy says so; else sleeps.
+    /// Checks the waiter, and sleeps unless something is left to read or the policy spins.
     fn wait(&mut self, pending: bool) -> std::io::Result<()> {
         let timeout = if pending || self.spins() { Some(Duration::ZERO) } else { None };
         if pending && !self.looped.turns.is_multiple_of(8) {
-            // In a burst the ports themselves say when they are empty; asking the waiter each time is a
-            // call for nothing. Every few turns it is asked all the same, for the ports that are not pending.
+            // In a burst the ports report when they are empty, so asking the waiter every time would waste a
+            // system call. It is still asked every few turns, for the ports that are not pending.
             return Ok(());
         }
         self.looped.waits += 1;
@@ -119,7 +122,7 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         Ok(())
     }
 
-    /// Makes the next turn look at every port and queue, as if the waiter had reported them all.
+    /// Makes the next turn read every port and queue, as if the waiter had reported them all.
     pub(crate) fn rouse(&mut self) {
         self.wire.rouse();
         self.tunnels.iter_mut().for_each(Tunnel::rouse);

@@ -1,4 +1,4 @@
-//! A worker's wire side: its ports, the arena that they fill, and whose each datagram is.
+//! A worker's wire: its ports, the arena that they fill, and the tunnel that each port serves.
 
 use std::io::Result;
 use std::ops::Range;
@@ -7,37 +7,39 @@ use io::{PortCounters, Ready, Received, Transmit, TransmitOutcome, Underlay, Wai
 
 use crate::tunnel::ARENA_HEADERS;
 
-/// Receive calls of one port in one turn at most.
+/// Maximum receive calls of one port per turn.
 const BUDGET: usize = 4;
 
 /// The ports of one worker.
 ///
-/// One arena serves them all: what one port has filled is written to the pods before the next one fills it. The
-/// tunnels' headers come first in it, see [`ARENA_HEADERS`], and the slots of the port behind them.
+/// All ports share one arena: what one port has received is written to the pods before the next port
+/// receives. The arena begins with space for the tunnels' headers, see [`ARENA_HEADERS`], followed by the
+/// port's slots.
 pub(crate) struct Wire<U> {
     ports: Vec<Berth<U>>,
     arena: Box<[u8]>,
     received: Vec<Received>,
 }
 
-/// A port and what the worker knows of it.
+/// A port and its state.
 struct Berth<U> {
     port: U,
-    /// The tunnel that sends by this port, and whose datagrams arrive at it.
+    /// The tunnel that sends and receives through this port.
     tunnel: usize,
-    /// May have something to read: set by the waiter, cleared when a receive call finds less than it asked for.
+    /// Whether there may be something to read. The waiter sets it; a receive call that fills fewer slots than
+    /// offered clears it.
     ready: bool,
     token: usize,
 }
 
-/// The way to the wire for one tunnel.
+/// One tunnel's access to the wire.
 pub(crate) struct Outlet<'w, U> {
     wire: &'w mut Wire<U>,
     tunnel: usize,
 }
 
 impl<U: Underlay> Wire<U> {
-    /// A wire of these ports, each with the tunnel that it serves.
+    /// Creates a wire of these ports, each with the tunnel that it serves.
     pub(crate) fn new(ports: Vec<(usize, U)>) -> Self {
         let shapes = || ports.iter().map(|(_, port)| port.shape());
         let room = shapes().map(|shape| shape.bytes()).max().unwrap_or(0);
@@ -52,7 +54,7 @@ impl<U: Underlay> Wire<U> {
         }
     }
 
-    /// Registers all ports under the tokens from `token` on. Returns the first one that is left.
+    /// Registers all ports under consecutive tokens from `token` on. Returns the next free token.
     pub(crate) fn register(&mut self, waiter: &mut Waiter, token: usize) -> Result<usize> {
         for (berth, token) in self.ports.iter_mut().zip(token..) {
             berth.token = token;
@@ -61,8 +63,8 @@ impl<U: Underlay> Wire<U> {
         Ok(token + self.ports.len())
     }
 
-    /// Receives at each port that may have something, and hands each tunnel its datagrams with the arena that they are
-    /// in. Returns whether anything came.
+    /// Receives from each port that may have datagrams, and calls `hand` with the tunnel, the arena and the
+    /// datagrams. Returns whether there were any.
     #[inline]
     pub(crate) fn receive(&mut self, mut hand: impl FnMut(usize, &mut [u8], &[Received])) -> bool {
         let Wire { ports, arena, received } = self;
@@ -73,21 +75,22 @@ impl<U: Underlay> Wire<U> {
                     break;
                 }
                 if berth.port.receive(arena, ARENA_HEADERS, received).is_err() {
-                    // Empty, or an error that the port has counted: either way the next arrival is reported.
+                    // The port is empty, or has counted an error. In both cases the next arrival is reported.
                     berth.ready = false;
                     break;
                 }
                 worked = true;
-                // Fewer than asked for: the queue was empty at that moment, and what comes later is reported.
+                // With fewer datagrams than slots the queue was empty at that moment, and later arrivals are
+                // reported.
                 berth.ready = received.len() == berth.port.shape().slots;
-                // A socket is one tunnel's, so what arrives at it needs no look.
+                // A socket belongs to one tunnel, so its datagrams need no classification.
                 hand(berth.tunnel, arena, received);
             }
         }
         worked
     }
 
-    /// The way to the wire for one tunnel.
+    /// Returns one tunnel's access to the wire.
     #[inline]
     pub(crate) fn outlet(&mut self, tunnel: usize) -> Outlet<'_, U> {
         Outlet { wire: self, tunnel }
@@ -98,26 +101,26 @@ impl<U: Underlay> Wire<U> {
         self.ports.iter().any(|berth| berth.ready)
     }
 
-    /// Notes what the waiter has reported.
+    /// Marks the ports that the waiter has reported.
     pub(crate) fn note(&mut self, ready: Ready) {
         for berth in &mut self.ports {
             berth.ready |= ready.contains(berth.token);
         }
     }
 
-    /// Makes the next turn look at every port.
+    /// Makes the next turn read every port.
     pub(crate) fn rouse(&mut self) {
         self.ports.iter_mut().for_each(|berth| berth.ready = true);
     }
 
-    /// The counters of a tunnel's port.
+    /// Returns the counters of a tunnel's port.
     pub(crate) fn counters(&self, tunnel: usize) -> Option<&PortCounters> {
         self.ports.iter().find(|berth| berth.tunnel == tunnel).map(|berth| berth.port.counters())
     }
 }
 
 impl<U: Underlay> Outlet<'_, U> {
-    /// Sends all of `batch`, as [`Underlay::transmit`] does.
+    /// Sends `batch` through the tunnel's port; see [`Underlay::transmit`].
     #[inline]
     pub(crate) fn transmit(
         &mut self,
@@ -129,7 +132,7 @@ impl<U: Underlay> Outlet<'_, U> {
         berth.map(|berth| berth.port.transmit(arena, spans, batch)).unwrap_or_default()
     }
 
-    /// The receive arena, which nothing uses between two receives.
+    /// Returns the receive arena, which is unused between receive calls.
     pub(crate) fn arena(&mut self) -> &mut [u8] {
         &mut self.wire.arena
     }

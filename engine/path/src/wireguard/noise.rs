@@ -1,7 +1,7 @@
-//! The handshake (section 5.4.2 and 5.4.3), which is Noise_IKpsk2. The one file that names `snow`.
+//! The handshake (sections 5.4.2 and 5.4.3), which is Noise_IKpsk2. Only this file uses `snow`.
 //!
-//! Messages are built and read without their two macs, which are [`stamp`](super::stamp)'s and
-//! [`intake`](super::intake)'s.
+//! Messages are built and parsed without their two MACs, which [`stamp`](super::stamp) and
+//! [`intake`](super::intake) handle.
 
 use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
@@ -15,27 +15,27 @@ use super::{PublicKey, SecretKey};
 const CONSTRUCTION: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 /// IDENTIFIER, which Noise calls the prologue.
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
-/// Where the pre-shared key is mixed in: psk2.
+/// The position at which the pre-shared key is mixed in: psk2.
 const PSK: u8 = 2;
 
-/// TAI64N: seconds and nanoseconds, big endian, which only have to grow.
+/// TAI64N: seconds and nanoseconds, big-endian, which must increase.
 pub type Timestamp = [u8; 12];
 
-/// A handshake that we began and that waits for its response.
+/// A handshake that this node has initiated and whose response is pending.
 pub struct Begun(HandshakeState);
 
-/// An authentic initiation of a peer.
+/// An authentic initiation from a peer.
 pub struct Initiation {
     state: HandshakeState,
-    /// Who sent it, by proof.
+    /// The authenticated sender.
     pub peer: PublicKey,
-    /// The peer's index for the session to come.
+    /// The peer's index for the new session.
     pub sender: SessionIndex,
-    /// When, by the peer's clock.
+    /// The time of sending by the peer's clock.
     pub timestamp: Timestamp,
 }
 
-/// Begins a handshake; the message lacks its macs.
+/// Begins a handshake. The returned message has no MACs yet.
 pub fn begin(
     private: &SecretKey,
     peer: &PublicKey,
@@ -52,7 +52,8 @@ pub fn begin(
     Some((Begun(state), message))
 }
 
-/// Reads an initiation: `None` unless it was made for us by somebody who knows the key it names.
+/// Parses an initiation. Returns `None` unless it was made for this node by the owner of the key that it
+/// contains.
 pub fn receive(private: &SecretKey, message: &[u8; INITIATION_LEN]) -> Option<Initiation> {
     let mut state = builder(private)?.build_responder().ok()?;
     let mut timestamp = [0; 12];
@@ -63,7 +64,7 @@ pub fn receive(private: &SecretKey, message: &[u8; INITIATION_LEN]) -> Option<In
 }
 
 impl Initiation {
-    /// Answers it; the message lacks its macs.
+    /// Builds the response and the session keys. The message has no MACs yet.
     pub fn respond(mut self, psk: &SecretKey, local: SessionIndex) -> Option<([u8; RESPONSE_LEN], Keys)> {
         self.state.set_psk(usize::from(PSK), &psk.0).ok()?;
         let mut message = [0; RESPONSE_LEN];
@@ -71,14 +72,14 @@ impl Initiation {
         message[4..8].copy_from_slice(&local.0.to_le_bytes());
         message[8..12].copy_from_slice(&self.sender.0.to_le_bytes());
         self.state.write_message(&[], &mut message[12..RESPONSE_LEN - MACS_LEN]).ok()?;
-        // Split gives the initiator's sending key first.
+        // The split returns the initiator's sending key first.
         let (receive, send) = self.state.dangerously_get_raw_split();
         Some((message, Keys { send, receive }))
     }
 }
 
 impl Begun {
-    /// Reads the response; a false one changes nothing, so that the true one still can come.
+    /// Parses the response. A forged response has no effect, so the authentic one is still accepted.
     pub fn finish(&mut self, message: &[u8; RESPONSE_LEN]) -> Option<(SessionIndex, Keys)> {
         self.0.read_message(&message[12..RESPONSE_LEN - MACS_LEN], &mut []).ok()?;
         let (send, receive) = self.0.dangerously_get_raw_split();
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_get_the_same_keys() {
+    fn both_sides_derive_the_same_keys() {
         let (ours, theirs) = (secret(1), secret(2));
         let (mut begun, first) =
             begin(&ours, &theirs.public(), &secret(9), SessionIndex(77), &[3; 12]).unwrap();
@@ -123,10 +124,10 @@ mod tests {
     }
 
     #[test]
-    fn another_key_or_secret_is_no_handshake() {
+    fn a_handshake_with_another_key_or_pre_shared_key_fails() {
         let (ours, theirs) = (secret(1), secret(2));
         let (mut begun, first) = begin(&ours, &theirs.public(), &NONE, SessionIndex(1), &[0; 12]).unwrap();
-        assert!(receive(&secret(3), &first).is_none(), "not for this one");
+        assert!(receive(&secret(3), &first).is_none(), "for another node");
         for at in [8, 40, 90, 115] {
             let mut forged = first;
             forged[at] ^= 0x80;

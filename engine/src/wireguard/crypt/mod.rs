@@ -1,4 +1,4 @@
-//! One worker's part in a WireGuard tunnel: seals what leaves, opens what comes.
+//! One worker's part of a WireGuard tunnel: sealing and opening records.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -17,17 +17,17 @@ use wire::wireguard::{HEADER_LEN, Kind, PADDING};
 use super::mail::{FromNetwork, FromWorker, Mailbox, Stray, ToWorker};
 use super::{Clock, Shared};
 
-/// Room for sealed messages of one call: eight full ones.
+/// Space for the sealed messages of one call: eight full ones.
 const RECORDS: usize = 1 << 19;
-/// Packets kept for a peer while there is no session, as many as the kernel keeps
-/// (MAX_STAGED_PACKETS, drivers/net/wireguard/messages.h).
+/// Maximum packets that wait for a peer's session, as in the kernel (MAX_STAGED_PACKETS,
+/// drivers/net/wireguard/messages.h).
 const STAGED: usize = 128;
-/// The keeper is told that a peer has moved no more often than this.
-const TELL_EVERY: Millis = 100;
-/// A session for a peer that has none is asked for this often.
-const ASK_EVERY: Millis = 1_000;
-/// Senders of unknown sessions that the keeper is told of in that time: enough for peers to come back by the dozen, few
-/// enough that a flood from made-up addresses keeps nobody busy.
+/// Minimum interval between reports to the keeper that a peer has a new address.
+const REPORT_INTERVAL: Millis = 100;
+/// Minimum interval between requests for a session with a peer that has none.
+const REQUEST_INTERVAL: Millis = 1_000;
+/// Maximum senders of unknown sessions reported to the keeper per request interval: enough for dozens of
+/// peers to return, few enough that a flood from forged addresses does not keep the keeper busy.
 const STRANGERS: usize = 256;
 
 /// A worker's sessions and peers.
@@ -42,51 +42,51 @@ pub(crate) struct Crypt {
     from_network: Sender<FromNetwork>,
     peers: HashMap<PeerId, PeerState>,
     inbound: HashMap<SessionIndex, Inbound>,
-    /// Where records are made.
+    /// The buffer for records.
     records: Box<[u8]>,
-    /// The records of one call, and where in `records` each of them is.
+    /// The records of one call, as spans of `records`.
     batch: Vec<Transmit>,
     spans: Vec<Range<u32>>,
     strays: VecDeque<Stray>,
-    /// Peers that have packets waiting and a session for them by now.
-    freed: Vec<PeerId>,
-    /// Senders of records of no session that the keeper was told of since `strangers_since`.
+    /// Peers with waiting packets that have a session now.
+    unblocked: Vec<PeerId>,
+    /// Senders of unknown sessions that were reported to the keeper since `strangers_since`.
     strangers: HashSet<SocketAddr>,
     strangers_since: Millis,
 }
 
-/// What a worker knows of a peer.
+/// A worker's state of a peer.
 struct PeerState {
     endpoint: Option<SocketAddr>,
-    /// The endpoint that the keeper knows, and when it was told.
-    told: Option<SocketAddr>,
-    told_at: Option<Millis>,
+    /// The endpoint that was last reported to the keeper.
+    reported: Option<SocketAddr>,
+    reported_at: Option<Millis>,
     pulse: Arc<Pulse>,
     session: Option<Arc<Session>>,
     staged: VecDeque<Box<[u8]>>,
-    /// When a session was last asked for.
-    asked: Option<Millis>,
+    /// When a session was last requested.
+    requested: Option<Millis>,
 }
 
-/// A session that records are taken of.
+/// A session for receiving.
 struct Inbound {
     session: Arc<Session>,
-    /// Made by the worker that owns the session.
+    /// The replay window, created by the worker that owns the session.
     window: Option<Box<Window>>,
-    /// The peer has proved that it has the session too.
+    /// Whether the peer has proved that it has the session.
     confirmed: bool,
 }
 
-/// A record that was opened.
+/// An opened record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opened {
     /// The peer that sealed it.
     pub(crate) peer: PeerId,
-    /// Place and length of the packet in the arena; empty for a keepalive.
+    /// Offset and length of the packet in the arena; empty for a keepalive.
     pub(crate) packet: (u32, u32),
 }
 
-/// Sealed records, to be sent.
+/// Sealed records that are ready to be sent.
 pub(crate) struct Sealed<'c> {
     pub(crate) records: &'c [u8],
     pub(crate) spans: &'c [Range<u32>],
@@ -94,7 +94,7 @@ pub(crate) struct Sealed<'c> {
 }
 
 impl Crypt {
-    /// The part of one worker. Packets are padded to no more than `mtu`.
+    /// Creates one worker's part. Packets are padded to at most `mtu`.
     pub(crate) fn new(shared: &Shared, worker: WorkerIndex, mtu: u16) -> Crypt {
         Crypt {
             worker,
@@ -111,29 +111,29 @@ impl Crypt {
             batch: Vec::with_capacity(MESSAGES),
             spans: Vec::with_capacity(MESSAGES * usize::from(SEGMENTS_MAX)),
             strays: VecDeque::new(),
-            freed: Vec::new(),
+            unblocked: Vec::new(),
             strangers: HashSet::with_capacity(STRANGERS),
             strangers_since: 0,
         }
     }
 
-    /// Bytes by which a packet may grow.
+    /// Returns the maximum number of bytes by which sealing makes a packet longer.
     pub(crate) const fn overhead() -> u32 {
         (OVERHEAD + PADDING - 1) as u32
     }
 
-    /// Looks at the clock, and takes in what the keeper has sent. Returns whether packets wait for a session that is there
-    /// now: see [`Crypt::seal_staged`].
+    /// Reads the clock and processes the keeper's mail. Returns whether waiting packets now have a session;
+    /// see [`Crypt::seal_staged`].
     #[inline]
     pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
         self.now = self.clock.now();
         if self.mailbox.is_full() {
             self.take_mail(counters);
         }
-        !self.freed.is_empty()
+        !self.unblocked.is_empty()
     }
 
-    /// Whether the keeper has sent anything.
+    /// Whether there is mail from the keeper.
     #[inline]
     pub(crate) fn has_mail(&self) -> bool {
         self.mailbox.is_full()
@@ -147,15 +147,15 @@ impl Crypt {
                 ToWorker::Peer(id, endpoint, pulse) => {
                     let new = || PeerState {
                         endpoint,
-                        told: endpoint,
-                        told_at: None,
+                        reported: endpoint,
+                        reported_at: None,
                         pulse: Arc::clone(&pulse),
                         session: None,
                         staged: VecDeque::new(),
-                        asked: None,
+                        requested: None,
                     };
                     let peer = self.peers.entry(id).or_insert_with(new);
-                    (peer.endpoint, peer.told) = (endpoint, endpoint);
+                    (peer.endpoint, peer.reported) = (endpoint, endpoint);
                 }
                 ToWorker::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |peer| peer.staged.len());
@@ -171,7 +171,7 @@ impl Crypt {
                     inbound.confirmed |= send;
                     if send && let Some(peer) = self.peers.get_mut(&session.peer) {
                         if !peer.staged.is_empty() {
-                            self.freed.push(session.peer);
+                            self.unblocked.push(session.peer);
                         }
                         peer.session = Some(session);
                     }
@@ -191,14 +191,14 @@ impl Crypt {
                 ToWorker::Dropped(reason, count) => counters.ingress.drop(reason, count),
             }
         }
-        // One pass for all peers that are gone.
+        // One pass for all removed peers.
         if !gone.is_empty() {
             self.inbound.retain(|_, inbound| !gone.contains(&inbound.session.peer));
         }
     }
 
-    /// Seals the `count` oldest messages of the outbox, as many as there is room for. Returns how many are done with;
-    /// what has no session is kept for it. The records are [`Crypt::sealed`].
+    /// Seals the `count` oldest messages of the outbox, as many as fit, and returns how many were processed.
+    /// Keeps packets without a session until there is one. [`Crypt::sealed`] returns the records.
     pub(crate) fn seal(
         &mut self,
         arena: &[u8],
@@ -219,7 +219,7 @@ impl Crypt {
                 continue;
             };
             let packets = Packets { spans: outbox.spans_of(message), size: u32::from(message.segment_size) };
-            let Some((session, to)) = usable(peer, message.peer, self.now, &self.to_keeper) else {
+            let Some((session, to)) = usable_session(peer, message.peer, self.now, &self.to_keeper) else {
                 let lost = stage(peer, arena, packets);
                 counters.egress.drop(DropReason::WgNoSession, lost);
                 continue;
@@ -260,21 +260,21 @@ impl Crypt {
             if peer.pulse.note_sent(self.now, true, (at - start) as u64)
                 && self.to_keeper.try_send(FromWorker::Sent(message.peer)).is_err()
             {
-                peer.pulse.sent_unheard();
+                peer.pulse.retry_sent();
             }
         }
         count
     }
 
-    /// Seals packets that have waited for a session, as many as there is room for, one to a transmit. Returns whether
-    /// there were any. The records are [`Crypt::sealed`].
+    /// Seals packets that have waited for a session, as many as fit, one per transmit. Returns whether there
+    /// were any. [`Crypt::sealed`] returns the records.
     pub(crate) fn seal_staged(&mut self) -> bool {
         self.spans.clear();
         self.batch.clear();
         let mut at = 0;
-        while let Some(id) = self.freed.last().copied() {
+        while let Some(id) = self.unblocked.last().copied() {
             while let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.staged.is_empty()) {
-                let Some((session, to)) = usable(peer, id, self.now, &self.to_keeper) else { break };
+                let Some((session, to)) = usable_session(peer, id, self.now, &self.to_keeper) else { break };
                 let len = peer.staged.front().map_or(0, |packet| packet.len());
                 if at + len + Crypt::overhead() as usize > self.records.len()
                     || self.batch.len() == self.batch.capacity()
@@ -303,21 +303,21 @@ impl Crypt {
                 if peer.pulse.note_sent(self.now, true, size as u64)
                     && self.to_keeper.try_send(FromWorker::Sent(id)).is_err()
                 {
-                    peer.pulse.sent_unheard();
+                    peer.pulse.retry_sent();
                 }
             }
-            self.freed.pop();
+            self.unblocked.pop();
         }
         !self.batch.is_empty()
     }
 
-    /// What the last call has sealed.
+    /// Returns the records of the last sealing call.
     #[inline]
     pub(crate) fn sealed(&self) -> Sealed<'_> {
         Sealed { records: &self.records, spans: &self.spans, batch: &self.batch }
     }
 
-    /// Opens the message at `span` in place. Returns `None` for what is no data and has gone elsewhere.
+    /// Opens the message at `span` in place. Returns `None` if the message was forwarded to the keeper.
     #[inline]
     pub(crate) fn open(
         &mut self,
@@ -339,7 +339,7 @@ impl Crypt {
             }
         };
         let index = SessionIndex(header.receiver);
-        // The session may have come since the turn began.
+        // The session may have been created since the turn began.
         if self.mailbox.is_full() && !self.inbound.contains_key(&index) {
             self.take_mail(counters);
         }
@@ -353,51 +353,52 @@ impl Crypt {
             return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
         }
         let id = inbound.session.peer;
-        match inbound.session.to_receive(self.now) {
+        match inbound.session.receive_standing(self.now) {
             Standing::Good => {}
             Standing::Rekey => {
                 if self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
-                    inbound.session.rekey_unheard();
+                    inbound.session.retry_rekey();
                 }
             }
-            Standing::Void => return Err(DropReason::WgExpired),
+            Standing::Expired => return Err(DropReason::WgExpired),
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
-        // Where two workers have the first record at the same moment, the other one may have taken the window.
-        let ours = owner.is_some() || inbound.session.own(self.worker);
+        // If two workers open a first record at the same moment, the other one may have claimed the window.
+        let ours = owner.is_some() || inbound.session.claim(self.worker);
         if !ours || !inbound.window.get_or_insert_default().accept(header.counter) {
             return Err(DropReason::WgReplay);
         }
         let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
             if !peer.staged.is_empty() {
-                self.freed.push(id);
+                self.unblocked.push(id);
             }
             peer.session = Some(Arc::clone(&inbound.session));
             // If the channel is full, the next record confirms it.
             inbound.confirmed = self.to_keeper.try_send(FromWorker::Confirmed(id, index)).is_ok();
         }
         peer.endpoint = Some(source);
-        // A peer that sends from two addresses by turns must not keep the keeper busy.
-        if peer.told != peer.endpoint
-            && peer.told_at.is_none_or(|then| self.now >= then + TELL_EVERY)
+        // A peer that alternates between two addresses must not keep the keeper busy.
+        if peer.reported != peer.endpoint
+            && peer.reported_at.is_none_or(|then| self.now >= then + REPORT_INTERVAL)
             && self.to_keeper.try_send(FromWorker::Roamed(id, source)).is_ok()
         {
-            (peer.told, peer.told_at) = (peer.endpoint, Some(self.now));
+            (peer.reported, peer.reported_at) = (peer.endpoint, Some(self.now));
         }
         if peer.pulse.note_received(self.now, len > 0, u64::from(span.end - span.start))
             && self.to_keeper.try_send(FromWorker::Received(id)).is_err()
         {
-            peer.pulse.received_unheard();
+            peer.pulse.retry_received();
         }
         let at = span.start + HEADER_LEN as u32;
         Ok(Some(Opened { peer: id, packet: (at, len as u32) }))
     }
 
-    /// Tells the keeper of a sender of no session, which may be a peer that does not know that we have restarted.
+    /// Reports the sender of an unknown session to the keeper. It may be a peer that does not know that this
+    /// node has restarted.
     #[cold]
     fn report_stranger(&mut self, source: SocketAddr) {
-        if self.now >= self.strangers_since + ASK_EVERY {
+        if self.now >= self.strangers_since + REQUEST_INTERVAL {
             self.strangers_since = self.now;
             self.strangers.clear();
         }
@@ -418,31 +419,31 @@ impl Crypt {
     }
 }
 
-/// Returns the session and the address to send to now, if there are any. Asks for a session where one is due.
+/// Returns a peer's session and address for sending, if there are any. Requests a new session if one is due.
 #[inline]
-fn usable(
+fn usable_session(
     peer: &mut PeerState,
     id: PeerId,
     now: Millis,
     to_keeper: &Sender<FromWorker>,
 ) -> Option<(Arc<Session>, SocketAddr)> {
-    let standing = peer.session.as_ref().map_or(Standing::Void, |session| session.to_send(now));
-    let asked = peer.asked.is_some_and(|asked| now < asked + ASK_EVERY);
-    if standing == Standing::Rekey || (standing == Standing::Void && !asked) {
-        peer.asked = Some(now);
+    let standing = peer.session.as_ref().map_or(Standing::Expired, |session| session.send_standing(now));
+    let requested = peer.requested.is_some_and(|then| now < then + REQUEST_INTERVAL);
+    if standing == Standing::Rekey || (standing == Standing::Expired && !requested) {
+        peer.requested = Some(now);
         if to_keeper.try_send(FromWorker::Want(id)).is_err()
             && let Some(session) = &peer.session
         {
-            session.rekey_unheard();
+            session.retry_rekey();
         }
     }
-    if standing == Standing::Void {
+    if standing == Standing::Expired {
         return None;
     }
     peer.session.clone().zip(peer.endpoint)
 }
 
-/// Keeps packets until there is a session. Returns how many older ones were dropped for them.
+/// Keeps packets until there is a session. Returns how many older packets were dropped to make room.
 #[cold]
 fn stage(peer: &mut PeerState, arena: &[u8], packets: Packets<'_>) -> u64 {
     let mut lost = 0;
@@ -456,7 +457,7 @@ fn stage(peer: &mut PeerState, arena: &[u8], packets: Packets<'_>) -> u64 {
     lost
 }
 
-/// The packets of a message, each as its spans.
+/// Iterates over the packets of a message, each as its spans.
 struct Packets<'a> {
     spans: &'a [Range<u32>],
     size: u32,
@@ -465,7 +466,7 @@ struct Packets<'a> {
 impl<'a> Iterator for Packets<'a> {
     type Item = std::iter::Cloned<std::slice::Iter<'a, Range<u32>>>;
 
-    /// Takes the next packet: all but the last have the size of the first, and each begins with a span of its own.
+    /// Returns the next packet. All but the last have the size of the first, and each begins with a new span.
     fn next(&mut self) -> Option<Self::Item> {
         let mut len = 0;
         let count = self.spans.iter().take_while(|span| {

@@ -1,4 +1,4 @@
-//! A worker's part by itself: what it seals and opens, and what it tells the keeper.
+//! A worker's part alone: sealing, opening, and reports to the keeper.
 
 use path::wireguard::SecretKey;
 use path::wireguard::session::Keys;
@@ -23,12 +23,12 @@ fn at(host: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, host], 51820))
 }
 
-/// What the keeper would be told.
-fn heard(shared: &Shared) -> Vec<FromWorker> {
+/// Returns the messages to the keeper.
+fn reports(shared: &Shared) -> Vec<FromWorker> {
     shared.from_worker.1.try_iter().collect()
 }
 
-/// A record of a session that nobody has.
+/// Builds a record of an unknown session.
 fn unknown() -> Vec<u8> {
     let mut record = vec![0; OVERHEAD];
     let other = session(1, 2);
@@ -38,7 +38,7 @@ fn unknown() -> Vec<u8> {
 }
 
 #[test]
-fn each_sender_of_an_unknown_session_is_told_of_once_a_second() {
+fn each_sender_of_an_unknown_session_is_reported_once_a_second() {
     let shared = shared();
     let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     let mut counters = Counters::default();
@@ -52,20 +52,20 @@ fn each_sender_of_an_unknown_session_is_told_of_once_a_second() {
         arrive(&mut crypt, at(host));
     }
     let from = |mail: &FromWorker| if let FromWorker::Unknown(from) = mail { Some(*from) } else { None };
-    let told: Vec<_> = heard(&shared).iter().filter_map(from).collect();
-    assert_eq!(told, [at(1), at(2), at(3)]);
-    // Made-up senders are as many as they like to be, and told of up to a bound.
+    let reported: Vec<_> = reports(&shared).iter().filter_map(from).collect();
+    assert_eq!(reported, [at(1), at(2), at(3)]);
+    // Of any number of forged senders only a limited number is reported.
     for port in 0..10_000 {
         arrive(&mut crypt, SocketAddr::from(([203, 0, 113, 1], port)));
     }
-    assert_eq!(heard(&shared).len(), STRANGERS - 3);
-    crypt.now += ASK_EVERY;
+    assert_eq!(reports(&shared).len(), STRANGERS - 3);
+    crypt.now += REQUEST_INTERVAL;
     arrive(&mut crypt, at(1));
-    assert_eq!(heard(&shared).len(), 1, "in the next second everybody may again");
+    assert_eq!(reports(&shared).len(), 1, "reported again in the next second");
 }
 
 #[test]
-fn peers_that_go_take_their_sessions_and_no_others() {
+fn removing_peers_removes_their_sessions_and_no_others() {
     let shared = shared();
     let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     for peer in 0..100 {
@@ -83,7 +83,7 @@ fn peers_that_go_take_their_sessions_and_no_others() {
 }
 
 #[test]
-fn what_waits_goes_out_with_the_session_of_its_own_peer_and_in_order() {
+fn waiting_packets_are_sent_in_order_with_their_own_peers_session() {
     let shared = shared();
     let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
     let mut counters = Counters::default();
@@ -100,7 +100,7 @@ fn what_waits_goes_out_with_the_session_of_its_own_peer_and_in_order() {
         slot.staged.extend([vec![peer as u8; 20].into(), vec![peer as u8; 30].into()] as [Box<[u8]>; 2]);
     }
     shared.mailboxes[0].put(ToWorker::Session(session(5, 50), true));
-    assert!(crypt.refresh(&mut counters), "a session is there");
+    assert!(crypt.refresh(&mut counters), "a session has arrived");
     assert!(crypt.seal_staged());
     let sealed = crypt.sealed();
     let sent: Vec<_> = sealed.batch.iter().map(|one| (one.peer, one.to)).collect();
@@ -108,5 +108,5 @@ fn what_waits_goes_out_with_the_session_of_its_own_peer_and_in_order() {
     assert_eq!(sealed.spans.iter().map(|span| span.end - span.start).collect::<Vec<_>>(), [64, 64], "padded");
     assert!(!crypt.seal_staged(), "no more");
     assert!(!crypt.refresh(&mut counters));
-    assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "they wait on");
+    assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "still waiting");
 }
