@@ -99,7 +99,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     assert!(status.contains("leases cannot be read since"), "{status}");
 
     let etcd = start_etcd(&cluster);
-    await_until("the store's word", || first.said("the store has confirmed what we remembered"));
+    await_until("the store's word", || first.said("the store has confirmed the remembered lease"));
     assert_eq!(etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/"), values);
     ping(&cluster, 1, 2, false);
 
@@ -114,7 +114,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
         ),
     );
     first = start(&cluster, 1);
-    await_until("another subnet", || first.said("the store gave us another subnet: starting anew"));
+    await_until("another subnet", || first.said("the store gave us another subnet; restarting from the store"));
     await_until("a lease", || subnets(&cluster).len() == 3);
     await_until("its peers", || first.words().matches("ready lease=").count() == 2);
     cluster.await_routes(1, 2);
