@@ -1,21 +1,21 @@
-//! The delegate's configuration: what the operator wrote, and what this node's subnet adds. Pure.
+//! The delegate's configuration: the operator's keys, completed from this node's subnet. Pure.
 
 use serde_json::{Map, Value, json};
 
 use crate::request::Config;
 use crate::subnet::Subnet;
 
-/// Fields of a route that the CNI library knows; others do not survive it.
+/// Fields of a route that the CNI library knows; it drops all others.
 const ROUTE: [&str; 7] = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
 
-/// The configuration with which the delegate is started. Keys come sorted, as Go writes a map.
+/// Builds the configuration for the delegate. Keys come sorted, as Go writes a map.
 pub fn build(config: &Config, subnet: &Subnet) -> Value {
     let mut delegate = config.delegate.clone();
     let mut default = |key: &str, value: Value| {
         delegate.entry(key).or_insert(value);
     };
     default("type", "bridge".into());
-    // Only one of the two may masquerade.
+    // Either the daemon or the delegate masquerades, not both.
     default("ipMasq", (!subnet.masquerades).into());
     default("mtu", subnet.mtu.into());
     if delegate.get("type").and_then(Value::as_str) == Some("bridge") {
@@ -32,21 +32,21 @@ pub fn build(config: &Config, subnet: &Subnet) -> Value {
     Value::Object(delegate)
 }
 
-/// The operator's keys, with a set of ranges for each family that has a subnet, and a route to each cluster network.
+/// Returns the operator's keys, with a set of ranges for each subnet and a route to each cluster network.
 fn ipam(base: &Map<String, Value>, subnet: &Subnet) -> Map<String, Value> {
     let mut ipam = base.clone();
     ipam.entry("type").or_insert("host-local".into());
     let ranges: Vec<Value> = subnet.subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
     ipam.insert("ranges".into(), ranges.into());
-    let theirs = base.get("routes").and_then(Value::as_array).into_iter().flatten();
+    let given = base.get("routes").and_then(Value::as_array).into_iter().flatten();
     let mut routes: Vec<Value> =
-        theirs.filter_map(Value::as_object).map(|route| known(route).into()).collect();
+        given.filter_map(Value::as_object).map(|route| known_fields(route).into()).collect();
     routes.extend(subnet.networks.iter().map(|network| json!({ "dst": network })));
     ipam.insert("routes".into(), routes.into());
     ipam
 }
 
-fn known(route: &Map<String, Value>) -> Map<String, Value> {
+fn known_fields(route: &Map<String, Value>) -> Map<String, Value> {
     let fields = route.iter().filter(|(key, _)| ROUTE.contains(&key.as_str()));
     fields.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
@@ -123,19 +123,19 @@ mod tests {
             assert_eq!(&built[key], value, "{key}");
         }
         let built = build(&config(json!({"type": "ptp"}), json!({})), &Subnet { masquerades: false, ..v4() });
-        assert_eq!(built.get("isGateway"), None, "a bridge's alone");
+        assert_eq!(built.get("isGateway"), None, "only for a bridge");
         assert_eq!(built["ipMasq"], true);
     }
 
     #[test]
-    fn version_and_runtime_configuration_are_handed_on_if_there_are_any() {
+    fn version_and_runtime_configuration_are_passed_on_if_present() {
         let mut config = config(json!({}), json!({}));
         config.runtime_config = Some(json!({"mac": "x"}));
         config.version.clear();
         let built = build(&config, &v4());
         assert_eq!((built.get("cniVersion"), &built["runtimeConfig"]), (None, &json!({"mac": "x"})));
         let keys: Vec<&String> = built.as_object().expect("an object").keys().collect();
-        assert!(keys.is_sorted(), "as flannel's plugin writes it: {keys:?}");
+        assert!(keys.is_sorted(), "not as flannel's plugin writes it: {keys:?}");
     }
 
     fn expect(config: Config, subnet: &Subnet, expected: Value) {

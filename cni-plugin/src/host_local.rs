@@ -1,5 +1,6 @@
-//! What `host-local` leaves when it is killed between making a reservation and writing whose it is: an empty file by the
-//! address, which no DEL finds, so that nobody ever gets that address again.
+//! Leaked reservations of `host-local`. If it is killed between creating a reservation and writing its owner,
+//! an empty file named after the address remains. No DEL finds the file, so the address would stay reserved
+//! forever.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -7,13 +8,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// Its own name, and where it keeps a folder for each network (containernetworking plugins, host-local's README).
+/// The plugin's name.
 const NAME: &str = "host-local";
+/// The plugin's default directory, with a folder for each network (containernetworking plugins, host-local's
+/// README).
 const DATA_DIRECTORY: &str = "/var/lib/cni/networks";
-/// The file that it locks in such a folder before it looks for an address.
+/// The file in such a folder that the plugin locks before it picks an address.
 const LOCK: &str = "lock";
 
-/// Removes empty reservations of this delegate's network. While its lock is held, nobody is about to fill one.
+/// Removes empty reservations of this delegate's network, under the plugin's lock, so that no reservation is
+/// just being filled in.
 pub fn sweep(delegate: &Value) {
     let (ipam, network) = (&delegate["ipam"], delegate["name"].as_str().unwrap_or_default());
     if ipam["type"] != NAME || network.is_empty() {
@@ -21,7 +25,7 @@ pub fn sweep(delegate: &Value) {
     }
     let directory = ipam["dataDir"].as_str().filter(|place| !place.is_empty()).unwrap_or(DATA_DIRECTORY);
     let directory = Path::new(directory).join(network);
-    // Without a lock file it has never been here.
+    // Without a lock file `host-local` has never used this folder.
     let Ok(lock) = File::open(directory.join(LOCK)) else { return };
     if lock.lock().is_err() {
         return;
@@ -41,7 +45,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn empty_reservations_of_ones_own_network_go_and_nothing_else() {
+    fn only_empty_reservations_of_the_own_network_are_removed() {
         let place = tempfile::tempdir().expect("a directory");
         let files = [
             ("mine/10.244.1.7", "", false),

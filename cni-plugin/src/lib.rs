@@ -1,5 +1,5 @@
-//! `loden-cni`, installed as `flannel`: a CNI plugin that reads what the daemon says of this node's subnet, makes a
-//! configuration of it, and has another plugin, usually `bridge`, do the work.
+//! `loden-cni`, installed as `flannel`: a CNI plugin that builds a configuration from this node's
+//! `subnet.env` and delegates to another plugin, usually `bridge`.
 //!
 //! ```text
 //! runtime ──► request ──► subnet.env ──► delegate (pure) ──► state ──► invoke ──► reply ──► runtime

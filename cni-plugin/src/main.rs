@@ -1,14 +1,14 @@
-//! `loden-cni`: reads the request, has it done, prints the answer.
+//! `loden-cni`: reads the request, runs it and prints the reply.
 
 use std::io::{Read, Write, stdin, stdout};
 use std::process::ExitCode;
 
 use cni_plugin::reply::{self, Code, Failure};
 use cni_plugin::request::{self, Environment, Request};
-use cni_plugin::verbs::{self, Patience};
+use cni_plugin::verbs::{self, Timeouts};
 
-/// A configuration is some kilobytes; what is longer is no configuration.
-const STDIN_MOST: u64 = 1 << 20;
+/// Maximum length of the configuration, which usually takes a few kilobytes.
+const MAX_STDIN: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let environment = Environment::read(|name| std::env::var(name).ok());
@@ -20,13 +20,13 @@ fn main() -> ExitCode {
     let answer = read_stdin().and_then(|text| {
         version = request::version_of(&text);
         let request = Request::check(&verb, environment, &text)?;
-        verbs::run(&request, Patience::default())
+        verbs::run(&request, Timeouts::default())
     });
     let (text, code) = match answer {
         Ok(text) => (text, ExitCode::SUCCESS),
         Err(failure) => (reply::error(&failure, version.as_deref()), ExitCode::FAILURE),
     };
-    // Nobody is left to tell if the runtime does not read.
+    // If the runtime does not read, there is no one left to notify.
     let _ = stdout().write_all(text.as_bytes());
     code
 }
@@ -34,12 +34,16 @@ fn main() -> ExitCode {
 fn read_stdin() -> Result<String, Failure> {
     let mut bytes = Vec::new();
     stdin()
-        .take(STDIN_MOST + 1)
+        .take(MAX_STDIN + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::new(Code::Io, "cannot read the configuration from stdin", error))?;
-    if bytes.len() as u64 > STDIN_MOST {
-        return Err(Failure::new(Code::Decoding, "the configuration on stdin is too long", "over 1 MiB"));
+    if bytes.len() as u64 > MAX_STDIN {
+        return Err(Failure::new(
+            Code::Decoding,
+            "the configuration on stdin is too long",
+            "more than 1 MiB",
+        ));
     }
     String::from_utf8(bytes)
-        .map_err(|error| Failure::new(Code::Decoding, "the configuration on stdin is not text", error))
+        .map_err(|error| Failure::new(Code::Decoding, "the configuration on stdin is not UTF-8", error))
 }

@@ -1,53 +1,53 @@
-//! What the runtime gets: results, and errors with the codes of the CNI specification (section "Error").
+//! Replies to the runtime: results, and errors with the codes of the CNI specification (section "Error").
 
 use std::fmt::Display;
 
 use serde_json::{Value, json};
 
-/// Versions of the specification that are spoken, oldest first.
+/// Supported versions of the specification, oldest first.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Codes of the specification that are used here.
+/// The error codes in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The configuration's version is none that is spoken here.
+    /// The configuration's version is not supported.
     IncompatibleVersion = 1,
-    /// Nothing is known of this container.
+    /// The container is unknown.
     UnknownContainer = 3,
-    /// An environment variable is missing or makes no sense.
+    /// An environment variable is missing or invalid.
     BadEnvironment = 4,
-    /// A file or a pipe.
+    /// I/O with a file or a process failed.
     Io = 5,
-    /// What should be JSON is not.
+    /// The input is not valid JSON.
     Decoding = 6,
-    /// The configuration makes no sense.
+    /// The configuration is invalid.
     BadConfig = 7,
-    /// The network namespace makes no sense.
+    /// The network namespace is invalid.
     BadNamespace = 8,
-    /// It may go well a little later.
+    /// A retry may succeed.
     TryAgain = 11,
     /// STATUS: no pod can be given a network now.
     NotAvailable = 50,
 }
 
-/// An error as the runtime gets it.
+/// An error for the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The code.
     pub code: u64,
-    /// What was being tried, in a few words.
+    /// The problem, in a few words.
     pub message: String,
-    /// What the system answered, and what to do.
+    /// The operating system's error, and what to do.
     pub details: String,
 }
 
 impl Failure {
-    /// One of our own.
+    /// Creates an error with one of our own codes.
     pub fn new(code: Code, message: impl Into<String>, details: impl Display) -> Failure {
         Failure { code: code as u64, message: message.into(), details: details.to_string() }
     }
 
-    /// The same, with what else has to be said.
+    /// Appends to the details.
     pub fn and(mut self, more: impl Display) -> Failure {
         if !self.details.is_empty() {
             self.details.push_str("; ");
@@ -57,7 +57,7 @@ impl Failure {
     }
 }
 
-/// The error object.
+/// Renders the error object.
 pub fn error(failure: &Failure, version: Option<&str>) -> String {
     let version = version.filter(|version| !version.is_empty()).unwrap_or(VERSIONS[VERSIONS.len() - 1]);
     let Failure { code, message, details } = failure;
@@ -68,23 +68,23 @@ pub fn error(failure: &Failure, version: Option<&str>) -> String {
     format!("{object:#}\n")
 }
 
-/// The answer to VERSION.
+/// Renders the reply to VERSION.
 pub fn versions() -> String {
     let newest = VERSIONS[VERSIONS.len() - 1];
     format!("{:#}\n", json!({ "cniVersion": newest, "supportedVersions": VERSIONS }))
 }
 
-/// What a person gets who starts the plugin by hand.
+/// Describes the plugin to a person who starts it by hand.
 pub fn about() -> String {
     format!(
-        "loden-cni {}: flannel's CNI plugin; container runtimes start it (CNI_COMMAND is not set)\n\
+        "loden-cni {}: a drop-in for flannel's CNI plugin, to be started by container runtimes (CNI_COMMAND is not set)\n\
          CNI protocol versions supported: {}\n",
         env!("CARGO_PKG_VERSION"),
         VERSIONS.join(", ")
     )
 }
 
-/// Reads an error object that another plugin has printed.
+/// Parses an error object printed by another plugin.
 pub fn parse_error(text: &str) -> Option<Failure> {
     let object: Value = serde_json::from_str(text).ok()?;
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_read_back_as_it_was_printed() {
+    fn an_error_survives_the_round_trip() {
         let failure = Failure::new(Code::TryAgain, "not ready", "no file").and("start the daemon");
         let text = error(&failure, Some("0.3.1"));
         assert_eq!(
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_error_object_is_none() {
+    fn text_that_is_not_an_error_object_does_not_parse() {
         for text in
             ["", "{}", "[]", "1", "{\"code\":0}", "{\"code\":\"7\"}", "{\"code\":-7}", "{\"msg\":\"x\"}"]
         {

@@ -1,5 +1,7 @@
-//! What the runtime asks: environment variables and a configuration on stdin, checked as the CNI library checks them.
+//! Requests of the runtime: environment variables and a configuration on stdin, validated like the CNI
+//! library does.
 
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -7,33 +9,47 @@ use serde_json::{Map, Value};
 use crate::netns::Netns;
 use crate::reply::{Code, Failure, VERSIONS};
 
-/// Where flannel's daemon writes its subnet.
+/// The file in which flannel's daemon records its subnet.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
-/// Where flannel's plugin keeps what it needs for DEL.
+/// The directory in which flannel's plugin saves what it needs for DEL.
 const DATA_DIRECTORY: &str = "/var/lib/cni/flannel";
-/// IFNAMSIZ (linux/if.h), without the closing zero.
-const IFNAME_MOST: usize = 15;
-/// A state file's name has to fit into a directory (NAME_MAX), with the interface and what is beside it.
-const CONTAINER_MOST: usize = 200;
+/// IFNAMSIZ (linux/if.h), without the terminating zero.
+const MAX_IFNAME: usize = 15;
+/// Maximum length of a container ID: the name of a state file, with the interface and a suffix, has to fit
+/// NAME_MAX.
+const MAX_CONTAINER: usize = 200;
 
-/// What is to be done.
+/// A CNI command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// Give a pod an interface.
+    /// Create an interface for a pod.
     Add,
-    /// Take it away.
+    /// Delete the interface.
     Del,
-    /// See whether it is as it was given.
+    /// Check that the interface is still as ADD created it.
     Check,
-    /// Say whether ADD would go well.
+    /// Report whether an ADD could succeed.
     Status,
-    /// Remove what belongs to no pod.
+    /// Delete interfaces that belong to no pod.
     Gc,
-    /// Say which versions are spoken.
+    /// Report the supported versions.
     Version,
 }
 
-/// The variables of the protocol, as they are.
+impl Display for Verb {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Verb::Add => "ADD",
+            Verb::Del => "DEL",
+            Verb::Check => "CHECK",
+            Verb::Status => "STATUS",
+            Verb::Gc => "GC",
+            Verb::Version => "VERSION",
+        })
+    }
+}
+
+/// The variables of the protocol, not yet validated.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `CNI_COMMAND`.
@@ -45,18 +61,18 @@ pub struct Environment {
     netns_override: bool,
 }
 
-/// A request that makes sense.
+/// A valid request.
 #[derive(Debug)]
 pub struct Request {
-    /// What is to be done.
+    /// The command.
     pub verb: Verb,
-    /// The container; empty for verbs that are about none.
+    /// The container; empty for verbs that concern no container.
     pub container: String,
-    /// The interface inside; empty as above.
+    /// The interface in the container; empty for verbs that concern no container.
     pub interface: String,
-    /// The container's network namespace, if it is there.
+    /// The container's network namespace, if it exists.
     pub netns: Option<Netns>,
-    /// Where delegates are looked for.
+    /// The directories in which to search for delegates.
     pub path: Vec<PathBuf>,
     /// The configuration.
     pub config: Config,
@@ -65,7 +81,7 @@ pub struct Request {
 /// The configuration of the network.
 #[derive(Debug)]
 pub struct Config {
-    /// `cniVersion`; empty where there is none, which means 0.1.0.
+    /// `cniVersion`; empty if absent, which means 0.1.0.
     pub version: String,
     /// `name`.
     pub name: String,
@@ -75,7 +91,7 @@ pub struct Config {
     pub data_directory: PathBuf,
     /// `delegate`.
     pub delegate: Map<String, Value>,
-    /// `ipam`, the base of the delegate's.
+    /// `ipam`, the base of the delegate's `ipam`.
     pub ipam: Map<String, Value>,
     /// `runtimeConfig`.
     pub runtime_config: Option<Value>,
@@ -102,7 +118,7 @@ impl Environment {
 }
 
 impl Request {
-    /// Checks all that can be checked before anything is done.
+    /// Validates everything that can be validated before the request runs.
     pub fn check(verb: &str, environment: Environment, stdin: &str) -> Result<Request, Failure> {
         let verb = match verb {
             "ADD" => Verb::Add,
@@ -114,11 +130,11 @@ impl Request {
             _ => return Err(Failure::new(Code::BadEnvironment, format!("unknown CNI_COMMAND: {verb}"), "")),
         };
         let Environment { container, netns, interface, path, netns_override, .. } = environment;
-        let about_a_pod = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
+        let concerns_a_pod = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
         let needed = [
-            ("CNI_CONTAINERID", &container, about_a_pod),
+            ("CNI_CONTAINERID", &container, concerns_a_pod),
             ("CNI_NETNS", &netns, matches!(verb, Verb::Add | Verb::Check)),
-            ("CNI_IFNAME", &interface, about_a_pod),
+            ("CNI_IFNAME", &interface, concerns_a_pod),
             ("CNI_PATH", &path, verb != Verb::Version),
         ];
         let missing: Vec<&str> = needed
@@ -130,19 +146,19 @@ impl Request {
             let message = format!("required env variables [{}] missing", missing.join(","));
             return Err(Failure::new(Code::BadEnvironment, message, ""));
         }
-        if about_a_pod {
+        if concerns_a_pod {
             check_container(&container)?;
             check_interface(&interface)?;
         }
-        let config = if verb == Verb::Version { Config::none() } else { Config::parse(stdin)? };
-        let least = match verb {
+        let config = if verb == Verb::Version { Config::empty() } else { Config::parse(stdin)? };
+        let minimum = match verb {
             Verb::Check => Some("0.4.0"),
             Verb::Status | Verb::Gc => Some("1.1.0"),
             _ => None,
         };
-        if let Some(least) = least.filter(|least| !config.speaks(least)) {
-            let message = format!("config version does not allow {verb:?}");
-            let details = format!("cniVersion is {:?}, at least {least} is needed", config.version);
+        if let Some(minimum) = minimum.filter(|minimum| !config.is_at_least(minimum)) {
+            let message = format!("config version does not allow {verb}");
+            let details = format!("cniVersion is {:?}, but {verb} needs {minimum} or later", config.version);
             return Err(Failure::new(Code::IncompatibleVersion, message, details));
         }
         if matches!(verb, Verb::Add | Verb::Del) && !netns.is_empty() && !netns_override {
@@ -155,17 +171,17 @@ impl Request {
 }
 
 impl Config {
-    /// Whether the configuration's version is at least this one.
-    pub fn speaks(&self, version: &str) -> bool {
-        let place = |version: &str| VERSIONS.iter().position(|known| *known == version);
-        place(self.version()) >= place(version)
+    /// Returns true if the configuration's version is this one or later.
+    pub fn is_at_least(&self, version: &str) -> bool {
+        let position = |version: &str| VERSIONS.iter().position(|known| *known == version);
+        position(self.version()) >= position(version)
     }
 
     fn version(&self) -> &str {
         if self.version.is_empty() { VERSIONS[0] } else { &self.version }
     }
 
-    fn none() -> Config {
+    fn empty() -> Config {
         Config {
             version: String::new(),
             name: String::new(),
@@ -187,14 +203,15 @@ impl Config {
         };
         let version = string(&mut object, "cniVersion")?.unwrap_or_default();
         if !version.is_empty() && !VERSIONS.contains(&version.as_str()) {
-            let details = format!("cniVersion is {version:?}, spoken are {}", VERSIONS.join(", "));
+            let details =
+                format!("cniVersion is {version:?}, supported versions are {}", VERSIONS.join(", "));
             return Err(Failure::new(Code::IncompatibleVersion, "incompatible CNI versions", details));
         }
         let name = string(&mut object, "name")?.unwrap_or_default();
         if !is_name(&name) {
             let details =
-                format!("it is {name:?}: letters, digits, `_`, `.` and `-`, the first a letter or digit");
-            return Err(Failure::new(Code::BadConfig, "the network has no good name", details));
+                format!("{name:?}: use letters, digits, `_`, `.` and `-`, starting with a letter or digit");
+            return Err(Failure::new(Code::BadConfig, "the network name is missing or invalid", details));
         }
         let delegate = map(&mut object, "delegate")?;
         if delegate.get("type").is_some_and(|kind| !kind.is_string()) {
@@ -215,7 +232,8 @@ impl Config {
             ipam: map(&mut object, "ipam")?,
             runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
-            // An empty list of Go may come as null (CRI-O); without the key nobody has said what is valid.
+            // Go may write an empty list as null (CRI-O). A missing key is different: nothing is known to be
+            // valid.
             valid: object.remove("cni.dev/valid-attachments").map(|value| match value {
                 Value::Null => Value::Array(Vec::new()),
                 other => other,
@@ -227,34 +245,34 @@ impl Config {
     }
 }
 
-/// The version of a configuration that need not be good otherwise: errors are to carry it.
+/// Returns the version of a configuration that may otherwise be invalid; error objects carry it.
 pub fn version_of(text: &str) -> Option<String> {
     let object: Value = serde_json::from_str(text).ok()?;
     object.get("cniVersion")?.as_str().filter(|version| VERSIONS.contains(version)).map(str::to_owned)
 }
 
-/// What the CNI library lets through as a container id or a network's name; no path can be made of it.
+/// Returns true for what the CNI library accepts as a container ID or network name; it cannot form a path.
 fn is_name(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(allowed)
 }
 
-/// Whether this is a container id.
+/// Returns true for a valid container ID.
 pub fn is_container(text: &str) -> bool {
-    is_name(text) && text.len() <= CONTAINER_MOST
+    is_name(text) && text.len() <= MAX_CONTAINER
 }
 
 fn check_container(id: &str) -> Result<(), Failure> {
     let bad = |message, details| Err(Failure::new(Code::BadEnvironment, message, details));
     match is_name(id) {
         true if is_container(id) => Ok(()),
-        true => bad("containerID is too long", format!("{} characters, at most {CONTAINER_MOST}", id.len())),
+        true => bad("containerID is too long", format!("{} characters, at most {MAX_CONTAINER}", id.len())),
         false => bad("invalid characters in containerID", format!("{id:?}")),
     }
 }
 
 fn check_interface(name: &str) -> Result<(), Failure> {
-    let problem = if name.len() > IFNAME_MOST {
+    let problem = if name.len() > MAX_IFNAME {
         "is too long"
     } else if name == "." || name == ".." {
         "is . or .."
@@ -266,7 +284,7 @@ fn check_interface(name: &str) -> Result<(), Failure> {
     Err(Failure::new(Code::BadEnvironment, format!("interface name {problem}"), format!("{name:?}")))
 }
 
-/// Our own namespace for a pod's would be the host's interfaces taken for the pod's.
+/// Rejects our own namespace: the host's interfaces would be mistaken for the pod's.
 fn check_netns(path: &str) -> Result<(), Failure> {
     if Netns::at(path).is_some_and(|netns| netns.is_own()) {
         let message = "plugin's netns and netns from CNI_NETNS should not be the same";
@@ -318,7 +336,7 @@ mod tests {
         })
     }
 
-    fn refused(verb: &str, change: &[(&str, &str)], stdin: &str) -> (u64, String) {
+    fn rejection(verb: &str, change: &[(&str, &str)], stdin: &str) -> (u64, String) {
         let failure = Request::check(verb, environment(change), stdin).expect_err(stdin);
         (failure.code, failure.message)
     }
@@ -332,11 +350,11 @@ mod tests {
         let given = r#"{"name":"n","subnetFile":"/a","dataDir":"/b","delegate":null,"ipam":{"type":"x"}}"#;
         let config = Request::check("ADD", environment(&[]), given).expect("good").config;
         assert_eq!((config.subnet_file.to_str(), config.data_directory.to_str()), (Some("/a"), Some("/b")));
-        assert!(config.speaks("0.1.0") && !config.speaks("0.2.0"), "no version is the first");
+        assert!(config.is_at_least("0.1.0") && !config.is_at_least("0.2.0"), "no version means the first");
     }
 
     #[test]
-    fn each_verb_says_which_variables_it_lacks() {
+    fn each_verb_names_the_missing_variables() {
         let none = [("CNI_CONTAINERID", ""), ("CNI_NETNS", ""), ("CNI_IFNAME", ""), ("CNI_PATH", "")];
         for (verb, missing) in [
             ("ADD", "CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH"),
@@ -346,32 +364,32 @@ mod tests {
             ("STATUS", "CNI_PATH"),
         ] {
             assert_eq!(
-                refused(verb, &none, GOOD),
+                rejection(verb, &none, GOOD),
                 (4, format!("required env variables [{missing}] missing"))
             );
         }
         assert!(Request::check("VERSION", environment(&none), "").is_ok());
-        assert_eq!(refused("UPDATE", &[], GOOD).0, 4);
+        assert_eq!(rejection("UPDATE", &[], GOOD).0, 4);
     }
 
     #[test]
-    fn names_that_make_paths_are_refused() {
+    fn names_that_form_paths_are_rejected() {
         for id in ["../x", "a/b", ".hidden", "-x", "a b", "ä", "a\n"] {
-            let said = (4, "invalid characters in containerID".to_owned());
-            assert_eq!(refused("DEL", &[("CNI_CONTAINERID", id)], GOOD), said, "{id}");
+            let expected = (4, "invalid characters in containerID".to_owned());
+            assert_eq!(rejection("DEL", &[("CNI_CONTAINERID", id)], GOOD), expected, "{id}");
         }
         let (longest, long) = ("a".repeat(200), "a".repeat(201));
         assert!(Request::check("DEL", environment(&[("CNI_CONTAINERID", &longest)]), GOOD).is_ok());
         assert_eq!(
-            refused("DEL", &[("CNI_CONTAINERID", &long)], GOOD),
+            rejection("DEL", &[("CNI_CONTAINERID", &long)], GOOD),
             (4, "containerID is too long".to_owned())
         );
         for name in ["..", ".", "a/b", "a:b", "a b", "sixteencharacter"] {
-            assert_eq!(refused("ADD", &[("CNI_IFNAME", name)], GOOD).0, 4, "{name}");
+            assert_eq!(rejection("ADD", &[("CNI_IFNAME", name)], GOOD).0, 4, "{name}");
         }
         for name in ["", "../x", "a/b", "-"] {
             let config = serde_json::json!({ "name": name }).to_string();
-            assert_eq!(refused("ADD", &[], &config).0, 7, "{name}");
+            assert_eq!(rejection("ADD", &[], &config).0, 7, "{name}");
         }
     }
 
@@ -389,19 +407,20 @@ mod tests {
             (r#"{"name":"n","delegate":{"name":"x"}}"#, 7),
             (r#"{"name":"n","delegate":{"ipam":{}}}"#, 7),
         ] {
-            assert_eq!(refused("ADD", &[], stdin).0, code, "{stdin}");
+            assert_eq!(rejection("ADD", &[], stdin).0, code, "{stdin}");
         }
         let old = r#"{"cniVersion":"0.3.1","name":"n"}"#;
         for verb in ["CHECK", "GC", "STATUS"] {
-            assert_eq!(refused(verb, &[], old).0, 1, "{verb}");
+            assert_eq!(rejection(verb, &[], old).0, 1, "{verb}");
         }
-        assert_eq!(refused("GC", &[], r#"{"cniVersion":"1.0.0","name":"n"}"#).0, 1);
+        let (code, message) = rejection("GC", &[], r#"{"cniVersion":"1.0.0","name":"n"}"#);
+        assert_eq!((code, message.as_str()), (1, "config version does not allow GC"));
     }
 
     #[test]
-    fn the_hosts_own_namespace_is_no_pods() {
+    fn the_hosts_own_namespace_is_rejected() {
         let own = [("CNI_NETNS", "/proc/self/ns/net")];
-        assert_eq!(refused("ADD", &own, GOOD).0, 8);
+        assert_eq!(rejection("ADD", &own, GOOD).0, 8);
         let overridden = [own[0], ("CNI_NETNS_OVERRIDE", "true")];
         assert!(Request::check("ADD", environment(&overridden), GOOD).is_ok());
     }

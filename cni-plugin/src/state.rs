@@ -1,9 +1,11 @@
-//! What DEL needs to know: the configuration the delegate got, in a file for each interface of each container.
+//! Saved state for DEL: the delegate's configuration, in one file for each interface of each container.
 //!
-//! flannel's plugin names the file by the container alone. So does this one for `eth0`, the interface that nearly all
-//! have, and either plugin can take away what the other one gave; for other interfaces the name follows behind a `@`.
+//! flannel's plugin names the file after the container only. This plugin does the same for `eth0`, the usual
+//! interface, so that each of the two can delete what the other created; for other interfaces, `@` and the
+//! interface name follow.
 //!
-//! Beside a state, `.NAME.netns` tells where the interface is: GC hears of no namespace.
+//! Next to a state, `.NAME.netns` records the interface's network namespace, because the runtime names none
+//! to GC.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -19,14 +21,15 @@ use crate::netns::Netns;
 use crate::reply::{Code, Failure};
 use crate::request::is_container;
 
-/// The interface whose file has flannel's name.
+/// The interface whose file is named as flannel names it.
 const FIRST: &str = "eth0";
-/// How long another plugin may work on the same interface. A delegate takes a tenth of a second.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at a lock.
+/// Time limit for waiting until another plugin finishes with the same interface. A delegate takes about 0.1
+/// s.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Polling interval for a lock.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The directory.
+/// The directory of saved states.
 #[derive(Clone, Debug)]
 pub struct States {
     directory: PathBuf,
@@ -37,22 +40,23 @@ pub struct States {
 pub struct Attachment {
     /// The container.
     pub container: String,
-    /// The interface inside it.
+    /// The interface in the container.
     pub interface: String,
 }
 
-/// What is in a file.
+/// The content of a state file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// The delegate's configuration.
     Config(Value),
-    /// What a crash leaves of one that was not written whole, or not synced: nothing, its beginning, or zeros.
+    /// The remains of a write that a crash cut short: an empty file, the beginning of a configuration, or
+    /// zeros.
     Broken,
-    /// There is no file, or somebody else's.
+    /// No file, or another program's.
     Nothing,
 }
 
-/// Keeps other plugins off one interface, as long as it lives.
+/// A lock on one interface, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
@@ -61,57 +65,60 @@ pub struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is still held: whoever opened it meanwhile sees that its name is gone, and makes a new one.
+        // Removed while still locked: a plugin that has opened the file sees that its name is gone, and
+        // retries.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Attachment {
-    /// Whether its file has flannel's name.
+    /// Returns true if the state file has flannel's name.
     pub fn is_first(&self) -> bool {
         self.interface == FIRST
     }
 }
 
 impl States {
-    /// The states in this directory, which need not be there yet.
+    /// Names the directory, which may not exist yet.
     pub fn in_directory(directory: &Path) -> States {
         States { directory: directory.to_owned() }
     }
 
-    /// Waits until nobody else works on the interface.
+    /// Locks the interface, waiting until no other plugin works on it.
     pub fn lock(&self, attachment: &Attachment) -> Result<Lock, Failure> {
-        self.wait_for(attachment).map_err(|(_, failure)| failure)
+        self.wait_for_lock(attachment).map_err(|(_, failure)| failure)
     }
 
-    /// The same for taking the interface away, which has to go on where nothing can be written: nobody can give an
-    /// interface there meanwhile.
-    pub fn lock_to_take_away(&self, attachment: &Attachment) -> Result<Option<Lock>, Failure> {
+    /// Locks the interface for its deletion. Returns `None` if the directory is not writable: the deletion
+    /// has to proceed, and no plugin can create an interface meanwhile.
+    pub fn lock_for_deletion(&self, attachment: &Attachment) -> Result<Option<Lock>, Failure> {
         use ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-        match self.wait_for(attachment) {
+        match self.wait_for_lock(attachment) {
             Ok(lock) => Ok(Some(lock)),
             Err((ReadOnlyFilesystem | StorageFull | QuotaExceeded, _)) => Ok(None),
             Err((_, failure)) => Err(failure),
         }
     }
 
-    fn wait_for(&self, attachment: &Attachment) -> Result<Lock, (ErrorKind, Failure)> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
-        made.map_err(|error| (error.kind(), failed("make the directory", &self.directory, &error)))?;
-        let path = self.beside(attachment, "lock");
-        let deadline = Instant::now() + PATIENCE;
+    fn wait_for_lock(&self, attachment: &Attachment) -> Result<Lock, (ErrorKind, Failure)> {
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        created.map_err(|error| (error.kind(), failed("create the directory", &self.directory, &error)))?;
+        let path = self.sibling(attachment, "lock");
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match try_lock(&path) {
                 Ok(Some(file)) => {
-                    // A delegate that outlives us, because we were killed, has it until it ends: nobody may undo what is
-                    // not done yet.
+                    // Inherited by the delegate. If we are killed, the delegate holds the lock until it
+                    // exits, so that its work is not undone before it is finished.
                     fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
-                        .map_err(|error| (ErrorKind::Other, failed("hand on", &path, &error.into())))?;
+                        .map_err(|error| (ErrorKind::Other, failed("pass on", &path, &error.into())))?;
                     return Ok(Lock { path, _file: file });
                 }
                 Ok(None) if Instant::now() >= deadline => {
-                    let message =
-                        format!("somebody else works on {} of this container", attachment.interface);
+                    let message = format!(
+                        "another plugin is still working on interface {} of this container",
+                        attachment.interface
+                    );
                     let failure = Failure::new(Code::TryAgain, message, attachment.container.as_str());
                     return Err((ErrorKind::WouldBlock, failure));
                 }
@@ -121,8 +128,8 @@ impl States {
         }
     }
 
-    /// Reads the state of an interface, or the one that flannel's plugin has given it in this network, which says only
-    /// whose it is.
+    /// Reads the state of an interface. Falls back to the file named after the container only, in which
+    /// flannel's plugin may have saved this interface, if that file is of the same network.
     pub fn read(&self, attachment: &Attachment, network: &str) -> Result<Found, Failure> {
         match self.read_own(attachment)? {
             Found::Nothing if !attachment.is_first() => {
@@ -136,7 +143,7 @@ impl States {
         }
     }
 
-    /// Reads the state that has this interface's name.
+    /// Reads the state in the file named after this interface.
     pub fn read_own(&self, attachment: &Attachment) -> Result<Found, Failure> {
         let path = self.path(attachment);
         match fs::read(&path) {
@@ -152,27 +159,27 @@ impl States {
         }
     }
 
-    /// Where the interface is, if that is known.
+    /// Reads the network namespace of the interface, if it was recorded.
     pub fn netns(&self, attachment: &Attachment) -> Option<Netns> {
-        Netns::parse(&fs::read_to_string(self.beside(attachment, "netns")).ok()?)
+        Netns::parse(&fs::read_to_string(self.sibling(attachment, "netns")).ok()?)
     }
 
-    /// Writes it, whole or not at all, so that it outlives a crash of the machine.
+    /// Writes the state atomically and durably.
     pub fn write(
         &self,
         attachment: &Attachment,
         config: &Value,
         netns: Option<&Netns>,
     ) -> Result<(), Failure> {
-        let (path, beside) = (self.path(attachment), self.beside(attachment, "netns"));
-        let temporary = self.beside(attachment, "new");
+        let (path, namespace) = (self.path(attachment), self.sibling(attachment, "netns"));
+        let temporary = self.sibling(attachment, "new");
         let open =
             |path: &Path| OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
         let write = || {
-            // Half of it is none, so that it needs no rename.
+            // Needs no rename: a truncated record does not parse.
             match netns {
-                Some(netns) => open(&beside)?.write_all(netns.to_string().as_bytes())?,
-                None => remove_file(&beside)?,
+                Some(netns) => open(&namespace)?.write_all(netns.to_string().as_bytes())?,
+                None => remove_file(&namespace)?,
             }
             let mut file = open(&temporary)?;
             file.write_all(config.to_string().as_bytes())?;
@@ -181,21 +188,21 @@ impl States {
             File::open(&self.directory)?.sync_all()
         };
         write().map_err(|error| {
-            let _ = (fs::remove_file(&temporary), fs::remove_file(&beside));
+            let _ = (fs::remove_file(&temporary), fs::remove_file(&namespace));
             failed("write", &path, &error)
         })
     }
 
-    /// Removes it; one that is not there is no error.
+    /// Removes the state, if there is one.
     pub fn remove(&self, attachment: &Attachment) -> Result<(), Failure> {
-        // The state first: alone it is a state, and what is beside it is nothing.
-        for path in [self.path(attachment), self.beside(attachment, "netns")] {
+        // The state first: a namespace record without a state counts for nothing.
+        for path in [self.path(attachment), self.sibling(attachment, "netns")] {
             remove_file(&path).map_err(|error| failed("remove", &path, &error))?;
         }
         Ok(())
     }
 
-    /// All interfaces that have a state, sorted. Files of other names are not ours.
+    /// Lists all interfaces with a saved state, sorted. Files with other names are not ours.
     pub fn list(&self) -> Result<Vec<Attachment>, Failure> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
@@ -208,8 +215,8 @@ impl States {
         Ok(all)
     }
 
-    /// Removes what a killed plugin has left besides states: files half written, locks that nobody holds, and places of
-    /// interfaces that have no state.
+    /// Removes what a killed plugin left besides states: temporary files, locks that are not held, and
+    /// namespace records without a state.
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         for entry in entries.filter_map(Result::ok) {
@@ -222,12 +229,12 @@ impl States {
             if name.ends_with(".netns") && has_state() {
                 continue;
             }
-            // Who holds the lock is writing.
-            let path = self.beside(&attachment, "lock");
+            // The holder of the lock may be writing these files.
+            let path = self.sibling(&attachment, "lock");
             if let Ok(Some(file)) = try_lock(&path) {
-                let _ = fs::remove_file(self.beside(&attachment, "new"));
+                let _ = fs::remove_file(self.sibling(&attachment, "new"));
                 if !has_state() {
-                    let _ = fs::remove_file(self.beside(&attachment, "netns"));
+                    let _ = fs::remove_file(self.sibling(&attachment, "netns"));
                 }
                 drop(Lock { path, _file: file });
             }
@@ -238,12 +245,12 @@ impl States {
         self.directory.join(name(attachment))
     }
 
-    fn beside(&self, attachment: &Attachment, end: &str) -> PathBuf {
+    fn sibling(&self, attachment: &Attachment, end: &str) -> PathBuf {
         self.directory.join(format!(".{}.{end}", name(attachment)))
     }
 }
 
-/// The lock file, if nobody else holds it.
+/// Opens and locks the lock file; `None` if another process holds the lock.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match file.try_lock() {
@@ -251,7 +258,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         Err(fs::TryLockError::WouldBlock) => return Ok(None),
         Err(fs::TryLockError::Error(error)) => return Err(error),
     }
-    // Its holder may have removed it between our opening and our locking.
+    // The holder may have removed the file between our open and our lock.
     let same =
         fs::metadata(path).is_ok_and(|named| file.metadata().is_ok_and(|ours| named.ino() == ours.ino()));
     Ok(same.then_some(file))
@@ -264,7 +271,7 @@ fn name(attachment: &Attachment) -> String {
     }
 }
 
-/// The reverse of [`name`].
+/// Parses a name made by [`name`].
 fn attachment(name: &str) -> Option<Attachment> {
     let (container, interface) = name.split_once('@').unwrap_or((name, FIRST));
     let attachment = Attachment { container: container.to_owned(), interface: interface.to_owned() };
@@ -281,9 +288,9 @@ fn remove_file(path: &Path) -> io::Result<()> {
 fn failed(what: &str, path: &Path, error: &io::Error) -> Failure {
     let next = match error.kind() {
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
-            "; make it writable, or give another place by \"dataDir\" in the configuration"
+            "; make it writable, or set \"dataDir\" in the configuration to another directory"
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the disk",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some disk space",
         _ => "",
     };
     Failure::new(Code::Io, format!("cannot {what} {}", path.display()), format!("{error}{next}"))
@@ -323,7 +330,7 @@ mod tests {
         assert_eq!(
             fs::read_dir(&states.directory).expect("there").count(),
             2,
-            "neither locks nor halves are left"
+            "no lock or temporary file is left"
         );
         for attachment in [&second, &first, &first] {
             states.remove(attachment).expect("removed, or not there");
@@ -332,21 +339,21 @@ mod tests {
     }
 
     #[test]
-    fn another_interfaces_state_counts_for_its_own_network_alone() {
+    fn another_interfaces_state_counts_only_for_its_own_network() {
         let (_directory, states) = states();
         let (first, second) = (of("abc", "eth0"), of("abc", "net1"));
         let config = json!({"name": "cbr0"});
         drop(states.lock(&first).expect("the directory"));
         states.write(&first, &config, None).expect("written");
-        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Config(config)), "flannel's of net1, it may be");
+        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Config(config)), "may be flannel's state of net1");
         assert_eq!(states.read(&second, "another"), Ok(Found::Nothing));
         assert_eq!(states.read_own(&second), Ok(Found::Nothing));
         fs::write(states.path(&first), "{").expect("written");
-        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Nothing), "nobody knows whose");
+        assert_eq!(states.read(&second, "cbr0"), Ok(Found::Nothing), "of an unknown network");
     }
 
     #[test]
-    fn a_namespace_is_kept_with_the_state_and_goes_with_it() {
+    fn a_namespace_is_saved_and_removed_with_the_state() {
         let (_directory, states) = states();
         let mine = of("abc", "net1");
         let netns = Netns::at("/proc/self/ns/net").expect("there");
@@ -354,7 +361,7 @@ mod tests {
         states.write(&mine, &json!({}), Some(&netns)).expect("written");
         assert_eq!((states.netns(&mine), states.list()), (Some(netns.clone()), Ok(vec![mine.clone()])));
         states.write(&mine, &json!({}), None).expect("written");
-        assert_eq!(states.netns(&mine), None, "an older one's");
+        assert_eq!(states.netns(&mine), None, "the record of the older state");
         states.write(&mine, &json!({}), Some(&netns)).expect("written");
         states.remove(&mine).expect("removed");
         assert_eq!(fs::read_dir(&states.directory).expect("there").count(), 0);
@@ -379,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_works_on_an_interface() {
+    fn plugins_take_turns_on_an_interface() {
         let (_directory, states) = states();
         let mine = of("abc", "eth0");
         let lock = states.lock(&mine).expect("a lock");
@@ -424,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_said_with_what_to_do() {
+    fn a_directory_that_cannot_be_written_is_named() {
         let states = States::in_directory(Path::new("/proc/nowhere"));
         let failure = states.lock(&of("abc", "eth0")).expect_err("no directory");
         assert_eq!(failure.code, Code::Io as u64);

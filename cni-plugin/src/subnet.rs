@@ -1,4 +1,4 @@
-//! What the daemon says of this node: `subnet.env`, as far as a pod needs it.
+//! This node's subnet: the parts of `subnet.env` that a pod needs.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,38 +8,39 @@ use model::subnet_env::{self, Recorded};
 
 use crate::reply::{Code, Failure};
 
-/// What pods of this node get.
+/// The settings for pods of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subnet {
     /// Cluster networks, IPv4 first.
     pub networks: Vec<String>,
     /// This node's subnets, IPv4 first.
     pub subnets: Vec<String>,
-    /// Bytes that fit into a packet.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// The daemon masquerades.
+    /// Whether the daemon masquerades.
     pub masquerades: bool,
 }
 
-/// Reads the file. It appears when the daemon is ready, so that one that is missing or not complete is worth another try.
+/// Reads the file. It appears when the daemon is ready, so a missing or incomplete file is worth a retry.
 pub fn read(path: &Path) -> Result<Subnet, Failure> {
     let text = match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let message = format!("{} is not there: the node's daemon is not ready", path.display());
-            return Err(Failure::new(Code::TryAgain, message, "see the log of loden, or of flanneld"));
+            let message = format!("{} does not exist: this node's daemon is not ready", path.display());
+            return Err(Failure::new(Code::TryAgain, message, "check the log of loden or flanneld"));
         }
         Err(error) => {
             return Err(Failure::new(Code::Io, format!("cannot read {}", path.display()), error));
         }
     };
     from_recorded(&subnet_env::parse(&text)).map_err(|missing| {
-        let message = format!("{} is missing {}", path.display(), missing.join(", "));
-        Failure::new(Code::TryAgain, message, "the daemon writes it whole; has somebody else changed it?")
+        let message = format!("{} lacks {}", path.display(), missing.join(", "));
+        let details = "the daemon always writes all keys; has another program changed the file?";
+        Failure::new(Code::TryAgain, message, details)
     })
 }
 
-/// `Err`: the names of all that is missing.
+/// Converts the recorded values. The error lists all missing keys.
 fn from_recorded(recorded: &Recorded) -> Result<Subnet, Vec<&'static str>> {
     let Recorded { networks, ipv6_networks, mtu, ip_masq, .. } = recorded;
     let (v4, v6) = (recorded.subnet(), recorded.ipv6_subnet());
@@ -78,7 +79,7 @@ mod tests {
         let other = read(
             "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=yes\n",
         );
-        assert!(!other.masquerades, "only one word says so");
+        assert!(!other.masquerades, "only \"true\" counts");
         let v6 = read(
             "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false",
         );
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_missing_is_named() {
+    fn every_missing_key_is_named() {
         let missing = |text: &str| from_recorded(&subnet_env::parse(text)).expect_err(text);
         assert_eq!(
             missing(""),
@@ -104,7 +105,7 @@ mod tests {
                 "FLANNEL_IPMASQ"
             ]
         );
-        // Cut off in the middle, and keys without a value.
+        // A truncated file, and a key without a value.
         assert_eq!(
             missing("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MT"),
             ["FLANNEL_MTU", "FLANNEL_IPMASQ"]
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_worth_another_try() {
+    fn a_missing_file_is_worth_a_retry() {
         let directory = tempfile::tempdir().expect("directory");
         let failure = read(&directory.path().join("subnet.env")).expect_err("missing");
         assert_eq!(failure.code, Code::TryAgain as u64);

@@ -1,5 +1,5 @@
-//! What each verb does. An interface's state is there before the delegate gives it, and until the delegate has taken it
-//! away: whatever is killed meanwhile, DEL and GC find what is left.
+//! The verbs. An interface's state is saved before the delegate creates the interface, and removed only after
+//! the delegate has deleted it, so that DEL and GC find everything that a killed plugin leaves behind.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,42 +15,43 @@ use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
 use crate::subnet;
 
-/// How long a delegate may take.
+/// Time limits for a delegate.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// For what the runtime asks; in ADD with what others on the same interface have taken of it.
-    pub asked: Duration,
-    /// For taking away what the runtime does not ask about: a failed ADD's, and each of GC's.
-    pub unasked: Duration,
+pub struct Timeouts {
+    /// For the runtime's request; an ADD's includes the time spent waiting for other requests on the
+    /// interface.
+    pub request: Duration,
+    /// For each deletion that the runtime does not name: undoing a failed ADD, and each interface in a GC.
+    pub cleanup: Duration,
 }
 
-impl Default for Patience {
-    /// Together less than two minutes, after which a kubelet gives up and hears no reason.
-    fn default() -> Patience {
-        Patience { asked: Duration::from_secs(90), unasked: Duration::from_secs(20) }
+impl Default for Timeouts {
+    /// Together less than two minutes, after which a kubelet gives up without learning the reason.
+    fn default() -> Timeouts {
+        Timeouts { request: Duration::from_secs(90), cleanup: Duration::from_secs(20) }
     }
 }
 
-/// Does it; what to print.
-pub fn run(request: &Request, patience: Patience) -> Result<String, Failure> {
+/// Runs the request. Returns the text to print.
+pub fn run(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let done = |answer: Result<(), Failure>| answer.map(|()| String::new());
     match request.verb {
-        Verb::Add => add(request, patience),
-        Verb::Del => done(del(request, patience.asked)),
-        Verb::Check => done(check(request, patience.asked)),
-        Verb::Status => done(status(request, patience.asked)),
-        Verb::Gc => done(gc(request, patience)),
+        Verb::Add => add(request, timeouts),
+        Verb::Del => done(del(request, timeouts.request)),
+        Verb::Check => done(check(request, timeouts.request)),
+        Verb::Status => done(status(request, timeouts.request)),
+        Verb::Gc => done(gc(request, timeouts)),
         Verb::Version => Ok(reply::versions()),
     }
 }
 
-fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
+fn add(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
     let began = Instant::now();
     let _lock = states.lock(&attachment)?;
-    let left = patience.asked.saturating_sub(began.elapsed());
+    let left = timeouts.request.saturating_sub(began.elapsed());
     let before = (states.read_own(&attachment)?, states.netns(&attachment));
     states.write(&attachment, &config, request.netns.as_ref())?;
     let result =
@@ -58,92 +59,95 @@ fn add(request: &Request, patience: Patience) -> Result<String, Failure> {
             |printed| match serde_json::from_str::<Value>(&printed) {
                 Ok(Value::Object(_)) => Ok(printed),
                 _ => {
-                    let words: String = printed.trim().chars().take(500).collect();
+                    let excerpt: String = printed.trim().chars().take(500).collect();
                     let message = format!("the plugin {} printed no result", name_of(&config));
-                    Err(InvokeError::Rubbish(Failure::new(Code::Decoding, message, format!("{words:?}"))))
+                    let details = format!("its output was {excerpt:?}");
+                    Err(InvokeError::Indeterminate(Failure::new(Code::Decoding, message, details)))
                 }
             },
         );
     match result {
         Ok(printed) => Ok(printed),
         Err(InvokeError::NotStarted(failure)) => {
-            // An interface that somebody has given already keeps its own.
+            // If an earlier ADD created the interface, its state stays.
             match before {
                 (Found::Config(config), netns) => states.write(&attachment, &config, netns.as_ref())?,
                 (Found::Broken | Found::Nothing, _) => states.remove(&attachment)?,
             }
             Err(failure)
         }
-        // The runtime will not know that there is something to take away.
-        Err(InvokeError::Rubbish(failure)) => {
-            match take_away(request, &states, &attachment, &config, None, patience.unasked) {
+        // The runtime cannot know that there is something to delete.
+        Err(InvokeError::Indeterminate(failure)) => {
+            match delete(request, &states, &attachment, &config, None, timeouts.cleanup) {
                 Ok(()) => Err(failure),
-                Err(second) => Err(failure.and(format!("and it could not be undone: {}", second.message))),
+                Err(second) => Err(failure.and(format!("undoing it failed as well: {}", second.message))),
             }
         }
         // A failed ADD is followed by a DEL (specification, section "ADD").
-        Err(InvokeError::Refused(failure)) => Err(failure),
+        Err(InvokeError::Failed(failure)) => Err(failure),
     }
 }
 
-fn del(request: &Request, patience: Duration) -> Result<(), Failure> {
+fn del(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let (states, attachment) = (states(request), attachment(request));
     let read = || states.read(&attachment, &request.config.name);
     if read()? == Found::Nothing {
         return Ok(());
     }
-    let _lock = states.lock_to_take_away(&attachment)?;
+    let _lock = states.lock_for_deletion(&attachment)?;
     match read()? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => take_away(request, &states, &attachment, &config, None, patience),
-        Found::Broken => take_away_broken(request, &states, &attachment, patience),
+        Found::Config(config) => delete(request, &states, &attachment, &config, None, timeout),
+        Found::Broken => delete_broken(request, &states, &attachment, timeout),
     }
 }
 
-/// What ADD would give now names the same interface and the same addresses.
-fn take_away_broken(
+/// Deletes an interface whose state is unreadable. The configuration that ADD would use now names the same
+/// interface and the same addresses.
+fn delete_broken(
     request: &Request,
     states: &States,
     attachment: &Attachment,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
-        .map_err(|failure| failure.and("and the state of this container cannot be read"))?;
-    take_away(request, states, attachment, &delegate::build(&request.config, &subnet), None, patience)
+        .map_err(|failure| failure.and("the saved state of this container is unreadable as well"))?;
+    delete(request, states, attachment, &delegate::build(&request.config, &subnet), None, timeout)
 }
 
-/// Has the delegate take it away, and forgets it only then. With `netns` not from the namespace that the runtime has
-/// named but from this one; from none if it is empty.
-fn take_away(
+/// Has the delegate delete an interface, and removes its state after that.
+///
+/// `netns` replaces the network namespace that the runtime named; empty means that there is none.
+fn delete(
     request: &Request,
     states: &States,
     attachment: &Attachment,
     config: &Value,
     netns: Option<&str>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), Failure> {
     let mut variables =
         vec![("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
     variables.extend(netns.map(|path| ("CNI_NETNS", path)));
-    plugin(request, config, patience).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
-    states.remove(attachment).map_err(|failure| failure.and("the interface itself has been taken away"))
+    plugin(request, config, timeout).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    states.remove(attachment).map_err(|failure| failure.and("the interface itself was deleted"))
 }
 
-fn check(request: &Request, patience: Duration) -> Result<(), Failure> {
+fn check(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let attachment = attachment(request);
     let Found::Config(mut config) = states(request).read(&attachment, &request.config.name)? else {
-        let message = format!("nothing is known of {} of this container", attachment.interface);
+        let message = format!("no saved state for interface {} of this container", attachment.interface);
         return Err(Failure::new(Code::UnknownContainer, message, attachment.container));
     };
     if let (Some(previous), Value::Object(config)) = (&request.config.previous, &mut config) {
         config.insert("prevResult".into(), with_gateways(previous.clone()));
     }
-    let answer = plugin(request, &config, patience).run("CHECK", &[], &config);
+    let answer = plugin(request, &config, timeout).run("CHECK", &[], &config);
     answer.map_err(InvokeError::into_failure).map(drop)
 }
 
-/// A route without a gateway goes by the address's own; `bridge` sets it so, and when it checks looks for a route
-/// without one (`ValidateExpectedRoute`, containernetworking plugins 1.1).
+/// Adds the address's gateway to every route that has none. `bridge` installs such routes with that gateway,
+/// but its CHECK looks for a route without one (`ValidateExpectedRoute`, containernetworking plugins 1.1).
 fn with_gateways(mut result: Value) -> Value {
     let gateways: Vec<Value> =
         result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip.get("gateway").cloned()).collect();
@@ -157,51 +161,53 @@ fn with_gateways(mut result: Value) -> Value {
     result
 }
 
-fn status(request: &Request, patience: Duration) -> Result<(), Failure> {
+fn status(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
     let config = delegate::build(&request.config, &subnet);
-    match plugin(request, &config, patience).run("STATUS", &[], &config) {
+    match plugin(request, &config, timeout).run("STATUS", &[], &config) {
         Ok(_) => Ok(()),
-        Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => Ok(()),
+        Err(InvokeError::Failed(failure)) if lacks_verb(&failure) => Ok(()),
         Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
         Err(error) => Err(error.into_failure()),
     }
 }
 
-fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
+fn gc(request: &Request, timeouts: Timeouts) -> Result<(), Failure> {
     let valid = valid(request)?;
     let states = states(request);
     let mut failures = Vec::new();
     for attachment in states.list()? {
-        // A name without an interface may be flannel's, and then of any interface of the container.
-        let is_unclear = attachment.is_first();
-        let is_used = |one: &Attachment| one.container == attachment.container && is_unclear;
+        // A file name without an interface may be flannel's, and then stands for any interface of the
+        // container.
+        let is_ambiguous = attachment.is_first();
+        let is_used = |one: &Attachment| one.container == attachment.container && is_ambiguous;
         if valid.contains(&attachment) || valid.iter().any(is_used) {
             continue;
         }
-        let swept = states.lock(&attachment).and_then(|_lock| match states.read_own(&attachment)? {
+        let deleted = states.lock(&attachment).and_then(|_lock| match states.read_own(&attachment)? {
             Found::Config(config) if config["name"] == request.config.name => {
-                // A namespace that lives on would keep the interface.
+                // A namespace that still exists would otherwise keep the interface.
                 let netns = states.netns(&attachment);
                 let path = netns.as_ref().and_then(Netns::path).unwrap_or_default();
-                take_away(request, &states, &attachment, &config, Some(path), patience.unasked)
+                delete(request, &states, &attachment, &config, Some(path), timeouts.cleanup)
             }
-            // Several networks may keep their states in one directory, and a broken one does not say whose it is.
+            // Several networks may share the directory, and a broken state does not name its network.
             Found::Config(_) | Found::Broken | Found::Nothing => Ok(()),
         });
-        failures.extend(swept.err());
+        failures.extend(deleted.err());
     }
     states.sweep();
-    // Without a subnet nothing can be configured; what there was has been taken away by its own state.
+    // Without a subnet there is no configuration for the delegate; the interfaces above needed only their
+    // states.
     if let Ok(subnet) = subnet::read(&request.config.subnet_file) {
         let mut config = delegate::build(&request.config, &subnet);
         host_local::sweep(&config);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));
-        match plugin(request, &config, patience.asked).run("GC", &[], &config) {
+        match plugin(request, &config, timeouts.request).run("GC", &[], &config) {
             Ok(_) => {}
-            Err(InvokeError::Refused(failure)) if knows_no_such_verb(&failure) => {}
+            Err(InvokeError::Failed(failure)) if lacks_verb(&failure) => {}
             Err(error) => failures.push(error.into_failure()),
         }
     }
@@ -209,14 +215,13 @@ fn gc(request: &Request, patience: Patience) -> Result<(), Failure> {
     match failures.into_iter().next() {
         None => Ok(()),
         Some(first) if count == 1 => Err(first),
-        Some(first) => Err(first.and(format!("{} more could not be removed", count - 1))),
+        Some(first) => Err(first.and(format!("{} more could not be deleted", count - 1))),
     }
 }
 
-/// The interfaces that are to stay. Without a list nothing may be removed.
+/// Returns the interfaces to keep. Without a list nothing may be deleted.
 fn valid(request: &Request) -> Result<BTreeSet<Attachment>, Failure> {
-    let bad =
-        |details: &str| Failure::new(Code::BadConfig, "cni.dev/valid-attachments makes no sense", details);
+    let bad = |details: &str| Failure::new(Code::BadConfig, "cni.dev/valid-attachments is invalid", details);
     let list = request.config.valid.as_ref().ok_or_else(|| bad("it is missing"))?;
     let list = list.as_array().ok_or_else(|| bad("it is not a list"))?;
     let entry = |entry: &Value| {
@@ -226,9 +231,10 @@ fn valid(request: &Request) -> Result<BTreeSet<Attachment>, Failure> {
     list.iter().map(|one| entry(one).ok_or_else(|| bad("an entry lacks containerID or ifname"))).collect()
 }
 
-/// How plugins answer that are older than the verb. They look for a container and an interface, which these verbs do
-/// not have, before they look at the verb (`skel.pluginMain`, CNI library 1.1).
-fn knows_no_such_verb(failure: &Failure) -> bool {
+/// Returns true if this is the error of a plugin older than the verb. Such a plugin checks for a container
+/// and an interface, which STATUS and GC do not have, before it checks the verb (`skel.pluginMain`, CNI
+/// library 1.1).
+fn lacks_verb(failure: &Failure) -> bool {
     let says = |words: &[&str]| words.iter().any(|words| failure.message.contains(words));
     failure.code == Code::BadEnvironment as u64 && says(&["unknown CNI_COMMAND", "interface name is empty"])
         || failure.code == Code::UnknownContainer as u64 && says(&["missing containerID"])
@@ -243,11 +249,11 @@ fn attachment(request: &Request) -> Attachment {
     Attachment { container: request.container.clone(), interface: request.interface.clone() }
 }
 
-fn plugin<'a>(request: &'a Request, config: &'a Value, patience: Duration) -> Plugin<'a> {
-    Plugin { name: name_of(config), path: &request.path, patience }
+fn plugin<'a>(request: &'a Request, config: &'a Value, timeout: Duration) -> Plugin<'a> {
+    Plugin { name: name_of(config), path: &request.path, timeout }
 }
 
-/// A state that somebody else has written may have no type.
+/// Returns the delegate's type; a state written by another program may lack one.
 fn name_of(config: &Value) -> &str {
     config.get("type").and_then(Value::as_str).unwrap_or_default()
 }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::InfoKind;
 
-use crate::apply::routes::{self, Scope, Share};
+use crate::apply::routes;
+use crate::apply::share::{Scope, Share};
 use crate::netlink::{self, NetlinkError};
 use crate::persist::instance::Places;
 use crate::persist::state_file::{self, FileRecord, RouteRecord, State};

@@ -1,4 +1,4 @@
-//! What an engine is started with.
+//! The engine's configuration.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,27 +7,31 @@ use std::time::Duration;
 use path::{Fib, Format};
 use wire::addr::Mtu;
 
-/// How the engine as a whole runs.
+/// The configuration of the whole engine.
 #[derive(Clone, Debug, Default)]
-pub struct Config {
-    /// Worker threads; 0 takes one for each core this process may use.
+pub struct EngineConfig {
+    /// Number of worker threads; 0 means one per core that this process may use.
     pub workers: usize,
-    /// Whether worker *i* stays on the *i*-th allowed core.
+    /// Number of queues of each TUN device, which the workers share; 0 means one per worker. There are never
+    /// more workers than queues.
+    pub queues: usize,
+    /// Whether worker *i* is pinned to the *i*-th allowed core.
     pub pin: bool,
     /// How workers wait.
     pub wait: WaitPolicy,
-    /// What may be used of the kernel's help.
+    /// The kernel features that may be used.
     pub switches: Switches,
 }
 
-/// Drain, look again for a bounded time, then sleep; pause after a turn full of bulk.
+/// How a worker waits: it drains its ports, spins for a bounded time, then sleeps. It pauses after bulk
+/// turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitPolicy {
-    /// How long an idle worker keeps looking before it sleeps. Zero sleeps at once, which is right where
-    /// cores are few: a worker that spins takes the core that the pod needs.
+    /// How long an idle worker spins before it sleeps. Zero means that it sleeps immediately, which is right
+    /// on hosts with few cores: a spinning worker takes the core that the pod needs.
     pub spin: Duration,
     /// How long a worker pauses after a turn that moved a super-packet or more, so that the next turn finds
-    /// several. Turns that move little are never followed by a pause. Zero never pauses.
+    /// several. There is no pause after turns that moved less. Zero disables pauses.
     pub moderate: Duration,
 }
 
@@ -38,12 +42,12 @@ impl Default for WaitPolicy {
     }
 }
 
-/// Features that an operator may switch off, or that a self-test has found wanting. All on by default.
+/// Features that an operator or a failed self-test can disable. All are on by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switches {
-    /// TCP super-packets between the TUN and us, both ways.
+    /// TCP super-packets on the TUN, in both directions.
     pub tso: bool,
-    /// UDP super-packets between the TUN and us, both ways.
+    /// UDP super-packets on the TUN, in both directions.
     pub uso: bool,
     /// `UDP_SEGMENT`: many datagrams in one send.
     pub gso: bool,
@@ -51,7 +55,7 @@ pub struct Switches {
     pub gro: bool,
     /// `sendmmsg` and `recvmmsg`: many sends or receives in one call.
     pub mmsg: bool,
-    /// More than one queue per TUN device, and so more than one worker.
+    /// More than one queue per TUN device, and therefore more than one worker.
     pub multiqueue: bool,
 }
 
@@ -62,10 +66,10 @@ impl Default for Switches {
 }
 
 impl Switches {
-    /// The names that [`Switches::switch_off`] knows, besides `all`.
+    /// The names that [`Switches::switch_off`] accepts, besides `all`.
     pub const NAMES: [&str; 6] = ["tso", "uso", "gso", "gro", "mmsg", "multiqueue"];
 
-    /// Switches a feature off by name, or `all` of them. `Err` for a name that is none.
+    /// Disables a feature by name, or `all` of them. Fails for any other name.
     pub fn switch_off(&mut self, name: &str) -> Result<(), String> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = self;
         match name {
@@ -82,7 +86,7 @@ impl Switches {
             }
             _ => {
                 return Err(format!(
-                    "no feature is called {name:?}: choose of {} and all",
+                    "unknown feature {name:?}: expected one of {} or all",
                     Switches::NAMES.join(", ")
                 ));
             }
@@ -90,7 +94,7 @@ impl Switches {
         Ok(())
     }
 
-    /// Each feature with whether it is on.
+    /// Returns each feature's name and whether it is on.
     pub fn named(&self) -> [(&'static str, bool); 6] {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = *self;
         [("tso", tso), ("uso", uso), ("gso", gso), ("gro", gro), ("mmsg", mmsg), ("multiqueue", multiqueue)]
@@ -102,28 +106,28 @@ impl Switches {
 pub struct TunnelConfig {
     /// Name of the TUN device.
     pub device: String,
-    /// Whether the device stays when the process ends.
+    /// Whether the device persists after the process ends.
     pub persist: bool,
-    /// Where datagrams arrive; without meaning for formats that do not travel in UDP.
+    /// The address to listen on; ignored by formats that do not use UDP.
     pub listen: SocketAddr,
-    /// Where they arrive as well. Of each family the first address is the one that sends; only where `send_from` is
-    /// `None`.
+    /// Further addresses to listen on, only allowed without `send_from`. The first address of each family
+    /// sends.
     pub listen_besides: Vec<SocketAddr>,
-    /// The source address of what is sent, from a fan of ports; `None` sends from the listening socket, with
-    /// its port as source.
+    /// The address to send from, with a fan of source ports. `None` sends from the listening socket and its
+    /// port.
     pub send_from: Option<IpAddr>,
-    /// The first table, used from the first packet on. It also says how packets are framed.
+    /// The first table, used from the first packet on. It also determines the tunnel format.
     pub table: Arc<Fib>,
     /// MTU of the TUN device.
     pub mtu: Mtu,
-    /// Source ports, which all workers share.
+    /// Number of source ports, which all workers share.
     pub fan: u16,
-    /// What a WireGuard tunnel needs besides.
+    /// The settings of a WireGuard tunnel.
     pub wireguard: Option<crate::wireguard::Settings>,
 }
 
 impl TunnelConfig {
-    /// How packets are framed.
+    /// Returns the tunnel format.
     pub fn format(&self) -> Format {
         *self.table.format()
     }
@@ -134,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_switches_its_feature_off() {
+    fn every_name_disables_its_feature() {
         for name in Switches::NAMES {
             let mut switches = Switches::default();
             switches.switch_off(name).unwrap();

@@ -1,45 +1,46 @@
-//! The few things a worker tells control, besides counting: that the kernel took back an offload.
+//! The events that workers report to control, besides their counters.
 
 use crossbeam_channel::{Receiver, Sender};
+use path::WorkerIndex;
 
-/// What happened.
+/// An event in a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// `UDP_SEGMENT` or a batch call was refused in use; datagrams leave one by one from now on.
+    /// The kernel rejected `UDP_SEGMENT` or a batch call in use; datagrams are sent one by one from now on.
     UnderlayDowngraded,
-    /// The TUN refused a super-packet; what is still joined says `tcp`, `udp`.
+    /// The TUN rejected a super-packet; `tcp` and `udp` say what is still joined.
     OverlayDowngraded {
         /// TCP packets are still joined.
         tcp: bool,
         /// UDP packets are still joined.
         udp: bool,
     },
-    /// A worker stopped by itself, for this reason; its share of every tunnel is dead.
+    /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),
 }
 
-/// An event, and where.
+/// An event, with its tunnel and worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Index of the tunnel.
     pub tunnel: usize,
-    /// Index of the worker.
-    pub worker: usize,
-    /// What happened.
+    /// The worker that reported the event.
+    pub worker: WorkerIndex,
+    /// The event.
     pub event: Event,
 }
 
-/// A worker's end: never blocks, and drops what nobody reads.
+/// A worker's end of the channel to control. It never blocks, and drops events when the channel is full.
 #[derive(Clone)]
-pub(crate) struct Events {
+pub(crate) struct Notifier {
     pub(crate) tunnel: usize,
-    pub(crate) worker: usize,
+    pub(crate) worker: WorkerIndex,
     pub(crate) sender: Sender<Notice>,
 }
 
-impl Events {
+impl Notifier {
     pub(crate) fn send(&self, event: Event) {
-        // A full queue means that control already has much to read of the same kind.
+        // If the channel is full, control already has many such events to read.
         let _ = self.sender.try_send(Notice { tunnel: self.tunnel, worker: self.worker, event });
     }
 }

@@ -1,56 +1,83 @@
-//! Which worker owns what: worker *i* has queue *i* of every device and socket *i* of every port.
+//! Assigns sockets and queues to workers. Worker *i* has socket *i* of every port and, of each device, the
+//! queues whose number modulo the number of workers is *i*: only queue *i*, unless more queues are requested.
 
-use io::{Error, raw, tun, udp};
-use path::Format;
+use io::{Error, Shape, raw, tun, udp};
 use path::encap::ipip;
+use path::{Format, WorkerIndex};
 
 use crate::Chosen;
-use crate::config::{Config, Switches, TunnelConfig};
+use crate::config::{EngineConfig, Switches, TunnelConfig};
 use crate::port::Port;
 
-/// Room for what arrives while a worker is busy: some hundred super-packets.
+/// Receive buffer for datagrams that arrive while a worker is busy: some hundred super-packets.
 const RECEIVE_BUFFER: usize = 16 << 20;
-/// A dozen super-packets a port. More would only queue up in the uplink, in front of everyone else's packets.
+/// Send buffer for a dozen super-packets per port. More would only queue in the uplink, ahead of other
+/// traffic.
 const SEND_BUFFER: usize = 1 << 20;
+/// Slots of one receive call. A slot holds the largest datagram or run of joined datagrams.
+const SHAPE: Shape = Shape { slots: 16, len: 1 << 16 };
 
-/// The cores this process may use; at least one.
+/// Returns the cores that this process may use, at least one.
 pub(crate) fn cores() -> Vec<usize> {
     io::thread::allowed_cores().ok().filter(|cores| !cores.is_empty()).unwrap_or_else(|| vec![0])
 }
 
-/// How many workers to start.
-pub(crate) fn workers(config: &Config) -> usize {
+/// Returns the number of workers to start.
+pub(crate) fn workers(config: &EngineConfig) -> usize {
     let wanted = if config.workers == 0 { cores().len() } else { config.workers };
     if config.switches.multiqueue { wanted.clamp(1, tun::MAX_QUEUES) } else { 1 }
 }
 
+/// Returns the number of queues to request for a device.
+fn queues(config: &EngineConfig, workers: usize) -> usize {
+    match config.queues {
+        _ if !config.switches.multiqueue => 1,
+        0 => workers,
+        wanted => wanted.min(tun::MAX_QUEUES),
+    }
+}
+
+/// Returns the worker that owns a queue of a device.
+pub(crate) fn owner(queue: usize, workers: usize) -> WorkerIndex {
+    WorkerIndex((queue % workers.max(1)) as u32)
+}
+
 /// The open device and sockets of one tunnel.
-pub(crate) struct Opened {
+pub(crate) struct OpenTunnel {
     pub(crate) queues: Vec<tun::Queue>,
+    /// One port per worker.
     pub(crate) ports: Vec<Port>,
-    pub(crate) keeper: tun::Keeper,
+    pub(crate) hold: tun::Hold,
     pub(crate) chosen: Chosen,
 }
 
-impl Opened {
-    /// Sockets first: a port that is taken is the likelier failure, and leaves no trace on the host.
-    pub(crate) fn open(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Opened, Error> {
+impl OpenTunnel {
+    /// Opens the sockets, then the device. A port in use is the more likely failure, and leaves no trace on
+    /// the host.
+    pub(crate) fn open(
+        config: &EngineConfig,
+        tunnel: &TunnelConfig,
+        workers: usize,
+    ) -> Result<OpenTunnel, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
         let mut ports = match tunnel.format() {
             Format::Vxlan(_) | Format::Udp | Format::Wireguard => udp_ports(config, tunnel, workers)?,
             Format::Ipip(_) => Vec::new(),
         };
-        let tun = tun::open(&tun::Config {
+        let tun = tun::open(&tun::TunConfig {
             name: tunnel.device.clone(),
-            queues: workers,
+            queues: queues(config, workers),
             offloads: tun::Offloads { csum: tso || uso, tso, uso },
             persist: tunnel.persist,
         })?;
         let mut notes = tun.notes.clone();
-        ports.truncate(tun.queues.len());
+        // A worker without a queue has nothing to do.
+        let workers = workers.min(tun.queues.len());
+        ports.truncate(workers);
         if let Format::Ipip(ipip) = tunnel.format() {
-            // Each of these has a share that nobody else takes, so there must be just as many as queues.
-            ports = raw_ports(config, ipip, tun.queues.len())?;
+            // Each raw socket has a share of the flows that no other receives, so there must be one per
+            // worker.
+            ports = raw_ports(config, ipip, workers)?;
         }
         let mut features =
             Switches { tso: tun.granted.tso, uso: tun.granted.uso, gso, gro, mmsg, multiqueue };
@@ -61,17 +88,28 @@ impl Opened {
         }
         features.multiqueue = tun.queues.len() > 1;
         let source_ports = ports.first().map(Port::source_ports).unwrap_or_default();
-        let chosen = Chosen { device: tun.name, workers: tun.queues.len(), source_ports, features, notes };
-        Ok(Opened { queues: tun.queues, ports, keeper: tun.keeper, chosen })
+        let chosen = Chosen { device: tun.name, workers, source_ports, features, notes };
+        Ok(OpenTunnel { queues: tun.queues, ports, hold: tun.hold, chosen })
+    }
+
+    /// Closes surplus ports and queues if another device has fewer queues and there are fewer workers than
+    /// ports.
+    pub(crate) fn shrink(&mut self, config: &EngineConfig, workers: usize) {
+        self.chosen.workers = workers;
+        self.ports.truncate(workers);
+        if config.queues == 0 {
+            self.queues.truncate(workers);
+        }
     }
 }
 
-fn udp_ports(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<Vec<Port>, Error> {
+fn udp_ports(config: &EngineConfig, tunnel: &TunnelConfig, workers: usize) -> Result<Vec<Port>, Error> {
     let Switches { gso, gro, mmsg, .. } = config.switches;
-    let config = udp::Config {
+    let config = udp::UdpConfig {
         listen: tunnel.listen,
         send_from: tunnel.send_from,
         fan: usize::from(tunnel.fan),
+        shape: SHAPE,
         segment: gso,
         gro,
         mmsg,
@@ -85,11 +123,12 @@ fn udp_ports(config: &Config, tunnel: &TunnelConfig, workers: usize) -> Result<V
     Ok(groups.into_iter().map(|group| Port::UdpGroup(Box::new(group))).collect())
 }
 
-fn raw_ports(config: &Config, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {
+fn raw_ports(config: &EngineConfig, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {
     let ports = raw::open(
-        &raw::Config {
+        &raw::RawConfig {
             protocol: ipip::PROTOCOL,
             local: ipip.local,
+            shape: SHAPE,
             mmsg: config.switches.mmsg,
             receive_buffer: RECEIVE_BUFFER,
             send_buffer: SEND_BUFFER,
@@ -97,4 +136,26 @@ fn raw_ports(config: &Config, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Po
         workers,
     )?;
     Ok(ports.into_iter().map(Port::Raw).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_assigned_to_workers_in_turn() {
+        let owners = |queues, workers| (0..queues).map(|queue| owner(queue, workers).0).collect::<Vec<_>>();
+        assert_eq!(owners(4, 4), [0, 1, 2, 3]);
+        assert_eq!(owners(5, 2), [0, 1, 0, 1, 0]);
+        assert_eq!(owners(2, 1), [0, 0]);
+    }
+
+    #[test]
+    fn a_device_has_one_queue_per_worker_unless_another_number_is_requested() {
+        let config = |queues| EngineConfig { queues, ..EngineConfig::default() };
+        assert_eq!((queues(&config(0), 3), queues(&config(8), 3), queues(&config(999), 3)), (3, 8, 256));
+        let mut single = config(8);
+        single.switches.multiqueue = false;
+        assert_eq!((workers(&single), queues(&single, 1)), (1, 1));
+    }
 }

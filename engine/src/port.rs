@@ -1,21 +1,21 @@
-//! The wire side of a tunnel: UDP sockets, or a raw one. One worker loop serves both, without a call through
-//! a table of functions.
+//! The ports of a worker's wire: UDP sockets or a raw socket. One worker loop serves both, without dynamic
+//! dispatch.
 
 use std::io::Result;
 use std::ops::Range;
 
 use io::udp::Features;
-use io::{PortCounters, Received, Transmit, TransmitOutcome, Underlay, Waiter, raw, udp};
+use io::{PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Waiter, raw, udp};
 
-/// One worker's sockets of one tunnel.
+/// One worker's sockets for one tunnel.
 #[derive(Debug)]
 pub(crate) enum Port {
-    /// For formats that travel in UDP.
-    Udp(udp::Port),
-    /// The same, at several addresses.
-    UdpGroup(Box<udp::Group>),
-    /// For formats that are an IP protocol of their own.
-    Raw(raw::Port),
+    /// For formats over UDP.
+    Udp(udp::UdpPort),
+    /// For formats over UDP with several listening addresses.
+    UdpGroup(Box<udp::UdpGroup>),
+    /// For formats with their own IP protocol number.
+    Raw(raw::RawPort),
 }
 
 impl Port {
@@ -35,7 +35,7 @@ impl Port {
         }
     }
 
-    /// Another way to send from its address; a raw socket has none.
+    /// Opens a second sender for the port's address. Returns `None` for a raw socket.
     pub(crate) fn aside(&self) -> std::result::Result<Option<udp::Aside>, io::Error> {
         match self {
             Port::Udp(port) => port.aside().map(Some),
@@ -44,7 +44,7 @@ impl Port {
         }
     }
 
-    /// UDP source ports, which all workers share; a raw socket has none.
+    /// Returns the UDP source ports, which all workers share. A raw socket has none.
     pub(crate) fn source_ports(&self) -> Vec<u16> {
         match self {
             Port::Udp(port) => port.lane_addrs().iter().map(|address| address.port()).collect(),
@@ -56,11 +56,20 @@ impl Port {
 
 impl Underlay for Port {
     #[inline]
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> Result<()> {
+    fn shape(&self) -> Shape {
         match self {
-            Port::Udp(port) => port.receive(arena, slot_len, out),
-            Port::UdpGroup(port) => port.receive(arena, slot_len, out),
-            Port::Raw(port) => port.receive(arena, slot_len, out),
+            Port::Udp(port) => port.shape(),
+            Port::UdpGroup(port) => port.shape(),
+            Port::Raw(port) => port.shape(),
+        }
+    }
+
+    #[inline]
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> Result<()> {
+        match self {
+            Port::Udp(port) => port.receive(arena, at, out),
+            Port::UdpGroup(port) => port.receive(arena, at, out),
+            Port::Raw(port) => port.receive(arena, at, out),
         }
     }
 

@@ -1,9 +1,9 @@
-//! Tables from control to a worker: published whole, picked up between batches.
+//! Tables from control to the workers, published whole and picked up between batches.
 //!
-//! Each worker has a mailbox of its own. Publishing puts the new table in and raises the version; the worker
-//! compares one integer a turn and takes the lock only when it has changed. The table it stops using goes
-//! back through the mailbox, so the memory is freed by the publisher, never on the packet path. A worker
-//! uses one table for a whole batch, so no packet sees two.
+//! Each worker has its own mailbox. Publishing stores the new table and increments the version; the worker
+//! compares one integer per turn and takes the lock only if it has changed. The old table goes back through
+//! the mailbox, so that the publisher frees its memory, never the packet path. A worker uses one table for a
+//! whole batch, so no packet sees two.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,19 +18,19 @@ struct Slot<T> {
     retired: Option<Arc<T>>,
 }
 
-/// The end that control holds.
+/// Control's end.
 pub struct Publisher<T> {
     mailboxes: Vec<Arc<Mailbox<T>>>,
 }
 
-/// The end that one worker holds.
+/// A worker's end.
 pub struct Reader<T> {
     mailbox: Arc<Mailbox<T>>,
     seen: u64,
     current: Arc<T>,
 }
 
-/// A publisher and `readers` readers, which all start with `first`.
+/// Creates a publisher and `readers` readers, which all start with `first`.
 pub fn channel<T>(first: Arc<T>, readers: usize) -> (Publisher<T>, Vec<Reader<T>>) {
     let mailboxes: Vec<_> = (0..readers)
         .map(|_| {
@@ -48,7 +48,7 @@ pub fn channel<T>(first: Arc<T>, readers: usize) -> (Publisher<T>, Vec<Reader<T>
 }
 
 impl<T> Publisher<T> {
-    /// Makes `table` the one that every reader uses from its next turn on. Frees what they gave back.
+    /// Makes every reader use `table` from its next turn on. Frees the tables that readers have returned.
     pub fn publish(&self, table: &Arc<T>) {
         for mailbox in &self.mailboxes {
             let (replaced, retired);
@@ -79,7 +79,7 @@ impl<T> Reader<T> {
         true
     }
 
-    /// The table in use.
+    /// Returns the table in use.
     #[inline]
     pub fn current(&self) -> &T {
         &self.current
@@ -102,7 +102,7 @@ mod tests {
         publisher.publish(&third);
         assert!(readers[0].refresh() && readers[1].refresh() && !readers[1].refresh());
         assert_eq!((*readers[0].current(), *readers[1].current()), (3, 3));
-        // `second` waits in the first mailbox, `first` in the second one.
+        // `second` is in the first mailbox, `first` in the second one.
         assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (2, 2));
         publisher.publish(&third);
         assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (1, 1));

@@ -1,7 +1,7 @@
-//! Counter pages: one per worker and tunnel, written by the worker, readable at any time by anyone.
+//! Counter pages, one per worker and tunnel, which the worker writes and anyone can read at any time.
 //!
-//! A page is a row of atomics with one writer. The worker copies its plain counters there after a batch,
-//! by relaxed stores, so that reading never stops it and counting costs nothing per packet.
+//! A page is an array of atomics with one writer. The worker copies its plain counters there after each batch
+//! with relaxed stores, so reading never stops the worker and counting costs nothing per packet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,39 +9,39 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use io::PortCounters;
 use path::{Counters, Direction, DropReason};
 
-/// The counters of one direction that are not drops.
+/// The names of one direction's counters, except the drops.
 const FLOW: [&str; 6] = ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies"];
 const DIRECTIONS: [&str; 2] = ["egress", "ingress"];
 const PORTS: [&str; 2] = ["overlay", "underlay"];
 const LOOP: [&str; 4] = ["turns", "waits", "sleeps", "moderated"];
 
-/// What the loop itself counts.
+/// The counters of the worker loop itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopCounters {
-    /// Turns of the worker.
+    /// Turns.
     pub turns: u64,
-    /// Calls to wait or to pause, each a system call.
+    /// Waits and pauses, each of which is a system call.
     pub waits: u64,
-    /// Waits that were allowed to sleep.
+    /// Waits that could sleep.
     pub sleeps: u64,
     /// Pauses after bulk turns.
     pub moderated: u64,
 }
 
-/// The public counters of one worker in one tunnel.
+/// The public counters of one worker and tunnel.
 #[derive(Debug)]
 pub struct Page {
     values: Box<[AtomicU64]>,
 }
 
 impl Page {
-    /// A page of zeros.
+    /// Creates a page of zeros.
     pub fn new() -> Arc<Page> {
         let count = names().count();
         Arc::new(Page { values: (0..count).map(|_| AtomicU64::new(0)).collect() })
     }
 
-    /// Stores the newest values. One writer only.
+    /// Stores the current values. Only one thread may call this.
     pub fn store(
         &self,
         counters: &Counters,
@@ -65,13 +65,14 @@ impl Page {
         [looped.turns, looped.waits, looped.sleeps, looped.moderated].into_iter().for_each(put);
     }
 
-    /// The values as they are now, in the order of [`names`].
+    /// Returns the current values in the order of [`names`].
     pub fn load(&self) -> Vec<u64> {
         self.values.iter().map(|cell| cell.load(Ordering::Relaxed)).collect()
     }
 }
 
-/// A counter's place: `egress.drop.no_route`, `underlay.read_calls`, `loop.turns`.
+/// Returns the names of all counters, for instance `egress.drop.no_route`, `underlay.read_calls` and
+/// `loop.turns`.
 pub fn names() -> impl Iterator<Item = String> {
     let flows = DIRECTIONS.into_iter().flat_map(|direction| {
         let plain = FLOW.into_iter().map(move |name| format!("{direction}.{name}"));
@@ -97,31 +98,31 @@ pub struct Status {
 /// The counters of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelStatus {
-    /// Its TUN device.
+    /// Name of the TUN device.
     pub device: String,
-    /// For each worker its counters by name, in the order of [`names`].
+    /// Each worker's counters by name, in the order of [`names`].
     pub workers: Vec<Vec<(String, u64)>>,
 }
 
 impl TunnelStatus {
-    /// Reads one page per worker.
+    /// Reads the pages of a tunnel, one per worker.
     pub fn read(device: &str, pages: &[Arc<Page>]) -> TunnelStatus {
         let workers = pages.iter().map(|page| names().zip(page.load()).collect()).collect();
         TunnelStatus { device: device.to_owned(), workers }
     }
 
-    /// The sum over all workers, by name.
+    /// Returns the sums over all workers, by name.
     pub fn totals(&self) -> Vec<(String, u64)> {
         let sum = |i: usize| self.workers.iter().filter_map(|w| w.get(i)).map(|(_, v)| v).sum();
         names().enumerate().map(|(i, name)| (name, sum(i))).collect()
     }
 
-    /// One counter, summed over all workers; 0 for a name that is none.
+    /// Returns one counter's sum over all workers, or 0 for an unknown name.
     pub fn total(&self, name: &str) -> u64 {
         self.workers.iter().flatten().filter(|(n, _)| n == name).map(|(_, v)| v).sum()
     }
 
-    /// System calls of all workers.
+    /// Returns the number of system calls of all workers.
     pub fn syscalls(&self) -> u64 {
         [
             "overlay.read_calls",
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_counter_comes_out_under_its_name() {
+    fn each_counter_is_read_under_its_name() {
         let page = Page::new();
         let mut counters = Counters::default();
         counters.egress.packets = 1;

@@ -1,18 +1,18 @@
-//! A worker turned by hand over any ports: for tests of the whole loop without a kernel or a thread.
+//! A worker that is turned by hand over any ports, for testing the whole loop without a kernel or a thread.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use io::{Overlay, Underlay, Waiter};
-use path::Fib;
+use path::{Fib, WorkerIndex};
 
 use crate::config::{Switches, WaitPolicy};
-use crate::event::{self, Events};
+use crate::event::{self, Notifier};
 use crate::snapshot::{self, Publisher};
 use crate::status::{self, Page};
-use crate::tunnel::{Parts, Tunnel};
-use crate::worker::Worker;
+use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::worker::{Wire, Worker};
 
 /// A worker with one tunnel that never sleeps.
 pub struct ByHand<O, U> {
@@ -22,9 +22,10 @@ pub struct ByHand<O, U> {
 }
 
 impl<O: Overlay, U: Underlay> ByHand<O, U> {
-    /// A worker over these ports with this table. `mtu` is the overlay's, `lanes` the source ports.
+    /// Creates a worker over these queues and this port. `mtu` is the overlay's, `lanes` the number of source
+    /// ports.
     pub fn new(
-        overlay: O,
+        queues: Vec<O>,
         underlay: U,
         fib: Fib,
         mtu: u16,
@@ -34,32 +35,34 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
-        let parts =
-            Parts { fib, mtu, lanes, switches, events: Events { tunnel: 0, worker: 0, sender }, crypt: None };
-        let tunnels = vec![Tunnel::new(overlay, underlay, parts)];
+        let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
+        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing: Sealing::Plain };
+        let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
+        let pages = vec![Arc::clone(&page)];
         let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
         let stop = Arc::new(AtomicBool::new(false));
-        let worker = Worker::new(tunnels, vec![Arc::clone(&page)], Waiter::new()?, policy, stop)?;
+        let wire = Wire::new(vec![(0, underlay)]);
+        let worker = Worker::new(wire, tunnels, pages, Waiter::new()?, policy, stop)?;
         Ok(ByHand { worker, page, publisher })
     }
 
-    /// One turn. Fails only when looking at the waiter does.
+    /// Runs one turn. Fails only if waiting fails.
     pub fn turn(&mut self) -> std::io::Result<()> {
         self.worker.turn()
     }
 
-    /// Makes the next turn look at both ports, as a report of the waiter does.
+    /// Makes the next turn read all ports, as if the waiter had reported them.
     pub fn rouse(&mut self) {
         self.worker.rouse();
     }
 
-    /// Makes `table` the one in use from the next turn on.
+    /// Makes the worker use `table` from the next turn on.
     pub fn publish(&self, table: &Arc<Fib>) {
         self.publisher.publish(table);
     }
 
-    /// A counter by its name in [`status::names`]; 0 for a name that is none.
+    /// Returns a counter by its name in [`status::names`], or 0 for an unknown name.
     pub fn counter(&self, name: &str) -> u64 {
         status::names().zip(self.page.load()).find(|(n, _)| n == name).map_or(0, |(_, value)| value)
     }

@@ -1,10 +1,9 @@
 //! A worker in steady state allocates nothing, copies no payload and sums no byte twice.
 //!
-//! The ports in this file hand over prepared packets and remember where in the arena they put them, so that
-//! a payload that moved would be seen. One test to a binary: the allocator counts every thread.
+//! The ports in this file deliver prepared packets and record their addresses in the arena, so that moved
+//! payload is detected. The binary has a single test, because the allocator counts all threads.
 
-// clippy.toml allows it in test functions, not in the ports beside them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not the ports")]
 
 use std::io::{ErrorKind, Result};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::Switches;
 use engine::testing::ByHand;
-use io::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay, Waiter};
+use io::{Overlay, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Waiter};
 use path::{Fib, FibBuilder, Format, PeerSpec, Vxlan};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wire::addr::{Mac, Vni};
@@ -28,21 +27,22 @@ const OWN: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
 const PEER: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 5);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 7);
-/// Framing and the longest inner headers of this file; a virtio header is shorter than the framing.
+/// Tunnel headers and the longest inner headers in this file; a virtio header is shorter than the tunnel
+/// headers.
 const HEADERS: usize = 22 + 40;
 const PODS: usize = 0;
 const WIRE: usize = 1;
 
-/// What both ports share with the test, each by the port's index.
+/// The log that both ports share with the test, indexed by port.
 #[derive(Default)]
 struct Log {
-    /// Batches still to hand over.
+    /// Batches that the port still has to deliver.
     waiting: [usize; 2],
-    /// Addresses at which what the port handed over stands.
-    stands: [Vec<Range<usize>>; 2],
-    /// Bytes written to the port from where the other one had put them.
+    /// Memory ranges of the packets that the port has delivered.
+    delivered: [Vec<Range<usize>>; 2],
+    /// Bytes written to the port from where the other port had delivered them.
     kept: [usize; 2],
-    /// Bytes written to the port from anywhere else.
+    /// Bytes written to the port from elsewhere.
     fresh: [usize; 2],
     /// Packets or datagrams written to the port.
     units: [usize; 2],
@@ -53,9 +53,9 @@ impl Log {
         for span in spans {
             let at = arena.as_ptr() as usize + span.start as usize;
             let len = span.len();
-            // A header may stand right in front of a packet and leave with it as one span.
+            // A header directly in front of a packet may be part of the same span.
             let shared = |s: &Range<usize>| s.end.min(at + len).saturating_sub(s.start.max(at));
-            let kept: usize = self.stands[1 - to].iter().map(shared).sum();
+            let kept: usize = self.delivered[1 - to].iter().map(shared).sum();
             self.kept[to] += kept;
             self.fresh[to] += len - kept;
         }
@@ -67,7 +67,7 @@ struct Pods {
     next: usize,
     log: Arc<Mutex<Log>>,
     counters: PortCounters,
-    /// Refuses super-packets, as a kernel without the offload does.
+    /// Whether the port rejects super-packets, like a kernel without the offload.
     plain_only: bool,
 }
 
@@ -89,13 +89,13 @@ impl Overlay for Pods {
             return Err(ErrorKind::WouldBlock.into());
         }
         if self.next == 0 {
-            log.stands[PODS].clear();
+            log.delivered[PODS].clear();
         }
         let packet = &self.packets[self.next];
         self.next += 1;
         buffer[..packet.len()].copy_from_slice(packet);
         let at = buffer.as_ptr() as usize;
-        log.stands[PODS].push(at..at + packet.len());
+        log.delivered[PODS].push(at..at + packet.len());
         Ok(packet.len())
     }
 
@@ -119,19 +119,24 @@ impl Overlay for Pods {
 }
 
 impl Underlay for Peers {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> Result<()> {
+    fn shape(&self) -> Shape {
+        Shape { slots: 16, len: 1 << 16 }
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> Result<()> {
         out.clear();
+        let len = self.shape().len;
         let mut log = self.log.lock().unwrap();
         if log.waiting[WIRE] == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
         log.waiting[WIRE] -= 1;
-        log.stands[WIRE].clear();
-        for (slot, (bytes, segment_size)) in arena.chunks_exact_mut(slot_len).zip(&self.arrivals) {
+        log.delivered[WIRE].clear();
+        for (slot, (bytes, segment_size)) in arena[at..].chunks_exact_mut(len).zip(&self.arrivals) {
             slot[..bytes.len()].copy_from_slice(bytes);
-            let at = slot.as_ptr() as usize;
-            log.stands[WIRE].push(at..at + bytes.len());
-            let at = (out.len() * slot_len) as u32;
+            let address = slot.as_ptr() as usize;
+            log.delivered[WIRE].push(address..address + bytes.len());
+            let at = (at + out.len() * len) as u32;
             let source = SocketAddr::from(([192, 0, 2, 2], 40_000));
             out.push(Received { at, len: bytes.len() as u32, segment_size: *segment_size, ecn: 0, source });
         }
@@ -159,7 +164,7 @@ impl Underlay for Peers {
     }
 }
 
-/// A TCP (`seq` given) or UDP packet with a right checksum, or an open one.
+/// Builds a TCP packet (if `seq` is given) or a UDP packet, with a valid or an open checksum.
 fn packet(src: Ipv4Addr, dst: Ipv4Addr, seq: Option<u32>, id: u16, len: usize, open: bool) -> Vec<u8> {
     let transport_len = len + if seq.is_some() { 20 } else { 8 };
     let mut bytes = vec![0x5a; 20 + transport_len];
@@ -212,14 +217,14 @@ fn framed(packet: &[u8]) -> Vec<u8> {
     [&bytes[..], &OWN.octets(), &PEER.octets(), &[8, 0], packet].concat()
 }
 
-/// Everything a pod may do to us in one batch, and the payload bytes of what is forwarded.
+/// Returns every kind of packet that pods can send, and the payload bytes of those that are forwarded.
 fn pod_packets() -> (Vec<Vec<u8>>, usize) {
     let mut reads = vec![
         read(virtio::Gso::Tcp4, 1410, &packet(NEAR, FAR, Some(1), 1, 60_000, true)),
         read(virtio::Gso::UdpL4, 1400, &packet(NEAR, FAR, None, 1, 40_000, true)),
     ];
     reads.extend((0..50).map(|id| read(virtio::Gso::None, 0, &packet(NEAR, FAR, None, id, 64, false))));
-    // Answered, and dropped: too big, no route, not IP, nothing at all.
+    // Two with ICMP errors (too big, no route), and two that are dropped (not IP, empty).
     reads.push(read(virtio::Gso::None, 0, &packet(NEAR, FAR, None, 1, 1500, false)));
     reads.push(read(virtio::Gso::None, 0, &packet(NEAR, Ipv4Addr::new(10, 9, 0, 1), None, 1, 64, false)));
     reads.push(vec![0; 40]);
@@ -227,7 +232,8 @@ fn pod_packets() -> (Vec<Vec<u8>>, usize) {
     (reads, 60_000 + 40_000 + 50 * 64)
 }
 
-/// What peers may do to us in one batch: trains, single datagrams, uncut super-packets, noise; and the payload.
+/// Returns every kind of receive: joined and single datagrams, uncut super-packets, noise; and the payload
+/// bytes.
 fn wire_arrivals() -> (Vec<(Vec<u8>, u16)>, usize) {
     let segment = |i: u16| framed(&packet(FAR, NEAR, Some(u32::from(i) * 1400), i, 1400, false));
     let datagram = |id: u16| framed(&packet(FAR, NEAR, None, id, 500, false));
@@ -249,20 +255,20 @@ fn table() -> Fib {
     builder.build().unwrap()
 }
 
-/// Sends batches of both directions through a worker and checks what it did with them.
+/// Sends batches in both directions through a worker and checks the log and the counters.
 fn steady(switches: Switches, plain_only: bool) {
     const WARM_UP: usize = 10;
     const BATCHES: usize = 100;
     let log = Arc::new(Mutex::new(Log::default()));
-    for stands in &mut log.lock().unwrap().stands {
-        stands.reserve(1 << 10);
+    for ranges in &mut log.lock().unwrap().delivered {
+        ranges.reserve(1 << 10);
     }
     let (packets, pod_payload) = pod_packets();
     let (arrivals, wire_payload) = wire_arrivals();
     let pods =
         Pods { packets, next: 0, log: Arc::clone(&log), counters: PortCounters::default(), plain_only };
     let peers = Peers { arrivals, log: Arc::clone(&log), counters: PortCounters::default() };
-    let mut worker = ByHand::new(pods, peers, table(), MTU, 4, switches).unwrap();
+    let mut worker = ByHand::new(vec![pods], peers, table(), MTU, 4, switches).unwrap();
     let turn = |worker: &mut ByHand<Pods, Peers>| {
         log.lock().unwrap().waiting = [1, 1];
         worker.rouse();
@@ -283,27 +289,27 @@ fn steady(switches: Switches, plain_only: bool) {
     let [to_pods, to_wire] = per_batch(log.units);
     let (kept, fresh) = (per_batch(log.kept), per_batch(log.fresh));
     assert_eq!(log.waiting, [0, 0]);
-    // Towards the wire: payload from where it was read, headers from elsewhere.
+    // To the wire: payload from where it was read, headers from elsewhere.
     assert_eq!(to_wire, 60_000_usize.div_ceil(1410) + 40_000_usize.div_ceil(1400) + 50);
     assert!(kept[WIRE] >= pod_payload, "{} of {pod_payload} bytes stayed where they were", kept[WIRE]);
     assert!(fresh[WIRE] <= to_wire * HEADERS, "{} bytes are not headers", fresh[WIRE]);
-    // Towards the pods: the same, and two answers of at most 576 bytes.
+    // To the pods: the same, and two ICMP errors of at most 576 bytes.
     assert!(kept[PODS] >= wire_payload, "{} of {wire_payload} bytes stayed where they were", kept[PODS]);
     assert!(fresh[PODS] <= to_pods * HEADERS + 2 * 586, "{} bytes are not headers", fresh[PODS]);
 
     let rounds = (WARM_UP + BATCHES) as u64;
     assert_eq!(worker.counter("egress.replies"), 2 * rounds);
     assert_eq!(worker.counter("egress.drop.not_ip") + worker.counter("egress.drop.truncated"), 2 * rounds);
-    // What the pods left open is summed once; the small packets came with a sum.
+    // Packets with open checksums are summed once; the small packets already have one.
     assert_eq!(worker.counter("egress.summed_bytes"), 100_000 * rounds);
-    // What the kernel has verified or left open is not summed at all, the four single datagrams once.
-    let judged = 4 * 508 * rounds;
+    // Packets that the kernel has verified or left open are not summed, the four single datagrams once.
+    let verified = 4 * 508 * rounds;
     let summed = worker.counter("ingress.summed_bytes");
     if switches.tso && !plain_only {
-        assert_eq!(summed, judged);
+        assert_eq!(summed, verified);
     } else {
-        // Without offloads on the overlay, what was left open or joined must be summed here.
-        assert!((judged..=judged + wire_payload as u64 * rounds).contains(&summed), "{summed}");
+        // Without offloads on the overlay, packets that are open or joined must be summed here.
+        assert!((verified..=verified + wire_payload as u64 * rounds).contains(&summed), "{summed}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Debian's `bridge` and `host-local` as delegates, in a namespace that is a host and one that is a pod.
+//! Debian's `bridge` and `host-local` as delegates, with one namespace as the host and one as the pod.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{DUAL, Node, V4, V6, answer, names_in, root};
 
-/// Where Debian keeps the plugins.
+/// Debian's directory of CNI plugins.
 const DEBIAN: &str = "/usr/lib/cni";
 
 #[test]
@@ -36,7 +36,7 @@ fn bridge_and_host_local_give_and_take_addresses() {
             assert_eq!(place.call("DEL", &config), Ok(String::new()));
             place.is_as_before();
         }
-        // Newer verbs than these plugins know, while the namespace lives.
+        // Verbs newer than these plugins, while the namespace exists.
         place.call("ADD", &config).unwrap();
         config["cniVersion"] = "1.1.0".into();
         config["cni.dev/valid-attachments"] = json!([]);
@@ -71,7 +71,7 @@ fn bridge_and_host_local_answer_old_versions_in_their_form() {
     }
 }
 
-/// A host and a pod, and a node's files.
+/// A host, a pod and a node's files.
 struct Place {
     host: Namespace,
     pod: Namespace,
@@ -79,17 +79,16 @@ struct Place {
 }
 
 impl Place {
-    /// `None` where tests cannot have one.
+    /// Creates the namespaces; `None` if the plugins or root rights are missing.
     fn create(tag: &str, env: &str) -> Option<Place> {
         let missing: Vec<&str> = ["bridge", "host-local"]
             .into_iter()
             .filter(|name| !Path::new(DEBIAN).join(name).exists())
             .collect();
         if !missing.is_empty() {
-            assert!(std::env::var_os("CI").is_none(), "this test needs {missing:?} in {DEBIAN}");
-            eprintln!(
-                "skipped: this test needs {missing:?} in {DEBIAN}: install containernetworking-plugins"
-            );
+            let missing = missing.join(" and ");
+            assert!(std::env::var_os("CI").is_none(), "this test needs {missing} in {DEBIAN}");
+            eprintln!("skipped: this test needs {missing} in {DEBIAN}: install containernetworking-plugins");
             return None;
         }
         root()?;
@@ -109,7 +108,7 @@ impl Place {
         let mut command = self.node.command(verb, "pod-1");
         command.env("CNI_PATH", DEBIAN).env("CNI_NETNS", self.pod.path());
         if matches!(verb, "STATUS" | "GC") {
-            // As runtimes call them.
+            // As runtimes run them.
             for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
                 command.env_remove(name);
             }
@@ -117,13 +116,13 @@ impl Place {
         self.host.run(|| answer(&mut command, config.to_string().as_bytes())).unwrap()
     }
 
-    /// What `ip` says in the pod.
+    /// Runs `ip` in the pod.
     fn in_pod(&self, line: &str) -> String {
         let output = self.pod.output(Command::new("ip").args(line.split(' '))).unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// How many addresses `host-local` has given.
+    /// Counts the addresses that `host-local` has reserved.
     fn reserved(&self) -> usize {
         let names = names_in(&self.node.file("addresses/cbr0"));
         let addresses = names.iter().filter(|name| name.contains('.') || name.contains(':'));

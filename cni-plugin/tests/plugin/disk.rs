@@ -1,4 +1,4 @@
-//! Disks without room, and disks that cannot be written.
+//! Full disks and read-only disks.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{GOOD, Node, V4, answer, names_in, root};
 
-/// A disk without room for a state: a real one, of a page.
+/// Uses a real file system of two pages, which has no room for a second state.
 #[test]
 fn a_full_disk_gives_no_interface_and_takes_away_those_that_are_there() {
     let Some(()) = root() else { return };
@@ -23,11 +23,11 @@ fn a_full_disk_gives_no_interface_and_takes_away_those_that_are_there() {
         node.run("ADD", &config).unwrap();
         fs::write(state.join("filler"), [0; 4096]).unwrap();
         let mut second = node.command("ADD", "pod-2");
-        // So that the namespace would have to be written as well.
+        // An existing file, so that the namespace has to be recorded as well.
         second.env("CNI_NETNS", state.join("filler"));
         let error = answer(&mut second, config.to_string().as_bytes()).unwrap_err();
         assert_eq!(error["code"], 5, "{error}");
-        for word in ["pod-2", "No space left", "make room"] {
+        for word in ["pod-2", "No space left", "free some disk space"] {
             assert!(error.to_string().contains(word), "{error}");
         }
         assert_eq!(names_in(&state), ["filler", "pod-1"]);
@@ -53,7 +53,8 @@ fn a_disk_that_became_read_only_does_not_keep_an_interface() {
         remount(&state, MsFlags::MS_RDONLY);
         let error = node.run("DEL", &config).unwrap_err();
         assert_eq!(error["code"], 5, "{error}");
-        for word in ["cannot remove", "pod-1", "Read-only", "make it writable", "itself has been taken away"]
+        for word in
+            ["cannot remove", "pod-1", "Read-only", "make it writable", "interface itself was deleted"]
         {
             assert!(error.to_string().contains(word), "{error}");
         }
@@ -68,7 +69,7 @@ fn a_disk_that_became_read_only_does_not_keep_an_interface() {
     });
 }
 
-/// Runs `work` on a thread with a mount namespace of its own, whose mounts nobody else sees.
+/// Runs `work` on a thread with its own mount namespace, whose mounts are invisible outside.
 fn with_private_mounts(work: impl FnOnce() + Send) {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();

@@ -1,4 +1,4 @@
-//! Delegates that do not end.
+//! Delegates that hang.
 
 use std::fs;
 use std::path::Path;
@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use cni_plugin::reply::Failure;
 use cni_plugin::request::{Environment, Request};
-use cni_plugin::verbs::{self, Patience};
+use cni_plugin::verbs::{self, Timeouts};
 use serde_json::{Value, json};
 
 use crate::{GOOD, Node, V4};
 
-/// A delegate that hangs: itself, by a child that keeps its output open, and by one that left its process group.
+/// A delegate hangs: itself, through a child that keeps its output open, or through one that left its process
+/// group.
 #[test]
 fn a_delegate_that_hangs_is_killed_with_its_children_and_its_work_undone() {
-    for (body, left_of_it) in [
+    for (body, survivors) in [
         ("sleep 1000 & wait", 0),
         (format!("sleep 1000 &\n{GOOD}").as_str(), 0),
         ("exec >&-; sleep 1000 & wait", 0),
@@ -23,42 +24,45 @@ fn a_delegate_that_hangs_is_killed_with_its_children_and_its_work_undone() {
         ("setsid sleep 1000 & wait", 1),
     ] {
         let node = Node::new(V4);
-        // Its directory tells its processes from others.
+        // The working directory identifies the delegate's processes.
         let place = node.file("here");
         fs::create_dir(&place).unwrap();
         node.delegate(&format!("[ $CNI_COMMAND = ADD ] || exit 0\ncd {}\n{body}", place.display()));
-        let patience = Patience { asked: Duration::from_secs(1), ..Patience::default() };
-        let failure = in_library(&node, "ADD", &node.config(), patience).unwrap_err();
+        let timeouts = Timeouts { request: Duration::from_secs(1), ..Timeouts::default() };
+        let failure = in_library(&node, "ADD", &node.config(), timeouts).unwrap_err();
         assert_eq!(failure.code, 11, "{body}: {failure:?}");
-        assert!(failure.message.starts_with("the plugin fake hung: ADD was not done after"), "{failure:?}");
-        assert!(failure.details.contains("with what it had started"), "{body}: {failure:?}");
+        assert!(
+            failure.message.starts_with("the plugin fake timed out: ADD did not finish within"),
+            "{failure:?}"
+        );
+        assert!(failure.details.contains("killed along with its children"), "{body}: {failure:?}");
         let calls: Vec<String> = node.calls().iter().map(|(call, _)| call[..3].to_owned()).collect();
         assert_eq!((calls, node.states()), (vec!["ADD".into(), "DEL".into()], vec![]), "{body}");
-        // What was killed may still be on its way.
+        // Killed processes may take a moment to exit.
         let end = Instant::now() + Duration::from_secs(20);
-        while processes_in(&place).len() > left_of_it && Instant::now() < end {
+        while processes_in(&place).len() > survivors && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }
         let left = processes_in(&place);
-        assert_eq!(left.len(), left_of_it, "{body}");
+        assert_eq!(left.len(), survivors, "{body}");
         left.iter().for_each(|id| assert!(Command::new("kill").arg(id).status().unwrap().success()));
     }
 }
 
-/// Whoever comes next would undo what is not done yet.
+/// Otherwise the next request would undo work that is not finished.
 #[test]
-fn what_a_killed_delegate_has_started_is_done_before_the_lock_is_free() {
+fn children_of_a_killed_delegate_finish_before_the_lock_is_released() {
     let node = Node::new(V4);
     let done = node.file("done");
     node.delegate(&format!("(exec >&-; sleep 0.5; : > {}) &\nkill -9 $$", done.display()));
-    let failure = in_library(&node, "ADD", &node.config(), Patience::default()).unwrap_err();
+    let failure = in_library(&node, "ADD", &node.config(), Timeouts::default()).unwrap_err();
     assert!(failure.details.contains("signal: 9"), "{failure:?}");
-    assert!(done.exists(), "its child is done");
+    assert!(done.exists(), "the child has not finished");
     assert_eq!(node.states().len(), 1, "for the DEL that follows");
 }
 
 #[test]
-fn a_delegate_that_hangs_in_other_verbs_is_an_error_and_the_state_stays() {
+fn a_delegate_that_hangs_in_another_verb_is_an_error_and_the_state_stays() {
     let node = Node::new(V4);
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
@@ -72,18 +76,21 @@ fn a_delegate_that_hangs_in_other_verbs_is_an_error_and_the_state_stays() {
     config["cni.dev/valid-attachments"] = json!([]);
     let failure = in_library(&node, "GC", &config, SHORT).unwrap_err();
     assert!(failure.message.contains("DEL") && failure.details.contains("1 more"), "{failure:?}");
-    // And an ADD whose undoing hangs as well.
+    // An ADD hangs, and then the DEL that undoes it.
     let failure = in_library(&node, "ADD", &config, SHORT).unwrap_err();
-    assert!(failure.details.contains("could not be undone: the plugin fake hung: DEL"), "{failure:?}");
+    assert!(
+        failure.details.contains("undoing it failed as well: the plugin fake timed out: DEL"),
+        "{failure:?}"
+    );
     assert_eq!(node.states(), ["pod-1"]);
     node.delegate("").run("DEL", &config).unwrap();
     assert_eq!(node.states(), [""; 0]);
 }
 
-const SHORT: Patience = Patience { asked: Duration::from_millis(300), unasked: Duration::from_millis(200) };
+const SHORT: Timeouts = Timeouts { request: Duration::from_millis(300), cleanup: Duration::from_millis(200) };
 
-/// As the process does it, and with another patience.
-fn in_library(node: &Node, verb: &str, config: &Value, patience: Patience) -> Result<String, Failure> {
+/// Runs a request in this process, with other timeouts.
+fn in_library(node: &Node, verb: &str, config: &Value, timeouts: Timeouts) -> Result<String, Failure> {
     let bin = node.file("bin").display().to_string();
     let environment = Environment::read(|name| {
         let value = match name {
@@ -95,10 +102,10 @@ fn in_library(node: &Node, verb: &str, config: &Value, patience: Patience) -> Re
         };
         Some(value.to_owned())
     });
-    verbs::run(&Request::check(verb, environment, &config.to_string()).unwrap(), patience)
+    verbs::run(&Request::check(verb, environment, &config.to_string()).unwrap(), timeouts)
 }
 
-/// The processes that work in this directory.
+/// Lists the processes whose working directory this is.
 fn processes_in(place: &Path) -> Vec<String> {
     let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
     let here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == place));

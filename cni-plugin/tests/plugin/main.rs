@@ -1,5 +1,5 @@
-//! The plugin as a process: with delegates that do their worst, and with Debian's `bridge` and `host-local` in a network
-//! namespace.
+//! The plugin as a process: with misbehaving delegates, and with Debian's `bridge` and `host-local` in a
+//! network namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -20,10 +20,10 @@ const V4: &str =
 const DUAL: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
 const V6: &str = "FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
 
-/// A delegate that writes down how it was called, and gives a result.
+/// The body of a delegate that prints a result.
 const GOOD: &str = r#"echo '{"cniVersion":"1.0.0","interfaces":[],"ips":[{"address":"10.244.7.2/24"}]}'"#;
 
-/// A node's files, and a delegate.
+/// A node's files and a delegate.
 struct Node {
     place: tempfile::TempDir,
 }
@@ -40,7 +40,7 @@ impl Node {
         self.place.path().join(name)
     }
 
-    /// A delegate called `fake` that notes each call, then does this.
+    /// Installs a delegate named `fake` that records each call, then runs `body`.
     fn delegate(&self, body: &str) -> &Node {
         let (calls, path) = (self.file("calls"), self.file("bin/fake"));
         let note = format!(
@@ -52,7 +52,7 @@ impl Node {
         self
     }
 
-    /// The calls of the delegate so far: verb, container, interface and configuration.
+    /// Returns the delegate's calls so far: verb, container, interface and configuration.
     fn calls(&self) -> Vec<(String, Value)> {
         let text = fs::read_to_string(self.file("calls")).unwrap_or_default();
         let call = |line: &str| {
@@ -86,13 +86,13 @@ impl Node {
         answer(&mut self.command(verb, "pod-1"), config.to_string().as_bytes())
     }
 
-    /// The names in the state directory.
+    /// Lists the names in the state directory.
     fn states(&self) -> Vec<String> {
         names_in(&self.file("state"))
     }
 }
 
-/// What it printed, or its error object.
+/// Runs the plugin. Returns what it printed, or its error object.
 fn answer(command: &mut Command, stdin: &[u8]) -> Result<String, Value> {
     let output = run(command, stdin);
     let printed = String::from_utf8(output.stdout).unwrap();
@@ -110,7 +110,7 @@ fn answer(command: &mut Command, stdin: &[u8]) -> Result<String, Value> {
 fn run(command: &mut Command, stdin: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // It may end before it has read all.
+    // The plugin may exit before it has read everything.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     child.wait_with_output().unwrap()
 }
@@ -125,7 +125,7 @@ fn add_and_del_hand_on_the_same_configuration_and_leave_nothing() {
         assert_eq!(node.states(), ["pod-1"]);
         let state: Value = serde_json::from_slice(&fs::read(node.file("state/pod-1")).unwrap()).unwrap();
         assert_eq!(state["ipam"]["ranges"].as_array().unwrap().len(), ranges);
-        // The daemon may be gone by then.
+        // DEL must work even if the daemon is gone.
         fs::remove_file(node.file("subnet.env")).unwrap();
         assert_eq!(node.run("DEL", &node.config()), Ok(String::new()));
         assert_eq!(node.run("DEL", &node.config()), Ok(String::new()), "again");
@@ -153,14 +153,14 @@ fn del_keeps_its_state_until_the_delegate_has_done_it() {
 
 #[test]
 fn bad_delegates_are_errors_that_leave_nothing_behind() {
-    // (what it does, the error's code, words of it, verbs it is called with, states left)
+    // (body of the delegate, error code, part of the error, verbs that it is called with, states left)
     let noise = "head -c 3000000 /dev/zero; exit 1";
     for (body, code, words, verbs, left) in [
         (r#"echo '{"code": 111, "msg": "mine"}'; exit 1"#, 111, "mine", vec!["ADD"], 1),
         ("echo no json; exit 3", 5, "no json", vec!["ADD"], 1),
         ("exit 3", 5, "exit status: 3", vec!["ADD"], 1),
         ("kill -9 $$", 5, "signal: 9", vec!["ADD"], 1),
-        (noise, 5, "no CNI error", vec!["ADD"], 1),
+        (noise, 5, "without a CNI error", vec!["ADD"], 1),
         ("echo rubbish", 6, "rubbish", vec!["ADD", "DEL"], 0),
         ("echo '[1]'", 6, "printed no result", vec!["ADD", "DEL"], 0),
         ("exit 0", 6, "printed no result", vec!["ADD", "DEL"], 0),
@@ -175,14 +175,14 @@ fn bad_delegates_are_errors_that_leave_nothing_behind() {
             (verbs.iter().map(|v| (*v).to_owned()).collect(), left),
             "{body}"
         );
-        // Where a state is left, the DEL that follows a failed ADD needs it.
+        // A state that is left is for the DEL that follows a failed ADD.
         node.delegate("").run("DEL", &node.config()).unwrap();
         assert_eq!(node.states(), [""; 0], "{body}");
     }
 }
 
 #[test]
-fn a_delegate_that_is_not_there_changes_nothing() {
+fn a_missing_delegate_changes_nothing() {
     let node = Node::new(V4);
     let error = node.run("ADD", &node.config()).unwrap_err();
     assert_eq!(error["code"], 4);
@@ -287,13 +287,13 @@ fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
     fs::write(node.file("state/.dead.lock"), "").unwrap();
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
-    assert_eq!(node.run("GC", &config).unwrap_err()["code"], 7, "without a list nothing is removed");
+    assert_eq!(node.run("GC", &config).unwrap_err()["code"], 7, "without a list nothing is deleted");
     assert_eq!(node.states().len(), 8);
     let valid = json!([{"containerID": "keep", "ifname": "eth0"}, {"containerID": "keep", "ifname": "net1"}]);
     config["cni.dev/valid-attachments"] = valid.clone();
     fs::remove_file(node.file("calls")).unwrap();
 
-    // A delegate that cannot does not keep the others.
+    // A failure for one interface does not stop the others.
     node.delegate(
         r#"[ $CNI_IFNAME = net1 ] && { echo '{"code": 5, "msg": "not this one"}'; exit 1; }; exit 0"#,
     );
@@ -303,16 +303,16 @@ fn gc_takes_what_belongs_to_no_pod_and_nothing_else() {
     assert_eq!(
         node.states(),
         ["README", "broken", "keep", "keep@net1", "other"],
-        "DEL knows whose the broken one is"
+        "only a DEL knows the network of the broken state"
     );
     let calls = node.calls();
     let verbs: Vec<&str> = calls.iter().map(|(call, _)| call.as_str()).collect();
     assert_eq!(verbs, ["DEL gone eth0", "DEL gone net1", "GC pod-1 eth0", "DEL gone net1", "GC pod-1 eth0"]);
     assert_eq!(calls[2].1["cni.dev/valid-attachments"], valid);
-    // A delegate that is older than the verb has nothing to say against it.
+    // A delegate that is older than the verb is no reason to fail.
     node.delegate(r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: GC"}'; exit 1"#);
     node.run("GC", &config).unwrap();
-    // And as Debian 12's plugins do, which miss the container first.
+    // Debian 12's plugins complain about the missing container first.
     for answer in
         [r#"{"code": 3, "msg": "missing containerID"}"#, r#"{"code": 4, "msg": "interface name is empty"}"#]
     {
@@ -333,20 +333,20 @@ fn a_state_of_flannels_plugin_or_a_broken_one_is_taken_away_as_well() {
 
     fs::write(node.file("state/pod-1"), "{\"name\":\"cb").unwrap();
     node.run("DEL", &node.config()).unwrap();
-    assert_eq!(node.calls()[1].1["ipam"]["ranges"][0][0]["subnet"], "10.244.7.0/24", "as ADD would give it");
-    // What a crash leaves of a file that was not synced.
+    assert_eq!(node.calls()[1].1["ipam"]["ranges"][0][0]["subnet"], "10.244.7.0/24", "as for an ADD");
+    // The remains of a file that was not synced before a crash.
     fs::write(node.file("state/pod-1"), [0; 300]).unwrap();
     node.run("DEL", &node.config()).unwrap();
     assert_eq!((node.calls().len(), node.states().len()), (3, 0));
     fs::write(node.file("state/pod-1"), "").unwrap();
     fs::remove_file(node.file("subnet.env")).unwrap();
     assert_eq!(node.run("DEL", &node.config()).unwrap_err()["code"], 11);
-    assert_eq!(node.states(), ["pod-1"], "nothing is forgotten that may still be there");
+    assert_eq!(node.states(), ["pod-1"], "the interface may still exist");
 }
 
-/// A pod in two networks: `net1` has no state, and `eth0`'s is another network's.
+/// A pod is in two networks: `net1` has no state, and `eth0`'s state is another network's.
 #[test]
-fn the_state_of_another_network_is_not_taken_for_ones_own() {
+fn the_state_of_another_network_is_not_used() {
     let node = Node::new(V4);
     node.delegate(GOOD).run("ADD", &node.config()).unwrap();
     let mut other = node.config();
@@ -358,7 +358,7 @@ fn the_state_of_another_network_is_not_taken_for_ones_own() {
     let bin = node.file("bin").display().to_string();
     assert_eq!(second("DEL", &bin), Ok(String::new()));
     assert_eq!(second("CHECK", &bin).unwrap_err()["code"], 3);
-    // An ADD that cannot begin leaves nothing, and no copy of the first interface's.
+    // An ADD that cannot start leaves nothing, not even a copy of the first interface's state.
     other["name"] = "cbr0".into();
     let mut command = node.command("ADD", "pod-1");
     command.env("CNI_IFNAME", "net1").env("CNI_PATH", "/nowhere");
@@ -367,7 +367,7 @@ fn the_state_of_another_network_is_not_taken_for_ones_own() {
 }
 
 #[test]
-fn two_adds_of_one_interface_come_one_after_the_other() {
+fn adds_of_the_same_interface_are_serialised() {
     let node = Node::new(V4);
     let body = format!(
         "mkdir {0}/inside || exit 9\nsleep 0.1\nrmdir {0}/inside\n{GOOD}",
@@ -383,9 +383,9 @@ fn two_adds_of_one_interface_come_one_after_the_other() {
     assert_eq!((node.calls().len(), node.states()), (8, vec!["pod-1".to_owned()]));
 }
 
-/// The runtime names no namespace to GC: the plugin remembers it, as long as its path names the same one.
+/// The runtime names no namespace in a GC, so the plugin uses the recorded one if the path still names it.
 #[test]
-fn gc_names_the_namespace_if_it_still_lives() {
+fn gc_names_the_namespace_if_it_still_exists() {
     let node = Node::new(V4);
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
@@ -406,16 +406,16 @@ fn gc_names_the_namespace_if_it_still_lives() {
     fs::write(node.file("new"), "").unwrap();
     fs::rename(node.file("new"), &replaced).unwrap();
     fs::remove_file(&gone).unwrap();
-    let told = node.file("told");
-    node.delegate(&format!("echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS\" >> {}", told.display()));
+    let log = node.file("log");
+    node.delegate(&format!("echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS\" >> {}", log.display()));
     node.run("GC", &config).unwrap();
-    let told = fs::read_to_string(told).unwrap();
-    let deletions: Vec<&str> = told.lines().filter(|line| line.starts_with("DEL")).collect();
+    let log = fs::read_to_string(log).unwrap();
+    let deletions: Vec<&str> = log.lines().filter(|line| line.starts_with("DEL")).collect();
     assert_eq!(deletions, [format!("DEL living {}", living.display()).as_str(), "DEL ran ", "DEL replaced "]);
     assert_eq!(node.states(), [""; 0]);
 }
 
-/// CRI-O has no pod, and Go writes its empty list as null.
+/// Without pods CRI-O passes null, as Go writes an empty list.
 #[test]
 fn a_list_of_valid_attachments_that_is_null_is_empty() {
     let node = Node::new(V4);
@@ -430,12 +430,12 @@ fn a_list_of_valid_attachments_that_is_null_is_empty() {
     assert_eq!(calls[2].1["cni.dev/valid-attachments"], json!([]));
 }
 
-/// The delegate of a killed ADD is still at work when the runtime cleans up.
+/// The delegate of a killed ADD is still working when the runtime cleans up.
 #[test]
 fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
     let node = Node::new(V4);
     let (inside, go) = (node.file("inside"), node.file("go"));
-    // Nobody reads what the delegate of a killed plugin prints, so that comes last.
+    // The output comes last, because nobody reads it after the plugin was killed.
     node.delegate(&format!(
         "[ $CNI_COMMAND = DEL ] || {{ touch {}; until [ -e {} ]; do sleep 0.01; done; }}\necho end-$CNI_COMMAND >> {}\n{GOOD}",
         inside.display(),
@@ -453,7 +453,7 @@ fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
     std::thread::scope(|scope| {
         let del = scope.spawn(|| node.run("DEL", &node.config()));
         std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(!del.is_finished(), "it must not undo what is not done");
+        assert!(!del.is_finished(), "the ADD has not finished");
         fs::write(&go, "").unwrap();
         del.join().unwrap().unwrap();
     });
@@ -462,38 +462,38 @@ fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
 }
 
 #[test]
-fn what_a_living_pod_has_is_not_forgotten() {
+fn the_state_of_a_living_pod_is_kept() {
     let node = Node::new(V4);
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
     node.delegate(GOOD).run("ADD", &config).unwrap();
-    // A second ADD that cannot even begin.
+    // A second ADD that cannot even start.
     let nowhere =
         answer(node.command("ADD", "pod-1").env("CNI_PATH", "/nowhere"), config.to_string().as_bytes());
     assert_eq!(nowhere.unwrap_err()["code"], 4);
     assert_eq!(node.states(), ["pod-1"]);
-    // flannel's plugin would have given this name to net1 as well.
+    // flannel's plugin would have used the same file name for net1.
     config["cni.dev/valid-attachments"] = json!([{"containerID": "pod-1", "ifname": "net1"}]);
     node.run("GC", &config).unwrap();
     assert_eq!(node.states(), ["pod-1"]);
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn a_directory_that_cannot_be_written_is_named() {
     let node = Node::new(V4);
     let mut config = node.config();
     config["dataDir"] = "/proc/nowhere".into();
     let error = node.delegate(GOOD).run("ADD", &config).unwrap_err();
     assert_eq!(error["code"], 5);
     assert!(error["msg"].as_str().unwrap().contains("/proc/nowhere"), "{error}");
-    // No directory.
+    // Not a directory.
     config["dataDir"] = "/dev/full".into();
     assert_eq!(node.run("ADD", &config).unwrap_err()["code"], 5);
-    assert_eq!(node.calls().len(), 0, "without a state no interface");
+    assert_eq!(node.calls().len(), 0, "an interface needs a state");
 }
 
 #[test]
-fn what_is_no_request_is_an_error_with_its_code() {
+fn invalid_requests_have_their_error_codes() {
     let node = Node::new(V4);
     let config = node.config().to_string();
     for (stdin, code) in
@@ -520,7 +520,7 @@ fn what_is_no_request_is_an_error_with_its_code() {
 }
 
 #[test]
-fn versions_are_told_and_a_person_is_told_what_this_is() {
+fn version_lists_the_versions_and_without_a_verb_the_plugin_describes_itself() {
     let node = Node::new(V4);
     let versions: Value =
         serde_json::from_str(&node.run("VERSION", &json!({"cniVersion": "0.4.0"})).unwrap()).unwrap();

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::route::RouteAttribute;
 
-use super::routes::{Change, Scope, Share, message};
+use super::share::{Change, Scope, Share, message};
 use crate::plan::Route;
 
 /// Number of missing routes from which a cover pays off; fewer are added in no time.

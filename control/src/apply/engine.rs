@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::wireguard::PeerConfig;
+use path::PeerId;
 use path::fib::{Fib, FibBuilder, FibError, PeerSpec};
 use path::wireguard::PublicKey;
 
@@ -32,14 +33,14 @@ impl Tables for engine::Engine {
 /// The numbers by which tables and workers identify peers with a key. A number is never reused, so that state
 /// of a removed peer cannot be mistaken for another peer's.
 #[derive(Debug, Default)]
-pub struct Numbers(BTreeMap<PublicKey, u32>, u32);
+pub struct Numbers(BTreeMap<PublicKey, PeerId>, u32);
 
 impl Numbers {
-    fn of(&mut self, key: PublicKey) -> u32 {
+    fn of(&mut self, key: PublicKey) -> PeerId {
         let Numbers(known, next) = self;
         *known.entry(key).or_insert_with(|| {
             *next += 1;
-            *next - 1
+            PeerId(*next - 1)
         })
     }
 

@@ -10,6 +10,7 @@ mod cover;
 pub mod engine;
 pub mod links;
 pub mod routes;
+pub mod share;
 pub mod subnet_file;
 pub mod takeover;
 
@@ -22,7 +23,8 @@ use rtnetlink::Handle;
 
 use self::commands::Runner;
 use self::engine::{Numbers, Tables};
-use self::routes::{Outcome, Scope, Share};
+use self::routes::Outcome;
+use self::share::{Scope, Share};
 use self::subnet_file::SubnetFileError;
 use crate::netlink::NetlinkError;
 use crate::plan::{Direct, Plan, Route, Tunnel};

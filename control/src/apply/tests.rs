@@ -463,7 +463,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             return;
         }
         let _tuns = [DEVICE, DEVICE_V6].map(|name| {
-            let config = io::tun::Config {
+            let config = io::tun::TunConfig {
                 name: name.into(),
                 queues: 1,
                 offloads: Default::default(),

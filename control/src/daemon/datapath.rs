@@ -24,8 +24,9 @@ pub(super) fn open(
     memory: &mut Remembered,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
     let switches = switches(settings, outline, memory);
-    let config = engine::Config {
+    let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
+        queues: 0,
         pin: settings.workers.pin,
         wait: settings
             .workers

@@ -84,6 +84,7 @@ impl Report {
 /// Reports what a worker says besides its counters. A worker that has failed ends the daemon.
 pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonError> {
     let Notice { tunnel, worker, event, .. } = notice;
+    let worker = worker.place();
     let device = plan.tunnels.get(tunnel).map_or("", |tunnel| tunnel.link.device.as_str());
     match event {
         Event::UnderlayDowngraded => {

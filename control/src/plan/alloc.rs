@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 
 use model::lease::LeaseAttrs;
 
-use super::{Context, Outline, PlanError, inner_mtu};
+use super::context::{Context, inner_mtu};
+use super::error::PlanError;
+use super::outline::Outline;
 
 pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
     let public_ip = context.underlay.ipv4.map(|ends| ends.public);

@@ -5,7 +5,8 @@
 
 use std::net::IpAddr;
 
-use super::{Context, Direct, Ignored, Peer, Place, Route};
+use super::context::Context;
+use super::intent::{Direct, Ignored, Peer, Place, Route};
 use crate::underlay::reach::Way;
 
 /// Splits each tunnel's peers into routes through the tunnel, with the gateway given by `through`, and direct

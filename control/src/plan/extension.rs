@@ -7,8 +7,11 @@ use ipnetwork::IpNetwork;
 use model::backend::Extension;
 use model::lease::{Lease, LeaseAttrs};
 
+use super::context::{Context, inner_mtu};
+use super::error::PlanError;
+use super::intent::{CommandPeer, Commands, Paths, Peer};
+use super::outline::Outline;
 use super::peers::sift;
-use super::{CommandPeer, Commands, Context, Outline, Paths, Peer, PlanError, inner_mtu};
 use store::lease::ledger::LeaseSet;
 
 /// The backend type in leases.

@@ -8,8 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnetwork::IpNetwork;
 use model::lease::{Lease, LeaseAttrs};
 
+use super::context::{Context, inner_mtu, places};
+use super::error::{PlanError, missing};
+use super::intent::{Direct, Paths, Peer, Route};
+use super::outline::Outline;
 use super::peers::sift;
-use super::{Context, Direct, Outline, Paths, Peer, PlanError, Route, inner_mtu, missing, places};
 use crate::underlay::Endpoint;
 use store::lease::ledger::LeaseSet;
 

@@ -6,11 +6,12 @@ use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use path::encap::{self, Format};
 
+use super::context::{Context, inner_mtu};
+use super::direct;
+use super::error::{NO_IPV4, PlanError, missing};
+use super::intent::{Link, Paths, Peer, Place, Tunnel};
+use super::outline::{Outline, TunnelOutline};
 use super::peers::sift;
-use super::{
-    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Tunnel, TunnelOutline, direct, inner_mtu,
-    missing,
-};
 use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel.ipip";

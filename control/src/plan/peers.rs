@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use model::lease::{Lease, SubnetKey};
 
-use super::{Ignored, Peer};
+use super::intent::{Ignored, Peer};
 use store::lease::ledger::LeaseSet;
 
 /// Peers by tunnel, and the leases left out; both sorted, so that equal sets of leases give equal plans.

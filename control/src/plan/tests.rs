@@ -6,9 +6,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use model::subnet_env;
 use model::{lease::SubnetKey, net_config};
 
+use model::lease::LeaseAttrs;
+use path::encap::Format;
+use wire::addr::Mac;
+
+use super::outline::IPV4_ONLY;
 use super::*;
-use crate::underlay::Endpoint;
-use crate::underlay::reach::Way;
+use crate::underlay::reach::{Reach, Way};
+use crate::underlay::{Endpoint, Underlay};
 use path::wireguard::SecretKey;
 
 #[test]

@@ -9,11 +9,11 @@ use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use path::encap::Format;
 
+use super::context::{Context, inner_mtu};
+use super::error::{NO_IPV4, PlanError, missing};
+use super::intent::{Link, Paths, Peer, Place, Route, Tunnel};
+use super::outline::{Outline, TunnelOutline};
 use super::peers::sift;
-use super::{
-    Context, Link, NO_IPV4, Outline, Paths, Peer, Place, PlanError, Route, Tunnel, TunnelOutline, inner_mtu,
-    missing,
-};
 use store::lease::ledger::LeaseSet;
 
 /// Device name: flannel's `udp` asks for `flannel%d`, and a host has only one.

@@ -11,10 +11,12 @@ use model::lease::{Lease, LeaseAttrs, RawJson};
 use path::encap::{self, Format};
 use wire::addr::Mac;
 
+use super::context::{Context, inner_mtu, places};
+use super::direct;
+use super::error::{PlanError, missing};
+use super::intent::{Link, Paths, Peer, Tunnel};
+use super::outline::{Outline, TunnelOutline};
 use super::peers::sift;
-use super::{
-    Context, Link, Outline, Paths, Peer, PlanError, Tunnel, TunnelOutline, direct, inner_mtu, missing, places,
-};
 use store::lease::ledger::LeaseSet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers.

@@ -13,11 +13,11 @@ use model::wireguard::{WireguardData, parse_key};
 use path::encap::Format;
 use path::wireguard::{PublicKey, SecretKey};
 
+use super::context::{Context, inner_mtu, places};
+use super::error::{PlanError, missing};
+use super::intent::{Link, Paths, Peer, Place, Route, Secrets, Tunnel};
+use super::outline::{Outline, TunnelOutline};
 use super::peers::sift;
-use super::{
-    Context, Link, Outline, Paths, Peer, Place, PlanError, Route, Secrets, Tunnel, TunnelOutline, inner_mtu,
-    missing, places,
-};
 use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel-wg";

@@ -4,8 +4,9 @@ use ipnetwork::IpNetwork;
 use model::subnet_env::Recorded;
 use rtnetlink::Handle;
 
+use super::error::TrafficError;
 use super::program::Programs;
-use super::{TrafficError, blackhole, iptables, nftables};
+use super::{blackhole, iptables, nftables};
 
 /// The outcome of [`cleanup`].
 #[derive(Debug, Default)]

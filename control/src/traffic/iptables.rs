@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use super::error::TrafficError;
 use super::program::{Programs, run};
-use super::rules::{self, Chain, FORWARD_CHAIN, Nets, POSTROUTING_CHAIN, Purpose, Repair};
-use super::{Scope, TrafficError};
+use super::rules::{self, Chain, FORWARD_CHAIN, Nets, POSTROUTING_CHAIN, Purpose, Repair, Scope};
 
 const PACKAGE: &str = "iptables";
 /// The first version that waits for another program's lock and knows `--random-fully`.

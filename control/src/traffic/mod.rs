@@ -15,6 +15,7 @@
 
 pub mod blackhole;
 pub mod cleanup;
+mod error;
 pub mod iptables;
 pub mod nftables;
 pub mod program;
@@ -32,43 +33,13 @@ use tokio::time::sleep;
 
 use self::iptables::Iptables;
 use self::nftables::{Nft, Nftables};
-use self::program::{ProgramError, Programs};
+use self::program::Programs;
 use self::rules::{Nets, Purpose};
-use crate::netlink::NetlinkError;
+
+pub use self::error::TrafficError;
+pub use self::rules::Scope;
 use crate::settings::TrafficSettings;
 use crate::underlay::sysctls;
-
-/// Reasons why rules could not be added or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum TrafficError {
-    /// A firewall program is missing or failed.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// The rules were added, but are missing afterwards.
-    #[error("the rules in {what} were added and are missing again; does another program remove them?")]
-    NotKept {
-        /// The chain.
-        what: String,
-    },
-    /// The kernel rejected a route.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The kernel does not pass bridged packets to iptables.
-    #[error(
-        "br_netfilter is not loaded ({0} is missing), so service rules would not see packets between pods on \
-         one bridge; run `modprobe br_netfilter`, set EnableNFTables, or start without it by --require-br-netfilter=false"
-    )]
-    BrNetfilter(&'static str),
-}
-
-/// How thorough a round is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The first round: removes what an earlier run left in our chains.
-    Start,
-    /// A later round: restores what is missing.
-    Resync,
-}
 
 /// The networks that rules apply to, for each enabled family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

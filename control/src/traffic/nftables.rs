@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::error::TrafficError;
 use super::program::{ProgramError, Programs, run};
-use super::rules::{self, Nets, NftChain, Purpose, Repair};
-use super::{Scope, TrafficError};
+use super::rules::{self, Nets, NftChain, Purpose, Repair, Scope};
 
 const PACKAGE: &str = "nftables";
 /// `nft`'s name of each family, with flannel's table in it.

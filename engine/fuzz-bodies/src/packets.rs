@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use path::egress::{self, HEADROOM};
-use path::ingress::{self, Datagrams};
+use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Verdict, Vxlan};
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 use wire::{ipv4, ipv6};
 
@@ -143,7 +143,7 @@ fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
 
 fn take_sent(arena: &[u8], outbox: &mut Outbox, sent: &mut Vec<Vec<u8>>) {
     for message in outbox.pending() {
-        let bytes = gather(arena, message.spans());
+        let bytes = gather(arena, outbox.spans_of(message));
         let pieces = bytes.chunks(usize::from(message.segment_size).max(1));
         assert_eq!(pieces.len(), usize::from(message.segments));
         sent.extend(pieces.map(<[u8]>::to_vec));
@@ -164,8 +164,9 @@ fn from_peers(records: &[Record<'_>], fib: &Fib, joins: Joins, fill: u8) -> Vec<
         let end = at + record.bytes.len();
         arena[at..end].copy_from_slice(record.bytes);
         let &Record { segment_size, ecn, .. } = record;
-        let datagrams = Datagrams { at: at as u32, len: record.bytes.len() as u32, segment_size, ecn };
-        ingress::ingress(&mut arena, datagrams, fib, MTU, &mut coalescer, &mut counters.ingress);
+        let source = SocketAddr::from(([192, 0, 2, 2], 8472));
+        let received = Received { at: at as u32, len: record.bytes.len() as u32, segment_size, ecn, source };
+        ingress::ingress(&mut arena, received, fib, MTU, &mut coalescer, &mut counters.ingress);
         at = end.next_multiple_of(64);
     }
     take_writes(&mut arena, &mut coalescer, &mut writes);

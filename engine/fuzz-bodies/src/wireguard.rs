@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use path::PeerId;
 use path::wireguard::intake::{Intake, Message};
 use path::wireguard::noise;
 use path::wireguard::peer::Moment;
 use path::wireguard::session::{Keys, OVERHEAD};
-use path::wireguard::{Gate, Peer, SecretKey, Session, Window};
+use path::wireguard::{Gate, Peer, SecretKey, Session, SessionIndex, Window};
 use wire::wireguard::{HEADER_LEN, Header, Kind};
 
 /// This node's private key. The corpus contains messages made with this key and [`THEIRS`].
@@ -28,12 +29,12 @@ pub fn wireguard(data: &[u8]) {
     let _ = Gate::new(&OURS.public()).admits(data);
     let from = SocketAddr::from(([192, 0, 2, 2], 51820));
     let mut intake = Intake::new(&OURS.public());
-    let mut peer = Peer::new(0, THEIRS.public());
+    let mut peer = Peer::new(PeerId(0), THEIRS.public());
     let mut actions = Vec::new();
-    let moment = Moment { now: 1_000, stamp: [9; 12], name: 7, jitter: 0 };
+    let moment = Moment { now: 1_000, stamp: [9; 12], index: SessionIndex(7), jitter: 0 };
     peer.endpoint = Some(from);
     peer.begin(&OURS, &moment, &mut actions);
-    match intake.look(IpAddr::V4(Ipv4Addr::LOCALHOST), data, 0) {
+    match intake.check(IpAddr::V4(Ipv4Addr::LOCALHOST), data, 0) {
         Ok(Message::Initiation(message)) => {
             if let Some(initiation) = noise::receive(&OURS, message) {
                 let known = initiation.peer == THEIRS.public();
@@ -55,15 +56,16 @@ pub fn wireguard(data: &[u8]) {
 
 fn record(data: &[u8], header: Header) {
     let (send, receive) = SESSION;
-    let ours = Session::new(0, (1, 2), &Keys { send, receive }, true, 0);
-    let theirs = Session::new(0, (2, 1), &Keys { send: receive, receive: send }, false, 0);
+    let (here, there) = (SessionIndex(1), SessionIndex(2));
+    let ours = Session::new(PeerId(0), (here, there), &Keys { send, receive }, true, 0);
+    let theirs = Session::new(PeerId(0), (there, here), &Keys { send: receive, receive: send }, false, 0);
     let mut opened = data.to_vec();
     let Some(len) = ours.open(&mut opened, header.counter) else { return };
     assert_eq!(len + OVERHEAD, data.len());
     let mut window = Window::default();
     assert!(window.accept(header.counter) && !window.accept(header.counter));
     let mut sealed = opened.clone();
-    if header.receiver == theirs.remote {
+    if header.receiver == theirs.remote.0 {
         assert_eq!(theirs.seal(&mut sealed, len, len, header.counter), Some(data.len()));
         assert_eq!(sealed, data);
     }

@@ -5,8 +5,8 @@
 //! | module | contents | may be called per packet |
 //! |---|---|---|
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
-//! | [`raw`] | a worker's raw IPv4 socket; a [`raw::Port`] is also an [`Underlay`] | receive and transmit |
-//! | [`udp`] | a worker's sockets; a [`udp::Port`] is an [`Underlay`] | receive and transmit |
+//! | [`raw`] | a worker's raw IPv4 socket; [`raw::RawPort`] is an [`Underlay`] too | receive and transmit |
+//! | [`udp`] | a worker's sockets; a [`udp::UdpPort`] is an [`Underlay`] | receive and transmit |
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
@@ -27,7 +27,7 @@
 //!    keeps no pointer after the call returns. `msghdr` arrays are the exception: they hold raw
 //!    pointers. They are refilled from slices at the start of each `receive` or `transmit`, used before
 //!    that call returns, and never dereferenced afterwards; the arena is borrowed for the whole call.
-//!    [`udp::Port`] can therefore move between threads.
+//!    [`udp::UdpPort`] can therefore move between threads.
 //! 2. **A new descriptor that becomes an `OwnedFd`.** The wrapper that received the descriptor converts
 //!    it immediately, so there is exactly one owner.
 //! 3. **Plain C structures that are zeroed, or read through one field of a union.** Only for types
@@ -53,6 +53,7 @@ pub mod wait;
 #[cfg(test)]
 mod scratch;
 
+pub use batch::{PeerId, Received, Transmit};
 pub use error::Error;
-pub use port::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
+pub use port::{Overlay, PortCounters, Shape, TransmitOutcome, Underlay};
 pub use wait::{Ready, Waiter, Waker};

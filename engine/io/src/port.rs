@@ -1,44 +1,26 @@
 //! The traits for a worker's two kinds of port, and the plain records that they exchange.
 
 use std::io;
-use std::net::SocketAddr;
 use std::ops::Range;
+
+use batch::{Received, Transmit};
 
 use crate::wait::Waiter;
 
-/// One filled receive slot: a datagram, or several of equal size from one sender that the kernel joined.
+/// How a port lays out what one receive call brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// Offset of the first byte in the arena.
-    pub at: u32,
-    /// Length in bytes.
-    pub len: u32,
-    /// Size of each joined datagram; the last may be shorter. 0 if the slot holds one datagram.
-    pub segment_size: u16,
-    /// The two ECN bits of the outer IP header (RFC 3168 section 5).
-    pub ecn: u8,
-    /// The sender's address and port.
-    pub source: SocketAddr,
+pub struct Shape {
+    /// Maximum number of slots, each for one [`Received`].
+    pub slots: usize,
+    /// Bytes of each slot.
+    pub len: usize,
 }
 
-/// One datagram to send, or a run of equal-sized datagrams to one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// The peer.
-    pub to: SocketAddr,
-    /// Which socket of the fan sends, modulo the fan's size. A flow always uses the same lane.
-    pub lane: u16,
-    /// Index of the first span.
-    pub first_span: u32,
-    /// Number of spans.
-    pub span_count: u32,
-    /// Payload bytes of each datagram except the last, which may be shorter. Each datagram begins at the
-    /// start of a span. 0 if all spans form one datagram.
-    pub segment_size: u16,
-    /// Number of datagrams; 0 counts as 1.
-    pub segments: u16,
-    /// The two ECN bits for the outer IP header.
-    pub ecn: u8,
+impl Shape {
+    /// Returns the number of bytes in all slots.
+    pub const fn bytes(self) -> usize {
+        self.slots * self.len
+    }
 }
 
 /// The result of sending a batch of [`Transmit`]s, counted in datagrams on the wire.
@@ -162,12 +144,16 @@ pub trait Overlay: Send {
 
 /// The port towards the other hosts: a worker's sockets, or memory in tests.
 pub trait Underlay: Send {
-    /// Receives a batch of datagrams into `out`, each run of joined datagrams into a slot of the arena.
+    /// Returns the slots that [`Underlay::receive`] fills.
+    fn shape(&self) -> Shape;
+
+    /// Receives a batch of datagrams into `out`, each run of joined datagrams into a slot of the arena. The
+    /// first slot begins at `at`.
     ///
-    /// Clears `out` and never grows it beyond its capacity; capacity and arena size bound the batch.
+    /// Clears `out` and never grows it beyond its capacity; shape, capacity and arena size bound the batch.
     /// Fails with `WouldBlock` if nothing has arrived. Returns `Ok` with an empty `out` if every datagram
     /// was skipped.
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()>;
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()>;
 
     /// Sends all of `batch` in order. Each entry names its bytes as a range of `spans` into `arena`.
     /// Datagrams that cannot be sent are counted and dropped: the caller does not send them again.
@@ -199,8 +185,12 @@ impl<T: Overlay + ?Sized> Overlay for Box<T> {
 }
 
 impl<T: Underlay + ?Sized> Underlay for Box<T> {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        (**self).receive(arena, slot_len, out)
+    fn shape(&self) -> Shape {
+        (**self).shape()
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        (**self).receive(arena, at, out)
     }
 
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {

@@ -152,7 +152,8 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         return gap(&format!("not probed: {error}"));
     }
     let wanted = tun::Offloads { csum: true, tso: true, uso: true };
-    let config = tun::Config { name: "loden-probe".to_owned(), queues: 1, offloads: wanted, persist: false };
+    let config =
+        tun::TunConfig { name: "loden-probe".to_owned(), queues: 1, offloads: wanted, persist: false };
     match tun::open(&config) {
         Err(error) => {
             let create = refused(&error.cause, &error.to_string());

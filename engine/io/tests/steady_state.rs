@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
 
-use io::{Overlay, Received, Transmit, Underlay, memory, udp};
+use io::{Overlay, PeerId, Received, Shape, Transmit, Underlay, memory, udp};
 
 /// Counts the calling thread's allocations.
 struct Counting;
@@ -39,6 +39,7 @@ static ALLOCATOR: Counting = Counting;
 
 const SEGMENT: usize = 1450;
 const SEGMENTS: usize = 45;
+const SHAPE: Shape = Shape { slots: 64, len: 65_535 };
 
 fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.with(Cell::get);
@@ -54,6 +55,7 @@ fn super_packet(to: std::net::SocketAddr) -> (Vec<u8>, Vec<Range<u32>>, Transmit
         .collect();
     let transmit = Transmit {
         to,
+        peer: PeerId(0),
         lane: 3,
         first_span: 0,
         span_count: 2 * SEGMENTS as u32,
@@ -71,14 +73,14 @@ fn exchange(sender: &mut impl Underlay, receiver: &mut impl Underlay, work: &mut
         assert_eq!(outcome.sent, SEGMENTS as u32);
         let mut bytes = 0;
         while bytes < SEGMENT * SEGMENTS {
-            while receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err() {
+            while receiver.receive(&mut work.slots, 0, &mut work.out).is_err() {
                 // A busy kernel may deliver late.
                 std::thread::yield_now();
             }
             bytes += work.out.iter().map(|received| received.len as usize).sum::<usize>();
         }
         // The last call of a turn finds nothing.
-        assert!(receiver.receive(&mut work.slots, 65_535, &mut work.out).is_err());
+        assert!(receiver.receive(&mut work.slots, 0, &mut work.out).is_err());
     }
 }
 
@@ -92,14 +94,15 @@ struct Exchange {
 
 fn exchange_with(to: std::net::SocketAddr) -> Exchange {
     let (arena, spans, transmit) = super_packet(to);
-    Exchange { arena, spans, transmit, slots: vec![0; 64 * 65_535], out: Vec::with_capacity(64) }
+    Exchange { arena, spans, transmit, slots: vec![0; SHAPE.bytes()], out: Vec::with_capacity(SHAPE.slots) }
 }
 
-fn open(segment: bool, gro: bool, mmsg: bool) -> udp::Port {
-    let config = udp::Config {
+fn open(segment: bool, gro: bool, mmsg: bool) -> udp::UdpPort {
+    let config = udp::UdpConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         send_from: Some("127.0.0.1".parse().unwrap()),
         fan: 4,
+        shape: SHAPE,
         segment,
         gro,
         mmsg,
@@ -123,7 +126,8 @@ fn sockets_allocate_nothing_per_packet() {
 #[test]
 fn memory_ports_allocate_nothing_once_warm() {
     let to = "192.0.2.2:1".parse().unwrap();
-    let (mut a, mut b) = memory::underlay_pair("192.0.2.1:1".parse().unwrap(), to, Default::default());
+    let options = memory::MemoryConfig { shape: SHAPE, ..memory::MemoryConfig::default() };
+    let (mut a, mut b) = memory::underlay_pair("192.0.2.1:1".parse().unwrap(), to, options);
     let mut work = exchange_with(to);
     exchange(&mut a, &mut b, &mut work, 2);
     assert_eq!(allocations(|| exchange(&mut a, &mut b, &mut work, 100)), 0);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use wire::{Malformed, ipv4, ipv6, virtio};
 
 use crate::counters::Direction;
-use crate::fib::{Fib, Peer};
+use crate::fib::{Fib, NextHop};
 use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum;
@@ -27,7 +27,7 @@ const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 /// A packet that has passed the checks, with its peer.
 #[derive(Debug)]
 pub struct Bound<'f> {
-    peer: &'f Peer,
+    peer: &'f NextHop,
     inner: Inner,
     /// Offset of the IP header in the arena.
     at: u32,
@@ -65,7 +65,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let Some((_, peer)) = found else {
         return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
     };
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         inner.ttl = decrement_ttl(ip, &inner)?;
     }
     let cut = match virtio.gso {

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use batch::PeerId;
 use ipnetwork::IpNetwork;
 use wire::addr::Mac;
 
@@ -18,9 +19,9 @@ const NONE: u32 = u32::MAX;
 
 /// One remote node.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct NextHop {
     /// Identifies the peer: its position in the table, or the number it was added with.
-    pub id: u32,
+    pub id: PeerId,
     /// The address and port to send its datagrams to.
     pub remote: SocketAddr,
     /// The bytes before the inner IP header in each datagram.
@@ -69,7 +70,7 @@ pub struct Fib {
     format: Format,
     reply_v4: Option<Ipv4Addr>,
     reply_v6: Option<Ipv6Addr>,
-    peers: Vec<Peer>,
+    peers: Vec<NextHop>,
     v4: Index,
     v6: Index,
 }
@@ -88,13 +89,13 @@ impl Fib {
 
     /// Finds the peer whose longest matching prefix contains `dst`.
     #[inline]
-    pub fn lookup_v4(&self, dst: Ipv4Addr) -> Option<(u32, &Peer)> {
+    pub fn lookup_v4(&self, dst: Ipv4Addr) -> Option<(u32, &NextHop)> {
         self.peer(self.v4.find(u128::from(u32::from(dst))))
     }
 
     /// Finds the peer for an IPv6 destination; see [`Fib::lookup_v4`].
     #[inline]
-    pub fn lookup_v6(&self, dst: Ipv6Addr) -> Option<(u32, &Peer)> {
+    pub fn lookup_v6(&self, dst: Ipv6Addr) -> Option<(u32, &NextHop)> {
         self.peer(self.v6.find(u128::from(dst)))
     }
 
@@ -125,7 +126,7 @@ impl Fib {
     }
 
     #[inline]
-    fn peer(&self, index: u32) -> Option<(u32, &Peer)> {
+    fn peer(&self, index: u32) -> Option<(u32, &NextHop)> {
         self.peers.get(index as usize).map(|peer| (index, peer))
     }
 }
@@ -153,19 +154,19 @@ impl FibBuilder {
 
     /// Adds a peer with its prefix. Prefixes may be nested; the longest match wins.
     pub fn add(&mut self, prefix: IpNetwork, peer: PeerSpec) -> Result<(), FibError> {
-        let position = self.fib.peers.len() as u32;
+        let position = PeerId(self.fib.peers.len() as u32);
         self.add_numbered(prefix, peer, position)
     }
 
     /// Adds a peer under the given number. A peer with several prefixes is added once per prefix.
-    pub fn add_numbered(&mut self, prefix: IpNetwork, peer: PeerSpec, id: u32) -> Result<(), FibError> {
+    pub fn add_numbered(&mut self, prefix: IpNetwork, peer: PeerSpec, id: PeerId) -> Result<(), FibError> {
         let fault = match self.fib.format {
             Format::Ipip(_) => FibError::NotIpv4(prefix),
             Format::Vxlan(_) | Format::Udp | Format::Wireguard => FibError::NoMac(prefix),
         };
         let template = self.fib.format.template(peer.remote, peer.mac).ok_or(fault)?;
         let index = self.fib.peers.len() as u32;
-        self.fib.peers.push(Peer { id, remote: peer.remote, template, mtu: peer.mtu });
+        self.fib.peers.push(NextHop { id, remote: peer.remote, template, mtu: peer.mtu });
         match prefix.network() {
             IpAddr::V4(net) => self.v4.push(Entry::new(u128::from(u32::from(net)), 32, prefix, index)),
             IpAddr::V6(net) => self.v6.push(Entry::new(u128::from(net), 128, prefix, index)),

@@ -4,6 +4,7 @@
 //! [one or several datagrams] → strip → check → ECN, TTL → coalescer → one write per run
 //! ```
 
+use batch::{PeerId, Received};
 use wire::{ipv4, ipv6};
 
 use crate::counters::Direction;
@@ -15,31 +16,18 @@ use crate::offload::segment::SuperPacket;
 use crate::space::{bytes, bytes_mut};
 use crate::verdict::{DropReason, Verdict};
 
-/// One received slot of the underlay: a datagram, or several that the kernel joined.
-#[derive(Clone, Copy, Debug)]
-pub struct Datagrams {
-    /// Offset of the first byte in the arena.
-    pub at: u32,
-    /// Total length in bytes.
-    pub len: u32,
-    /// Bytes of each datagram except the last; 0 for a single datagram.
-    pub segment_size: u16,
-    /// Outer ECN codepoint.
-    pub ecn: u8,
-}
-
 /// Passes the datagrams of one slot to the coalescer. `mtu` is the overlay's. The caller has checked
 /// [`Coalescer::has_room`] and seals the coalescer at the end of the batch.
 #[inline]
 pub fn ingress(
     arena: &mut [u8],
-    datagrams: Datagrams,
+    received: Received,
     fib: &Fib,
     mtu: u16,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
-    let Datagrams { mut at, len, segment_size: split, ecn } = datagrams;
+    let Received { mut at, len, segment_size: split, ecn, .. } = received;
     let end = at + len;
     let size = if split == 0 { len } else { u32::from(split) };
     let unsplit = size < len && is_unsplit(bytes(arena, &(at..end)), fib, size);
@@ -72,14 +60,14 @@ pub fn ingress(
 #[inline]
 pub fn opened(
     arena: &mut [u8],
-    packet: Datagrams,
-    from: u32,
+    packet: Received,
+    from: PeerId,
     fib: &Fib,
     mtu: u16,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
-    let Datagrams { at, len, ecn, .. } = packet;
+    let Received { at, len, ecn, .. } = packet;
     let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, verified: true, ecn };
     let verdict = match check(arena, &piece, fib, mtu, counters) {
         Ok(found) => {
@@ -161,7 +149,7 @@ fn check(
         return Err(DropReason::BadIpChecksum);
     }
     merge_ecn(packet, &mut inner, piece.ecn)?;
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         decrement_ttl(packet, &mut inner)?;
     }
     let checksum = checksum::verify(&inner, packet, piece.verified, &mut counters.summed_bytes)?;
@@ -185,7 +173,7 @@ fn check(
 #[inline]
 fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
     // No kernel sends the udp format.
-    if fib.format().is_a_hop() {
+    if fib.format().is_hop() {
         return false;
     }
     let Ok(stripped) = fib.format().strip(received) else { return false };

@@ -29,6 +29,7 @@ pub mod template;
 pub mod verdict;
 pub mod wireguard;
 
+pub use batch::{PeerId, Received, Transmit, WorkerIndex};
 pub use counters::{Counters, Direction};
 pub use encap::Format;
 pub use encap::ipip::Ipip;

@@ -1,119 +1,101 @@
 //! Datagrams waiting to be sent, gathered per peer and source port.
 //!
-//! One `UDP_SEGMENT` send takes datagrams of equal size, only the last may be shorter; they need not be of
-//! one flow. So segments of one super-packet, of the next one, and small packets of other flows that share
-//! peer and port all ride in one call. Messages leave in the order they were opened, and a flow always uses
-//! one peer and port, so no flow is reordered.
+//! One `UDP_SEGMENT` send carries datagrams of equal size, of which only the last may be shorter. They need
+//! not belong to one flow: segments of several super-packets and small packets of other flows with the same
+//! peer and port share one call. Messages are sent in the order in which they were opened, and a flow always
+//! has the same peer and port, so no flow is reordered.
 
 use std::net::SocketAddr;
 use std::ops::Range;
+
+use batch::{PeerId, Transmit};
 
 use crate::space::Space;
 
 /// UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h); later kernels take more.
 pub const SEGMENTS_MAX: u16 = 64;
-/// Payload of the largest UDP datagram over IPv4 (65,535 - 20 - 8), which bounds a send as a whole.
+/// Payload of the largest UDP datagram over IPv4 (65,535 - 20 - 8), which limits each send as a whole.
 pub const BYTES_MAX: u32 = 65_507;
-const MESSAGES: usize = 128;
+/// Maximum messages in one batch.
+pub const MESSAGES: usize = 128;
+/// Maximum spans of one message: a header and a payload for each datagram.
+const SPANS: usize = 2 * SEGMENTS_MAX as usize;
 const SLOTS: usize = 256;
 const FREE: u16 = u16::MAX;
+const REPLIES_MAX: usize = 16;
 
-/// One send.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// Destination.
-    pub to: SocketAddr,
-    /// Which source port of the fan.
-    pub lane: u16,
-    /// Outer ECN codepoint.
-    pub ecn: u8,
-    /// Bytes of each datagram but the last.
-    pub segment_size: u16,
-    /// Number of datagrams.
-    pub segments: u16,
-    peer: u32,
-    bytes: u32,
-    full: bool,
-    spans: Vec<Range<u32>>,
-}
-
-impl Message {
-    /// The bytes, datagram after datagram. Each datagram starts with a span of its own.
-    pub fn spans(&self) -> &[Range<u32>] {
-        &self.spans
-    }
-
-    /// The peer's number.
-    #[inline]
-    pub fn peer(&self) -> u32 {
-        self.peer
-    }
-
-    /// Bytes of all datagrams.
-    #[inline]
-    pub fn bytes(&self) -> u32 {
-        self.bytes
-    }
-
-    #[inline]
-    fn takes(&self, datagram: &Datagram, size: u32, overhead: u32) -> bool {
-        !self.full
-            && self.peer == datagram.peer
-            && self.lane == datagram.lane
-            && self.ecn == datagram.ecn
-            && size <= u32::from(self.segment_size)
-            && self.bytes + size + (u32::from(self.segments) + 1) * overhead <= BYTES_MAX
-    }
-}
-
-/// Where a datagram goes.
+/// The destination of a datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram {
-    /// The peer's index in the table, which tells peers apart quickly.
-    pub peer: u32,
-    /// Its address.
+    /// The peer's number, which is faster to compare than its address.
+    pub peer: PeerId,
+    /// The peer's address.
     pub to: SocketAddr,
-    /// Source port of the fan.
+    /// Index of the source port in the fan.
     pub lane: u16,
     /// Outer ECN codepoint.
     pub ecn: u8,
 }
 
 /// The messages of one worker and tunnel.
+///
+/// A message is a [`Transmit`] from the moment it is opened. Its spans are in a separate block, to which
+/// datagrams are added until the message is full.
 #[derive(Debug)]
 pub struct Outbox {
-    messages: Vec<Message>,
+    messages: Vec<Transmit>,
+    /// The block of message *i* begins at *i* × [`SPANS`].
+    spans: Vec<Range<u32>>,
+    fills: Vec<Fill>,
     sent: usize,
     live: usize,
     slots: Vec<u16>,
-    /// Bytes that each datagram grows by before it is sent.
+    /// Bytes by which each datagram grows before it is sent.
     overhead: u32,
-    /// Headers and ICMP replies are written here.
+    /// Space for headers and ICMP errors.
     pub space: Space,
     replies: Vec<Range<u32>>,
 }
 
+/// The fill level of a message.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fill {
+    bytes: u32,
+    /// Whether the message accepts no more datagrams.
+    full: bool,
+}
+
+impl Fill {
+    /// Whether `datagram`, which has `size` bytes, fits the message.
+    #[inline]
+    fn accepts(self, message: &Transmit, datagram: &Datagram, size: u32, overhead: u32) -> bool {
+        !self.full
+            && message.peer == datagram.peer
+            && message.lane == datagram.lane
+            && message.ecn == datagram.ecn
+            && size <= u32::from(message.segment_size)
+            && self.bytes + size + (u32::from(message.segments) + 1) * overhead <= BYTES_MAX
+    }
+}
+
 impl Outbox {
-    /// An outbox that writes its headers to `space` of the worker's arena.
+    /// Creates an outbox that writes headers to `space` in the worker's arena.
     pub fn new(space: Range<u32>) -> Outbox {
-        let blank = Message {
-            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+        let to = SocketAddr::from(([0, 0, 0, 0], 0));
+        let message = |index: usize| Transmit {
+            to,
+            peer: PeerId(0),
             lane: 0,
-            ecn: 0,
+            first_span: (index * SPANS) as u32,
+            span_count: 0,
             segment_size: 0,
             segments: 0,
-            peer: 0,
-            bytes: 0,
-            full: false,
-            spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)),
+            ecn: 0,
         };
         Outbox {
-            messages: (0..MESSAGES)
-                .map(|_| Message {
-                    spans: Vec::with_capacity(2 * usize::from(SEGMENTS_MAX)),
-                    ..blank.clone()
-                })
-                .collect(),
+            messages: (0..MESSAGES).map(message).collect(),
+            spans: vec![0..0; MESSAGES * SPANS],
+            fills: vec![Fill::default(); MESSAGES],
             sent: 0,
             live: 0,
             slots: vec![FREE; SLOTS],
@@ -123,12 +105,12 @@ impl Outbox {
         }
     }
 
-    /// The same, for datagrams that grow by up to so many bytes before they are sent.
+    /// Creates an outbox for datagrams that grow by up to `overhead` bytes before they are sent.
     pub fn with_overhead(space: Range<u32>, overhead: u32) -> Outbox {
         Outbox { overhead, ..Outbox::new(space) }
     }
 
-    /// Whether `datagrams` more of them, with `header` bytes of headers each, can be queued before the next
+    /// Whether `datagrams` more datagrams, with `header` bytes of headers each, can be queued before the next
     /// [`Outbox::clear`].
     #[inline]
     pub fn has_room(&self, datagrams: usize, header: usize) -> bool {
@@ -136,59 +118,84 @@ impl Outbox {
         self.space.left() >= datagrams * header && self.live + messages < MESSAGES
     }
 
-    /// Queues one datagram made of a header span and a payload span (either may be empty).
+    /// Queues a datagram that consists of a header span and a payload span, either of which may be empty.
     #[inline]
     pub fn push(&mut self, datagram: &Datagram, header: Range<u32>, payload: Range<u32>) {
         let size = (header.end - header.start) + (payload.end - payload.start);
-        let slot = (datagram.peer as usize).wrapping_mul(31).wrapping_add(usize::from(datagram.lane)) % SLOTS;
+        let Datagram { peer, to, lane, ecn } = *datagram;
+        let slot = (peer.0 as usize).wrapping_mul(31).wrapping_add(usize::from(lane)) % SLOTS;
         let open = usize::from(self.slots[slot]);
         let index = match self.messages[..self.live].get(open) {
-            Some(message) if message.takes(datagram, size, self.overhead) => open,
+            Some(message) if self.fills[open].accepts(message, datagram, size, self.overhead) => open,
             _ => {
-                let Some(message) = self.messages.get_mut(self.live) else { return };
-                message.spans.clear();
-                message.to = datagram.to;
-                message.lane = datagram.lane;
-                message.ecn = datagram.ecn;
-                message.peer = datagram.peer;
-                message.segment_size = size.min(u32::from(u16::MAX)) as u16;
-                message.segments = 0;
-                message.bytes = 0;
-                message.full = false;
-                self.slots[slot] = self.live as u16;
+                let index = self.live;
+                let Some(message) = self.messages.get_mut(index) else { return };
+                *message = Transmit {
+                    to,
+                    peer,
+                    lane,
+                    first_span: (index * SPANS) as u32,
+                    span_count: 0,
+                    segment_size: size.min(u32::from(u16::MAX)) as u16,
+                    segments: 0,
+                    ecn,
+                };
+                self.fills[index] = Fill::default();
+                self.slots[slot] = index as u16;
                 self.live += 1;
-                self.live - 1
+                index
             }
         };
         let message = &mut self.messages[index];
-        if header.start != header.end {
-            message.spans.push(header);
-        }
-        if payload.start != payload.end {
-            message.spans.push(payload);
+        for span in [header, payload] {
+            if span.start != span.end {
+                self.spans[index * SPANS + message.span_count as usize] = span;
+                message.span_count += 1;
+            }
         }
         message.segments += 1;
-        message.bytes += size;
-        message.full = size < u32::from(message.segment_size)
+        let fill = &mut self.fills[index];
+        fill.bytes += size;
+        fill.full = size < u32::from(message.segment_size)
             || message.segments == SEGMENTS_MAX
-            || message.bytes
+            || fill.bytes
                 + u32::from(message.segment_size)
                 + (u32::from(message.segments) + 1) * self.overhead
                 > BYTES_MAX;
     }
 
-    /// The messages that can take nothing more, from the oldest on; sending them now keeps their bytes warm.
+    /// Returns how many of the oldest pending messages are full in a row. Sending them now finds their bytes
+    /// still in the cache.
     #[inline]
-    pub fn full(&self) -> &[Message] {
-        let pending = &self.messages[self.sent..self.live];
-        let full = pending.iter().take_while(|message| message.full).count();
-        &pending[..full]
+    pub fn full(&self) -> usize {
+        self.fills[self.sent..self.live].iter().take_while(|fill| fill.full).count()
     }
 
-    /// All messages not yet sent.
+    /// Returns all messages that are not yet sent.
     #[inline]
-    pub fn pending(&self) -> &[Message] {
+    pub fn pending(&self) -> &[Transmit] {
         &self.messages[self.sent..self.live]
+    }
+
+    /// Returns the spans of all messages.
+    #[inline]
+    pub fn spans(&self) -> &[Range<u32>] {
+        &self.spans
+    }
+
+    /// Returns the spans of one message, datagram by datagram. Each datagram begins with a new span.
+    #[inline]
+    pub fn spans_of(&self, message: &Transmit) -> &[Range<u32>] {
+        let first = message.first_span as usize;
+        self.spans.get(first..first + message.span_count as usize).unwrap_or_default()
+    }
+
+    /// Groups the `n` oldest pending messages by source port. All of them must be sent before anything more
+    /// is queued. Sends from one port share a call, and a flow has one port, so its order is preserved.
+    #[inline]
+    pub fn group_by_lane(&mut self, n: usize) {
+        let end = self.live.min(self.sent + n);
+        self.messages[self.sent..end].sort_unstable_by_key(|message| (message.lane, message.first_span));
     }
 
     /// Marks the `n` oldest pending messages as sent.
@@ -197,7 +204,7 @@ impl Outbox {
         self.sent = self.live.min(self.sent + n);
     }
 
-    /// Queues a reply for the overlay, if this batch has room for one more.
+    /// Queues a reply for the overlay. Returns false if the batch has no room for it.
     pub fn push_reply(&mut self, span: Range<u32>) -> bool {
         let room = self.replies.len() < REPLIES_MAX;
         if room {
@@ -206,17 +213,18 @@ impl Outbox {
         room
     }
 
-    /// Whether one more reply may be made. A batch makes few: a pod that asks for many gets silence.
+    /// Whether another reply fits. The number per batch is limited: a pod that causes many errors gets no
+    /// more replies.
     pub fn has_room_for_reply(&self) -> bool {
         self.replies.len() < REPLIES_MAX
     }
 
-    /// ICMP errors for pods, virtio header first.
+    /// Returns the ICMP errors for pods, virtio header first.
     pub fn replies(&self) -> &[Range<u32>] {
         &self.replies
     }
 
-    /// Forgets everything and gives the headers back.
+    /// Removes everything and releases the headers.
     pub fn clear(&mut self) {
         self.sent = 0;
         self.live = 0;
@@ -225,8 +233,6 @@ impl Outbox {
         self.replies.clear();
     }
 }
-
-const REPLIES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -237,7 +243,7 @@ mod tests {
     }
 
     fn to(peer: u32, lane: u16) -> Datagram {
-        Datagram { peer, to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)), lane, ecn: 0 }
+        Datagram { peer: PeerId(peer), to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)), lane, ecn: 0 }
     }
 
     fn sizes(outbox: &Outbox) -> Vec<(u16, u16)> {
@@ -245,13 +251,13 @@ mod tests {
     }
 
     #[test]
-    fn equal_sizes_share_a_send_and_a_short_one_ends_it() {
+    fn datagrams_of_equal_size_share_a_send_and_a_shorter_one_ends_it() {
         let mut outbox = outbox();
         for len in [1450, 1450, 700, 1450] {
             outbox.push(&to(1, 3), 0..22, 100..100 + len);
         }
         assert_eq!(sizes(&outbox), [(1472, 3), (1472, 1)]);
-        assert_eq!(outbox.full().len(), 1);
+        assert_eq!(outbox.full(), 1);
     }
 
     #[test]
@@ -269,29 +275,29 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_later_takes_its_room_now() {
+    fn overhead_is_reserved_for_each_datagram() {
         let mut outbox = Outbox::with_overhead(0..1 << 20, 32);
         for _ in 0..50 {
             outbox.push(&to(1, 3), 0..20, 100..1500);
         }
-        // 45 would be 63,900 bytes and, grown, 65,340; 46 would be too much.
+        // 45 datagrams have 63,900 bytes, and 65,340 with overhead; 46 would exceed the limit.
         assert_eq!(sizes(&outbox), [(1420, 45), (1420, 5)]);
     }
 
     #[test]
-    fn peers_lanes_and_ecn_are_kept_apart_in_order() {
+    fn messages_are_separated_by_peer_lane_and_ecn_and_stay_in_order() {
         let mut outbox = outbox();
         outbox.push(&to(1, 0), 0..22, 100..200);
         outbox.push(&to(2, 0), 0..22, 100..200);
         outbox.push(&to(1, 0), 0..22, 100..200);
         outbox.push(&Datagram { ecn: 1, ..to(1, 0) }, 0..22, 100..200);
         outbox.push(&to(1, 0), 0..22, 100..200);
-        let order: Vec<_> = outbox.pending().iter().map(|m| (m.peer, m.ecn, m.segments)).collect();
+        let order: Vec<_> = outbox.pending().iter().map(|m| (m.peer.0, m.ecn, m.segments)).collect();
         assert_eq!(order, [(1, 0, 2), (2, 0, 1), (1, 1, 1), (1, 0, 1)]);
     }
 
     #[test]
-    fn replies_are_few() {
+    fn the_number_of_replies_is_limited() {
         let mut outbox = outbox();
         assert!((0..REPLIES_MAX).all(|_| outbox.push_reply(0..10)));
         assert!(!outbox.push_reply(0..10));

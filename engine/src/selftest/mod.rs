@@ -1,10 +1,10 @@
-//! Does this kernel's offload really work? Bytes are sent through each one and compared.
+//! Tests whether this kernel's offloads work, by sending bytes through each and comparing the result.
 //!
-//! Kernels exist that grant an offload and then corrupt what goes through it (a short tail refused, a
-//! full-size tail with a wrong header). So before an engine starts, each offload carries a few trains of
-//! bytes whose result is known, in a network namespace made for it that nothing else sees. Where such a
-//! namespace is not granted, the sockets are tried on the loopback device and the TUN not at all: then the
-//! run-time downgrade is the only guard, and the report says so.
+//! Some kernels grant an offload and then corrupt data (a short tail rejected, a full-size tail with a wrong
+//! header). Before an engine starts, each offload therefore carries a few runs of datagrams with known
+//! results, in a scratch network namespace that nothing else sees. Where such a namespace is not permitted,
+//! sockets are tested on the loopback device and TUN offloads are not tested: the run-time downgrade is then
+//! the only safeguard, and the report says so.
 
 mod overlay;
 mod underlay;
@@ -14,34 +14,34 @@ use crate::config::Switches;
 /// The result for one feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What came out is what should have.
+    /// The output is as expected.
     Works,
-    /// It is granted and does something else; the feature must stay off.
+    /// The feature is granted but the output is wrong; it must stay off.
     Broken(String),
-    /// It could not be tried.
+    /// The feature could not be tested.
     Untested(String),
 }
 
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// The switch it stands for, one of [`Switches::NAMES`].
+    /// The feature's switch, one of [`Switches::NAMES`].
     pub feature: &'static str,
-    /// What was tried.
+    /// What was tested.
     pub what: &'static str,
-    /// How it went.
+    /// The result.
     pub outcome: Outcome,
 }
 
-/// All lines.
+/// The results of all tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// In the order they were tried.
+    /// The results in the order of the tests.
     pub checks: Vec<Check>,
 }
 
 impl Report {
-    /// `wanted` without what was found broken.
+    /// Returns `wanted` without the features that are broken.
     pub fn choose(&self, wanted: Switches) -> Switches {
         let mut chosen = wanted;
         for check in &self.checks {
@@ -58,7 +58,7 @@ impl Report {
     }
 }
 
-/// Tries every offload that `wanted` has switched on. Takes some milliseconds.
+/// Tests every offload that is on in `wanted`. Takes some milliseconds.
 pub fn run(wanted: &Switches) -> Report {
     let wanted = *wanted;
     let thread = std::thread::Builder::new().name("loden-selftest".into()).spawn(move || {
@@ -75,19 +75,19 @@ pub fn run(wanted: &Switches) -> Report {
     finished.unwrap_or_else(|| {
         let mut report = Report::default();
         for (feature, _) in wanted.named().into_iter().filter(|(_, on)| *on) {
-            report.add(feature, "self-test", Outcome::Untested("its thread did not run to its end".into()));
+            report.add(feature, "self-test", Outcome::Untested("the self-test thread failed".into()));
         }
         report
     })
 }
 
-/// Bytes that differ at every offset, so that nothing can be swapped unseen.
+/// Generates bytes that differ at every offset, so that reordering is detected.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16).wrapping_mul(31)) as u8).collect()
 }
 
-/// The trains that have broken kernels: (segment size, bytes in all). A short tail, a full tail, a tail of
-/// one byte, the largest there is.
+/// Runs that have exposed broken kernels: (segment size, total bytes). A short tail, a full tail, a tail of
+/// one byte, and the largest run.
 const TRAINS: [(usize, usize); 4] = [(1000, 9_300), (1000, 10_000), (1200, 3_601), (1400, 44 * 1400)];
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernel_passes_or_says_why_not() {
+    fn every_offload_of_this_kernel_works_or_is_untested() {
         let report = run(&Switches::default());
         let features: Vec<_> = report.checks.iter().map(|check| check.feature).collect();
         for feature in ["gso", "gro", "tso", "uso"] {
@@ -106,7 +106,7 @@ mod tests {
             if let Outcome::Untested(why) = &check.outcome {
                 assert!(
                     std::env::var("CI").as_deref() != Ok("true"),
-                    "CI must be able to try {}: {why}",
+                    "CI must be able to test {}: {why}",
                     check.what
                 );
             }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_switched_off_and_what_is_untested_is_not() {
+    fn broken_features_are_disabled_and_untested_ones_are_not() {
         let mut report = Report::default();
         report.add("gso", "a train", Outcome::Broken("bytes differ".into()));
         report.add("uso", "a train", Outcome::Untested("no rights".into()));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_that_is_off_is_not_tried() {
+    fn disabled_features_are_not_tested() {
         let mut none = Switches::default();
         none.switch_off("all").unwrap();
         assert_eq!(run(&none), Report::default());

@@ -1,5 +1,5 @@
-//! TUN super-packets, through the forwarding path of a scratch namespace: written to one device, read from
-//! another, once cut by the kernel and once whole. What the kernel cut must equal what we would cut.
+//! TUN super-packets through the forwarding path of a scratch namespace: written to one device and read from
+//! another, once cut by the kernel and once whole. The kernel's segments must equal the engine's.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -50,29 +50,29 @@ fn is_wanted(wanted: &Switches, feature: &str) -> bool {
 }
 
 fn through(protocol: u8) -> Outcome {
-    // Whole first: where the kernel does not hand us super-packets there is nothing to try.
+    // Test whole super-packets first: if the kernel does not deliver them, there is nothing to test.
     for whole in [true, false] {
         match devices(protocol, whole)
             .and_then(|pair| pair.map(|(a, b)| trains(a, b, protocol, whole)).transpose())
         {
             Ok(Some(Outcome::Works)) => {}
             Ok(Some(other)) => return other,
-            Ok(None) => return Outcome::Untested("the kernel does not have it".into()),
+            Ok(None) => return Outcome::Untested("not supported by the kernel".into()),
             Err(why) => return Outcome::Untested(why),
         }
     }
     Outcome::Works
 }
 
-/// The two devices, the second one with the offload when the packets are to come out whole. `None` when the
-/// kernel does not grant it.
+/// Opens the two devices; the second has the offload if packets must arrive whole. Returns `None` if the
+/// kernel does not grant the offload.
 fn devices(protocol: u8, whole: bool) -> Result<Option<(Queue, Queue)>, String> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
-        .map_err(|error| format!("switching on forwarding in the scratch namespace: {error}"))?;
+        .map_err(|error| format!("enabling forwarding in the scratch namespace: {error}"))?;
     let offloads = tun::Offloads { csum: true, tso: true, uso: protocol == UDP };
     let bare = tun::Offloads { csum: false, tso: false, uso: false };
     let open = |name: &str, offloads, address| {
-        let config = tun::Config { name: name.into(), queues: 1, offloads, persist: false };
+        let config = tun::TunConfig { name: name.into(), queues: 1, offloads, persist: false };
         let mut tun = tun::open(&config).map_err(|error| error.to_string())?;
         let failed = |error: std::io::Error| format!("setting up {name}: {error}");
         io::netns::set_address(name, address, 24).map_err(failed)?;
@@ -108,7 +108,7 @@ fn trains(mut first: Queue, mut second: Queue, protocol: u8, whole: bool) -> Res
         if !right {
             let how = if whole { "whole" } else { "cut" };
             return Ok(Outcome::Broken(format!(
-                "{total} bytes in segments of {size} should come out {how}: {} packets did, or they differ",
+                "{total} bytes in segments of {size}, expected {how}: received {} packets, wrong or too few",
                 read.len()
             )));
         }
@@ -116,7 +116,7 @@ fn trains(mut first: Queue, mut second: Queue, protocol: u8, whole: bool) -> Res
     Ok(Outcome::Works)
 }
 
-/// Packets of our protocol as they come out; the kernel's own noise on a fresh device is passed over.
+/// Reads packets of the tested protocol, skipping the packets that the kernel sends on a new device.
 fn read_all(
     queue: &mut Queue,
     waiter: &mut Waiter,
@@ -144,7 +144,7 @@ fn read_all(
     Ok(packets)
 }
 
-/// A super-packet with an open checksum, virtio header first.
+/// Builds a super-packet with an open checksum, virtio header first.
 fn super_packet(protocol: u8, size: u16, payload: &[u8]) -> Vec<u8> {
     let transport_len = if protocol == TCP { 20 } else { 8 };
     let (ip_len, field) = (20, if protocol == TCP { 16 } else { 6 });
@@ -175,7 +175,7 @@ fn super_packet(protocol: u8, size: u16, payload: &[u8]) -> Vec<u8> {
         src: FROM,
         dst: TO,
     };
-    // All of these have the room they need.
+    // Both buffers are long enough.
     let _ = virtio.emit(head);
     let _ = header.emit(ip);
     let (transport, data) = ip[ip_len..].split_at_mut(transport_len);
@@ -193,7 +193,7 @@ fn super_packet(protocol: u8, size: u16, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The packets that `packet` must become, one hop later.
+/// Returns the segments that `packet` must become after one hop.
 fn cut(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
     let mut arena = packet.to_vec();
     wire::ipv4::decrement_ttl(&mut arena[virtio::HEADER_LEN..]);
@@ -217,7 +217,7 @@ fn cut(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
     packets
 }
 
-/// Whether `read` is `sent` one hop later, still whole.
+/// Whether `read` is `sent` after one hop, still whole.
 fn same_whole(read: &[u8], sent: &[u8], size: u16) -> bool {
     let mut sent = sent.to_vec();
     wire::ipv4::decrement_ttl(&mut sent[virtio::HEADER_LEN..]);

@@ -3,22 +3,21 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use io::udp::{self, Port};
-use io::{Transmit, Underlay, Waiter};
+use io::udp::{self, UdpPort};
+use io::{PeerId, Shape, Transmit, Underlay, Waiter};
 
 use super::{Outcome, Report, TRAINS, pattern};
 use crate::config::Switches;
 
 const PATIENCE: Duration = Duration::from_millis(300);
-const SLOT: usize = 1 << 16;
-const SLOTS: usize = 16;
+const SHAPE: Shape = Shape { slots: 16, len: 1 << 16 };
 
 pub(super) fn check(wanted: &Switches, report: &mut Report) {
     if wanted.gso {
-        report.add("gso", "trains sent in one piece, received apart", trains(true, false));
+        report.add("gso", "runs sent joined and received as single datagrams", trains(true, false));
     }
     if wanted.gro {
-        report.add("gro", "trains sent in one piece or apart, received joined", trains(wanted.gso, true));
+        report.add("gro", "runs sent joined or singly and received joined", trains(wanted.gso, true));
     }
 }
 
@@ -30,22 +29,24 @@ fn trains(segment: bool, gro: bool) -> Outcome {
             Ok(Some(received)) => {
                 let count = received.len();
                 return Outcome::Broken(format!(
-                    "{total} bytes in datagrams of {size} came out as {count} datagrams, or changed"
+                    "{total} bytes in datagrams of {size}: received {count} datagrams, wrong or too few"
                 ));
             }
-            Ok(None) => return Outcome::Untested("the kernel does not have it".into()),
+            Ok(None) => return Outcome::Untested("not supported by the kernel".into()),
             Err(error) => return Outcome::Untested(error),
         }
     }
     Outcome::Works
 }
 
-/// Sends `bytes` as datagrams of `size` and returns the datagrams as received; `None` without the feature.
+/// Sends `bytes` as datagrams of `size` and returns the received datagrams, or `None` if the feature is not
+/// granted.
 fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<Vec<Vec<u8>>>, String> {
-    let config = |segment, gro| udp::Config {
+    let config = |segment, gro| udp::UdpConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         send_from: None,
         fan: 1,
+        shape: SHAPE,
         segment,
         gro,
         mmsg: true,
@@ -62,6 +63,7 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
         (0..bytes.len()).step_by(size).map(|at| at as u32..bytes.len().min(at + size) as u32).collect();
     let train = Transmit {
         to,
+        peer: PeerId(0),
         lane: 0,
         first_span: 0,
         span_count: spans.len() as u32,
@@ -71,7 +73,7 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
     };
     let outcome = sender.transmit(bytes, &spans, &[train]);
     if outcome.sent != spans.len() as u32 {
-        return Err(format!("the loopback device took {} of {} datagrams", outcome.sent, spans.len()));
+        return Err(format!("the loopback device accepted {} of {} datagrams", outcome.sent, spans.len()));
     }
     if segment && sender.counters().resent > 0 {
         return Ok(Some(Vec::new()));
@@ -79,18 +81,18 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
     receive(&mut receiver, spans.len()).map(Some)
 }
 
-fn open(config: &udp::Config) -> Result<Port, String> {
+fn open(config: &udp::UdpConfig) -> Result<UdpPort, String> {
     udp::open(config, 1).map_err(|error| error.to_string())?.pop().ok_or_else(|| "no socket".into())
 }
 
-fn receive(port: &mut Port, expected: usize) -> Result<Vec<Vec<u8>>, String> {
+fn receive(port: &mut UdpPort, expected: usize) -> Result<Vec<Vec<u8>>, String> {
     let mut waiter = Waiter::new().map_err(|error| error.to_string())?;
     port.register(&mut waiter, 0).map_err(|error| error.to_string())?;
-    let mut arena = vec![0; SLOT * SLOTS];
-    let mut batch = Vec::with_capacity(SLOTS);
+    let mut arena = vec![0; SHAPE.bytes()];
+    let mut batch = Vec::with_capacity(SHAPE.slots);
     let mut datagrams = Vec::new();
     while datagrams.len() < expected {
-        if port.receive(&mut arena, SLOT, &mut batch).is_err() {
+        if port.receive(&mut arena, 0, &mut batch).is_err() {
             if waiter.wait(Some(PATIENCE)).map_err(|error| error.to_string())?.is_empty() {
                 break;
             }

@@ -1,4 +1,4 @@
-//! A tunnel's handshakes and timers, on a thread of their own.
+//! A tunnel's handshakes and timers, on a separate thread.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -9,72 +9,74 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, never, select};
 use io::Waker;
 use io::udp::Aside;
-use path::DropReason;
 use path::wireguard::intake::{Intake, Message, Refused};
 use path::wireguard::noise::{self, Timestamp};
 use path::wireguard::peer::{Action, Moment};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
-use path::wireguard::{Peer, PublicKey, SecretKey};
+use path::wireguard::{Peer, PublicKey, SecretKey, SessionIndex};
+use path::{DropReason, PeerId};
 use rand::Rng;
 
-use super::mail::{Arrival, Event, Mailbox, Update};
-use super::{Clock, Command, Handle, Parts, PeerConfig, PeerStatus, Settings};
+use super::mail::{FromControl, FromNetwork, FromWorker, Mailbox, ToWorker};
+use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
 
-/// Handshake counts of the intake begin anew this often.
+/// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
-/// Dropped messages are counted this often.
+/// Minimum interval between reports of dropped messages.
 const COUNT_EVERY: Millis = 100;
-/// TAI64N counts from here (<https://cr.yp.to/libtai/tai64.html>): 2^62, and ten leap seconds.
+/// TAI64N's value for the Unix epoch (<https://cr.yp.to/libtai/tai64.html>): 2^62 and ten leap seconds.
 const TAI: u64 = (1 << 62) + 10;
 
-/// The state of one tunnel.
+/// The handshakes and timers of one tunnel.
 struct Keeper {
     private: SecretKey,
     intake: Intake,
     clock: Clock,
     socket: Aside,
     workers: Vec<(Arc<Mailbox>, Waker)>,
-    peers: HashMap<u32, Known>,
-    by_key: HashMap<PublicKey, u32>,
-    /// Who is said to be where.
-    by_endpoint: HashMap<SocketAddr, u32>,
-    /// Sessions and handshakes under way, by our name for them.
-    names: HashMap<u32, u32>,
-    wheel: BTreeSet<(Millis, u32)>,
+    peers: HashMap<PeerId, Known>,
+    by_key: HashMap<PublicKey, PeerId>,
+    /// Peers by configured endpoint.
+    by_endpoint: HashMap<SocketAddr, PeerId>,
+    /// Peers by this node's index of a session or of a handshake in progress.
+    sessions: HashMap<SessionIndex, PeerId>,
+    wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
-    /// Messages that came to nothing and are not counted yet, and when they are to be.
+    /// Dropped messages that are not counted yet.
     dropped: [(DropReason, u64); 2],
+    /// When to report `dropped` to a worker.
     count_at: Option<Millis>,
 }
 
-/// What became of a message.
-enum Taken {
-    Yes,
-    /// It is nobody's, or not new.
-    No,
-    /// There is too much to do.
-    TooMuch,
+/// The outcome of a handshake message.
+enum Outcome {
+    Accepted,
+    /// The message has an unknown sender, or is a replay.
+    Rejected,
+    /// The keeper is under load.
+    Overloaded,
 }
 
-/// A peer, its configuration, and where it stands in the wheel.
+/// A peer, its configuration, and its deadline in the wheel.
 struct Known {
     peer: Peer,
     config: PeerConfig,
     at: Option<Millis>,
 }
 
-/// Starts the thread.
+/// Starts a keeper's thread.
 pub(crate) fn start(
     index: usize,
     settings: &Settings,
-    parts: Parts,
+    shared: Shared,
     socket: Aside,
     wakers: Vec<Waker>,
-) -> std::io::Result<Handle> {
+) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
-    // The senders are the workers' alone: when they are gone, so is the work.
-    let Parts { clock, events: (_, events), arrivals: (_, arrivals), mailboxes, .. } = parts;
+    // Only the workers keep senders, so the keeper ends when the workers have ended.
+    let Shared { clock, from_worker: (_, from_worker), from_network: (_, from_network), mailboxes, .. } =
+        shared;
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -84,45 +86,50 @@ pub(crate) fn start(
         peers: HashMap::new(),
         by_key: HashMap::new(),
         by_endpoint: HashMap::new(),
-        names: HashMap::new(),
+        sessions: HashMap::new(),
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
         dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
         count_at: None,
     };
-    // Messages of these peers may be waiting already.
+    // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
     let thread: JoinHandle<()> = std::thread::Builder::new()
         .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&events, &arrivals, &commands))?;
-    Ok(Handle::new(sender, thread))
+        .spawn(move || keeper.run(&from_worker, &from_network, &commands))?;
+    Ok(KeeperHandle::new(sender, thread))
 }
 
 impl Keeper {
-    /// Until all workers are gone.
-    fn run(&mut self, events: &Receiver<Event>, arrivals: &Receiver<Arrival>, commands: &Receiver<Command>) {
+    /// Runs until all workers have ended.
+    fn run(
+        &mut self,
+        from_worker: &Receiver<FromWorker>,
+        from_network: &Receiver<FromNetwork>,
+        commands: &Receiver<FromControl>,
+    ) {
         let mut commands = commands.clone();
         loop {
             let now = self.clock.now();
             let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
             let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
-            // Each has its turn by chance, so that no flood of one keeps the others waiting; timers are looked at whatever
-            // comes.
+            // `select!` chooses randomly among the ready channels, so that a flood on one does not starve the
+            // others. Timers are checked after every message.
             select! {
-                recv(events) -> event => match event {
-                    Ok(event) => self.handle(event),
+                recv(from_worker) -> mail => match mail {
+                    Ok(mail) => self.handle(mail),
                     Err(_) => return,
                 },
                 recv(commands) -> command => match command {
-                    Ok(Command::Peers(peers)) => self.set_peers(peers),
-                    Ok(Command::Status(answer)) => _ = answer.send(self.status()),
+                    Ok(FromControl::Peers(peers)) => self.set_peers(peers),
+                    Ok(FromControl::Status(answer)) => _ = answer.send(self.status()),
                     Err(_) => commands = never(),
                 },
-                recv(arrivals) -> arrival => match arrival {
-                    Ok(arrival) => self.handle_arrival(arrival),
+                recv(from_network) -> mail => match mail {
+                    Ok(mail) => self.handle_network(mail),
                     Err(_) => return,
                 },
                 recv(timer) -> _ => {}
@@ -133,30 +140,32 @@ impl Keeper {
         }
     }
 
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Want(id) => {
+    fn handle(&mut self, mail: FromWorker) {
+        match mail {
+            FromWorker::Want(id) => {
                 self.with(id, |peer, private, moment, actions| peer.begin(private, moment, actions))
             }
-            Event::Confirmed(id, name) => self.with(id, |peer, _, _, actions| peer.confirm(name, actions)),
-            Event::Roamed(id, to) => {
-                self.with(id, |peer, _, _, _| peer.endpoint = Some(to));
-                self.tell_peer(id);
+            FromWorker::Confirmed(id, index) => {
+                self.with(id, |peer, _, _, actions| peer.confirm(index, actions))
             }
-            Event::Unknown(from) => self.handle_unknown(from),
-            Event::Sent(id) => self.with(id, |peer, _, moment, _| peer.watch_answer(moment.now)),
-            Event::Received(id) => self.with(id, |peer, _, moment, _| peer.watch_silence(moment.now)),
+            FromWorker::Roamed(id, to) => {
+                self.with(id, |peer, _, _, _| peer.endpoint = Some(to));
+                self.send_peer(id);
+            }
+            FromWorker::Unknown(from) => self.handle_unknown(from),
+            FromWorker::Sent(id) => self.with(id, |peer, _, moment, _| peer.watch_answer(moment.now)),
+            FromWorker::Received(id) => self.with(id, |peer, _, moment, _| peer.watch_silence(moment.now)),
         }
     }
 
-    fn handle_arrival(&mut self, arrival: Arrival) {
-        match arrival {
-            Arrival::Message(from, bytes) => match self.handle_message(from, &bytes) {
-                Taken::Yes => {}
-                Taken::No => self.drop_one(DropReason::WgStranger),
-                Taken::TooMuch => self.drop_one(DropReason::WgBusy),
+    fn handle_network(&mut self, mail: FromNetwork) {
+        match mail {
+            FromNetwork::Message(from, bytes) => match self.handle_message(from, &bytes) {
+                Outcome::Accepted => {}
+                Outcome::Rejected => self.drop_one(DropReason::WgStranger),
+                Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
             },
-            Arrival::Stray(worker, stray) => match self.workers.get(worker as usize) {
+            FromNetwork::Stray(worker, stray) => match self.workers.get(worker.place()) {
                 Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
                 _ => self.drop_one(DropReason::WgBusy),
             },
@@ -170,8 +179,8 @@ impl Keeper {
         self.count_at.get_or_insert(self.clock.now() + COUNT_EVERY);
     }
 
-    /// Has a worker count what was dropped, since only they have counters; some at a time, as a flood must not wake it
-    /// for each.
+    /// Sends the number of dropped messages to a worker, because only workers have counters. Counts are
+    /// collected so that a flood does not wake the worker for each message.
     fn count_dropped(&mut self) {
         if self.count_at.is_none_or(|at| self.clock.now() < at) {
             return;
@@ -180,65 +189,68 @@ impl Keeper {
         let Some((mailbox, _)) = self.workers.first() else { return };
         for (reason, count) in &mut self.dropped {
             if *count > 0 {
-                mailbox.put(Update::Dropped(*reason, std::mem::take(count)));
+                mailbox.put(ToWorker::Dropped(*reason, std::mem::take(count)));
             }
         }
     }
 
-    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) -> Taken {
+    fn handle_message(&mut self, from: SocketAddr, bytes: &[u8]) -> Outcome {
         let now = self.clock.now();
         if now >= self.next_second {
             self.next_second = now + SECOND;
-            self.intake.second_has_passed(now);
+            self.intake.start_second(now);
         }
         let mut taken = false;
-        match self.intake.look(from.ip(), bytes, now) {
+        match self.intake.check(from.ip(), bytes, now) {
             Ok(Message::Initiation(message)) => {
-                let Some(initiation) = noise::receive(&self.private, message) else { return Taken::No };
-                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return Taken::No };
+                let Some(initiation) = noise::receive(&self.private, message) else {
+                    return Outcome::Rejected;
+                };
+                let Some(id) = self.by_key.get(&initiation.peer).copied() else { return Outcome::Rejected };
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
                     taken = peer.handle_initiation(initiation, from, moment, actions);
                 });
                 if self.endpoint(id) != before {
-                    self.tell_peer(id);
+                    self.send_peer(id);
                 }
             }
-            Ok(Message::Response(name, message)) => {
-                let Some(id) = self.names.get(&name).copied() else { return Taken::No };
+            Ok(Message::Response(index, message)) => {
+                let Some(id) = self.sessions.get(&index).copied() else { return Outcome::Rejected };
                 let attempted = self.peers.get(&id).and_then(|known| known.peer.attempting());
-                if attempted != Some(name) {
-                    return Taken::No;
+                if attempted != Some(index) {
+                    return Outcome::Rejected;
                 }
                 let before = self.endpoint(id);
                 self.with(id, |peer, _, moment, actions| {
                     taken = peer.handle_response(message, from, moment.now, actions);
                 });
                 if self.endpoint(id) != before {
-                    self.tell_peer(id);
+                    self.send_peer(id);
                 }
             }
-            Ok(Message::Cookie(name, message)) => {
-                let Some(id) = self.names.get(&name).copied() else { return Taken::No };
+            Ok(Message::Cookie(index, message)) => {
+                let Some(id) = self.sessions.get(&index).copied() else { return Outcome::Rejected };
                 self.with(id, |peer, _, moment, _| taken = peer.handle_cookie(message, moment.now));
             }
             Err(Refused::Reply(reply)) => {
                 self.socket.send(&reply, from);
-                return Taken::TooMuch;
+                return Outcome::Overloaded;
             }
-            Err(Refused::TooMany) => return Taken::TooMuch,
-            // Silence to strangers.
-            Err(Refused::Unfit) => {}
+            Err(Refused::TooMany) => return Outcome::Overloaded,
+            // Strangers get no reply.
+            Err(Refused::Invalid) => {}
         }
-        if taken { Taken::Yes } else { Taken::No }
+        if taken { Outcome::Accepted } else { Outcome::Rejected }
     }
 
-    /// After a restart peers go on with sessions that are gone, and would for a quarter of a minute. A new one is begun
-    /// with who is said to be there, and with nobody else: the record itself proves nothing.
+    /// Begins a handshake with a peer that sends records of an unknown session. After a restart of this node,
+    /// peers would otherwise use their old sessions for another quarter of a minute. The record proves
+    /// nothing, so only the peer that is configured with this address is contacted.
     fn handle_unknown(&mut self, from: SocketAddr) {
         let now = self.clock.now();
         let Some(known) = self.by_endpoint.get(&from).and_then(|id| self.peers.get(id)) else { return };
-        if known.peer.current().is_none_or(|session| session.to_send(now) == Standing::Void) {
+        if known.peer.current().is_none_or(|session| session.send_standing(now) == Standing::Expired) {
             self.with(known.config.id, |peer, private, moment, actions| peer.begin(private, moment, actions));
         }
     }
@@ -256,62 +268,68 @@ impl Keeper {
         }
     }
 
-    /// One step of a peer, and all that comes of it.
-    fn with(&mut self, id: u32, step: impl FnOnce(&mut Peer, &SecretKey, &Moment, &mut Vec<Action>)) {
+    /// Runs one step of a peer, and carries out all resulting actions.
+    fn with(&mut self, id: PeerId, step: impl FnOnce(&mut Peer, &SecretKey, &Moment, &mut Vec<Action>)) {
         if self.step(id, step) {
             // There is no session to send an empty record with.
             self.step(id, |peer, private, moment, actions| peer.begin(private, moment, actions));
         }
     }
 
-    /// `true` if a handshake has to come first.
-    fn step(&mut self, id: u32, step: impl FnOnce(&mut Peer, &SecretKey, &Moment, &mut Vec<Action>)) -> bool {
+    /// Runs one step of a peer, and carries out its actions. Returns true if the caller must begin a
+    /// handshake first.
+    fn step(
+        &mut self,
+        id: PeerId,
+        step: impl FnOnce(&mut Peer, &SecretKey, &Moment, &mut Vec<Action>),
+    ) -> bool {
         let moment = self.moment();
         let Some(known) = self.peers.get_mut(&id) else { return false };
         let mut actions = std::mem::take(&mut self.actions);
         step(&mut known.peer, &self.private, &moment, &mut actions);
-        if known.peer.attempting() == Some(moment.name) {
-            self.names.insert(moment.name, id);
+        if known.peer.attempting() == Some(moment.index) {
+            self.sessions.insert(moment.index, id);
         }
-        let mut again = false;
-        // Workers hear of a session before the peer does: its first record may be there in no time.
+        let mut handshake = false;
+        // Workers get a session before the peer does, because the peer's first record may arrive immediately.
         let (messages, others): (Vec<_>, Vec<_>) =
             actions.drain(..).partition(|action| matches!(action, Action::Send(..) | Action::Keepalive));
         for action in others.into_iter().chain(messages) {
-            again |= self.act(id, action);
+            handshake |= self.act(id, action);
         }
         self.actions = actions;
         self.schedule(id);
-        again
+        handshake
     }
 
-    /// Does it; `true` if a handshake has to come first.
-    fn act(&mut self, id: u32, action: Action) -> bool {
+    /// Carries out one action. Returns true if the caller must begin a handshake first.
+    fn act(&mut self, id: PeerId, action: Action) -> bool {
         match action {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
-                self.names.insert(session.local, id);
-                self.tell(|| Update::Session(Arc::clone(&session), true));
+                self.sessions.insert(session.local, id);
+                self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
-                self.names.insert(session.local, id);
-                self.tell(|| Update::Session(Arc::clone(&session), false));
+                self.sessions.insert(session.local, id);
+                self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), false));
             }
-            Action::Forget(name) => {
-                self.names.remove(&name);
-                self.tell(|| Update::Forget(name));
+            Action::Forget(index) => {
+                self.sessions.remove(&index);
+                self.send_to_workers(|| ToWorker::Forget(index));
             }
-            Action::GiveUp => self.tell(|| Update::GiveUp(id)),
+            Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
             Action::Keepalive => return !self.send_keepalive(id),
         }
         false
     }
 
-    fn send_keepalive(&mut self, id: u32) -> bool {
+    /// Sends an empty record. Returns false if there is no session to seal it with.
+    fn send_keepalive(&mut self, id: PeerId) -> bool {
         let now = self.clock.now();
         let Some(peer) = self.peers.get(&id).map(|known| &known.peer) else { return true };
         let (Some(session), Some(to)) = (peer.current(), peer.endpoint) else { return false };
-        if session.to_send(now) == Standing::Void {
+        if session.send_standing(now) == Standing::Expired {
             return false;
         }
         let mut record = [0; OVERHEAD];
@@ -324,7 +342,7 @@ impl Keeper {
     }
 
     /// Puts the peer's next deadline into the wheel.
-    fn schedule(&mut self, id: u32) {
+    fn schedule(&mut self, id: PeerId) {
         let Some(known) = self.peers.get_mut(&id) else { return };
         let next = known.peer.poll_timeout();
         if known.at != next {
@@ -337,15 +355,15 @@ impl Keeper {
     }
 
     fn set_peers(&mut self, configs: Vec<PeerConfig>) {
-        let wanted: HashSet<u32> = configs.iter().map(|config| config.id).collect();
-        let gone: Vec<u32> = self.peers.keys().copied().filter(|id| !wanted.contains(id)).collect();
+        let wanted: HashSet<PeerId> = configs.iter().map(|config| config.id).collect();
+        let gone: Vec<PeerId> = self.peers.keys().copied().filter(|id| !wanted.contains(id)).collect();
         for id in gone {
             if let Some(known) = self.peers.remove(&id) {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
-                known.peer.names().for_each(|name| _ = self.names.remove(&name));
+                known.peer.indices().for_each(|index| _ = self.sessions.remove(&index));
                 self.by_key.remove(&known.peer.key);
-                self.leave_endpoint(id, known.config.endpoint);
-                self.tell(|| Update::Gone(id));
+                self.remove_endpoint(id, known.config.endpoint);
+                self.send_to_workers(|| ToWorker::Gone(id));
             }
         }
         for config in configs {
@@ -373,13 +391,13 @@ impl Keeper {
         let before = known.config.endpoint;
         known.config = config.clone();
         self.by_key.insert(config.key, id);
-        self.leave_endpoint(id, before);
+        self.remove_endpoint(id, before);
         self.by_endpoint.extend(config.endpoint.map(|at| (at, id)));
         self.schedule(id);
-        self.tell_peer(id);
+        self.send_peer(id);
     }
 
-    fn leave_endpoint(&mut self, id: u32, at: Option<SocketAddr>) {
+    fn remove_endpoint(&mut self, id: PeerId, at: Option<SocketAddr>) {
         if let Some(at) = at.filter(|at| self.by_endpoint.get(at) == Some(&id)) {
             self.by_endpoint.remove(&at);
         }
@@ -405,18 +423,20 @@ impl Keeper {
         all
     }
 
-    fn endpoint(&self, id: u32) -> Option<SocketAddr> {
+    fn endpoint(&self, id: PeerId) -> Option<SocketAddr> {
         self.peers.get(&id)?.peer.endpoint
     }
 
-    fn tell_peer(&self, id: u32) {
+    /// Sends a peer's address to all workers.
+    fn send_peer(&self, id: PeerId) {
         let Some(known) = self.peers.get(&id) else { return };
-        self.tell(|| Update::Peer(id, known.peer.endpoint, Arc::clone(&known.peer.pulse)));
+        self.send_to_workers(|| ToWorker::Peer(id, known.peer.endpoint, Arc::clone(&known.peer.pulse)));
     }
 
-    fn tell(&self, update: impl Fn() -> Update) {
+    /// Puts a message into every worker's mailbox.
+    fn send_to_workers(&self, mail: impl Fn() -> ToWorker) {
         for (mailbox, _) in &self.workers {
-            mailbox.put(update());
+            mailbox.put(mail());
         }
     }
 
@@ -431,11 +451,11 @@ impl Keeper {
 
     fn moment(&self) -> Moment {
         let mut random = rand::rng();
-        let mut name = random.random();
-        while self.names.contains_key(&name) {
-            name = random.random();
+        let mut index = SessionIndex(random.random());
+        while self.sessions.contains_key(&index) {
+            index = SessionIndex(random.random());
         }
-        Moment { now: self.clock.now(), stamp: timestamp(), name, jitter: random.random_range(0..=333) }
+        Moment { now: self.clock.now(), stamp: timestamp(), index, jitter: random.random_range(0..=333) }
     }
 }
 

@@ -1,103 +1,114 @@
-//! What a keeper and its workers tell each other. None of it is told for each packet.
+//! The messages to and from a keeper. None of them is sent per packet.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use path::DropReason;
-use path::wireguard::{Pulse, Session};
+use crossbeam_channel::Sender;
+use path::wireguard::{Pulse, Session, SessionIndex};
+use path::{DropReason, PeerId, WorkerIndex};
 
-/// From a worker to the keeper: what the network brought. Strangers can make as much of it as they like, so it has a
-/// channel of its own, and a full one keeps no [`Event`] out.
-pub(crate) enum Arrival {
-    /// A handshake message from there, made for our key.
+use super::{PeerConfig, PeerStatus};
+
+/// A message from the network, passed from a worker to the keeper. Strangers can send any number of them, so
+/// they have a separate channel: when it is full, [`FromWorker`] messages still get through.
+pub(crate) enum FromNetwork {
+    /// A handshake message from this address, made for this node's key.
     Message(SocketAddr, Box<[u8]>),
-    /// A record arrived at the wrong worker; bring it to this one.
-    Stray(u32, Stray),
+    /// A record that arrived at the wrong worker, to be forwarded to this one.
+    Stray(WorkerIndex, Stray),
 }
 
-/// From a worker to the keeper: what it needs or has noticed.
-pub(crate) enum Event {
-    /// A packet waits and there is no session, or the session is getting old.
-    Want(u32),
-    /// The first record of an awaited session has come.
-    Confirmed(u32, u32),
-    /// A peer was heard at another address.
-    Roamed(u32, SocketAddr),
-    /// A record of no session came from there.
+/// A request or report from a worker to the keeper.
+pub(crate) enum FromWorker {
+    /// A new session is needed: there is none, or the current one is old.
+    Want(PeerId),
+    /// The first record of an awaited session has arrived.
+    Confirmed(PeerId, SessionIndex),
+    /// A peer now sends from this address.
+    Roamed(PeerId, SocketAddr),
+    /// A record of an unknown session arrived from this address.
     Unknown(SocketAddr),
-    /// Something was sent: watch for an answer.
-    Sent(u32),
-    /// Something was received: watch that it is answered.
-    Received(u32),
+    /// Data was sent: start the timer for a response.
+    Sent(PeerId),
+    /// Data was received: start the timer for a keepalive.
+    Received(PeerId),
 }
 
-/// A record on its way to the worker that has its window.
+/// A request from control to a keeper.
+pub(crate) enum FromControl {
+    /// Keep these peers and no others.
+    Peers(Vec<PeerConfig>),
+    /// Report the state of all peers.
+    Status(Sender<Vec<PeerStatus>>),
+}
+
+/// A message from the keeper to a worker.
+pub(crate) enum ToWorker {
+    /// A peer is new or has a new address.
+    Peer(PeerId, Option<SocketAddr>, Arc<Pulse>),
+    /// A peer was removed, with its sessions.
+    Gone(PeerId),
+    /// Receive with this session, and also send with it if `true`.
+    Session(Arc<Session>, bool),
+    /// Stop receiving with this session.
+    Forget(SessionIndex),
+    /// The peer does not respond: drop the packets that wait for it.
+    GiveUp(PeerId),
+    /// A record that arrived at another worker.
+    Stray(Stray),
+    /// Count this many messages as dropped.
+    Dropped(DropReason, u64),
+}
+
+/// A record that is forwarded to the worker with its session's replay window.
 pub(crate) struct Stray {
     pub(crate) source: SocketAddr,
     pub(crate) ecn: u8,
     pub(crate) bytes: Box<[u8]>,
 }
 
-/// From the keeper to a worker.
-pub(crate) enum Update {
-    /// A peer is there, or is somewhere else.
-    Peer(u32, Option<SocketAddr>, Arc<Pulse>),
-    /// A peer is gone, and its sessions with it.
-    Gone(u32),
-    /// Take records of this session, and send with it if `true`.
-    Session(Arc<Session>, bool),
-    /// Take no records under this name any more.
-    Forget(u32),
-    /// The peer does not answer: drop what waits for it.
-    GiveUp(u32),
-    /// A record that arrived at another worker.
-    Stray(Stray),
-    /// So many messages came to nothing, to be counted.
-    Dropped(DropReason, u64),
-}
-
-/// Strays that may wait for one worker.
+/// Maximum strays that wait for one worker.
 const STRAYS: usize = 1024;
 
-/// Updates on their way to one worker, which looks at a flag each turn and takes the lock when it is set.
+/// The mail to one worker. The worker checks a flag each turn and takes the lock if it is set.
 #[derive(Default)]
 pub(crate) struct Mailbox {
     full: AtomicBool,
-    /// Strays that the worker has not taken yet.
+    /// Number of strays that the worker has not taken yet.
     strays: AtomicUsize,
-    updates: Mutex<Vec<Update>>,
+    mail: Mutex<Vec<ToWorker>>,
 }
 
 impl Mailbox {
-    pub(crate) fn put(&self, update: Update) {
-        self.updates.lock().unwrap_or_else(PoisonError::into_inner).push(update);
+    pub(crate) fn put(&self, mail: ToWorker) {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
         self.full.store(true, Ordering::Release);
     }
 
-    /// Puts a stray, unless too many wait: anybody who has seen a session's name can make them.
+    /// Puts a stray, unless too many are waiting: anyone who has seen a session's index can forge strays.
     pub(crate) fn put_stray(&self, stray: Stray) -> bool {
         let room = self.strays.load(Ordering::Relaxed) < STRAYS;
         if room {
             self.strays.fetch_add(1, Ordering::Relaxed);
-            self.put(Update::Stray(stray));
+            self.put(ToWorker::Stray(stray));
         }
         room
     }
 
-    /// The worker has taken one, or there was none.
-    pub(crate) fn stray_taken(&self, one: bool) {
-        self.strays.fetch_sub(usize::from(one), Ordering::Relaxed);
+    /// Makes room for another stray after the worker has taken one.
+    pub(crate) fn stray_taken(&self) {
+        self.strays.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether there is anything to take.
+    /// Whether there is mail.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Acquire)
     }
 
-    pub(crate) fn take(&self) -> Vec<Update> {
+    pub(crate) fn take(&self) -> Vec<ToWorker> {
         self.full.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *self.updates.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.mail.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,16 +1,17 @@
-//! WireGuard beside the workers.
+//! WireGuard: the workers' part and the keeper's.
 //!
 //! ```text
-//!  worker 0 ─┐ events: "no session", "somebody answered"; arrivals: messages   ┌──────────┐
-//!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── control: peers
+//!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages                 ┌──────────┐
+//!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── FromControl: peers
 //!      ▲                                                                       └────┬─────┘
-//!      └──── mailbox: sessions to use, names to forget; looked at when it changed ──┘
+//!      └──── ToWorker: sessions to use and to forget, by a mailbox with a flag ─────┘
 //! ```
 //!
-//! Workers do nothing but seal and open ([`crypt`]). Handshakes and timers run on a thread of their own for each
-//! tunnel ([`keeper`]): a handshake costs as much as a hundred packets, and ten thousand of them must not stall
-//! anybody's traffic. Sealing is open to every worker, by a counter that they share; opening is one worker's for each
-//! session, because there is one replay window: the worker at whose socket the session's first record arrived.
+//! Workers only seal and open ([`crypt`]). Handshakes and timers run on a separate thread per tunnel
+//! ([`keeper`]): a handshake costs as much as a hundred packets, and ten thousand of them must not stall any
+//! traffic. Every worker can seal with a session, because the workers share its counter. Only one worker
+//! opens with it, because it has one replay window: the worker at whose socket the session's first record
+//! arrived.
 
 pub(crate) mod crypt;
 pub(crate) mod keeper;
@@ -21,42 +22,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use path::PeerId;
 use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
-pub(crate) use mail::{Arrival, Event, Mailbox};
+pub(crate) use self::mail::Stray;
+use self::mail::{FromControl, FromNetwork, FromWorker, Mailbox};
 
-/// What a tunnel needs to speak WireGuard.
+/// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our private key.
+    /// This node's private key.
     pub private: SecretKey,
-    /// The peers from the first packet on, with the numbers that the first table has; later ones come by
+    /// The peers from the first packet on, with their numbers in the first table. Later changes are made with
     /// [`Engine::set_peers`](crate::Engine::set_peers).
     pub peers: Vec<PeerConfig>,
 }
 
-/// A peer as it should be.
+/// The configuration of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Its number in the forwarding table, which no other peer ever had.
-    pub id: u32,
-    /// Its key.
+    /// The peer's number in the forwarding table, which is never reused.
+    pub id: PeerId,
+    /// The peer's public key.
     pub key: PublicKey,
-    /// The secret that both sides have besides their keys; zeros for none.
+    /// The pre-shared key; zeros for none.
     pub psk: SecretKey,
-    /// Where it is, until it is heard elsewhere.
+    /// The peer's address, until it sends from another one.
     pub endpoint: Option<SocketAddr>,
-    /// How long a silence may last before something empty is sent; zero for ever.
+    /// The interval of persistent keepalives; zero for none.
     pub keepalive: Duration,
 }
 
-/// A peer as it is.
+/// The state of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Its key.
+    /// The peer's public key.
     pub key: PublicKey,
-    /// Where it was last heard, or is said to be.
+    /// The address that the peer last sent from, or its configured address.
     pub endpoint: Option<SocketAddr>,
     /// Time since the last handshake.
     pub last_handshake: Option<Duration>,
@@ -66,42 +69,34 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// The interval of persistent keepalives; zero for none.
     pub keepalive: Duration,
-    /// Whether there is a secret besides the keys.
+    /// Whether there is a pre-shared key.
     pub has_psk: bool,
 }
 
-/// What control tells a keeper.
-pub(crate) enum Command {
-    /// These are all peers there should be.
-    Peers(Vec<PeerConfig>),
-    /// Tell how they are.
-    Status(Sender<Vec<PeerStatus>>),
-}
-
 /// Control's end of a keeper.
-pub(crate) struct Handle {
-    commands: Sender<Command>,
+pub(crate) struct KeeperHandle {
+    commands: Sender<FromControl>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
-impl Handle {
-    pub(crate) fn new(commands: Sender<Command>, thread: std::thread::JoinHandle<()>) -> Handle {
-        Handle { commands, thread: Mutex::new(Some(thread)) }
+impl KeeperHandle {
+    pub(crate) fn new(commands: Sender<FromControl>, thread: std::thread::JoinHandle<()>) -> KeeperHandle {
+        KeeperHandle { commands, thread: Mutex::new(Some(thread)) }
     }
 
     pub(crate) fn set_peers(&self, peers: Vec<PeerConfig>) {
-        let _ = self.commands.send(Command::Peers(peers));
+        let _ = self.commands.send(FromControl::Peers(peers));
     }
 
-    /// `None` if it does not answer.
+    /// Requests the state of all peers. Returns `None` if the keeper does not answer within a second.
     pub(crate) fn status(&self) -> Option<Vec<PeerStatus>> {
         let (sender, answer): (_, Receiver<Vec<PeerStatus>>) = crossbeam_channel::bounded(1);
-        self.commands.send(Command::Status(sender)).ok()?;
-        // A keeper in a storm of handshakes may be busy for a while; control must not wait for ever.
+        self.commands.send(FromControl::Status(sender)).ok()?;
+        // A keeper in a storm of handshakes may be busy for a while; control must not wait forever.
         answer.recv_timeout(Duration::from_secs(1)).ok()
     }
 
-    /// Ends the thread, which ends when nobody can tell it anything any more.
+    /// Waits for the thread, which ends after all workers have ended.
     pub(crate) fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -110,7 +105,7 @@ impl Handle {
     }
 }
 
-/// The clock of a tunnel: milliseconds since it was opened, and never 0.
+/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -125,25 +120,25 @@ impl Clock {
     }
 }
 
-/// A tunnel's shared parts, before its threads run.
-pub(crate) struct Parts {
+/// The state that a tunnel's workers and keeper share, created before their threads start.
+pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
-    pub(crate) events: (Sender<Event>, Receiver<Event>),
-    pub(crate) arrivals: (Sender<Arrival>, Receiver<Arrival>),
+    pub(crate) from_worker: (Sender<FromWorker>, Receiver<FromWorker>),
+    pub(crate) from_network: (Sender<FromNetwork>, Receiver<FromNetwork>),
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
 }
 
-/// Events that may wait for a keeper, and as many arrivals; more are dropped, and counted by whoever cannot send.
+/// Capacity of each of the keeper's two channels. Further messages are dropped and counted by the sender.
 const WAITING: usize = 4096;
 
-impl Parts {
-    pub(crate) fn new(workers: usize, settings: &Settings) -> Parts {
-        Parts {
+impl Shared {
+    pub(crate) fn new(workers: usize, settings: &Settings) -> Shared {
+        Shared {
             clock: Clock::start(),
             gate: Gate::new(&settings.private.public()),
-            events: crossbeam_channel::bounded(WAITING),
-            arrivals: crossbeam_channel::bounded(WAITING),
+            from_worker: crossbeam_channel::bounded(WAITING),
+            from_network: crossbeam_channel::bounded(WAITING),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
         }
     }

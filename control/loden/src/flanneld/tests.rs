@@ -188,7 +188,7 @@ fn bad_flags_have_a_reason() {
         (&["-ip-masq=yes"], r#"invalid boolean value "yes" for -ip-masq: parse error"#),
         (&["-healthz-port", "http"], r#"invalid value "http" for flag -healthz-port: parse error"#),
         (&["-healthz-port=70000"], r#"invalid value "70000" for flag -healthz-port: value out of range"#),
-        (&["-without=speed"], "no feature is called"),
+        (&["-without=speed"], "unknown feature"),
         (&["-workers=0"], "must be between 1 and 256"),
     ] {
         let error = request(line, &[]).expect_err("bad").to_string();

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use lab::Wiring;
 use model::wireguard::WireguardData;
+use path::PeerId;
 use path::wireguard::peer::{Action, Moment};
-use path::wireguard::{Peer, PublicKey, SecretKey};
+use path::wireguard::{Peer, PublicKey, SecretKey, SessionIndex};
 
 use crate::common::steady::Steady;
 use crate::common::{self, Cluster, Daemon, await_until};
@@ -115,7 +116,7 @@ fn storm(ours: PublicKey, target: SocketAddr) -> (u32, u32, Duration) {
             let address = Ipv4Addr::from(NETWORK + number + 1);
             let socket = UdpSocket::bind((address, PORT)).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let mut peer = Peer::new(number, ours);
+            let mut peer = Peer::new(PeerId(number), ours);
             peer.endpoint = Some(target);
             Stormer { peer, private: secret(number), socket, done: false }
         })
@@ -129,7 +130,8 @@ fn storm(ours: PublicKey, target: SocketAddr) -> (u32, u32, Duration) {
                 let now = began.elapsed().as_millis() as u64 + 1;
                 let mut stamp = [0; 12];
                 stamp[..8].copy_from_slice(&now.to_be_bytes());
-                let moment = Moment { now, stamp, name: number + 1, jitter: u64::from(number % 334) };
+                let moment =
+                    Moment { now, stamp, index: SessionIndex(number + 1), jitter: u64::from(number % 334) };
                 let mut actions = Vec::new();
                 if !begun {
                     stormer.peer.begin(&stormer.private, &moment, &mut actions);

@@ -6,6 +6,7 @@
 //! life_cycle   tests: probes, metrics, systemd, `loden status`, `loden cleanup`
 //! restart      tests: restarts, a swap of stock flannel for loden, removed devices
 //! bad_start    tests: starts that cannot succeed
+//! in_process   tests: the daemon on a store in memory, where a public address is overwritten
 //! etcd         tests: an etcd that comes late, crashes and forgets
 //! cluster      tests: five nodes on an etcd with TLS and users
 //! bad_cluster  tests: a store and a host that do it wrong
@@ -21,6 +22,7 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod etcd;
+mod in_process;
 mod life;
 mod life_cycle;
 mod restart;

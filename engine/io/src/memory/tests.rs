@@ -1,12 +1,13 @@
 use std::time::Duration;
 
 use super::*;
+use crate::PeerId;
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-fn pair(options: Options) -> (MemoryUnderlay, MemoryUnderlay) {
+fn pair(options: MemoryConfig) -> (MemoryUnderlay, MemoryUnderlay) {
     underlay_pair(address("192.0.2.1:8472"), address("192.0.2.2:8472"), options)
 }
 
@@ -15,6 +16,7 @@ fn run() -> (Vec<u8>, Vec<Range<u32>>, Transmit) {
     let spans = vec![0..3, 3..10, 10..13, 13..20, 20..23, 23..25, 25..25];
     let transmit = Transmit {
         to: address("192.0.2.2:8472"),
+        peer: PeerId(0),
         lane: 5,
         first_span: 0,
         span_count: 7,
@@ -48,14 +50,15 @@ fn packets_cross_the_overlay_in_both_directions() {
 #[test]
 fn options_control_how_runs_are_split_and_joined() {
     for (segment, gro) in [(true, true), (true, false), (false, true), (false, false)] {
-        let (mut a, mut b) = pair(Options { segment, gro, ..Options::default() });
+        let shape = Shape { slots: 4, len: 100 };
+        let (mut a, mut b) = pair(MemoryConfig { shape, segment, gro, ..MemoryConfig::default() });
         let (arena, spans, transmit) = run();
         let outcome = a.transmit(&arena, &spans, &[transmit]);
         assert_eq!(outcome, TransmitOutcome { sent: 3, dropped_full: 0, dropped_error: 0 });
         assert_eq!(a.counters().writes, if segment { 1 } else { 3 });
         let mut slots = vec![0; 400];
         let mut out = Vec::with_capacity(4);
-        b.receive(&mut slots, 100, &mut out).unwrap();
+        b.receive(&mut slots, 0, &mut out).unwrap();
         let source = address("192.0.2.1:49157");
         if gro {
             assert_eq!(out, [Received { at: 0, len: 25, segment_size: 10, ecn: 1, source }]);
@@ -65,13 +68,16 @@ fn options_control_how_runs_are_split_and_joined() {
             assert_eq!(lens, [(0, 10, 0), (100, 10, 0), (200, 5, 0)]);
         }
         assert_eq!(b.counters().read_datagrams, 3);
-        assert_eq!(b.receive(&mut slots, 100, &mut out).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(b.receive(&mut slots, 0, &mut out).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
 
 #[test]
 fn only_datagrams_of_equal_flow_size_and_ecn_are_joined() {
-    let (mut port, wire) = underlay(address("192.0.2.1:8472"), Options::default());
+    let (mut port, wire) = underlay(
+        address("192.0.2.1:8472"),
+        MemoryConfig { shape: Shape { slots: 20, len: 100 }, ..MemoryConfig::default() },
+    );
     let base = Datagram {
         from: address("192.0.2.2:50000"),
         to: address("192.0.2.1:8472"),
@@ -87,7 +93,7 @@ fn only_datagrams_of_equal_flow_size_and_ecn_are_joined() {
         wire.inject(datagram.clone());
     }
     let mut out = Vec::with_capacity(20);
-    port.receive(&mut [0; 2000], 100, &mut out).unwrap();
+    port.receive(&mut [0; 2000], 0, &mut out).unwrap();
     let runs: Vec<(u32, u16)> = out.iter().map(|r| (r.len, r.segment_size)).collect();
     // A shorter datagram ends a run; a longer or empty one is not joined to the previous one.
     assert_eq!(runs, [(10, 0), (10, 0), (10, 0), (10, 0), (21, 11), (10, 0), (0, 0), (20, 10)]);
@@ -95,23 +101,24 @@ fn only_datagrams_of_equal_flow_size_and_ecn_are_joined() {
 
 #[test]
 fn full_queues_invalid_spans_and_short_slots_are_counted() {
-    let (mut a, mut b) = pair(Options { capacity: 4, ..Options::default() });
+    let (mut a, mut b) =
+        pair(MemoryConfig { shape: Shape { slots: 4, len: 8 }, capacity: 4, ..MemoryConfig::default() });
     let (arena, spans, transmit) = run();
     let bad = Transmit { first_span: 7, ..transmit };
     let outcome = a.transmit(&arena, &spans, &[transmit, bad, transmit]);
     assert_eq!(outcome, TransmitOutcome { sent: 4, dropped_full: 2, dropped_error: 3 });
     assert_eq!((a.counters().write_full, a.counters().errors), (2, 1));
     let mut out = Vec::with_capacity(4);
-    b.receive(&mut [0; 32], 8, &mut out).unwrap();
+    b.receive(&mut [0; 32], 0, &mut out).unwrap();
     assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(16, 5)]);
     assert_eq!(b.counters().truncated, 3);
-    assert_eq!(b.receive(&mut [], 8, &mut out).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(b.receive(&mut [], 0, &mut out).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
 fn packets_queued_before_and_after_registration_are_reported() {
     let (port, pod) = overlay();
-    let (a, mut b) = pair(Options::default());
+    let (a, mut b) = pair(MemoryConfig::default());
     let mut waiter = Waiter::new().unwrap();
     pod.inject(b"early");
     port.register(&mut waiter, 3).unwrap();

@@ -2,16 +2,18 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::*;
+use crate::PeerId;
 use crate::{netns, scratch};
 
 const PROTOCOL: u8 = 4;
 const SLOT: usize = 65_536;
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-fn ports(count: usize) -> Vec<Port> {
-    let config = Config {
+fn ports(count: usize) -> Vec<RawPort> {
+    let config = RawConfig {
         protocol: PROTOCOL,
         local: LOCAL,
+        shape: Shape { slots: 16, len: SLOT },
         mmsg: true,
         receive_buffer: 8 << 20,
         send_buffer: 8 << 20,
@@ -51,7 +53,7 @@ fn packet(flow: u8, len: usize, tos: u8, ttl: u8, dont_fragment: bool) -> Vec<u8
 }
 
 /// Sends each packet as a transmit with two spans.
-fn send(port: &mut Port, packets: &[Vec<u8>]) -> TransmitOutcome {
+fn send(port: &mut RawPort, packets: &[Vec<u8>]) -> TransmitOutcome {
     let (mut arena, mut spans, mut batch) = (Vec::new(), Vec::new(), Vec::new());
     for packet in packets {
         let start = arena.len() as u32;
@@ -59,18 +61,27 @@ fn send(port: &mut Port, packets: &[Vec<u8>]) -> TransmitOutcome {
         let first_span = spans.len() as u32;
         spans.extend([start..start + 20, start + 20..arena.len() as u32]);
         let to = SocketAddr::new(LOCAL.into(), 0);
-        batch.push(Transmit { to, lane: 0, first_span, span_count: 2, segment_size: 0, segments: 1, ecn: 0 });
+        batch.push(Transmit {
+            to,
+            peer: PeerId(0),
+            lane: 0,
+            first_span,
+            span_count: 2,
+            segment_size: 0,
+            segments: 1,
+            ecn: 0,
+        });
     }
     port.transmit(&arena, &spans, &batch)
 }
 
 /// Returns everything that arrives within 200 ms.
-fn drain(port: &mut Port) -> Vec<(Vec<u8>, u8)> {
+fn drain(port: &mut RawPort) -> Vec<(Vec<u8>, u8)> {
     let mut arena = vec![0; 16 * SLOT];
     let (mut out, mut all) = (Vec::with_capacity(16), Vec::new());
     let deadline = std::time::Instant::now() + Duration::from_millis(200);
     while std::time::Instant::now() < deadline {
-        match port.receive(&mut arena, SLOT, &mut out) {
+        match port.receive(&mut arena, 0, &mut out) {
             Ok(()) => all.extend(
                 out.iter().map(|one| (arena[one.at as usize..(one.at + one.len) as usize].to_vec(), one.ecn)),
             ),
@@ -116,8 +127,16 @@ fn a_run_is_sent_as_single_packets() {
             spans.extend([start..start + 40, start + 40..arena.len() as u32]);
         }
         let to = SocketAddr::new(LOCAL.into(), 0);
-        let run =
-            Transmit { to, lane: 3, first_span: 0, span_count: 10, segment_size: 120, segments: 5, ecn: 0 };
+        let run = Transmit {
+            to,
+            peer: PeerId(0),
+            lane: 3,
+            first_span: 0,
+            span_count: 10,
+            segment_size: 120,
+            segments: 5,
+            ecn: 0,
+        };
         assert_eq!(port.transmit(&arena, &spans, &[run]).sent, 5);
         let lengths: Vec<usize> = drain(&mut port).iter().map(|(bytes, _)| bytes.len()).collect();
         assert_eq!(lengths, [120, 120, 120, 120, 50]);
@@ -206,7 +225,9 @@ fn a_packet_above_the_mtu_is_dropped_and_the_next_is_sent() {
 fn the_error_names_an_address_that_no_interface_has() {
     scratch::run(|| {
         let local = Ipv4Addr::new(192, 0, 2, 1);
-        let config = Config { protocol: PROTOCOL, local, mmsg: true, receive_buffer: 0, send_buffer: 0 };
+        let shape = Shape { slots: 16, len: SLOT };
+        let config =
+            RawConfig { protocol: PROTOCOL, local, shape, mmsg: true, receive_buffer: 0, send_buffer: 0 };
         let error = open(&config, 1).unwrap_err().to_string();
         assert!(error.contains("192.0.2.1") && error.contains("no interface on this host"), "{error}");
     });

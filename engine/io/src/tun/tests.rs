@@ -10,12 +10,12 @@ const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
-fn config(name: &str, queues: usize) -> Config {
-    Config { name: name.to_owned(), queues, offloads: ALL, persist: false }
+fn config(name: &str, queues: usize) -> TunConfig {
+    TunConfig { name: name.to_owned(), queues, offloads: ALL, persist: false }
 }
 
 /// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.
-fn up(config: &Config) -> Tun {
+fn up(config: &TunConfig) -> Tun {
     let tun = open(config).unwrap();
     netns::set_address(&tun.name, HERE, 24).unwrap();
     netns::set_up(&tun.name).unwrap();
@@ -206,12 +206,12 @@ fn a_name_in_use_is_rejected_whatever_uses_it() {
 #[test]
 fn a_persistent_device_is_reused_when_no_process_has_it_open() {
     scratch::run(|| {
-        let persistent = Config { persist: true, ..config("io-stay", 2) };
+        let persistent = TunConfig { persist: true, ..config("io-stay", 2) };
         // Not persistent before `keep`: a start that fails half-way leaves nothing behind.
         drop(open(&persistent).unwrap());
         assert!(sys::interface_flags("io-stay").is_err());
         let first = up(&persistent);
-        first.keeper.keep().unwrap();
+        first.hold.keep().unwrap();
         assert_eq!(open(&persistent).unwrap_err().cause.raw_os_error(), Some(libc::EBUSY));
         drop(first);
         assert!(sys::interface_flags("io-stay").is_ok());
@@ -226,18 +226,18 @@ fn a_persistent_device_is_reused_when_no_process_has_it_open() {
 fn a_persistent_device_with_the_wrong_number_of_queues_is_recreated() {
     scratch::run(|| {
         for (before, after) in [(1, 2), (2, 1)] {
-            let queues = |queues| Config { persist: true, ..config("io-count", queues) };
-            up(&queues(before)).keeper.keep().unwrap();
+            let queues = |queues| TunConfig { persist: true, ..config("io-count", queues) };
+            up(&queues(before)).hold.keep().unwrap();
             assert_eq!(open(&queues(after)).unwrap().queues.len(), after);
             // A device that is in use, or is not a TUN, is left alone.
             let held = open(&queues(after)).unwrap();
-            held.keeper.keep().unwrap();
+            held.hold.keep().unwrap();
             assert!(open(&queues(before)).is_err());
             drop(held);
             drop(open(&config("io-count", after)).unwrap());
         }
         if scratch::tool("ip link add io-count type bridge") {
-            assert!(open(&Config { persist: true, ..config("io-count", 2) }).is_err());
+            assert!(open(&TunConfig { persist: true, ..config("io-count", 2) }).is_err());
             assert!(sys::interface_flags("io-count").is_ok());
         }
     });
@@ -259,10 +259,10 @@ fn each_rejected_offload_leaves_a_note_and_a_working_device() {
     }
     scratch::run(|| {
         // No kernel accepts segmentation without checksum offload, so it is not requested.
-        let config = Config { offloads: Offloads { csum: false, ..ALL }, ..config("io-none", 1) };
+        let config = TunConfig { offloads: Offloads { csum: false, ..ALL }, ..config("io-none", 1) };
         let tun = open(&config).unwrap();
         assert_eq!((tun.granted, tun.notes.len()), (Offloads::default(), 0));
-        let many = open(&Config { name: "io-many".into(), queues: 300, ..config }).unwrap();
+        let many = open(&TunConfig { name: "io-many".into(), queues: 300, ..config }).unwrap();
         assert_eq!((many.queues.len(), many.notes.len()), (MAX_QUEUES, 1));
     });
 }

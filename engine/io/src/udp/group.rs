@@ -5,18 +5,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::{Aside, Config, Features, MAX_SLOTS, Port, open};
+use super::{Aside, Features, UdpConfig, UdpPort, open};
 use crate::wait::Waiter;
-use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
+use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay};
 
 /// One worker's ports, at least one: its [`Underlay`].
 #[derive(Debug)]
-pub struct Group {
-    ports: Vec<Port>,
+pub struct UdpGroup {
+    ports: Vec<UdpPort>,
     /// The port that the next `receive` reads first.
     first: usize,
-    /// Scratch for the datagrams of one port.
-    batch: Vec<Received>,
+    shape: Shape,
     notes: Vec<String>,
     /// The sum of all ports' counters.
     counters: PortCounters,
@@ -26,7 +25,11 @@ pub struct Group {
 /// `besides`.
 ///
 /// The first port of each family sends; `config.send_from` must be `None`.
-pub fn open_groups(config: &Config, besides: &[SocketAddr], queues: usize) -> Result<Vec<Group>, Error> {
+pub fn open_groups(
+    config: &UdpConfig,
+    besides: &[SocketAddr],
+    queues: usize,
+) -> Result<Vec<UdpGroup>, Error> {
     if config.send_from.is_some() {
         let all = std::iter::once(&config.listen).chain(besides);
         let addresses: Vec<String> = all.map(SocketAddr::to_string).collect();
@@ -34,21 +37,21 @@ pub fn open_groups(config: &Config, besides: &[SocketAddr], queues: usize) -> Re
         return Err(Error::new(doing, io::ErrorKind::InvalidInput.into())
             .advise("a separate source address cannot be combined with several listening ports"));
     }
-    let mut groups: Vec<Group> = open(config, queues)?.into_iter().map(Group::new).collect();
+    let mut groups: Vec<UdpGroup> = open(config, queues)?.into_iter().map(UdpGroup::new).collect();
     for listen in besides {
-        let ports = open(&Config { listen: *listen, ..config.clone() }, queues)?;
+        let ports = open(&UdpConfig { listen: *listen, ..config.clone() }, queues)?;
         groups.iter_mut().zip(ports).for_each(|(group, port)| group.join(port));
     }
     Ok(groups)
 }
 
-impl Group {
-    fn new(port: Port) -> Group {
-        let (notes, batch) = (port.notes().to_vec(), Vec::with_capacity(MAX_SLOTS));
-        Group { ports: vec![port], first: 0, batch, notes, counters: PortCounters::default() }
+impl UdpGroup {
+    fn new(port: UdpPort) -> UdpGroup {
+        let (notes, shape) = (port.notes().to_vec(), port.shape());
+        UdpGroup { ports: vec![port], first: 0, shape, notes, counters: PortCounters::default() }
     }
 
-    fn join(&mut self, port: Port) {
+    fn join(&mut self, port: UdpPort) {
         self.notes.extend(port.notes().iter().cloned());
         self.ports.push(port);
     }
@@ -64,7 +67,7 @@ impl Group {
 
     /// Returns the addresses and ports that the group listens on.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
-        self.ports.iter().flat_map(Port::lane_addrs).collect()
+        self.ports.iter().flat_map(UdpPort::lane_addrs).collect()
     }
 
     /// Returns the features that all ports use now.
@@ -79,40 +82,42 @@ impl Group {
     }
 
     fn update_counters(&mut self) {
-        let sum = |sum: PortCounters, port: &Port| sum.plus(port.counters());
+        let sum = |sum: PortCounters, port: &UdpPort| sum.plus(port.counters());
         self.counters = self.ports.iter().fold(PortCounters::default(), sum);
     }
 }
 
-impl Underlay for Group {
+impl Underlay for UdpGroup {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
     /// Reads the ports in turn into the slots that are left, starting each call at another port. A batch
     /// smaller than the number of slots therefore means that all ports are empty, and no port starves the
     /// others.
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
         out.clear();
-        let slots = arena.len().checked_div(slot_len).unwrap_or(0);
-        let (count, mut used) = (self.ports.len(), 0);
+        // All ports together have the slots of one.
+        let len = self.shape.len;
+        let end = arena.len().min(at + self.shape.bytes());
+        let arena = &mut arena[..end];
+        let count = self.ports.len();
         let mut answer = Err(io::ErrorKind::WouldBlock.into());
         let begin = self.first;
         self.first = (begin + 1) % count.max(1);
+        let mut free = at;
         for turn in 0..count {
-            let room = slots.saturating_sub(used).min(out.capacity() - out.len());
-            let rest = arena.get_mut(used * slot_len..(used + room) * slot_len).unwrap_or_default();
-            let Some(port) = self.ports.get_mut((begin + turn) % count).filter(|_| room > 0 || turn == 0)
-            else {
+            let room = free + len <= end && out.len() < out.capacity();
+            let Some(port) = self.ports.get_mut((begin + turn) % count).filter(|_| room || turn == 0) else {
                 break;
             };
-            match port.receive(rest, slot_len, &mut self.batch) {
+            match port.receive_more(arena, free, out) {
                 Ok(()) => answer = Ok(()),
                 Err(error) if answer.is_err() => answer = Err(error),
                 Err(_) => {}
             }
-            let from = used;
-            for one in self.batch.drain(..).take(room) {
-                // Slots of skipped messages stay unused; those after the last received one are free.
-                used = from + one.at as usize / slot_len.max(1) + 1;
-                out.push(Received { at: one.at + (from * slot_len) as u32, ..one });
-            }
+            // Slots of skipped messages stay unused; those after the last received one are free.
+            free = out.last().map_or(free, |last| last.at as usize + len);
         }
         self.update_counters();
         answer
@@ -148,6 +153,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::PeerId;
 
     const SLOT: usize = 2048;
 
@@ -173,6 +179,7 @@ mod tests {
         let batch: Vec<Transmit> = (0..4_u32)
             .map(|index| Transmit {
                 to: strangers[index as usize % 2].local_addr().expect("address"),
+                peer: PeerId(0),
                 lane: 0,
                 first_span: index,
                 span_count: 1,
@@ -220,7 +227,7 @@ mod tests {
         assert_eq!(third.len(), 7, "not full, so both ports are empty");
         assert_eq!([of(&first, 4), of(&second, 4), of(&third, 4)].concat(), (0..20).collect::<Vec<u8>>());
         let mut out = Vec::with_capacity(8);
-        let error = pair.receive(&mut [0; 8 * SLOT], SLOT, &mut out).expect_err("nothing left");
+        let error = pair.receive(&mut [0; 8 * SLOT], 0, &mut out).expect_err("nothing left");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
@@ -235,7 +242,7 @@ mod tests {
         }
         let mut out = Vec::with_capacity(6);
         let room = out.capacity();
-        pair.receive(&mut vec![0; 16 * SLOT], SLOT, &mut out).expect("received");
+        pair.receive(&mut vec![0; 16 * SLOT], 0, &mut out).expect("received");
         assert_eq!((out.len(), out.capacity()), (6.min(room), room));
     }
 
@@ -250,6 +257,7 @@ mod tests {
         assert_eq!(drain(&mut group, 4), [(from, b"third".to_vec())]);
         let transmit = Transmit {
             to: from,
+            peer: PeerId(0),
             lane: 0,
             first_span: 0,
             span_count: 1,
@@ -264,16 +272,17 @@ mod tests {
     #[test]
     fn a_separate_source_address_is_rejected() {
         let from = Some("127.0.0.1".parse().expect("address"));
-        let config = Config { send_from: from, ..config("127.0.0.1:0") };
+        let config = UdpConfig { send_from: from, ..config("127.0.0.1:0") };
         let error = open_groups(&config, &[], 1).expect_err("rejected").to_string();
         assert!(error.contains("separate source address"), "{error}");
     }
 
-    fn config(listen: &str) -> Config {
-        Config {
+    fn config(listen: &str) -> UdpConfig {
+        UdpConfig {
             listen: listen.parse().expect("address"),
             send_from: None,
             fan: 0,
+            shape: Shape { slots: 16, len: SLOT },
             segment: true,
             gro: true,
             mmsg: true,
@@ -282,12 +291,12 @@ mod tests {
         }
     }
 
-    fn pair() -> Group {
+    fn pair() -> UdpGroup {
         let groups = open_groups(&config("127.0.0.1:0"), &["[::1]:0".parse().expect("address")], 1);
         groups.expect("both families on loopback").pop().expect("one")
     }
 
-    fn addresses(pair: &Group) -> [SocketAddr; 2] {
+    fn addresses(pair: &UdpGroup) -> [SocketAddr; 2] {
         pair.lane_addrs().try_into().expect("two")
     }
 
@@ -304,10 +313,10 @@ mod tests {
     }
 
     /// Makes one receive call with `slots` slots.
-    fn drain(pair: &mut Group, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    fn drain(pair: &mut UdpGroup, slots: usize) -> Vec<(SocketAddr, Vec<u8>)> {
         let mut arena = vec![0; slots * SLOT];
         let mut out = Vec::with_capacity(slots);
-        pair.receive(&mut arena, SLOT, &mut out).expect("datagrams");
+        pair.receive(&mut arena, 0, &mut out).expect("datagrams");
         let bytes = |one: &Received| arena[one.at as usize..(one.at + one.len) as usize].to_vec();
         out.iter().map(|one| (one.source, bytes(one))).collect()
     }

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use super::address::{self, Address};
 use super::control::{self, Control};
-use crate::{PortCounters, Received, sys};
+use crate::{PortCounters, Received, Shape, sys};
 
 /// Maximum messages that one call fills.
 pub(super) const MAX_MESSAGES: usize = 64;
@@ -50,24 +50,26 @@ impl Receiver {
         self.mmsg = false;
     }
 
-    /// Implements [`crate::Underlay::receive`].
+    /// Implements [`crate::Underlay::receive`], except that it keeps what `out` holds already.
     pub(crate) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
         arena: &mut [u8],
-        slot_len: usize,
+        at: usize,
+        shape: Shape,
         out: &mut Vec<Received>,
         counters: &mut PortCounters,
     ) -> io::Result<()> {
-        out.clear();
-        let slots = arena.len().checked_div(slot_len).unwrap_or(0).min(MAX_MESSAGES).min(out.capacity());
-        if slots == 0 || slots * slot_len > u32::MAX as usize {
+        let room = arena.get_mut(at..).unwrap_or_default();
+        let slots = room.len().checked_div(shape.len).unwrap_or(0);
+        let slots = slots.min(shape.slots).min(MAX_MESSAGES).min(out.capacity() - out.len());
+        if slots == 0 || at + slots * shape.len > u32::MAX as usize {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.point_at(arena, slot_len, slots);
+        self.point_at(room, shape.len, slots);
         let filled = self.fill(fd, slots, counters)?;
         for slot in 0..filled {
-            if let Some(received) = self.read_back(slot, slot_len, counters) {
+            if let Some(received) = self.read_back(slot, at, shape.len, counters) {
                 out.push(received);
             }
         }
@@ -75,9 +77,9 @@ impl Receiver {
     }
 
     /// Points message *i* at slot *i* and at its own address and control buffer.
-    fn point_at(&mut self, arena: &mut [u8], slot_len: usize, slots: usize) {
+    fn point_at(&mut self, room: &mut [u8], slot_len: usize, slots: usize) {
         let buffers = self.vectors.iter_mut().zip(&mut self.addresses).zip(&mut self.controls);
-        let slots = arena.chunks_exact_mut(slot_len).take(slots);
+        let slots = room.chunks_exact_mut(slot_len).take(slots);
         for (((message, slot), ((vector, address), control)), _) in
             self.messages.iter_mut().zip(slots).zip(buffers).zip(0..MAX_MESSAGES)
         {
@@ -143,7 +145,13 @@ impl Receiver {
     }
 
     #[inline]
-    fn read_back(&self, slot: usize, slot_len: usize, counters: &mut PortCounters) -> Option<Received> {
+    fn read_back(
+        &self,
+        slot: usize,
+        at: usize,
+        slot_len: usize,
+        counters: &mut PortCounters,
+    ) -> Option<Received> {
         let message = &self.messages[slot];
         let header = &message.msg_hdr;
         let len = message.msg_len;
@@ -162,7 +170,8 @@ impl Receiver {
         counters.reads += 1;
         counters.read_datagrams += if joined { u64::from(len.div_ceil(u32::from(segment_size))) } else { 1 };
         counters.read_bytes += u64::from(len);
-        Some(Received { at: (slot * slot_len) as u32, len, segment_size, ecn: facts.ecn, source })
+        let at = (at + slot * slot_len) as u32;
+        Some(Received { at, len, segment_size, ecn: facts.ecn, source })
     }
 }
 

@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use super::*;
+use crate::PeerId;
 use crate::mask::{self, Feature};
 use crate::scratch;
 
@@ -10,11 +11,12 @@ const V6: &str = "[::1]:0";
 const SLOT: usize = 65_535;
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
-fn config(listen: &str) -> Config {
-    Config {
+fn config(listen: &str) -> UdpConfig {
+    UdpConfig {
         listen: listen.parse().unwrap(),
         send_from: None,
         fan: 0,
+        shape: Shape { slots: MAX_SLOTS, len: SLOT },
         segment: true,
         gro: true,
         mmsg: true,
@@ -23,13 +25,13 @@ fn config(listen: &str) -> Config {
     }
 }
 
-fn port(config: &Config) -> Port {
+fn port(config: &UdpConfig) -> UdpPort {
     open(config, 1).unwrap().pop().unwrap()
 }
 
 /// Opens a port without UDP_GRO.
-fn plain(listen: &str) -> Port {
-    port(&Config { gro: false, ..config(listen) })
+fn plain(listen: &str) -> UdpPort {
+    port(&UdpConfig { gro: false, ..config(listen) })
 }
 
 /// Builds a run of `count` datagrams of `size` bytes, the last of `tail`, each with a header and a payload
@@ -47,6 +49,7 @@ fn run_of(size: usize, tail: usize, count: usize, to: SocketAddr) -> (Vec<u8>, V
     }
     let transmit = Transmit {
         to,
+        peer: PeerId(0),
         lane: 0,
         first_span: 0,
         span_count: spans.len() as u32,
@@ -66,28 +69,28 @@ fn times(datagrams: &[Vec<u8>], count: usize) -> Vec<Vec<u8>> {
 }
 
 /// Receives one batch, waiting for it if necessary.
-fn next(port: &mut Port, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) {
-    while let Err(error) = port.receive(arena, slot_len, out) {
+fn next(port: &mut UdpPort, arena: &mut [u8], out: &mut Vec<Received>) {
+    while let Err(error) = port.receive(arena, 0, out) {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         wait_for(port);
     }
 }
 
 /// Waits until there is a datagram or an error to fetch.
-fn wait_for(port: &Port) {
+fn wait_for(port: &UdpPort) {
     let mut waiter = Waiter::new().unwrap();
     port.register(&mut waiter, 0).unwrap();
     assert!(waiter.wait(LONG).unwrap().contains(0), "no datagram arrived");
 }
 
 /// Receives runs until they add up to `datagrams`.
-fn receive(port: &mut Port, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
+fn receive(port: &mut UdpPort, datagrams: usize) -> Vec<(Received, Vec<u8>)> {
     let mut arena = vec![0; 16 * SLOT];
     let mut batch = Vec::with_capacity(16);
     let mut all = Vec::new();
     let mut seen = 0;
     while seen < datagrams {
-        next(port, &mut arena, SLOT, &mut batch);
+        next(port, &mut arena, &mut batch);
         for received in &batch {
             let at = received.at as usize;
             let bytes = arena[at..at + received.len as usize].to_vec();
@@ -136,7 +139,7 @@ fn runs_arrive_as_sent_with_every_combination_of_features() {
         (V6, true, true, true),
         (V6, false, false, false),
     ] {
-        let with = Config { segment, gro, mmsg, ..config(listen) };
+        let with = UdpConfig { segment, gro, mmsg, ..config(listen) };
         let (mut sender, mut receiver) = (port(&with), port(&with));
         assert_eq!(sender.features(), Features { segment, gro, mmsg }, "{:?}", sender.notes());
         let to = receiver.local_addr().unwrap();
@@ -191,7 +194,7 @@ fn long_batches_are_split_at_the_limits_of_a_call() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     for mmsg in [true, false] {
-        let mut sender = port(&Config { segment: false, mmsg, ..config(V4) });
+        let mut sender = port(&UdpConfig { segment: false, mmsg, ..config(V4) });
         let (arena, spans, transmit) = run_of(100, 40, 64, to);
         let outcome = sender.transmit(&arena, &spans, &[transmit; 5]);
         assert_eq!(outcome.sent, 320);
@@ -201,8 +204,16 @@ fn long_batches_are_split_at_the_limits_of_a_call() {
     // With 900 one-byte spans per transmit, two exceed the vectors of one call.
     let arena = vec![9; 900];
     let spans: Vec<Range<u32>> = (0..900).map(|at| at..at + 1).collect();
-    let whole =
-        Transmit { to, lane: 0, first_span: 0, span_count: 900, segment_size: 0, segments: 1, ecn: 0 };
+    let whole = Transmit {
+        to,
+        peer: PeerId(0),
+        lane: 0,
+        first_span: 0,
+        span_count: 900,
+        segment_size: 0,
+        segments: 1,
+        ecn: 0,
+    };
     let mut sender = port(&config(V4));
     assert_eq!(sender.transmit(&arena, &spans, &[whole; 3]).sent, 3);
     assert_eq!(sender.counters().write_calls, 3);
@@ -214,7 +225,7 @@ fn invalid_transmits_are_dropped_and_the_rest_are_sent() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     for segment in [true, false] {
-        let mut sender = port(&Config { segment, ..config(V4) });
+        let mut sender = port(&UdpConfig { segment, ..config(V4) });
         let (mut arena, mut spans, good) = run_of(1000, 500, 4, to);
         arena.resize(70_000, 0);
         let bad_spans = spans.len() as u32;
@@ -260,7 +271,7 @@ fn invalid_transmits_are_dropped_and_the_rest_are_sent() {
 fn ecn_is_preserved_in_both_directions_and_families() {
     for listen in [V4, V6] {
         for segment in [true, false] {
-            let mut a = port(&Config { segment, ..config(listen) });
+            let mut a = port(&UdpConfig { segment, ..config(listen) });
             let mut b = port(&config(listen));
             for ecn in 0..4 {
                 for (sender, receiver) in [(&mut a, &mut b)] {
@@ -283,9 +294,9 @@ fn ecn_is_preserved_in_both_directions_and_families() {
 
 #[test]
 fn a_lane_has_the_same_port_from_every_worker() {
-    let config = Config { send_from: Some(Ipv4Addr::LOCALHOST.into()), fan: 4, ..config(V4) };
+    let config = UdpConfig { send_from: Some(Ipv4Addr::LOCALHOST.into()), fan: 4, ..config(V4) };
     let ports = open(&config, 3).unwrap();
-    let lanes: Vec<_> = ports.iter().map(Port::lane_addrs).collect();
+    let lanes: Vec<_> = ports.iter().map(UdpPort::lane_addrs).collect();
     assert_eq!(lanes[0].len(), 4);
     assert!(lanes.iter().all(|these| *these == lanes[0]), "{lanes:?}");
 }
@@ -296,7 +307,7 @@ fn lanes_have_separate_ports_and_receive_nothing() {
         let mut receiver = plain(listen);
         let to = receiver.local_addr().unwrap();
         let from: IpAddr = from.parse().unwrap();
-        let mut sender = port(&Config { send_from: Some(from), fan: 4, ..config(listen) });
+        let mut sender = port(&UdpConfig { send_from: Some(from), fan: 4, ..config(listen) });
         let lanes = sender.lane_addrs();
         assert_eq!(lanes.len(), 4);
         let (arena, spans, transmit) = run_of(100, 100, 1, to);
@@ -314,14 +325,15 @@ fn lanes_have_separate_ports_and_receive_nothing() {
         }
         // Loopback delivers before send_to returns, so a datagram that was not dropped would be there.
         let mut out = Vec::with_capacity(4);
-        let error = sender.receive(&mut [0; 4096], 1024, &mut out).unwrap_err();
+        let error = sender.receive(&mut [0; SLOT], 0, &mut out).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }
 
 #[test]
 fn queues_share_the_port_and_each_sender_stays_on_one_queue() {
-    let mut ports = open(&config(V4), 2).unwrap();
+    let short = Shape { slots: MAX_SLOTS, len: 64 };
+    let mut ports = open(&UdpConfig { shape: short, ..config(V4) }, 2).unwrap();
     let to = ports[0].local_addr().unwrap();
     assert_eq!(ports[1].local_addr().unwrap(), to);
     let senders: Vec<UdpSocket> = (0..64).map(|_| UdpSocket::bind(V4).unwrap()).collect();
@@ -339,8 +351,8 @@ fn queues_share_the_port_and_each_sender_stays_on_one_queue() {
     while by_port.iter().map(Vec::len).sum::<usize>() < 128 {
         for (port, sources) in ports.iter_mut().zip(&mut by_port) {
             let mut out = Vec::with_capacity(MAX_SLOTS);
-            let mut arena = vec![0; MAX_SLOTS * 64];
-            while port.receive(&mut arena, 64, &mut out).is_ok() {
+            let mut arena = vec![0; short.bytes()];
+            while port.receive(&mut arena, 0, &mut out).is_ok() {
                 sources.extend(out.iter().map(|received| received.source));
             }
         }
@@ -352,7 +364,7 @@ fn queues_share_the_port_and_each_sender_stays_on_one_queue() {
     assert!(by_port.iter().all(|sources| !sources.is_empty()), "64 senders hash to both queues");
     assert!(by_port[0].iter().all(|source| !by_port[1].contains(source)));
 
-    let full = Config { listen: to, ..config(V4) };
+    let full = UdpConfig { listen: to, ..config(V4) };
     for queues in [1, 2] {
         let error = open(&full, queues).unwrap_err();
         assert_eq!(error.cause.raw_os_error(), Some(libc::EADDRINUSE));
@@ -368,9 +380,13 @@ fn receive_respects_slots_capacity_and_lengths() {
     let mut out = Vec::with_capacity(3);
     for (len, slot, capacity) in [(0, 10, 3), (100, 0, 3), (9, 10, 3), (100, 10, 0)] {
         let mut out = Vec::with_capacity(capacity);
-        let error = receiver.receive(&mut vec![0; len], slot, &mut out).unwrap_err();
+        receiver.shape.len = slot;
+        let error = receiver.receive(&mut vec![0; len], 0, &mut out).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
+    receiver.shape.len = 10;
+    let error = receiver.receive(&mut [0; 100], 91, &mut out).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "no slot fits after that offset");
     for len in [10, 11, 0, 10, 1] {
         sender.send_to(&vec![len as u8; len], to).unwrap();
     }
@@ -380,13 +396,13 @@ fn receive_respects_slots_capacity_and_lengths() {
     marker.set_read_timeout(LONG).unwrap();
     marker.recv(&mut [0; 10]).unwrap();
     let mut arena = [0xee; 100];
-    receiver.receive(&mut arena, 10, &mut out).unwrap();
+    receiver.receive(&mut arena, 0, &mut out).unwrap();
     assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (20, 0)]);
     assert_eq!(receiver.counters().truncated, 1);
     assert_eq!(arena[30..], [0xee; 70], "the capacity allows three messages");
-    receiver.receive(&mut arena[..25], 10, &mut out).unwrap();
-    assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(0, 10), (10, 1)]);
-    let error = receiver.receive(&mut arena, 10, &mut out).unwrap_err();
+    receiver.receive(&mut arena[..28], 3, &mut out).unwrap();
+    assert_eq!(out.iter().map(|r| (r.at, r.len)).collect::<Vec<_>>(), [(3, 10), (13, 1)]);
+    let error = receiver.receive(&mut arena, 0, &mut out).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     assert!(out.is_empty());
     assert_eq!(receiver.counters().would_block, 1);
@@ -448,7 +464,7 @@ fn a_full_send_buffer_is_counted_and_ends_the_batch() {
         if !scratch::tool("tc qdisc add dev lo root tbf rate 8kbit burst 70000 limit 10000000") {
             return;
         }
-        let mut sender = port(&Config { segment: false, send_buffer: 100_000, ..config(V4) });
+        let mut sender = port(&UdpConfig { segment: false, send_buffer: 100_000, ..config(V4) });
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
         let (arena, spans, transmit) = run_of(1000, 1000, 60, to);
         let outcome = sender.transmit(&arena, &spans, &[transmit; 10]);
@@ -465,7 +481,7 @@ fn a_full_send_buffer_is_counted_and_ends_the_batch() {
 #[test]
 fn an_icmp_error_for_an_earlier_datagram_does_not_drop_the_next() {
     scratch::run(|| {
-        let mut sender = port(&Config { gro: false, ..config(V4) });
+        let mut sender = port(&UdpConfig { gro: false, ..config(V4) });
         let mut receiver = plain(V4);
         let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
         // Only a connected socket receives ICMP errors.
@@ -483,7 +499,7 @@ fn an_icmp_error_for_an_earlier_datagram_does_not_drop_the_next() {
         assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 1);
         wait_for(&sender);
         let mut out = Vec::with_capacity(4);
-        let error = sender.receive(&mut [0; 400], 100, &mut out).unwrap_err();
+        let error = sender.receive(&mut [0; SLOT], 0, &mut out).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(sender.counters().errors, 1);
     });
@@ -573,7 +589,7 @@ fn outer_headers_have_no_df_and_no_flow_label() {
 
 #[test]
 fn the_error_explains_why_an_address_is_unusable() {
-    let mixed = Config { send_from: Some("::1".parse().unwrap()), ..config(V4) };
+    let mixed = UdpConfig { send_from: Some("::1".parse().unwrap()), ..config(V4) };
     assert!(open(&mixed, 1).unwrap_err().advice.contains("same family"));
     let absent = config("192.0.2.77:0");
     assert!(open(&absent, 1).unwrap_err().advice.contains("no interface on this host"));

@@ -1,10 +1,10 @@
-//! IP in IP (RFC 2003, protocol 4), as the kernel's `ipip` speaks it: an IPv4 packet behind an IPv4 header.
+//! IP in IP (RFC 2003, protocol 4), as implemented by the kernel's `ipip`: an IPv4 packet behind an IPv4
+//! header.
 //!
-//! The outer header is ours to the byte, since it says things of each packet: time to live and "don't
-//! fragment" are the inner packet's, the class of service is 0 with the inner ECN bits
-//! (net/ipv4/ip_tunnel.c, ip_tunnel_xmit, for a tunnel that inherits its TTL and does no path MTU discovery).
-//! Id, length and checksum are the kernel's to fill in, as it does for a raw socket with IP_HDRINCL
-//! (net/ipv4/raw.c, raw_send_hdrinc).
+//! The engine writes the whole outer header, because some fields depend on the inner packet: TTL and DF are
+//! copied, and the class of service is 0 with the inner ECN bits (net/ipv4/ip_tunnel.c, ip_tunnel_xmit, for a
+//! tunnel that inherits its TTL and does no path MTU discovery). The kernel fills in id, length and checksum,
+//! as for every raw socket with IP_HDRINCL (net/ipv4/raw.c, raw_send_hdrinc).
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -12,23 +12,23 @@ use wire::{Malformed, ipv4};
 
 use crate::encap::Stripped;
 use crate::inner::Inner;
-use crate::template::Template;
+use crate::template::{Patch, Template};
 use crate::verdict::DropReason;
 
-/// Protocol number of IPv4 in IP.
+/// IP protocol number of IPv4 in IP.
 pub const PROTOCOL: u8 = 4;
 /// Bytes in front of the inner packet.
 pub const HEADER_LEN: usize = ipv4::MIN_HEADER_LEN;
 
-/// One ipip tunnel as this node sees it.
+/// This node's end of an ipip tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipip {
-    /// The interface's address, from which packets leave and at which they arrive.
+    /// The interface's address, which is the source of sent packets and the destination of received ones.
     pub local: Ipv4Addr,
 }
 
 impl Ipip {
-    /// The header towards a peer; `None` towards an IPv6 one.
+    /// Builds the header towards a peer, or returns `None` if the peer has an IPv6 address.
     pub fn template(&self, remote: SocketAddr) -> Option<Template> {
         let SocketAddr::V4(remote) = remote else { return None };
         let header = ipv4::Header {
@@ -45,21 +45,27 @@ impl Ipip {
             src: self.local,
             dst: *remote.ip(),
         };
-        Some(Template::ipip(&header))
+        let mut bytes = [0; HEADER_LEN];
+        // The buffer has the header's length, so this cannot fail.
+        let _ = header.emit(&mut bytes);
+        // The kernel fills in the length, and the checksum over fields that are still to be patched.
+        bytes[2..4].fill(0);
+        bytes[10..12].fill(0);
+        Some(Template::new(&bytes, Patch::OuterIpv4))
     }
 }
 
-/// Writes into the outer header what it takes from the inner packet.
+/// Writes the fields of the outer header that depend on the inner packet.
 #[inline]
-pub(crate) fn stamp(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
-    // Copying the codepoint is RFC 6040 section 4.1, normal mode.
+pub(crate) fn patch(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
+    // RFC 6040 section 4.1, normal mode: copy the ECN codepoint.
     outer[1] = inner.ecn();
     outer[6] = if inner.dont_fragment { 0x40 } else { 0 };
     outer[8] = inner.ttl;
 }
 
-/// The outer header is in front, as a raw socket hands it over. The kernel has checked it, put fragments
-/// together and looked at the addresses.
+/// Finds the inner packet behind the outer header, which a raw socket delivers too. The kernel has already
+/// checked the header and the addresses, and reassembled fragments.
 #[inline]
 pub fn strip(datagram: &[u8]) -> Result<Stripped, DropReason> {
     let outer = ipv4::Header::parse(datagram).map_err(|malformed| match malformed {
@@ -110,14 +116,14 @@ mod tests {
         let bytes = outer(&inner(0b1011_1010, 61, true));
         let expected = [0x45, 0x02, 0, 0, 0, 0, 0x40, 0, 61, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 9];
         assert_eq!(bytes[..10], expected[..10]);
-        assert_eq!(bytes[12..], expected[12..], "the checksum is the kernel's");
+        assert_eq!(bytes[12..], expected[12..], "the kernel fills in the checksum");
         let bytes = outer(&inner(0, 1, false));
         assert_eq!((bytes[1], bytes[6], bytes[8]), (0, 0, 1));
         assert!(Ipip { local: [192, 0, 2, 1].into() }.template("[::1]:0".parse().unwrap()).is_none());
     }
 
     #[test]
-    fn options_are_skipped_and_faults_named() {
+    fn options_are_skipped_and_each_fault_has_its_own_drop_reason() {
         let packet = inner(0, 64, false);
         let mut datagram = outer(&packet).to_vec();
         datagram[2..4].copy_from_slice(&48u16.to_be_bytes());

@@ -1,4 +1,4 @@
-//! The framings a tunnel may use. Both directions of one format sit in one file.
+//! The tunnel formats. Each file implements both directions of one format.
 
 pub mod ipip;
 pub mod udp;
@@ -11,30 +11,31 @@ use wire::addr::Mac;
 use crate::template::Template;
 use crate::verdict::DropReason;
 
-/// How packets are framed on the underlay.
+/// The format of packets on the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// VXLAN (RFC 7348), as the kernel's driver speaks it.
+    /// VXLAN (RFC 7348), as implemented by the kernel.
     Vxlan(vxlan::Vxlan),
-    /// flannel's `udp` backend: the bare IP packet is the payload.
+    /// flannel's `udp` backend: the payload is the bare IP packet.
     Udp,
-    /// flannel's `ipip` backend: an outer IPv4 header, and only that.
+    /// flannel's `ipip` backend: an outer IPv4 header and nothing else.
     Ipip(ipip::Ipip),
-    /// flannel's `wireguard` backend. What is framed and stripped here is the packet inside of a record.
+    /// flannel's `wireguard` backend. The format describes the packet inside a record.
     Wireguard,
 }
 
 impl Format {
-    /// The prefix for a peer; `None` when the format needs a MAC and there is none, or IPv4 and it is not.
+    /// Builds the prefix for a peer. Returns `None` if the format needs a MAC address or an IPv4 peer and has
+    /// none.
     pub fn template(&self, remote: SocketAddr, mac: Option<Mac>) -> Option<Template> {
         match self {
             Format::Vxlan(vxlan) => mac.map(|mac| vxlan.template(mac)),
-            Format::Udp | Format::Wireguard => Some(Template::EMPTY),
+            Format::Udp | Format::Wireguard => Some(udp::template()),
             Format::Ipip(ipip) => ipip.template(remote),
         }
     }
 
-    /// Where in `datagram` the inner IP packet starts, and with which version, if the framing names one.
+    /// Checks the headers of `datagram` and finds the inner IP packet.
     #[inline]
     pub fn strip(&self, datagram: &[u8]) -> Result<Stripped, DropReason> {
         match self {
@@ -44,18 +45,19 @@ impl Format {
         }
     }
 
-    /// Whether the tunnel counts as a hop (flannel's udp proxy does, the kernel's vxlan and ipip devices do not).
+    /// Whether the tunnel counts as a hop, as flannel's udp proxy does. The kernel's vxlan and ipip devices
+    /// do not.
     #[inline]
-    pub fn is_a_hop(&self) -> bool {
+    pub fn is_hop(&self) -> bool {
         matches!(self, Format::Udp)
     }
 }
 
-/// The answer of [`Format::strip`].
+/// The result of [`Format::strip`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stripped {
-    /// Bytes in front of the inner IP header.
+    /// Offset of the inner IP header.
     pub offset: usize,
-    /// What the framing says of the inner version: IPv6, IPv4, or nothing.
+    /// Whether the inner packet is IPv6 according to the tunnel headers; `None` if they do not say.
     pub v6: Option<bool>,
 }

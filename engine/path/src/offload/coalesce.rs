@@ -258,6 +258,12 @@ impl Run {
         &self.spans
     }
 
+    /// The hash of the run's flow.
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        self.inner.flow_hash()
+    }
+
     /// Whether the run is TCP.
     #[inline]
     pub fn is_tcp(&self) -> bool {

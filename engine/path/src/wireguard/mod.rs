@@ -1,16 +1,17 @@
-//! WireGuard (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", 2020; "the paper" in this folder).
+//! WireGuard (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", 2020; "the paper" in this
+//! folder).
 //!
 //! ```text
-//! noise     the handshake: who we are to each other, and the keys of a session     (snow)
-//! intake    which handshake messages are worth the work: mac1, load, cookies       (boringtun)
-//! stamp     mac1 of others' messages; mac1 and mac2 of our own, and the cookies others give us
-//! session   the keys of one session, a counter, and an age                        (ring)
-//! window    which counters were seen already
-//! pulse     what workers note of a peer, for its timers
-//! peer      one peer's handshakes and timers, as a state machine: time is an argument
+//! noise     the handshake, which authenticates both sides and gives the session keys   (snow)
+//! intake    which handshake messages are processed: mac1, load, cookies                (boringtun)
+//! stamp     verifying mac1 of received messages; mac1, mac2 and the cookie for sent ones
+//! session   the keys of one session, its counter and its age                           (ring)
+//! window    the replay window: which counters have been received
+//! pulse     a peer's traffic, recorded by workers and read by its timers
+//! peer      one peer's handshakes and timers, as a state machine that takes the time as an argument
 //! ```
 //!
-//! Workers seal and open with [`session`] and [`window`] alone; the rest runs on a thread of its own, because a
+//! Workers seal and open with [`session`] and [`window`] only. The rest runs on a separate thread, because a
 //! handshake costs as much as a hundred packets.
 
 pub mod intake;
@@ -23,7 +24,7 @@ pub mod window;
 
 pub use peer::Peer;
 pub use pulse::Pulse;
-pub use session::Session;
+pub use session::{Session, SessionIndex};
 pub use stamp::Gate;
 pub use window::Window;
 use zeroize::Zeroize;
@@ -40,18 +41,19 @@ impl std::fmt::Debug for PublicKey {
 }
 
 impl PublicKey {
-    /// Whether it is a point of small order: a secret shared with it is zero for everybody, so that anybody could speak in
-    /// its owner's name (RFC 7748 section 6.1).
+    /// Whether the key is a point of small order. Its shared secret with any key is zero, so anyone could
+    /// impersonate its owner (RFC 7748 section 6.1).
     pub fn is_weak(&self) -> bool {
         let mut point = self.0;
-        // The highest bit means nothing (RFC 7748 section 5).
+        // The highest bit is ignored (RFC 7748 section 5).
         point[31] &= 0x7f;
         WEAK.contains(&point)
     }
 }
 
-/// u-coordinates of the points of Curve25519 and its twist whose order divides 8: 0, 1, the two of order 8, and p - 1, p and
-/// p + 1, which are -1, 0 and 1 again (<https://cr.yp.to/ecdh.html#validate>).
+/// The u-coordinates of the points of Curve25519 and its twist whose order divides 8: 0, 1, the two points of
+/// order 8, and p - 1, p and p + 1, which are equivalent to -1, 0 and 1
+/// (<https://cr.yp.to/ecdh.html#validate>).
 const WEAK: [[u8; 32]; 7] = {
     const fn near_p(last: u8) -> [u8; 32] {
         let mut point = [0xff; 32];
@@ -77,7 +79,7 @@ const WEAK: [[u8; 32]; 7] = {
     ]
 };
 
-/// A secret: a private key or a pre-shared one. It shows itself to nobody, and leaves nothing behind in memory.
+/// A private or pre-shared key. Its `Debug` output hides the key, and dropping it erases the key from memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretKey(pub [u8; 32]);
 
@@ -88,7 +90,7 @@ impl Drop for SecretKey {
 }
 
 impl SecretKey {
-    /// The public key that belongs to this private one.
+    /// Returns the public key of this private key.
     pub fn public(&self) -> PublicKey {
         let secret = boringtun::x25519::StaticSecret::from(self.0);
         PublicKey(boringtun::x25519::PublicKey::from(&secret).to_bytes())
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weak_points_share_zero_with_everybody_and_others_do_not() {
+    fn only_weak_points_have_a_shared_secret_of_zero() {
         let secrets = [StaticSecret::from([1; 32]), StaticSecret::from([0xa5; 32])];
         let shares_zero = |point: [u8; 32]| {
             secrets.iter().all(|secret| !secret.diffie_hellman(&Point::from(point)).was_contributory())

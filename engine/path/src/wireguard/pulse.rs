@@ -1,5 +1,5 @@
-//! What workers note of a peer's traffic and timers read later, without a lock: when something was last sent and
-//! received, and since when something is due.
+//! A peer's traffic, recorded by workers and read by timers without a lock: when something was last sent and
+//! received, and since when a response is due.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,27 +16,27 @@ pub struct Pulse {
     owed: Due,
 }
 
-/// Since when something is due, and whether its timer runs already.
+/// The time since which something is due, and whether its timer is running.
 #[derive(Debug, Default)]
 struct Due {
     since: AtomicU64,
     timed: AtomicBool,
 }
 
-/// What a timer finds.
+/// The result of checking an expired timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Nothing is due any more; the timer may rest.
+    /// Nothing is due any more; the timer stops.
     Nothing,
-    /// It is due at this time.
+    /// Something is due at this time.
     At(Millis),
-    /// It is due now.
+    /// Something is due now.
     Now,
 }
 
 impl Pulse {
-    /// `bytes` were sent, packets among them or only a keepalive. `true`: somebody has to start the timer of
-    /// [`Peer::watch_answer`](super::Peer::watch_answer).
+    /// Records that `bytes` were sent; `data` is false for a keepalive. Returns true if the caller must start
+    /// the timer of [`Peer::watch_answer`](super::Peer::watch_answer).
     #[inline]
     pub fn note_sent(&self, now: Millis, data: bool, bytes: u64) -> bool {
         self.sent.store(now.max(1), Ordering::Relaxed);
@@ -45,8 +45,8 @@ impl Pulse {
         data && self.unanswered.begin(now)
     }
 
-    /// As much was received and is authentic. `true`: somebody has to start the timer of
-    /// [`Peer::watch_silence`](super::Peer::watch_silence).
+    /// Records that `bytes` of authentic records were received. Returns true if the caller must start the
+    /// timer of [`Peer::watch_silence`](super::Peer::watch_silence).
     #[inline]
     pub fn note_received(&self, now: Millis, data: bool, bytes: u64) -> bool {
         self.received.store(now.max(1), Ordering::Relaxed);
@@ -55,37 +55,39 @@ impl Pulse {
         data && self.owed.begin(now)
     }
 
-    /// What [`Pulse::note_sent`] asked for could not be done: it asks again with the next packet.
-    pub fn sent_unheard(&self) {
+    /// Makes [`Pulse::note_sent`] return true again for the next packet, because the timer could not be
+    /// started.
+    pub fn retry_sent(&self) {
         self.unanswered.timed.store(false, Ordering::Relaxed);
     }
 
-    /// The same for [`Pulse::note_received`].
-    pub fn received_unheard(&self) {
+    /// Makes [`Pulse::note_received`] return true again for the next packet, because the timer could not be
+    /// started.
+    pub fn retry_received(&self) {
         self.owed.timed.store(false, Ordering::Relaxed);
     }
 
-    /// When anything authentic last went either way; 0 for never.
+    /// Returns when an authentic record was last sent or received; 0 for never.
     pub fn last(&self) -> Millis {
         self.sent.load(Ordering::Relaxed).max(self.received.load(Ordering::Relaxed))
     }
 
-    /// Bytes sent and received, as records.
+    /// Returns the bytes of the records sent and received.
     pub fn bytes(&self) -> (u64, u64) {
         (self.sent_bytes.load(Ordering::Relaxed), self.received_bytes.load(Ordering::Relaxed))
     }
 
     pub(super) fn unanswered(&self, now: Millis, patience: Millis) -> Found {
-        self.unanswered.look(now, patience)
+        self.unanswered.check(now, patience)
     }
 
     pub(super) fn owed(&self, now: Millis, patience: Millis) -> Found {
-        self.owed.look(now, patience)
+        self.owed.check(now, patience)
     }
 }
 
 impl Due {
-    /// Whether the timer has to be started.
+    /// Records that something is due since `now`. Returns true if the caller must start the timer.
     #[inline]
     fn begin(&self, now: Millis) -> bool {
         if self.since.load(Ordering::Relaxed) == 0 {
@@ -101,12 +103,12 @@ impl Due {
         }
     }
 
-    /// The timer has run out: rests it, or says when it has to look again.
-    fn look(&self, now: Millis, patience: Millis) -> Found {
+    /// Checks an expired timer: stops it, or returns when it must expire next.
+    fn check(&self, now: Millis, patience: Millis) -> Found {
         match self.since.load(Ordering::Relaxed) {
             0 => {
                 self.timed.store(false, Ordering::Relaxed);
-                // Something may have begun between the look and the rest, and found the timer running.
+                // Something may have become due since the load, and found the timer still running.
                 match self.since.load(Ordering::Relaxed) {
                     0 => Found::Nothing,
                     since => {
@@ -130,17 +132,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timer_is_asked_for_once_and_finds_what_is_due() {
+    fn a_timer_is_requested_once_and_finds_what_is_due() {
         let pulse = Pulse::default();
-        assert!(!pulse.note_sent(5, false, 32), "a keepalive wants no answer");
+        assert!(!pulse.note_sent(5, false, 32), "a keepalive needs no response");
         assert!(pulse.note_sent(10, true, 100) && !pulse.note_sent(20, true, 100));
         assert_eq!(pulse.unanswered(24, 15), Found::At(25), "since the first");
         assert_eq!(pulse.unanswered(25, 15), Found::Now);
         assert_eq!(pulse.unanswered(26, 15), Found::Nothing);
         assert!(pulse.note_sent(30, true, 100));
-        assert!(pulse.note_received(31, true, 50), "the answer, and it wants one");
+        assert!(pulse.note_received(31, true, 50), "a response, which needs one in turn");
         assert_eq!(pulse.unanswered(45, 15), Found::Nothing);
-        assert!(pulse.note_sent(46, true, 100), "settles what was owed");
+        assert!(pulse.note_sent(46, true, 100), "settles the response that was owed");
         assert_eq!(pulse.owed(50, 10), Found::Nothing);
         assert_eq!((pulse.last(), pulse.bytes()), (46, (432, 50)));
     }

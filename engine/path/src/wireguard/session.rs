@@ -1,19 +1,22 @@
-//! One session: two keys, a counter, an age. Records are sealed and opened where they stand.
+//! One session: two keys, a counter and an age. Records are sealed and opened in place.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use batch::{PeerId, WorkerIndex};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wire::wireguard::{HEADER_LEN, Header, PADDING, TAG_LEN};
 use zeroize::Zeroize;
 
-/// Milliseconds on a clock that only goes forward.
+/// Milliseconds on a monotonic clock.
 pub type Millis = u64;
 
-/// A session this old asks for the next one when its initiator sends (REKEY_AFTER_TIME, section 6.1).
+/// The age at which the initiator of a session requests the next one when it sends (REKEY_AFTER_TIME, section
+/// 6.1).
 pub const REKEY_AFTER: Millis = 120_000;
-/// A session this old is void (REJECT_AFTER_TIME).
+/// The age at which a session expires (REJECT_AFTER_TIME).
 pub const REJECT_AFTER: Millis = 180_000;
-/// Its initiator asks for the next one when it receives this late (section 6.2: so that a peer that only sends is not cut off).
+/// The age at which the initiator requests the next session when it receives (section 6.2), so that a peer
+/// that only sends is not cut off.
 const REKEY_ON_RECEIVE: Millis = REJECT_AFTER - KEEPALIVE - REKEY_TIMEOUT;
 /// KEEPALIVE_TIMEOUT.
 pub const KEEPALIVE: Millis = 10_000;
@@ -24,48 +27,52 @@ const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// REJECT_AFTER_MESSAGES.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
-/// No worker.
+/// One side's index of a session, which the other side writes into each record (section 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
+/// The owner of a session that has none.
 const NOBODY: u32 = u32::MAX;
 
-/// Bytes around a packet besides its padding.
+/// Bytes that a record adds to a packet, without padding.
 pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
 /// A session, shared by the workers that use it.
 pub struct Session {
-    /// Whose it is.
-    pub peer: u32,
-    /// Our name for it: what the peer writes into each record.
-    pub local: u32,
-    /// The peer's name for it.
-    pub remote: u32,
-    /// We began the handshake.
+    /// The peer of the session.
+    pub peer: PeerId,
+    /// This node's index of the session, which the peer writes into each record.
+    pub local: SessionIndex,
+    /// The peer's index of the session.
+    pub remote: SessionIndex,
+    /// Whether this node initiated the handshake.
     pub initiator: bool,
-    /// When the handshake was done.
+    /// When the handshake was completed.
     pub born: Millis,
     seal: LessSafeKey,
     open: LessSafeKey,
     counter: AtomicU64,
     rekeying: AtomicBool,
-    /// The worker that has the window, see [`Session::owner`].
+    /// The worker that has the replay window, see [`Session::owner`].
     owner: AtomicU32,
 }
 
-/// Whether a session may be used, and whether it is time to ask for the next one.
+/// Whether a session is usable, and whether the caller must request the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It may.
+    /// The session is usable.
     Good,
-    /// It may, and this is the first to notice that the next one is due.
+    /// The session is usable, and the caller is the first to find that the next one is due.
     Rekey,
-    /// It is too old or used up.
-    Void,
+    /// The session is too old or has no counters left.
+    Expired,
 }
 
-/// The raw keys of a session, which only [`noise`](super::noise) makes.
+/// The raw keys of a session, which [`noise`](super::noise) derives.
 pub struct Keys {
-    /// For what we send.
+    /// The key for sending.
     pub send: [u8; 32],
-    /// For what we receive.
+    /// The key for receiving.
     pub receive: [u8; 32],
 }
 
@@ -77,10 +84,10 @@ impl Drop for Keys {
 }
 
 impl Session {
-    /// A session of `peer` with these names, from a handshake that was done at `born`.
+    /// Creates a session with `peer` from a handshake that was completed at `born`.
     pub fn new(
-        peer: u32,
-        (local, remote): (u32, u32),
+        peer: PeerId,
+        (local, remote): (SessionIndex, SessionIndex),
         keys: &Keys,
         initiator: bool,
         born: Millis,
@@ -99,65 +106,68 @@ impl Session {
         }
     }
 
-    /// The worker that receives with this session, once there is one. There is one window, so records that arrive
-    /// elsewhere have to be brought to it.
+    /// Returns the worker that receives with this session, if there is one yet. A session has one replay
+    /// window, so records that arrive at other workers are forwarded to the owner.
     #[inline]
-    pub fn owner(&self) -> Option<u32> {
-        Some(self.owner.load(Ordering::Relaxed)).filter(|owner| *owner != NOBODY)
+    pub fn owner(&self) -> Option<WorkerIndex> {
+        Some(self.owner.load(Ordering::Relaxed)).filter(|owner| *owner != NOBODY).map(WorkerIndex)
     }
 
-    /// Makes the worker that has opened the first record the owner; `false` if another one was faster. Not before it was
-    /// opened: a stranger must not decide where records have to go.
-    pub fn own(&self, worker: u32) -> bool {
-        self.owner.compare_exchange(NOBODY, worker, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// Makes the worker that has opened the first record the owner. Returns false if another worker was
+    /// faster. Must not be called before the record is opened, or a stranger could decide which worker
+    /// receives.
+    pub fn claim(&self, worker: WorkerIndex) -> bool {
+        self.owner.compare_exchange(NOBODY, worker.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether it may be sent with at `now`.
+    /// Returns whether the session is usable for sending at `now`.
     #[inline]
-    pub fn to_send(&self, now: Millis) -> Standing {
+    pub fn send_standing(&self, now: Millis) -> Standing {
         let sent = self.counter.load(Ordering::Relaxed);
         let age = now.saturating_sub(self.born);
         if age >= REJECT_AFTER || sent >= REJECT_AFTER_MESSAGES {
-            return Standing::Void;
+            return Standing::Expired;
         }
         let due = sent >= REKEY_AFTER_MESSAGES || (self.initiator && age >= REKEY_AFTER);
-        self.judge(due)
+        self.usable(due)
     }
 
-    /// Whether it may be received with at `now`.
+    /// Returns whether the session is usable for receiving at `now`.
     #[inline]
-    pub fn to_receive(&self, now: Millis) -> Standing {
+    pub fn receive_standing(&self, now: Millis) -> Standing {
         let age = now.saturating_sub(self.born);
         if age >= REJECT_AFTER {
-            return Standing::Void;
+            return Standing::Expired;
         }
-        self.judge(self.initiator && age >= REKEY_ON_RECEIVE)
+        self.usable(self.initiator && age >= REKEY_ON_RECEIVE)
     }
 
+    /// Returns the standing of a usable session, `Rekey` once if the next session is due.
     #[inline]
-    fn judge(&self, due: bool) -> Standing {
+    fn usable(&self, due: bool) -> Standing {
         if due && !self.rekeying.swap(true, Ordering::Relaxed) { Standing::Rekey } else { Standing::Good }
     }
 
-    /// Nobody has heard that the next one is due: the next to notice is the first again.
+    /// Makes the next caller get [`Standing::Rekey`] again, because the request for the next session was not
+    /// delivered.
     #[cold]
-    pub fn rekey_unheard(&self) {
+    pub fn retry_rekey(&self) {
         self.rekeying.store(false, Ordering::Relaxed);
     }
 
-    /// Takes `count` counters in a row; no two callers get the same.
+    /// Allocates `count` consecutive counters and returns the first. No counter is returned twice.
     #[inline]
     pub fn take_counters(&self, count: u64) -> u64 {
         self.counter.fetch_add(count, Ordering::Relaxed)
     }
 
-    /// Seals the `len` bytes of a packet that stand at `record[HEADER_LEN..]`, padding them to at most `mtu`; gives
-    /// the length of the record. `None` if the record has no room.
+    /// Seals the packet of `len` bytes at `record[HEADER_LEN..]`, padded to at most `mtu`, and returns the
+    /// length of the record. Returns `None` if `record` is too short.
     #[inline]
     pub fn seal(&self, record: &mut [u8], len: usize, mtu: usize, counter: u64) -> Option<usize> {
         let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
         let (header, rest) = record.split_first_chunk_mut::<HEADER_LEN>()?;
-        Header { receiver: self.remote, counter }.emit(header);
+        Header { receiver: self.remote.0, counter }.emit(header);
         let (packet, tail) = rest.split_at_mut_checked(padded)?;
         packet.get_mut(len..)?.fill(0);
         let tag = self.seal.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet).ok()?;
@@ -165,8 +175,8 @@ impl Session {
         Some(HEADER_LEN + padded + TAG_LEN)
     }
 
-    /// Opens a record in place; the packet with its padding is at `record[HEADER_LEN..]` then, and its length is
-    /// the answer. `None` for a record that was not sealed with our key.
+    /// Opens a record in place and returns the length of the packet with its padding, which is then at
+    /// `record[HEADER_LEN..]`. Returns `None` if the record was not sealed with the session's key.
     #[inline]
     pub fn open(&self, record: &mut [u8], counter: u64) -> Option<usize> {
         let sealed = record.get_mut(HEADER_LEN..).filter(|_| counter < REJECT_AFTER_MESSAGES)?;
@@ -184,12 +194,12 @@ impl std::fmt::Debug for Session {
 }
 
 fn key(bytes: &[u8; 32]) -> LessSafeKey {
-    // A key of 32 bytes is what the cipher takes: this cannot fail.
+    // The cipher's keys have 32 bytes, so this cannot fail.
     #[allow(clippy::expect_used)]
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, bytes).expect("32 bytes"))
 }
 
-/// Four zero bytes and the counter, section 5.4.6.
+/// Returns the nonce of a counter: four zero bytes, then the counter (section 5.4.6).
 #[inline]
 fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0; 12];
@@ -205,11 +215,15 @@ mod tests {
         let (ours, theirs) = ([1; 32], [2; 32]);
         let left = Keys { send: ours, receive: theirs };
         let right = Keys { send: theirs, receive: ours };
-        (Session::new(7, (10, 20), &left, true, 1000), Session::new(9, (20, 10), &right, false, 1000))
+        let (here, there) = (SessionIndex(10), SessionIndex(20));
+        (
+            Session::new(PeerId(7), (here, there), &left, true, 1000),
+            Session::new(PeerId(9), (there, here), &right, false, 1000),
+        )
     }
 
     #[test]
-    fn what_one_seals_the_other_opens_and_nobody_changes() {
+    fn one_side_opens_what_the_other_seals_and_forgeries_fail() {
         let (left, right) = pair();
         for len in [0, 1, 15, 16, 17, 1400, 1419, 1420] {
             let mut record = vec![0xaa; OVERHEAD + 1440];
@@ -234,22 +248,22 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_those_of_section_6() {
+    fn sessions_expire_as_in_section_6() {
         let (left, right) = pair();
-        assert_eq!(left.to_send(1000 + 119_999), Standing::Good);
-        assert_eq!(left.to_send(1000 + 120_000), Standing::Rekey);
-        assert_eq!(left.to_send(1000 + 120_001), Standing::Good, "once");
-        assert_eq!(left.to_send(1000 + 180_000), Standing::Void);
-        assert_eq!(right.to_send(1000 + 179_999), Standing::Good, "only the initiator begins again");
-        assert_eq!(right.to_receive(1000 + 179_999), Standing::Good);
-        assert_eq!(right.to_receive(1000 + 180_000), Standing::Void);
+        assert_eq!(left.send_standing(1000 + 119_999), Standing::Good);
+        assert_eq!(left.send_standing(1000 + 120_000), Standing::Rekey);
+        assert_eq!(left.send_standing(1000 + 120_001), Standing::Good, "once");
+        assert_eq!(left.send_standing(1000 + 180_000), Standing::Expired);
+        assert_eq!(right.send_standing(1000 + 179_999), Standing::Good, "only the initiator rekeys");
+        assert_eq!(right.receive_standing(1000 + 179_999), Standing::Good);
+        assert_eq!(right.receive_standing(1000 + 180_000), Standing::Expired);
         let (left, _) = pair();
-        assert_eq!(left.to_receive(1000 + 164_999), Standing::Good);
-        assert_eq!(left.to_receive(1000 + 165_000), Standing::Rekey);
+        assert_eq!(left.receive_standing(1000 + 164_999), Standing::Good);
+        assert_eq!(left.receive_standing(1000 + 165_000), Standing::Rekey);
         let (_, right) = pair();
         right.take_counters(REKEY_AFTER_MESSAGES);
-        assert_eq!(right.to_send(1000), Standing::Rekey);
+        assert_eq!(right.send_standing(1000), Standing::Rekey);
         right.take_counters(REJECT_AFTER_MESSAGES - REKEY_AFTER_MESSAGES);
-        assert_eq!(right.to_send(1000), Standing::Void);
+        assert_eq!(right.send_standing(1000), Standing::Expired);
     }
 }

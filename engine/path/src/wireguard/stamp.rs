@@ -1,4 +1,4 @@
-//! mac1 and mac2 of our own handshake messages (section 5.4.4), and the cookie that mac2 needs (5.4.7).
+//! mac1 and mac2 of handshake messages (section 5.4.4), and the cookie that mac2 needs (section 5.4.7).
 
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -11,26 +11,26 @@ use super::PublicKey;
 use super::session::Millis;
 
 const MAC_LEN: usize = 16;
-/// Both of them, at the end of a message.
+/// Length of both MACs, which end a message.
 pub(super) const MACS_LEN: usize = 2 * MAC_LEN;
-/// A cookie is good for so long (COOKIE_REFRESH_TIME).
-const COOKIE_GOOD_FOR: Millis = 120_000;
+/// The lifetime of a cookie (COOKIE_REFRESH_TIME).
+const COOKIE_LIFETIME: Millis = 120_000;
 
-/// Knows whether a handshake message was made for the owner of one key. Anybody who knows the key can make one, so it
-/// keeps out only strangers' noise; but it takes a fraction of a microsecond, where a handshake takes a fifth of a
-/// millisecond.
+/// Checks whether a handshake message was made for the owner of a key. Anyone who knows the public key can
+/// make one, so this only filters noise from strangers; but it takes a fraction of a microsecond, and a
+/// handshake a fifth of a millisecond.
 #[derive(Clone)]
 pub struct Gate {
     mac1: [u8; 32],
 }
 
 impl Gate {
-    /// For messages to the owner of this key.
+    /// Creates a gate for messages to the owner of this key.
     pub fn new(owner: &PublicKey) -> Gate {
         Gate { mac1: labelled(b"mac1----", owner) }
     }
 
-    /// Whether mac1 is right. A cookie reply has none and passes.
+    /// Whether mac1 is valid. A cookie reply has no mac1 and passes.
     pub fn admits(&self, message: &[u8]) -> bool {
         if message.first() == Some(&COOKIE) {
             return true;
@@ -40,35 +40,36 @@ impl Gate {
     }
 }
 
-/// What our messages to one peer are stamped with.
+/// The state for computing the MACs of messages to one peer.
 #[derive(Clone)]
 pub(super) struct Stamp {
     mac1: [u8; 32],
     cookie_key: [u8; 32],
     cookie: Option<([u8; MAC_LEN], Millis)>,
-    /// mac1 of the last message: a cookie reply is bound to it.
+    /// mac1 of the last message, to which a cookie reply is bound.
     last: Option<[u8; MAC_LEN]>,
 }
 
 impl Stamp {
-    /// For messages to this peer.
+    /// Creates the state for messages to a peer.
     pub(super) fn new(peer: &PublicKey) -> Stamp {
         let (mac1, cookie_key) = (labelled(b"mac1----", peer), labelled(b"cookie--", peer));
         Stamp { mac1, cookie_key, cookie: None, last: None }
     }
 
-    /// Fills the last [`MACS_LEN`] bytes of a message.
+    /// Writes both MACs into the last [`MACS_LEN`] bytes of a message.
     pub(super) fn put(&mut self, message: &mut [u8], now: Millis) {
         let Some(at) = message.len().checked_sub(MACS_LEN) else { return };
         let mac1 = mac(&self.mac1, &message[..at]);
         message[at..at + MAC_LEN].copy_from_slice(&mac1);
         self.last = Some(mac1);
-        self.cookie = self.cookie.filter(|(_, since)| now.saturating_sub(*since) < COOKIE_GOOD_FOR);
+        self.cookie = self.cookie.filter(|(_, since)| now.saturating_sub(*since) < COOKIE_LIFETIME);
         let mac2 = self.cookie.map_or([0; MAC_LEN], |(cookie, _)| mac(&cookie, &message[..at + MAC_LEN]));
         message[at + MAC_LEN..].copy_from_slice(&mac2);
     }
 
-    /// Takes in the nonce and the sealed cookie of a reply; whether it answers our last message.
+    /// Opens and stores the cookie of a reply. Returns false if the reply does not belong to the last
+    /// message.
     pub(super) fn take_cookie(&mut self, nonce: &[u8; 24], sealed: &[u8], now: Millis) -> bool {
         let Some(last) = self.last else { return false };
         let cipher = XChaCha20Poly1305::new(Key::from_slice(&self.cookie_key));
@@ -89,7 +90,7 @@ fn labelled(label: &[u8; 8], peer: &PublicKey) -> [u8; 32] {
 
 /// Keyed BLAKE2s with 16 bytes of output.
 fn mac(key: &[u8], message: &[u8]) -> [u8; MAC_LEN] {
-    // Keys of up to 32 bytes are what it takes, and ours are 16 or 32 long.
+    // BLAKE2s accepts keys of up to 32 bytes; these have 16 or 32.
     #[allow(clippy::expect_used)]
     let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(key).expect("at most 32 bytes");
     Update::update(&mut mac, message);

@@ -1,14 +1,14 @@
-//! Which counters of a session were seen: RFC 6479's bitmap of blocks, as wide as the kernel's
-//! (COUNTER_BITS_TOTAL, drivers/net/wireguard/messages.h).
+//! The replay window of a session: RFC 6479's bitmap of blocks, as wide as the kernel's (COUNTER_BITS_TOTAL,
+//! drivers/net/wireguard/messages.h).
 
-/// Bits kept; a counter this far behind the highest is too old to tell.
+/// Bits in the window.
 const BITS: u64 = 8192;
 const WORD: u64 = u64::BITS as u64;
 const WORDS: usize = (BITS / WORD) as usize;
-/// The block that is being filled is no reliable past.
+/// How far a counter may lie behind the highest one. The block that is being filled does not count.
 const DEPTH: u64 = BITS - WORD;
 
-/// The counters that were accepted.
+/// The accepted counters of a session.
 #[derive(Clone, Debug)]
 pub struct Window {
     /// One more than the highest accepted counter.
@@ -23,14 +23,15 @@ impl Default for Window {
 }
 
 impl Window {
-    /// Accepts a counter of an authentic message, or says that it is a replay or too old to tell.
+    /// Accepts the counter of an authentic record. Returns false if the record is a replay or too old for the
+    /// window.
     #[inline]
     pub fn accept(&mut self, counter: u64) -> bool {
         if self.next > DEPTH && counter < self.next - DEPTH {
             return false;
         }
         if counter >= self.next {
-            // Blocks between the old front and the new one have seen nothing yet.
+            // Clear the blocks between the old front and the new one.
             let front = self.next.saturating_sub(1) / WORD;
             let new = counter / WORD;
             let fresh = if self.next == 0 { new + 1 } else { new - front };
@@ -54,7 +55,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn each_counter_once_in_any_order() {
+    fn each_counter_is_accepted_once_in_any_order() {
         let mut window = Window::default();
         for counter in [0, 1, 5, 3, 4, 2, DEPTH, 6] {
             assert!(window.accept(counter), "{counter}");
@@ -67,9 +68,11 @@ mod tests {
     }
 
     proptest! {
-        /// Against the obvious: all counters ever accepted.
+        /// The model is the set of all accepted counters.
         #[test]
-        fn it_agrees_with_a_set(steps in proptest::collection::vec((0u64..40, any::<bool>(), 0u64..20_000), 1..400)) {
+        fn the_window_agrees_with_a_set(
+            steps in proptest::collection::vec((0u64..40, any::<bool>(), 0u64..20_000), 1..400),
+        ) {
             let (mut window, mut seen, mut highest) = (Window::default(), BTreeSet::new(), 0u64);
             for (ahead, back, by) in steps {
                 let counter = if back { highest.saturating_sub(by) } else { highest + ahead * ahead };

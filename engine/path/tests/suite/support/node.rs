@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use path::egress::{self, HEADROOM};
-use path::ingress::{self, Datagrams};
+use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Verdict, Vxlan};
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 
 /// Space for headers in the tests' arenas.
@@ -137,14 +137,15 @@ impl Node {
             }
             let end = at + arrival.bytes.len();
             arena[at..end].copy_from_slice(&arrival.bytes);
-            let datagrams = Datagrams {
+            let received = Received {
+                source: SocketAddr::from(([192, 0, 2, 9], 40_000)),
                 at: at as u32,
                 len: arrival.bytes.len() as u32,
                 segment_size: arrival.segment_size,
                 ecn: arrival.ecn,
             };
             let (coalescer, counters) = (&mut self.coalescer, &mut self.counters.ingress);
-            ingress::ingress(&mut arena, datagrams, &self.fib, self.mtu, coalescer, counters);
+            ingress::ingress(&mut arena, received, &self.fib, self.mtu, coalescer, counters);
             at = end.next_multiple_of(64);
         }
         flush(&mut arena, &mut self.coalescer, &mut writes);
@@ -161,8 +162,8 @@ impl Node {
 fn collect(arena: &[u8], outbox: &mut Outbox, out: &mut Egress) {
     for message in outbox.pending() {
         out.sends.push((message.segment_size, message.segments));
-        let all: Vec<u8> = message
-            .spans()
+        let all: Vec<u8> = outbox
+            .spans_of(message)
             .iter()
             .flat_map(|s| arena[s.start as usize..s.end as usize].iter().copied())
             .collect();

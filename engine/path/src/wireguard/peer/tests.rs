@@ -5,26 +5,26 @@ use wire::wireguard::INITIATION_LEN;
 const LEFT: SecretKey = SecretKey([1; 32]);
 const RIGHT: SecretKey = SecretKey([2; 32]);
 
-/// Two nodes, each with the other as its peer, and a clock.
+/// Two nodes that are each other's peer, and a clock.
 struct Pair {
     left: Peer,
     right: Peer,
     now: Millis,
-    name: u32,
+    index: u32,
 }
 
 impl Pair {
     fn new() -> Pair {
-        let mut left = Peer::new(0, RIGHT.public());
+        let mut left = Peer::new(PeerId(0), RIGHT.public());
         left.endpoint = Some(at(2));
-        Pair { left, right: Peer::new(0, LEFT.public()), now: 1_000, name: 100 }
+        Pair { left, right: Peer::new(PeerId(0), LEFT.public()), now: 1_000, index: 100 }
     }
 
     fn moment(&mut self) -> Moment {
-        self.name += 1;
+        self.index += 1;
         let mut stamp = [0; 12];
         stamp[4..].copy_from_slice(&self.now.to_be_bytes());
-        Moment { now: self.now, stamp, name: self.name, jitter: 0 }
+        Moment { now: self.now, stamp, index: SessionIndex(self.index), jitter: 0 }
     }
 
     fn begin(&mut self) -> Vec<Action> {
@@ -39,15 +39,15 @@ impl Pair {
         actions
     }
 
-    /// The right side's answer to an initiation.
+    /// Returns the right side's actions for an initiation, or `None` if it is ignored.
     fn respond(&mut self, message: &[u8; INITIATION_LEN]) -> Option<Vec<Action>> {
         let (moment, mut actions) = (self.moment(), Vec::new());
         let initiation = noise::receive(&RIGHT, message).expect("authentic");
         self.right.handle_initiation(initiation, at(1), &moment, &mut actions).then_some(actions)
     }
 
-    /// A whole handshake that the left side begins; the names of its session.
-    fn shake(&mut self) -> (u32, u32) {
+    /// Completes a handshake that the left side begins, and returns the indices of its session.
+    fn shake(&mut self) -> (SessionIndex, SessionIndex) {
         let first = message(&self.begin());
         let actions = self.respond(&first).expect("taken");
         let (Action::Send(_, second), Action::Await(awaited)) = (&actions[0], &actions[1]) else {
@@ -77,27 +77,27 @@ fn message<const LEN: usize>(actions: &[Action]) -> [u8; LEN] {
 }
 
 #[test]
-fn a_handshake_gives_both_a_session_and_the_first_record_confirms_it() {
+fn both_sides_get_a_session_and_the_first_record_confirms_it() {
     let mut pair = Pair::new();
     let (_, right) = pair.shake();
     assert!(
         pair.left.current().is_some() && pair.right.current().is_none(),
-        "the responder waits for a proof"
+        "the responder waits for a record"
     );
     let mut actions = Vec::new();
-    pair.right.confirm(right + 1, &mut actions);
+    pair.right.confirm(SessionIndex(right.0 + 1), &mut actions);
     assert!(actions.is_empty());
     pair.right.confirm(right, &mut actions);
     assert!(matches!(&actions[..], [Action::Use(session)] if session.local == right));
-    assert_eq!(pair.right.endpoint, Some(at(1)), "where the initiation came from");
+    assert_eq!(pair.right.endpoint, Some(at(1)), "the source of the initiation");
 }
 
-/// Both begin at once: whichever session the other one sends with, it is known.
+/// Both sides begin at once. Each must know the session that the other one sends with.
 #[test]
-fn crossing_handshakes_leave_no_side_without_the_others_session() {
+fn after_crossing_handshakes_each_side_knows_the_others_session() {
     let mut pair = Pair::new();
     pair.right.endpoint = Some(at(1));
-    // With a session in use that both go on sending with meanwhile.
+    // Both sides keep sending with an older session meanwhile.
     let in_use = pair.shake();
     pair.right.confirm(in_use.1, &mut Vec::new());
     pair.now += REKEY_AFTER;
@@ -112,7 +112,7 @@ fn crossing_handshakes_leave_no_side_without_the_others_session() {
     let mut done = Vec::new();
     assert!(pair.left.handle_response(&message(&right_answers), at(2), pair.now, &mut done));
     assert!(pair.right.handle_response(&message(&left_answers), at(1), pair.now, &mut done));
-    let known = |peer: &Peer, name| peer.names().any(|own| own == name);
+    let known = |peer: &Peer, index| peer.indices().any(|own| own == index);
     let (left, right) = (pair.left.current().expect("one"), pair.right.current().expect("one"));
     assert!(known(&pair.right, left.remote) && known(&pair.left, right.remote));
     assert!(known(&pair.left, in_use.0) && known(&pair.right, in_use.1));
@@ -120,21 +120,21 @@ fn crossing_handshakes_leave_no_side_without_the_others_session() {
 }
 
 #[test]
-fn older_sessions_are_forgotten_two_behind() {
+fn the_current_and_two_previous_sessions_are_kept() {
     let mut pair = Pair::new();
-    let mut names = Vec::new();
+    let mut indices = Vec::new();
     for _ in 0..4 {
-        names.push(pair.shake());
-        pair.right.confirm(names[names.len() - 1].1, &mut Vec::new());
+        indices.push(pair.shake());
+        pair.right.confirm(indices[indices.len() - 1].1, &mut Vec::new());
         pair.now += 6_000;
     }
-    let kept: Vec<u32> = pair.left.names().collect();
-    assert_eq!(kept, [names[3].0, names[2].0, names[1].0]);
-    assert_eq!(pair.right.names().collect::<Vec<_>>(), [names[3].1, names[2].1, names[1].1]);
+    let kept: Vec<SessionIndex> = pair.left.indices().collect();
+    assert_eq!(kept, [indices[3].0, indices[2].0, indices[1].0]);
+    assert_eq!(pair.right.indices().collect::<Vec<_>>(), [indices[3].1, indices[2].1, indices[1].1]);
 }
 
 #[test]
-fn each_try_that_nobody_answers_is_forgotten() {
+fn every_attempt_without_a_response_is_forgotten() {
     let mut pair = Pair::new();
     pair.begin();
     let mut forgotten = Vec::new();
@@ -145,12 +145,12 @@ fn each_try_that_nobody_answers_is_forgotten() {
         forgotten.extend(
             actions
                 .iter()
-                .filter_map(|action| if let Action::Forget(name) = action { Some(*name) } else { None }),
+                .filter_map(|action| if let Action::Forget(index) = action { Some(*index) } else { None }),
         );
-        tried.extend(pair.left.attempting().filter(|name| !tried.contains(name)));
+        tried.extend(pair.left.attempting().filter(|index| !tried.contains(index)));
     }
     assert!(tried.len() > 10, "{tried:?}");
-    assert_eq!(forgotten, tried, "nobody else knows these names any more");
+    assert_eq!(forgotten, tried, "the indices are not known any more");
 }
 
 #[test]
@@ -166,20 +166,20 @@ fn replays_and_floods_are_ignored() {
     pair.left.attempt = None;
     pair.now += 1;
     let third = message(&pair.begin());
-    assert!(pair.respond(&third).is_none(), "too soon after the one before");
+    assert!(pair.respond(&third).is_none(), "too soon after the previous one");
     let mut actions = Vec::new();
     assert!(
         !pair.right.handle_response(&[2; RESPONSE_LEN], at(9), pair.now, &mut actions),
-        "nothing was begun"
+        "no handshake in progress"
     );
     assert!(actions.is_empty());
 }
 
 #[test]
-fn an_unanswered_handshake_is_tried_again_and_given_up() {
+fn a_handshake_without_a_response_is_retried_and_given_up() {
     let mut pair = Pair::new();
     assert_eq!(pair.begin().len(), 1);
-    assert!(pair.begin().is_empty(), "one is under way");
+    assert!(pair.begin().is_empty(), "one is in progress");
     let mut sent = 1;
     loop {
         pair.now = pair.left.poll_timeout().expect("a timer");
@@ -194,19 +194,19 @@ fn an_unanswered_handshake_is_tried_again_and_given_up() {
     }
     assert_eq!((sent, pair.now), (18, 1_000 + ATTEMPT));
     assert_eq!((pair.left.poll_timeout(), pair.left.attempting()), (None, None));
-    // Nobody knows where the other one is.
+    // The peer's endpoint is unknown.
     pair.left.endpoint = None;
     assert!(pair.begin().is_empty());
 }
 
 #[test]
-fn silence_after_sending_begins_a_handshake_and_an_answer_does_not() {
+fn silence_after_sending_begins_a_handshake_and_a_response_prevents_it() {
     let mut pair = Pair::new();
     pair.shake();
     let start = pair.now;
     assert!(pair.left.pulse.note_sent(start, true, 100));
     pair.left.watch_answer(start);
-    pair.now = start + ANSWER_WITHIN - 1;
+    pair.now = start + RESPONSE_TIMEOUT - 1;
     assert!(pair.time_out().is_empty());
     pair.now += 1;
     assert!(matches!(pair.time_out()[..], [Action::Send(..)]));
@@ -215,12 +215,12 @@ fn silence_after_sending_begins_a_handshake_and_an_answer_does_not() {
     assert!(pair.left.pulse.note_sent(start, true, 100));
     pair.left.watch_answer(start);
     pair.left.pulse.note_received(start + 1, false, 32);
-    pair.now = start + ANSWER_WITHIN;
+    pair.now = start + RESPONSE_TIMEOUT;
     assert!(pair.time_out().is_empty());
 }
 
 #[test]
-fn what_was_received_is_answered_by_a_keepalive_unless_something_is_sent() {
+fn received_data_is_answered_by_a_keepalive_unless_something_is_sent() {
     let mut pair = Pair::new();
     pair.shake();
     let start = pair.now;
@@ -228,7 +228,7 @@ fn what_was_received_is_answered_by_a_keepalive_unless_something_is_sent() {
     pair.left.watch_silence(start);
     pair.now = start + KEEPALIVE;
     assert!(matches!(pair.time_out()[..], [Action::Keepalive]));
-    assert!(pair.left.pulse.note_received(pair.now, true, 100), "the timer rests");
+    assert!(pair.left.pulse.note_received(pair.now, true, 100), "the timer has stopped");
     pair.left.watch_silence(pair.now);
     pair.left.pulse.note_sent(pair.now + 1, true, 100);
     pair.now += KEEPALIVE;
@@ -236,10 +236,10 @@ fn what_was_received_is_answered_by_a_keepalive_unless_something_is_sent() {
 }
 
 #[test]
-fn persistent_keepalives_come_after_quiet_only() {
+fn persistent_keepalives_are_sent_only_after_silence() {
     let mut pair = Pair::new();
     pair.left.configure(SecretKey([0; 32]), 25_000, pair.now);
-    assert!(matches!(pair.time_out()[..], [Action::Keepalive]), "the first at once");
+    assert!(matches!(pair.time_out()[..], [Action::Keepalive]), "the first is sent immediately");
     pair.left.pulse.note_sent(pair.now, false, 32);
     pair.now += 20_000;
     pair.left.pulse.note_received(pair.now, false, 32);
@@ -254,10 +254,10 @@ fn persistent_keepalives_come_after_quiet_only() {
 }
 
 #[test]
-fn keys_are_forgotten_when_nobody_needs_them() {
+fn keys_are_erased_when_they_are_no_longer_needed() {
     let mut pair = Pair::new();
     let (left, _) = pair.shake();
     pair.now += FORGET_AFTER;
-    assert!(matches!(pair.time_out()[..], [Action::Forget(name)] if name == left));
+    assert!(matches!(pair.time_out()[..], [Action::Forget(index)] if index == left));
     assert!(pair.left.current().is_none() && pair.left.poll_timeout().is_none());
 }

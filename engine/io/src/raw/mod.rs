@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::udp::{self, Features, receive, transmit};
 use crate::wait::Waiter;
-use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
+use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, sys};
 
 /// The maximum number of sockets that receive. Each packet is offered to all of them, so workers beyond this
 /// number only send.
@@ -27,11 +27,14 @@ pub const MAX_RECEIVERS: usize = 8;
 
 /// How to open the sockets.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct RawConfig {
     /// The IP protocol.
     pub protocol: u8,
     /// The local address that packets are sent to.
     pub local: Ipv4Addr,
+    /// What one receive call brings; up to [`udp::MAX_SLOTS`] slots. A packet that a device joined needs 64
+    /// KiB.
+    pub shape: Shape,
     /// Whether to move several packets per call (sendmmsg, recvmmsg).
     pub mmsg: bool,
     /// Bytes of each socket's receive buffer; 0 keeps the system's default.
@@ -45,23 +48,24 @@ pub struct Config {
 /// Packets begin with the outer IP header in both directions. When sending, the kernel fills in the length,
 /// the checksum, and the id if it is 0; the address of a [`Transmit`] only selects the route.
 #[derive(Debug)]
-pub struct Port {
+pub struct RawPort {
     socket: Socket,
     receiver: receive::Receiver,
     sender: transmit::Sender,
+    shape: Shape,
     notes: Vec<String>,
     counters: PortCounters,
 }
 
 /// Opens `queues` ports (0 counts as 1), one per worker, and divides the inner flows among them.
-pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
+pub fn open(config: &RawConfig, queues: usize) -> Result<Vec<RawPort>, Error> {
     let queues = queues.max(1);
-    (0..queues).map(|index| Port::open(config, index, queues)).collect()
+    (0..queues).map(|index| RawPort::open(config, index, queues)).collect()
 }
 
-impl Port {
-    fn open(config: &Config, index: usize, queues: usize) -> Result<Port, Error> {
-        let Config { protocol, local, .. } = *config;
+impl RawPort {
+    fn open(config: &RawConfig, index: usize, queues: usize) -> Result<RawPort, Error> {
+        let RawConfig { protocol, local, .. } = *config;
         let make = || {
             let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
             socket.set_nonblocking(true)?;
@@ -95,9 +99,10 @@ impl Port {
             };
             Error::new(format!("binding a raw socket to {local}"), cause).advise(advice)
         })?;
-        Ok(Port {
+        Ok(RawPort {
             receiver: receive::Receiver::new(config.mmsg),
             sender: transmit::Sender::new(false, config.mmsg, false),
+            shape: config.shape,
             socket,
             notes,
             counters: PortCounters::default(),
@@ -115,9 +120,14 @@ impl Port {
     }
 }
 
-impl Underlay for Port {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        self.receiver.receive(self.socket.as_fd(), arena, slot_len, out, &mut self.counters)
+impl Underlay for RawPort {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        out.clear();
+        self.receiver.receive(self.socket.as_fd(), arena, at, self.shape, out, &mut self.counters)
     }
 
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {

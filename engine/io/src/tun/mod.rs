@@ -49,14 +49,14 @@ pub struct Offloads {
 
 /// How to open a device.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct TunConfig {
     /// Interface name, up to 15 bytes; the kernel replaces `%d` with a number.
     pub name: String,
     /// Number of queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
     pub queues: usize,
     /// The offloads to request.
     pub offloads: Offloads,
-    /// Whether [`Keeper::keep`] will make the device outlive this process. A persistent device from an
+    /// Whether [`Hold::keep`] will make the device outlive this process. A persistent device from an
     /// earlier run is reused with its addresses and routes. It is recreated if it has one queue and several
     /// are requested, or the reverse.
     pub persist: bool,
@@ -74,12 +74,12 @@ pub struct Tun {
     /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
     /// Makes the device persistent.
-    pub keeper: Keeper,
+    pub hold: Hold,
 }
 
 /// A descriptor, separate from the queues, that keeps the device in use and can make it persistent.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Hold {
     fd: OwnedFd,
 }
 
@@ -101,7 +101,7 @@ unsafe impl Send for Vectors {}
 ///
 /// If the driver does not support several queues, opens one and adds a note. Adds a note for each offload
 /// that the kernel rejects.
-pub fn open(config: &Config) -> Result<Tun, Error> {
+pub fn open(config: &TunConfig) -> Result<Tun, Error> {
     let doing = || format!("creating the TUN device {}", config.name);
     let wanted = config.queues.clamp(1, MAX_QUEUES);
     let mut notes = Vec::new();
@@ -154,7 +154,7 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
     let fd = first
         .try_clone()
         .map_err(|cause| Error::new(format!("duplicating the descriptor of {name}"), cause))?;
-    let keeper = Keeper { fd };
+    let hold = Hold { fd };
 
     let mut queues = vec![Queue::new(first)];
     while multi_queue && queues.len() < wanted {
@@ -167,7 +167,7 @@ pub fn open(config: &Config) -> Result<Tun, Error> {
             }
         }
     }
-    Ok(Tun { name, queues, granted, notes, keeper })
+    Ok(Tun { name, queues, granted, notes, hold })
 }
 
 /// Removes a persistent device with these flags that an earlier run left behind and no process has open.
@@ -181,7 +181,7 @@ fn remove_unused(name: &str, flags: c_int) -> io::Result<()> {
     sys::tun_set_persist(node.as_fd(), false)
 }
 
-impl Keeper {
+impl Hold {
     /// Makes the device persist after all its queues are closed.
     pub fn keep(&self) -> Result<(), Error> {
         sys::tun_set_persist(self.fd.as_fd(), true)

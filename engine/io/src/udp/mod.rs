@@ -18,9 +18,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use self::group::{Group, open_groups};
+pub use self::group::{UdpGroup, open_groups};
 use crate::wait::Waiter;
-use crate::{Error, PortCounters, Received, Transmit, TransmitOutcome, Underlay, sys};
+use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, sys};
 
 /// Maximum datagrams in one joined send: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
 pub const MAX_SEGMENTS: usize = 64;
@@ -36,7 +36,7 @@ const IPV6_AUTOFLOWLABEL: i32 = 70;
 
 /// How to open the sockets.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct UdpConfig {
     /// The address to listen on. An IPv6 socket is IPv6-only.
     pub listen: SocketAddr,
     /// The address to send from, with a separate port for each lane. `None`: all lanes send from the
@@ -44,6 +44,8 @@ pub struct Config {
     pub send_from: Option<IpAddr>,
     /// Number of sending sockets, shared by all workers, if `send_from` is set; 0 counts as 1.
     pub fan: usize,
+    /// What one receive call brings; up to [`MAX_SLOTS`] slots. A run of joined datagrams needs 64 KiB.
+    pub shape: Shape,
     /// Whether to send a run of datagrams in one call (UDP_SEGMENT).
     pub segment: bool,
     /// Whether to receive a run of datagrams joined (UDP_GRO).
@@ -58,11 +60,12 @@ pub struct Config {
 
 /// One worker's sockets: its [`Underlay`].
 #[derive(Debug)]
-pub struct Port {
+pub struct UdpPort {
     listen: Socket,
     lanes: Vec<Socket>,
     receiver: receive::Receiver,
     sender: transmit::Sender,
+    shape: Shape,
     ipv4: bool,
     gro: bool,
     notes: Vec<String>,
@@ -99,7 +102,7 @@ pub struct Features {
 ///
 /// Outer packets are sent without DF and with flow label 0, as by a kernel vxlan device. Fails if any other
 /// socket has the port, even one that would share it.
-pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
+pub fn open(config: &UdpConfig, queues: usize) -> Result<Vec<UdpPort>, Error> {
     let queues = queues.max(1);
     if let Some(from) = config.send_from
         && from.is_ipv4() != config.listen.is_ipv4()
@@ -120,7 +123,7 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     let lanes = lanes(config)?;
     let mut ports = Vec::with_capacity(queues);
     for _ in 0..queues {
-        let port = Port::open(config, listen, shared, share(&lanes)?)?;
+        let port = UdpPort::open(config, listen, shared, share(&lanes)?)?;
         // For port 0 the kernel chooses a port for the first socket; the others use the same one.
         listen = port.local_addr().unwrap_or(listen);
         ports.push(port);
@@ -128,8 +131,13 @@ pub fn open(config: &Config, queues: usize) -> Result<Vec<Port>, Error> {
     Ok(ports)
 }
 
-impl Port {
-    fn open(config: &Config, address: SocketAddr, shared: bool, lanes: Vec<Socket>) -> Result<Port, Error> {
+impl UdpPort {
+    fn open(
+        config: &UdpConfig,
+        address: SocketAddr,
+        shared: bool,
+        lanes: Vec<Socket>,
+    ) -> Result<UdpPort, Error> {
         let mut notes = Vec::new();
         let listen = socket(&address)?;
         let doing = |what: &str| format!("setting {what} on the UDP socket for {address}");
@@ -148,9 +156,10 @@ impl Port {
         let segment = config.segment && try_option(&listen, libc::UDP_SEGMENT, 0, "UDP_SEGMENT", &mut notes);
         bind(&listen, &address)?;
 
-        let mut port = Port {
+        let mut port = UdpPort {
             receiver: receive::Receiver::new(config.mmsg),
             sender: transmit::Sender::new(segment, config.mmsg, address.is_ipv6()),
+            shape: config.shape,
             ipv4: address.is_ipv4(),
             listen,
             lanes,
@@ -199,6 +208,11 @@ impl Port {
         &self.notes
     }
 
+    /// Receives as [`Underlay::receive`] does, except that it keeps what `out` holds already.
+    fn receive_more(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        self.receiver.receive(self.listen.as_fd(), arena, at, self.shape, out, &mut self.counters)
+    }
+
     /// Disables batching if a seccomp filter hides either call. Without messages both calls do nothing and
     /// return 0.
     fn try_batch_calls(&mut self) {
@@ -215,9 +229,14 @@ impl Port {
     }
 }
 
-impl Underlay for Port {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
-        self.receiver.receive(self.listen.as_fd(), arena, slot_len, out, &mut self.counters)
+impl Underlay for UdpPort {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
+        out.clear();
+        self.receive_more(arena, at, out)
     }
 
     fn transmit(&mut self, arena: &[u8], spans: &[Range<u32>], batch: &[Transmit]) -> TransmitOutcome {
@@ -234,7 +253,7 @@ impl Underlay for Port {
     }
 }
 
-impl AsFd for Port {
+impl AsFd for UdpPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listen.as_fd()
     }
@@ -280,7 +299,7 @@ fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
 }
 
 /// Opens the fan, which is empty if the listening socket sends.
-fn lanes(config: &Config) -> Result<Vec<Socket>, Error> {
+fn lanes(config: &UdpConfig) -> Result<Vec<Socket>, Error> {
     let Some(from) = config.send_from else { return Ok(Vec::new()) };
     (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config.send_buffer)).collect()
 }

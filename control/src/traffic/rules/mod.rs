@@ -33,6 +33,15 @@ pub enum Purpose {
     Forward,
 }
 
+/// How thorough a round is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The first round: removes what an earlier run left in our chains.
+    Start,
+    /// A later round: restores what is missing.
+    Resync,
+}
+
 /// One of our iptables chains, and the rule that leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {

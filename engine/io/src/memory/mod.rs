@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::port::slice;
 use crate::wait::{self, Waiter, Waker};
-use crate::{Overlay, PortCounters, Received, Transmit, TransmitOutcome, Underlay};
+use crate::{Overlay, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay};
 
 /// How an in-memory underlay behaves.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct MemoryConfig {
+    /// What one receive call brings.
+    pub shape: Shape,
     /// Whether a run of datagrams counts as one write, as with UDP_SEGMENT. Does not affect the datagrams.
     pub segment: bool,
     /// Whether consecutive datagrams of equal size from one sender are joined on receipt, as with UDP_GRO.
@@ -24,9 +26,9 @@ pub struct Options {
     pub capacity: usize,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options { segment: true, gro: true, capacity: 4096 }
+impl Default for MemoryConfig {
+    fn default() -> MemoryConfig {
+        MemoryConfig { shape: Shape { slots: 16, len: 1 << 16 }, segment: true, gro: true, capacity: 4096 }
     }
 }
 
@@ -64,7 +66,7 @@ pub struct OverlayHandle {
 #[derive(Debug)]
 pub struct MemoryUnderlay {
     local: SocketAddr,
-    options: Options,
+    options: MemoryConfig,
     incoming: Arc<Queue<Datagram>>,
     outgoing: Arc<Queue<Datagram>>,
     counters: PortCounters,
@@ -85,14 +87,18 @@ pub fn overlay() -> (MemoryOverlay, OverlayHandle) {
 }
 
 /// Creates sockets that listen on `local` and send from its address, and their wire end.
-pub fn underlay(local: SocketAddr, options: Options) -> (MemoryUnderlay, UnderlayHandle) {
+pub fn underlay(local: SocketAddr, options: MemoryConfig) -> (MemoryUnderlay, UnderlayHandle) {
     let (incoming, outgoing) = (Arc::default(), Arc::default());
     let handle = UnderlayHandle { to_port: Arc::clone(&incoming), from_port: Arc::clone(&outgoing) };
     (MemoryUnderlay { local, options, incoming, outgoing, counters: PortCounters::default() }, handle)
 }
 
 /// Creates two sets of sockets joined by a wire. Each receives whatever the other sends, to any address.
-pub fn underlay_pair(a: SocketAddr, b: SocketAddr, options: Options) -> (MemoryUnderlay, MemoryUnderlay) {
+pub fn underlay_pair(
+    a: SocketAddr,
+    b: SocketAddr,
+    options: MemoryConfig,
+) -> (MemoryUnderlay, MemoryUnderlay) {
     let (to_a, to_b) = (Arc::<Queue<Datagram>>::default(), Arc::<Queue<Datagram>>::default());
     let counters = PortCounters::default();
     let left = MemoryUnderlay {
@@ -177,9 +183,15 @@ impl Overlay for MemoryOverlay {
 }
 
 impl Underlay for MemoryUnderlay {
-    fn receive(&mut self, arena: &mut [u8], slot_len: usize, out: &mut Vec<Received>) -> io::Result<()> {
+    fn shape(&self) -> Shape {
+        self.options.shape
+    }
+
+    fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
         out.clear();
-        let slots = arena.len().checked_div(slot_len).unwrap_or(0).min(out.capacity());
+        let Shape { slots, len: slot_len } = self.options.shape;
+        let room = arena.get_mut(at..).unwrap_or_default();
+        let slots = room.len().checked_div(slot_len).unwrap_or(0).min(slots).min(out.capacity());
         if slots == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -189,7 +201,7 @@ impl Underlay for MemoryUnderlay {
             self.counters.would_block += 1;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        for (index, slot) in arena.chunks_exact_mut(slot_len).enumerate().take(slots) {
+        for (index, slot) in room.chunks_exact_mut(slot_len).enumerate().take(slots) {
             let Some(first) = queue.items.pop_front() else { break };
             let Some(room) = slot.get_mut(..first.bytes.len()) else {
                 self.counters.truncated += 1;
@@ -218,7 +230,7 @@ impl Underlay for MemoryUnderlay {
             }
             let segment_size = if datagrams > 1 { size as u16 } else { 0 };
             out.push(Received {
-                at: (index * slot_len) as u32,
+                at: (at + index * slot_len) as u32,
                 len: len as u32,
                 segment_size,
                 ecn: first.ecn,

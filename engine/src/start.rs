@@ -1,0 +1,165 @@
+//! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::Sender;
+use io::udp::Aside;
+use io::{Error, Waiter, tun};
+use path::WorkerIndex;
+
+use crate::config::{EngineConfig, TunnelConfig};
+use crate::event::{self, Event, Notice, Notifier};
+use crate::layout::{self, OpenTunnel};
+use crate::port::Port;
+use crate::status::Page;
+use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::wireguard::crypt::Crypt;
+use crate::wireguard::{Settings, Shared, keeper};
+use crate::worker::{Wire, Worker};
+use crate::{Engine, RunningTunnel, RunningWorker, snapshot};
+
+/// One worker's ports and tunnels.
+#[derive(Default)]
+struct Share {
+    /// Each port with the tunnel that it serves.
+    ports: Vec<(usize, Port)>,
+    tunnels: Vec<Tunnel<tun::Queue>>,
+    pages: Vec<Arc<Page>>,
+}
+
+/// The arguments for starting a keeper.
+struct KeeperParts<'c> {
+    settings: &'c Settings,
+    shared: Shared,
+    socket: Aside,
+}
+
+pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
+    let mut opened = Vec::new();
+    // Without tunnels there are no workers.
+    let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
+    for tunnel in tunnels {
+        let one = OpenTunnel::open(config, tunnel, workers)?;
+        // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
+        // device.
+        workers = one.chosen.workers;
+        opened.push(one);
+    }
+    let (sender, notices) = event::channel();
+    let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
+    let (mut running, mut keepers) = (Vec::new(), Vec::new());
+    for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
+        one.shrink(config, workers);
+        let (tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
+        running.push(tunnel);
+        keepers.push(keeper);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices };
+    let cores = layout::cores();
+    for (index, share) in (0..).map(WorkerIndex).zip(shares) {
+        let core = config.pin.then(|| cores[index.place() % cores.len()]);
+        let notifier = Notifier { tunnel: 0, worker: index, sender: sender.clone() };
+        let worker = run(config, share, core, notifier, Arc::clone(&engine.stop))
+            .map_err(|cause| Error::new(format!("starting worker {index}"), cause))?;
+        engine.threads.push(worker);
+    }
+    for (index, keeper) in keepers.into_iter().enumerate() {
+        let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
+        let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
+        let handle = keeper::start(index, settings, shared, socket, wakers)
+            .map_err(|cause| Error::new("starting the WireGuard handshake thread", cause))?;
+        if let Some(tunnel) = engine.tunnels.get_mut(index) {
+            tunnel.keeper = Some(handle);
+        }
+    }
+    Ok(engine)
+}
+
+/// Distributes one tunnel's queues and ports over the workers. Returns control's part of the tunnel, and the
+/// arguments for starting its keeper, if it has one.
+fn distribute<'c>(
+    index: usize,
+    one: OpenTunnel,
+    tunnel: &'c TunnelConfig,
+    shares: &mut [Share],
+    sender: &Sender<Notice>,
+) -> Result<(RunningTunnel, Option<KeeperParts<'c>>), Error> {
+    let workers = shares.len();
+    let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
+    let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
+    let keeper = match &tunnel.wireguard {
+        Some(settings) => {
+            one.ports.first().map(Port::aside).transpose()?.flatten().map(|socket| KeeperParts {
+                settings,
+                shared: Shared::new(workers, settings),
+                socket,
+            })
+        }
+        None => None,
+    };
+    let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for (number, queue) in one.queues.into_iter().enumerate() {
+        queues[layout::owner(number, workers).place()].push(queue);
+    }
+    let each = (0..).map(WorkerIndex).zip(shares).zip(queues.into_iter().zip(one.ports).zip(readers));
+    for ((worker, share), ((queues, port), fib)) in each {
+        let sealing = keeper.as_ref().map_or(Sealing::Plain, |keeper| {
+            Sealing::Wireguard(Box::new(Crypt::new(&keeper.shared, worker, tunnel.mtu.get())))
+        });
+        let parts = Parts {
+            fib,
+            mtu: tunnel.mtu.get(),
+            lanes: tunnel.fan.max(1),
+            switches: one.chosen.features,
+            notifier: Notifier { tunnel: index, worker, sender: sender.clone() },
+            sealing,
+        };
+        share.ports.push((index, port));
+        share.tunnels.push(Tunnel::new(queues, parts));
+        share.pages.push(Arc::clone(&pages[worker.place()]));
+    }
+    let running = RunningTunnel {
+        device: one.chosen.device.clone(),
+        publisher,
+        table_bytes: AtomicUsize::new(tunnel.table.bytes()),
+        pages,
+        persist: tunnel.persist,
+        keeper: None,
+        hold: Mutex::new(Some(one.hold)),
+        chosen: one.chosen,
+    };
+    Ok((running, keeper))
+}
+
+/// Starts one worker's thread.
+fn run(
+    config: &EngineConfig,
+    share: Share,
+    core: Option<usize>,
+    notifier: Notifier,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<RunningWorker> {
+    let waiter = Waiter::new()?;
+    let waker = waiter.waker();
+    let wire = Wire::new(share.ports);
+    let mut worker = Worker::new(wire, share.tunnels, share.pages, waiter, config.wait, stop)?;
+    let thread =
+        std::thread::Builder::new().name(format!("loden-w{}", notifier.worker)).spawn(move || {
+            if let Some(core) = core {
+                // If the core is no longer allowed, run without pinning.
+                let _ = io::thread::pin_to_core(core);
+            }
+            // Workers do not panic intentionally. If one does, control must know: its queues and sockets are
+            // gone while the other workers continue.
+            let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => format!("waiting for packets: {error}"),
+                Err(_) => "panicked; see the message above".to_owned(),
+            };
+            notifier.send(Event::WorkerFailed(why));
+        })?;
+    Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker })
+}

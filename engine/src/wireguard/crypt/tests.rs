@@ -1,0 +1,112 @@
+//! A worker's part alone: sealing, opening, and reports to the keeper.
+
+use path::wireguard::SecretKey;
+use path::wireguard::session::Keys;
+
+use super::*;
+use crate::wireguard::Settings;
+
+const MTU: u16 = 1420;
+
+fn shared() -> Shared {
+    let private = SecretKey([7; 32]);
+    Shared::new(1, &Settings { private, peers: Vec::new() })
+}
+
+fn session(peer: u32, local: u32) -> Arc<Session> {
+    let keys = Keys { send: [1; 32], receive: [2; 32] };
+    let indices = (SessionIndex(local), SessionIndex(local + 1000));
+    Arc::new(Session::new(PeerId(peer), indices, &keys, true, 1))
+}
+
+fn at(host: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, host], 51820))
+}
+
+/// Returns the messages to the keeper.
+fn reports(shared: &Shared) -> Vec<FromWorker> {
+    shared.from_worker.1.try_iter().collect()
+}
+
+/// Builds a record of an unknown session.
+fn unknown() -> Vec<u8> {
+    let mut record = vec![0; OVERHEAD];
+    let other = session(1, 2);
+    let len = other.seal(&mut record, 0, 0, 0).unwrap();
+    record.truncate(len);
+    record
+}
+
+#[test]
+fn each_sender_of_an_unknown_session_is_reported_once_a_second() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut counters = Counters::default();
+    let mut arrive = |crypt: &mut Crypt, from: SocketAddr| {
+        let mut record = unknown();
+        let len = record.len() as u32;
+        let answer = crypt.open(&mut record, 0..len, from, 0, &mut counters);
+        assert_eq!(answer.unwrap_err(), DropReason::WgUnknownSession);
+    };
+    for host in [1, 2, 1, 2, 3] {
+        arrive(&mut crypt, at(host));
+    }
+    let from = |mail: &FromWorker| if let FromWorker::Unknown(from) = mail { Some(*from) } else { None };
+    let reported: Vec<_> = reports(&shared).iter().filter_map(from).collect();
+    assert_eq!(reported, [at(1), at(2), at(3)]);
+    // Of any number of forged senders only a limited number is reported.
+    for port in 0..10_000 {
+        arrive(&mut crypt, SocketAddr::from(([203, 0, 113, 1], port)));
+    }
+    assert_eq!(reports(&shared).len(), STRANGERS - 3);
+    crypt.now += REQUEST_INTERVAL;
+    arrive(&mut crypt, at(1));
+    assert_eq!(reports(&shared).len(), 1, "reported again in the next second");
+}
+
+#[test]
+fn removing_peers_removes_their_sessions_and_no_others() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    for peer in 0..100 {
+        shared.mailboxes[0].put(ToWorker::Peer(PeerId(peer), Some(at(1)), Arc::new(Pulse::default())));
+        shared.mailboxes[0].put(ToWorker::Session(session(peer, 2 * peer), true));
+        shared.mailboxes[0].put(ToWorker::Session(session(peer, 2 * peer + 1), false));
+    }
+    let mut counters = Counters::default();
+    crypt.refresh(&mut counters);
+    assert_eq!((crypt.peers.len(), crypt.inbound.len()), (100, 200));
+    (0..90).for_each(|peer| shared.mailboxes[0].put(ToWorker::Gone(PeerId(peer))));
+    crypt.refresh(&mut counters);
+    assert_eq!((crypt.peers.len(), crypt.inbound.len()), (10, 20));
+    assert!(crypt.inbound.values().all(|inbound| inbound.session.peer >= PeerId(90)));
+}
+
+#[test]
+fn waiting_packets_are_sent_in_order_with_their_own_peers_session() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut counters = Counters::default();
+    for peer in [4, 5] {
+        shared.mailboxes[0].put(ToWorker::Peer(
+            PeerId(peer),
+            Some(at(peer as u8)),
+            Arc::new(Pulse::default()),
+        ));
+    }
+    assert!(!crypt.refresh(&mut counters));
+    for peer in [4, 5] {
+        let slot = crypt.peers.get_mut(&PeerId(peer)).unwrap();
+        slot.staged.extend([vec![peer as u8; 20].into(), vec![peer as u8; 30].into()] as [Box<[u8]>; 2]);
+    }
+    shared.mailboxes[0].put(ToWorker::Session(session(5, 50), true));
+    assert!(crypt.refresh(&mut counters), "a session has arrived");
+    assert!(crypt.seal_staged());
+    let sealed = crypt.sealed();
+    let sent: Vec<_> = sealed.batch.iter().map(|one| (one.peer, one.to)).collect();
+    assert_eq!(sent, [(PeerId(5), at(5)); 2]);
+    assert_eq!(sealed.spans.iter().map(|span| span.end - span.start).collect::<Vec<_>>(), [64, 64], "padded");
+    assert!(!crypt.seal_staged(), "no more");
+    assert!(!crypt.refresh(&mut counters));
+    assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "still waiting");
+}

@@ -1,0 +1,169 @@
+//! A worker that serves several queues of a device forwards from all of them, and each flow keeps its queue.
+
+#![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::testing::ByHand;
+use engine::{Engine, EngineConfig, Switches, TunnelConfig, WaitPolicy};
+use io::memory::{self, MemoryConfig};
+use io::netns;
+use path::{Fib, FibBuilder, Format, PeerSpec};
+use wire::addr::Mtu;
+use wire::{ipv4, udp, virtio};
+
+const MTU: u16 = 1472;
+/// The tunnel's address, and the address of a pod behind the peer.
+const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+const FLOWS: u16 = 64;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Builds a packet of one flow.
+fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut bytes = vec![0x5a; 20 + 8 + 32];
+    let ip = ipv4::Header {
+        header_len: 20,
+        tos: 0,
+        total_len: bytes.len() as u16,
+        id: 1,
+        dont_fragment: true,
+        more_fragments: false,
+        fragment_offset: 0,
+        ttl: 64,
+        protocol: 17,
+        checksum: 0,
+        src: src.0,
+        dst: dst.0,
+    };
+    ip.emit(&mut bytes).unwrap();
+    // IPv4 allows UDP without a checksum (RFC 768).
+    udp::Header { src_port: src.1, dst_port: dst.1, len: 40, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
+    bytes
+}
+
+fn ports(packet: &[u8]) -> (u16, u16) {
+    let header = udp::Header::parse(&packet[20..]).unwrap();
+    (header.src_port, header.dst_port)
+}
+
+/// Builds the table of a `udp` tunnel with one peer.
+fn table(remote: SocketAddr) -> Fib {
+    let mut builder = FibBuilder::new(Format::Udp);
+    builder.add("198.18.1.0/24".parse().unwrap(), PeerSpec { remote, mac: None, mtu: MTU }).unwrap();
+    builder.build().unwrap()
+}
+
+#[test]
+fn every_queue_of_a_worker_is_read_and_a_flow_is_written_to_one_of_them() {
+    let pods: Vec<_> = (0..3).map(|_| memory::overlay()).collect();
+    let (queues, pods): (Vec<_>, Vec<_>) = pods.into_iter().unzip();
+    let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
+    let remote = "192.0.2.2:8285".parse().unwrap();
+    let mut worker = ByHand::new(queues, port, table(remote), MTU, 4, Switches::default()).unwrap();
+    for (pod, number) in pods.iter().zip(1..) {
+        let packet = packet((NEAR, number), (FAR, 9));
+        pod.inject(&[&[0; virtio::HEADER_LEN], &packet[..]].concat());
+    }
+    worker.turn().unwrap();
+    let sent: Vec<_> = peer.collect().iter().map(|sent| (sent.to, ports(&sent.bytes))).collect();
+    assert_eq!(sent, [1, 2, 3].map(|number| (remote, (number, 9))), "one from each queue");
+
+    let mut used = BTreeSet::new();
+    for number in 1..=FLOWS {
+        let mut chosen = BTreeSet::new();
+        for _ in 0..3 {
+            let bytes = packet((FAR, number), (NEAR, 9));
+            let datagram = memory::Datagram { from: remote, to: remote, lane: 0, ecn: 0, bytes };
+            peer.inject(datagram);
+            worker.rouse();
+            worker.turn().unwrap();
+            chosen.extend((0..3).filter(|queue| !pods[*queue].collect().is_empty()));
+        }
+        assert_eq!(chosen.len(), 1, "a flow changed its queue");
+        used.extend(chosen);
+    }
+    assert_eq!(used.len(), 3, "a queue has no flow");
+    assert_eq!(worker.counter("ingress.delivered"), u64::from(FLOWS) * 3);
+    assert_eq!(worker.counter("overlay.reads") + worker.counter("overlay.writes"), 3 + u64::from(FLOWS) * 3);
+}
+
+/// Runs `test` on its own thread in its own network namespace, if that is permitted.
+fn in_scratch(test: impl FnOnce() + Send + 'static) {
+    let body = move || match netns::enter_scratch() {
+        Ok(()) => test(),
+        Err(error) => {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI requires network namespaces: {error}");
+            eprintln!("skipped: {error}");
+        }
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn one_worker_forwards_from_both_queues_of_a_device() {
+    in_scratch(|| {
+        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let config = EngineConfig {
+            workers: 1,
+            queues: 2,
+            pin: false,
+            wait: WaitPolicy::default(),
+            switches: Switches::default(),
+        };
+        let tunnel = TunnelConfig {
+            device: "lqueues0".into(),
+            persist: false,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            listen_besides: Vec::new(),
+            send_from: None,
+            table: Arc::new(table(peer.local_addr().unwrap())),
+            mtu: Mtu::new(MTU.into()).unwrap(),
+            fan: 1,
+            wireguard: None,
+        };
+        let engine = Engine::start(&config, &[tunnel]).unwrap();
+        let chosen = engine.chosen().next().unwrap().clone();
+        assert_eq!(chosen.workers, 1);
+        if !chosen.features.multiqueue {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI requires multi-queue");
+            return eprintln!("skipped: {:?}", chosen.notes);
+        }
+        netns::set_address("lqueues0", NEAR, 15).unwrap();
+        netns::set_up("lqueues0").unwrap();
+
+        // Egress: the kernel spreads the flows over both queues.
+        let pods: Vec<_> = (0..FLOWS).map(|_| UdpSocket::bind((NEAR, 0)).unwrap()).collect();
+        let sources: BTreeSet<u16> = pods.iter().map(|pod| pod.local_addr().unwrap().port()).collect();
+        pods.iter().for_each(|pod| _ = pod.send_to(b"out", (FAR, 9)).unwrap());
+        let mut seen = BTreeSet::new();
+        let mut room = [0; 2048];
+        while seen != sources {
+            let (len, _) = peer.recv_from(&mut room).expect("a flow of each queue");
+            if room[..len].ends_with(b"out") {
+                seen.insert(ports(&room[..len]).0);
+            }
+        }
+
+        // Ingress: each flow uses its own queue.
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, chosen.source_ports[0]));
+        for pod in &pods {
+            let own = pod.local_addr().unwrap().port();
+            peer.send_to(&packet((FAR, 9), (NEAR, own)), to).unwrap();
+            pod.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (len, from) = pod.recv_from(&mut room).expect("a datagram");
+            assert_eq!((len, from), (32, SocketAddr::from((FAR, 9))));
+        }
+        engine.stop();
+        let status = engine.status();
+        assert_eq!(status.tunnels[0].workers.len(), 1, "one page for one worker");
+        assert!(status.tunnels[0].total("overlay.reads") >= u64::from(FLOWS));
+        assert_eq!(status.tunnels[0].total("ingress.delivered"), u64::from(FLOWS));
+    });
+}
