@@ -167,7 +167,7 @@ impl<'a> Beginning<'a> {
         let plan = inputs.take_plan()?;
         let reconciler = Reconciler::new(inputs, own_lease, node::now().instant);
         let (context, own) = (reconciler.inputs().context(), reconciler.inputs().own());
-        memory.promise(traffic::wanted(&settings.traffic));
+        memory.announce_firewall(traffic::wanted(&settings.traffic));
         let handle = netlink.clone();
         let rules =
             traffic::start(&settings.traffic, &context.config, &own.published, recorded.as_ref(), handle)

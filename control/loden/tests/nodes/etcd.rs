@@ -95,8 +95,8 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
         assert!(!first.said("the store has confirmed"), "{}", first.words());
     }
     let status = cluster.shell(1, &format!("{LODEN} status --run-dir {}", cluster.file("run").display()));
-    assert!(status.contains("from memory, the store has not answered yet"), "{status}");
-    assert!(status.contains("leases cannot be read since"), "{status}");
+    assert!(status.contains("from memory, not yet confirmed by the store"), "{status}");
+    assert!(status.contains("leases unreadable for"), "{status}");
 
     let etcd = start_etcd(&cluster);
     await_until("the store's word", || first.said("the store has confirmed the remembered lease"));

@@ -84,7 +84,7 @@ fn signals_leave_nothing_behind() {
         demo.signal(signal);
         let (output, name) = demo.ends();
         assert_eq!(output.status.code(), Some(130));
-        assert!(texts(&output)[1].contains("interrupted; everything is removed"));
+        assert!(texts(&output)[1].contains("interrupted; everything removed"));
         assert_nothing_left(&name);
     }
 }

@@ -60,7 +60,7 @@ fn a_given_configuration_is_copied_to_the_byte_with_its_mode() {
     );
     assert_eq!(host.names("bin"), ["flannel"]);
     let warned = text(&output.stderr);
-    assert!(warned.contains("05-old.conf") && warned.contains("take the first"), "{warned}");
+    assert!(warned.contains("05-old.conf") && warned.contains("use the first"), "{warned}");
 }
 
 #[test]
@@ -85,16 +85,16 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
     for (flags, said) in [
-        (&["--conf", &conf][..], vec!["bad.json", "no JSON", "not installed"]),
+        (&["--conf", &conf][..], vec!["bad.json", "not JSON", "not installed"]),
         (&["--conf", &nowhere], vec!["cannot read the configuration", "nowhere"]),
         (&["--conf-dir", &nowhere], vec!["--conf-dir", "mkdir -p", "nowhere"]),
         (&["--bin-dir", &nowhere], vec!["--bin-dir", "mkdir -p", "nowhere"]),
         (&["--plugin", &nowhere], vec!["cannot read the plugin", "--plugin"]),
-        (&["--plugin", &conf], vec!["is no program", "--plugin"]),
-        (&["--name", "a/b"], vec!["--name", "no file name"]),
-        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "ends in .conflist", "name it so"]),
-        (&["--conf", &single], vec!["single.json", "ends in .conf or .json", "10-flannel.conflist"]),
-        (&["--network", "../x"], vec!["--network", "no name for CNI"]),
+        (&["--plugin", &conf], vec!["is not a program", "--plugin"]),
+        (&["--name", "a/b"], vec!["--name", "not a file name"]),
+        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "*.conflist", "rename the file"]),
+        (&["--conf", &single], vec!["single.json", "*.conf or *.json", "10-flannel.conflist"]),
+        (&["--network", "../x"], vec!["--network", "not a valid CNI name"]),
     ] {
         let output = host.install(flags);
         let error = text(&output.stderr);
@@ -149,9 +149,9 @@ fn called_as_flannels_install_conf_it_copies_the_configuration_to_the_byte_with_
         assert_eq!((there.as_str(), mode(&host.conf())), (CONF, 0o640));
     }
     for (target, words) in [
-        ("net.d/10-flannel.conf", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("net.d/10-flannel.conf", ["cni-conf.json not installed", "*.conflist"]),
         ("nowhere/10-flannel.conflist", ["nowhere", "mount the host's"]),
-        ("net.d/..", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("net.d/..", ["cni-conf.json not installed", "*.conflist"]),
     ] {
         let output = run(&host.path(target));
         let error = text(&output.stderr);
