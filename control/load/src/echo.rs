@@ -1,4 +1,4 @@
-//! Datagrams there and back: round-trip times, and every size once. Both sides.
+//! Echoed datagrams: round-trip times, and every size once. Both sides.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +12,18 @@ use crate::report::{RttReport, SizesReport};
 use crate::stop::{POLL, Stop};
 use crate::udp::LARGEST;
 
-/// A datagram that is not back by then is lost.
+/// Time after which a datagram counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 
-/// No client is served longer.
+/// Time limit for serving one client.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// After so many losses in a row the path is taken for dead.
-const MOST_LOST_IN_A_ROW: u64 = 5;
+/// Number of consecutive losses after which the path counts as dead.
+const MAX_LOST_IN_A_ROW: u64 = 5;
 
-/// The server's side: sends every datagram back until the client closes the control connection.
+/// Runs the server's side: sends every datagram back until the client closes the control connection.
 pub(crate) fn reflect(control: &mut Control, stop: &Stop) -> Result<(), Error> {
-    let tried = "make the echo socket";
+    let tried = "open the echo socket";
     let socket = UdpSocket::bind(SocketAddr::new(control.local()?.ip(), 0)).map_err(Error::system(tried))?;
     socket.set_read_timeout(Some(POLL)).map_err(Error::system(tried))?;
     let port = socket.local_addr().map_err(Error::system(tried))?.port();
@@ -33,7 +33,7 @@ pub(crate) fn reflect(control: &mut Control, stop: &Stop) -> Result<(), Error> {
             let mut buffer = vec![0; LARGEST];
             while !done.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                    // What cannot be sent back is lost, and the client counts it.
+                    // A datagram that cannot be sent back is lost, and the client counts the loss.
                     let _ = socket.send_to(&buffer[..length], from);
                 }
             }
@@ -45,14 +45,14 @@ pub(crate) fn reflect(control: &mut Control, stop: &Stop) -> Result<(), Error> {
     })
 }
 
-/// The client's side of round-trip times: one datagram under way at any time.
+/// Runs the client's side of round-trip times: one datagram in flight at a time.
 pub(crate) fn rtt(server: SocketAddr, load: &RttLoad, stop: &Stop) -> Result<RttReport, Error> {
     let mut echo = Echo::open(server, stop)?;
     let mut payload = vec![0x5a; load.size];
     let mut times = Vec::with_capacity(1 << 16);
     let (mut lost, mut lost_in_a_row, mut number) = (0, 0, 0u64);
     let begin = Instant::now();
-    while begin.elapsed() < load.warm_up + load.interval && lost_in_a_row < MOST_LOST_IN_A_ROW {
+    while begin.elapsed() < load.warm_up + load.interval && lost_in_a_row < MAX_LOST_IN_A_ROW {
         number += 1;
         let room = payload.len().min(8);
         payload[..room].copy_from_slice(&number.to_le_bytes()[..room]);
@@ -90,7 +90,8 @@ pub(crate) fn rtt(server: SocketAddr, load: &RttLoad, stop: &Stop) -> Result<Rtt
     })
 }
 
-/// The client's side of sizes: each once, none repeated, so that a loss or a double shows.
+/// Runs the client's side of sizes: sends each size once without retrying, so that losses and duplicates
+/// show.
 pub(crate) fn sizes(server: SocketAddr, load: &SizesLoad, stop: &Stop) -> Result<SizesReport, Error> {
     let mut echo = Echo::open(server, stop)?;
     let mut report = SizesReport {
@@ -113,8 +114,8 @@ pub(crate) fn sizes(server: SocketAddr, load: &SizesLoad, stop: &Stop) -> Result
             Answer::Other => report.wrong.push(size),
             Answer::Lost => report.missing.push(size),
         }
-        if missing_in_a_row >= MOST_LOST_IN_A_ROW {
-            // The rest is missing too; waiting a second for each would take hours.
+        if missing_in_a_row >= MAX_LOST_IN_A_ROW {
+            // Reports the rest as missing; waiting a second for each would take hours.
             report.missing.extend(size + 1..=load.to);
             break;
         }
@@ -124,7 +125,7 @@ pub(crate) fn sizes(server: SocketAddr, load: &SizesLoad, stop: &Stop) -> Result
     Ok(report)
 }
 
-/// What became of one datagram.
+/// The fate of one datagram.
 enum Answer {
     Equal(Duration),
     Other,
@@ -133,11 +134,11 @@ enum Answer {
 
 /// A client's socket, connected to a server's echo socket.
 struct Echo {
-    // The server reflects as long as this is open.
+    // The server reflects as long as the control connection is open.
     _control: Control,
     socket: UdpSocket,
     buffer: Vec<u8>,
-    /// Datagrams that came when none was expected, or after their time.
+    /// Number of datagrams that arrived unexpectedly or too late.
     strays: u64,
 }
 
@@ -157,8 +158,8 @@ impl Echo {
     /// Sends `payload` and waits for a datagram of its length.
     fn round_trip(&mut self, payload: &[u8], stop: &Stop) -> Result<Answer, Error> {
         let begin = Instant::now();
-        // A failed send (say, an ICMP answer to the one before) is a loss like any other, but it must
-        // not make the caller spin.
+        // A failed send (for example an ICMP error for the previous datagram) counts as a loss, but must not
+        // make the caller spin.
         let sent = self.socket.send(payload).is_ok();
         while begin.elapsed() < LOST_AFTER {
             if stop.requested() {
@@ -177,7 +178,7 @@ impl Echo {
         Ok(Answer::Lost)
     }
 
-    /// Takes what is still on its way.
+    /// Receives the datagrams still in flight.
     fn collect_strays(&mut self) {
         while self.socket.recv(&mut self.buffer).is_ok() {
             self.strays += 1;

@@ -1,37 +1,37 @@
-//! Why a run failed.
+//! Errors of a run.
 
 use std::io;
 
-/// Why a run gave no figures. Prints as one line.
+/// The reason why a run produced no figures. Prints on one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
     #[error("{tried}: {answered}")]
     System {
-        /// What was tried.
+        /// The attempted operation.
         tried: String,
-        /// What the system answered.
+        /// The operating system's error.
         answered: io::Error,
     },
-    /// The other side reported a failure of its own.
+    /// The server reported a failure.
     #[error("the load server failed: {0}")]
     Server(String),
-    /// The other side said something that is no part of the protocol.
-    #[error("the load peer does not follow the protocol: {0}")]
+    /// The peer violated the protocol.
+    #[error("the load peer violated the protocol: {0}")]
     Protocol(String),
-    /// The other side was silent when it was its turn.
-    #[error("{0}: no answer in time; is the path up?")]
+    /// The peer did not respond in time.
+    #[error("{0}: no response in time; check that the path is up")]
     Silent(String),
-    /// The load that was asked for is impossible.
+    /// The requested load is impossible.
     #[error("{0}")]
     Impossible(String),
-    /// The run was asked to end early.
+    /// The run was stopped early.
     #[error("stopped")]
     Stopped,
 }
 
 impl Error {
-    /// Wraps a system error with what was tried; for `map_err`.
+    /// Wraps a system error with the attempted operation; for `map_err`.
     pub(crate) fn system(tried: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |answered| Error::System { tried: tried.into(), answered }
     }

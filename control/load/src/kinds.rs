@@ -1,39 +1,39 @@
-//! The kinds of load, each with what may be asked for.
+//! The kinds of load and their parameters.
 
 use std::time::Duration;
 
-/// Bulk TCP for a time.
+/// Bulk TCP for a given time.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpLoad {
-    /// How many connections, each with a thread.
+    /// Number of connections, each with its own thread.
     pub streams: usize,
-    /// Sent before the interval and not counted.
+    /// Time before the interval, not counted.
     pub warm_up: Duration,
-    /// Counted.
+    /// Time that is counted.
     pub interval: Duration,
 }
 
 /// Bulk TCP of known bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyLoad {
-    /// How many connections.
+    /// Number of connections.
     pub streams: usize,
-    /// How many bytes each sends.
+    /// Number of bytes that each connection sends.
     pub bytes: u64,
 }
 
-/// Datagrams as fast as they go.
+/// Datagrams at full speed.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpLoad {
     /// UDP payload, in bytes.
     pub size: usize,
-    /// How many source ports, served in turn by one thread.
+    /// Number of source ports, served in turn by one thread.
     pub flows: usize,
-    /// Datagrams of one flow handed to the system at once.
+    /// Number of datagrams of one flow per system call.
     pub batch: usize,
-    /// Sent before the interval and not counted.
+    /// Time before the interval, not counted.
     pub warm_up: Duration,
-    /// Counted.
+    /// Time that is counted.
     pub interval: Duration,
 }
 
@@ -42,13 +42,13 @@ pub struct UdpLoad {
 pub struct RttLoad {
     /// UDP payload, in bytes.
     pub size: usize,
-    /// Done before the interval and not counted.
+    /// Time before the interval, not counted.
     pub warm_up: Duration,
-    /// Counted.
+    /// Time that is counted.
     pub interval: Duration,
 }
 
-/// One datagram of every size, there and back.
+/// One echoed datagram of every size.
 #[derive(Clone, Copy, Debug)]
 pub struct SizesLoad {
     /// Smallest UDP payload, in bytes.

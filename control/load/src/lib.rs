@@ -1,23 +1,23 @@
-//! A small load generator, so that measuring a network needs nothing installed.
+//! A small load generator, so that measuring a network requires no other program.
 //!
 //! ```text
-//! server   answers on one TCP port; what it received is what counts
+//! server   listens on one TCP port and counts what it receives
 //! client   one function per kind of load: tcp, verify, udp, rtt, sizes
 //! report   the figures, one JSON object per run
-//! message  the control connection between the two: one JSON value a line
+//! message  the control connection between client and server: one JSON value per line
 //! ```
 //!
 //! ```text
 //! client                                   server
-//!   │ ── control: what is to come ───────────▶ │  makes data sockets of its own
+//!   │ ── control: request ───────────────────▶ │  opens data sockets
 //!   │ ◀──────────── control: ready on port P ─ │
 //!   │ ══ data to port P ═════════════════════▶ │  skips the warm-up, counts one interval
-//!   │ ◀──────────── control: what arrived ──── │
+//!   │ ◀──────────── control: counts ────────── │
 //! ```
 //!
-//! Rates are the receiver's count over the receiver's interval. Every wait has an end: a lost packet, a
-//! lost peer or a full queue yields an error or a smaller figure, never a hang. All sockets belong to the
-//! network namespace of the thread that calls, so either side runs wherever its caller put itself.
+//! Rates are the receiver's count over the receiver's interval. Every wait has a timeout: a lost packet, a
+//! lost peer or a full queue leads to an error or a smaller figure, never to a hang. All sockets belong to
+//! the network namespace of the calling thread.
 
 mod client;
 mod echo;
@@ -40,5 +40,5 @@ pub use report::{Report, RttReport, SizesReport, TcpReport, UdpReport, VerifyRep
 pub use server::Server;
 pub use stop::Stop;
 
-/// The port that a server listens on unless told otherwise.
+/// The default port of a server.
 pub const DEFAULT_PORT: u16 = 5299;

@@ -1,4 +1,4 @@
-//! The control connection: one JSON value a line, in both directions.
+//! The control connection: one JSON value per line, in both directions.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::stop::{PATIENCE, POLL, Stop};
+use crate::stop::{POLL, Stop, TIMEOUT};
 
-/// The longest line that a peer may send.
+/// Maximum length of a line from the peer.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// What the client asks for.
+/// The client's request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Request {
@@ -23,7 +23,7 @@ pub(crate) enum Request {
     Echo,
 }
 
-/// What the server answers: ready first, then one of the others.
+/// The server's replies: ready first, then one of the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Reply {
@@ -42,7 +42,7 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn connect(server: SocketAddr) -> Result<Self, Error> {
         let tried = || format!("connect to the load server {server}");
-        let stream = TcpStream::connect_timeout(&server, PATIENCE).map_err(Error::system(tried()))?;
+        let stream = TcpStream::connect_timeout(&server, TIMEOUT).map_err(Error::system(tried()))?;
         Self::new(stream)
     }
 
@@ -51,12 +51,12 @@ impl Control {
             .set_nonblocking(false)
             .and_then(|()| stream.set_nodelay(true))
             .and_then(|()| stream.set_read_timeout(Some(POLL)))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
             .map_err(Error::system("prepare the control connection"))?;
         Ok(Control { stream: BufReader::new(stream), line: Vec::new() })
     }
 
-    /// This end's address.
+    /// Returns the local address.
     pub(crate) fn local(&self) -> Result<SocketAddr, Error> {
         self.stream.get_ref().local_addr().map_err(Error::system("read the control address"))
     }
@@ -67,7 +67,7 @@ impl Control {
         self.stream.get_mut().write_all(&line).map_err(Error::system("write to the control connection"))
     }
 
-    /// The next message, waiting at most `limit`; `None` when the peer has closed the connection.
+    /// Receives the next message, waiting at most `limit`; `None` if the peer has closed the connection.
     pub(crate) fn receive<T: DeserializeOwned>(
         &mut self,
         limit: Duration,
@@ -86,12 +86,12 @@ impl Control {
                     return Ok(Some(message));
                 }
                 Ok(_) => return Ok(None),
-                // What arrived before the time-out stays in the line.
+                // The bytes received before the timeout stay in `line`.
                 Err(error) if timed_out(&error) => {}
                 Err(error) => return Err(Error::system("read from the control connection")(error)),
             }
             if self.line.len() > LONGEST_LINE {
-                return Err(Error::Protocol(format!("a line longer than {LONGEST_LINE} bytes")));
+                return Err(Error::Protocol(format!("line longer than {LONGEST_LINE} bytes")));
             }
             if Instant::now() >= deadline {
                 return Err(Error::Silent("control connection".to_owned()));
@@ -99,31 +99,32 @@ impl Control {
         }
     }
 
-    /// The server's next answer; its failure is an error here.
+    /// Receives the server's next reply; a failure that the server reports becomes an error.
     pub(crate) fn answer(&mut self, limit: Duration, stop: &Stop) -> Result<Reply, Error> {
         match self.receive(limit, stop)? {
             Some(Reply::Failed { why }) => Err(Error::Server(why)),
             Some(reply) => Ok(reply),
-            None => Err(Error::Server("it closed the control connection".to_owned())),
+            None => Err(Error::Server("the control connection was closed".to_owned())),
         }
     }
 
-    /// Sends a request and returns the data port that the server made for it.
+    /// Sends a request and returns the data port that the server opened for it.
     pub(crate) fn ask(&mut self, request: &Request, stop: &Stop) -> Result<u16, Error> {
         self.send(request)?;
-        match self.answer(PATIENCE, stop)? {
+        match self.answer(TIMEOUT, stop)? {
             Reply::Ready { port } => Ok(port),
             other => Err(unexpected(&other)),
         }
     }
 }
 
-/// A valid message at the wrong time.
+/// Returns the error for a valid reply at the wrong time.
 pub(crate) fn unexpected(reply: &Reply) -> Error {
-    Error::Protocol(format!("unexpected {reply:?}"))
+    let text = serde_json::to_string(reply).unwrap_or_else(|error| error.to_string());
+    Error::Protocol(format!("unexpected reply {text}"))
 }
 
-/// Whether a blocking call ended because of its time-out or a signal, rather than failed.
+/// Returns true if a blocking call timed out or was interrupted by a signal.
 pub(crate) fn timed_out(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

@@ -1,4 +1,4 @@
-//! Counting over an interval while other threads do the work.
+//! Counts over an interval, for work on other threads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::message::Reply;
-use crate::stop::{PATIENCE, Stop};
+use crate::stop::{Stop, TIMEOUT};
 
-/// How often the measuring thread looks at the clock and at the stop sign.
+/// Interval at which the measuring thread checks the clock and for a stop.
 const STEP: Duration = Duration::from_millis(20);
 
 /// One counter for each worker.
@@ -26,9 +26,9 @@ impl Meter {
     }
 
     /// Waits until every worker has counted something, lets the warm-up pass, and counts one interval. A
-    /// worker that never begins does not hold the others up for longer than the usual patience.
+    /// worker that never starts holds up the others no longer than the usual timeout.
     pub(crate) fn measure(&self, warm_up: Duration, interval: Duration, stop: &Stop) -> Result<Reply, Error> {
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + TIMEOUT;
         while self.counts().contains(&0) && Instant::now() < give_up {
             sleep(STEP, stop)?;
         }

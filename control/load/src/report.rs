@@ -2,26 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Any report; in JSON, `mode` says which.
+/// A report of any kind; in JSON, `mode` names the kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "lowercase")]
 pub enum Report {
-    /// Bulk TCP for a time.
+    /// Bulk TCP for a given time.
     Tcp(TcpReport),
     /// Bulk TCP of known bytes.
     Verify(VerifyReport),
-    /// Datagrams as fast as they go.
+    /// Datagrams at full speed.
     Udp(UdpReport),
     /// Round trips.
     Rtt(RttReport),
-    /// Datagrams of every size, there and back.
+    /// Echoed datagrams of every size.
     Sizes(SizesReport),
 }
 
-/// Bulk TCP, as the receiver saw it.
+/// Bulk TCP, as counted by the receiver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TcpReport {
-    /// How many connections.
+    /// Number of connections.
     pub streams: usize,
     /// The receiver's interval, in seconds.
     pub seconds: f64,
@@ -36,30 +36,30 @@ pub struct TcpReport {
 /// A transfer whose bytes were compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerifyReport {
-    /// How many connections.
+    /// Number of connections.
     pub streams: usize,
     /// Bytes sent by each connection.
     pub bytes_by_stream: u64,
     /// Bytes received by all connections together.
     pub received: u64,
-    /// Connect to last byte, at the sender, in seconds.
+    /// Time from connecting to the last byte, at the sender, in seconds.
     pub seconds: f64,
     /// `received` over `seconds`.
     pub gbit_per_s: f64,
-    /// SHA-256 of what each connection sent, in hexadecimal.
+    /// SHA-256 of the bytes that each connection sent, in hexadecimal.
     pub sha256_sent: Vec<String>,
-    /// SHA-256 of what each connection received.
+    /// SHA-256 of the bytes that each connection received.
     pub sha256_received: Vec<String>,
     /// Whether every byte arrived and every digest agrees.
     pub equal: bool,
 }
 
-/// Datagrams, as the receiver saw them.
+/// Datagrams, as counted by the receiver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UdpReport {
     /// UDP payload, in bytes.
     pub size: usize,
-    /// How many source ports.
+    /// Number of source ports.
     pub flows: usize,
     /// The receiver's interval, in seconds.
     pub seconds: f64,
@@ -88,32 +88,32 @@ pub struct RttReport {
     pub min_us: f64,
     /// Median.
     pub p50_us: f64,
-    /// Nine of ten are shorter.
+    /// 90th percentile.
     pub p90_us: f64,
-    /// Ninety-nine of a hundred are shorter.
+    /// 99th percentile.
     pub p99_us: f64,
     /// Longest round trip.
     pub max_us: f64,
 }
 
-/// Datagrams of every size in a range, there and back.
+/// Echoed datagrams of every size in a range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SizesReport {
     /// Smallest UDP payload, in bytes.
     pub from: usize,
     /// Largest UDP payload, in bytes.
     pub to: usize,
-    /// Sizes that came back once with equal bytes.
+    /// Number of sizes that came back once with equal bytes.
     pub right: usize,
     /// Sizes that did not come back within a second.
     pub missing: Vec<usize>,
-    /// Sizes that came back with other bytes.
+    /// Sizes that came back with different bytes.
     pub wrong: Vec<usize>,
-    /// Datagrams that came back although they had come back before.
+    /// Number of datagrams that came back more than once.
     pub duplicates: u64,
 }
 
-/// Bits per second in units of 10^9; 0 for an empty interval.
+/// Returns the rate in units of 10^9 bits per second; 0 for an empty interval.
 pub(crate) fn gbit_per_s(bytes: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { bytes as f64 * 8.0 / seconds / 1e9 } else { 0.0 }
 }

@@ -1,4 +1,4 @@
-//! The receiving side: a control port, a thread for each client.
+//! The receiving side: a control port, and a thread for each client.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::message::{Control, Reply, Request};
-use crate::stop::{PATIENCE, Stop};
-use crate::streams::MOST_STREAMS;
+use crate::stop::{Stop, TIMEOUT};
+use crate::streams::MAX_STREAMS;
 use crate::{echo, tcp, udp, verify};
 
-/// How often the listener looks for a new client.
+/// Interval at which the listener checks for a new client.
 const ACCEPT_POLL: Duration = Duration::from_millis(10);
 
-/// A running server. Dropping it ends its clients' runs and its threads.
+/// A running server. Dropping it ends the runs of its clients, and its threads.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -22,7 +22,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address`; port 0 lets the system choose. All sockets of the server belong to the
+    /// Starts a server on `address`; port 0 lets the system choose. All sockets of the server belong to the
     /// network namespace of the calling thread.
     pub fn start(address: SocketAddr) -> Result<Self, Error> {
         let tried = || format!("listen on {address}");
@@ -30,15 +30,15 @@ impl Server {
         listener.set_nonblocking(true).map_err(Error::system(tried()))?;
         let address = listener.local_addr().map_err(Error::system(tried()))?;
         let stop = Stop::default();
-        let sign = stop.clone();
+        let stopped = stop.clone();
         let listener = thread::Builder::new()
             .name("load-server".to_owned())
-            .spawn(move || accept(&listener, &sign))
+            .spawn(move || accept(&listener, &stopped))
             .map_err(Error::system("start a thread"))?;
         Ok(Server { address, stop, listener: Some(listener) })
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -59,7 +59,7 @@ fn accept(listener: &TcpListener, stop: &Stop) {
             match listener.accept() {
                 Ok((stream, _)) => {
                     scope.spawn(move || {
-                        // A client that vanished has nobody to tell.
+                        // If the client has vanished, there is no one left to notify.
                         let _ = Control::new(stream).and_then(|mut control| serve(&mut control, stop));
                     });
                 }
@@ -69,7 +69,7 @@ fn accept(listener: &TcpListener, stop: &Stop) {
     });
 }
 
-/// One client, one run. A failure is told to the client, who has the reader's attention.
+/// Serves one run of one client. A failure is sent to the client, where the user sees it.
 fn serve(control: &mut Control, stop: &Stop) -> Result<(), Error> {
     let outcome = run(control, stop);
     if let Err(error) = &outcome {
@@ -79,13 +79,13 @@ fn serve(control: &mut Control, stop: &Stop) -> Result<(), Error> {
 }
 
 fn run(control: &mut Control, stop: &Stop) -> Result<(), Error> {
-    let Some(request) = control.receive(PATIENCE, stop)? else { return Ok(()) };
+    let Some(request) = control.receive(TIMEOUT, stop)? else { return Ok(()) };
     match request {
         Request::Tcp { streams, warm_up_ms, interval_ms } => {
             let times = [warm_up_ms, interval_ms].map(Duration::from_millis);
-            tcp::receive(control, checked(streams)?, times, stop)
+            tcp::receive(control, check_streams(streams)?, times, stop)
         }
-        Request::Verify { streams, bytes } => verify::receive(control, checked(streams)?, bytes, stop),
+        Request::Verify { streams, bytes } => verify::receive(control, check_streams(streams)?, bytes, stop),
         Request::Udp { size, token, warm_up_ms, interval_ms } => {
             let times = [warm_up_ms, interval_ms].map(Duration::from_millis);
             udp::receive(control, size, token, times, stop)
@@ -94,9 +94,9 @@ fn run(control: &mut Control, stop: &Stop) -> Result<(), Error> {
     }
 }
 
-fn checked(streams: usize) -> Result<usize, Error> {
-    if streams == 0 || streams > MOST_STREAMS {
-        return Err(Error::Impossible(format!("{streams} streams: 1 to {MOST_STREAMS} are possible")));
+fn check_streams(streams: usize) -> Result<usize, Error> {
+    if streams == 0 || streams > MAX_STREAMS {
+        return Err(Error::Impossible(format!("streams {streams}: must be 1 to {MAX_STREAMS}")));
     }
     Ok(streams)
 }

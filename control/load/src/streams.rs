@@ -6,28 +6,27 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::message::{Control, Reply};
-use crate::stop::{PATIENCE, POLL, Stop};
+use crate::stop::{POLL, Stop, TIMEOUT};
 
-/// How often the listener looks for a new connection.
+/// Interval at which the listener checks for a new connection.
 const ACCEPT_POLL: Duration = Duration::from_millis(10);
 
-/// The most streams that one client may ask for.
-pub(crate) const MOST_STREAMS: usize = 1024;
+/// Maximum number of streams per client.
+pub(crate) const MAX_STREAMS: usize = 1024;
 
-/// Makes a listener for one run's data beside the control port, tells the client, and takes `streams`
-/// connections from it.
+/// Opens a listener for one run's data, reports its port to the client, and accepts `streams` connections.
 pub(crate) fn data_streams(
     control: &mut Control,
     streams: usize,
     stop: &Stop,
 ) -> Result<Vec<TcpStream>, Error> {
-    let tried = "take the data connections";
+    let tried = "accept the data connections";
     let here = SocketAddr::new(control.local()?.ip(), 0);
     let listener = TcpListener::bind(here).map_err(Error::system(tried))?;
     listener.set_nonblocking(true).map_err(Error::system(tried))?;
     let port = listener.local_addr().map_err(Error::system(tried))?.port();
     control.send(&Reply::Ready { port })?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut taken = Vec::with_capacity(streams);
     while taken.len() < streams {
         match listener.accept() {

@@ -1,4 +1,4 @@
-//! Bulk TCP for a time: both sides.
+//! Bulk TCP for a given time: both sides.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -11,13 +11,13 @@ use crate::kinds::TcpLoad;
 use crate::message::{Control, Reply, Request, timed_out, unexpected};
 use crate::meter::Meter;
 use crate::report::{TcpReport, gbit_per_s};
-use crate::stop::{PATIENCE, POLL, Stop};
+use crate::stop::{POLL, Stop, TIMEOUT};
 use crate::streams::data_streams;
 
-/// One write or read; large, so that the system calls of the generator itself do not limit the path.
+/// Size of one write or read: large, so that the generator's own system calls do not limit the rate.
 pub(crate) const CHUNK: usize = 256 << 10;
 
-/// The server's side.
+/// Runs the server's side.
 pub(crate) fn receive(
     control: &mut Control,
     streams: usize,
@@ -33,17 +33,17 @@ pub(crate) fn receive(
             scope.spawn(move || drain(stream, |count| meter.add(index, count), done));
         }
         let counted = meter.measure(warm_up, interval, stop);
-        // Told before the streams end, so that the client knows why they end.
-        let told = counted.and_then(|counted| control.send(&counted));
+        // Sent before the streams end, so that the client knows why they end.
+        let sent = counted.and_then(|counted| control.send(&counted));
         done.store(true, Ordering::Relaxed);
         for stream in &streams {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        told
+        sent
     })
 }
 
-/// The client's side.
+/// Runs the client's side.
 pub(crate) fn send(server: SocketAddr, load: &TcpLoad, stop: &Stop) -> Result<TcpReport, Error> {
     let mut control = Control::connect(server)?;
     let request = Request::Tcp {
@@ -59,7 +59,7 @@ pub(crate) fn send(server: SocketAddr, load: &TcpLoad, stop: &Stop) -> Result<Tc
             let done = &done;
             scope.spawn(move || flood(stream, done));
         }
-        let answer = control.answer(load.warm_up + load.interval + PATIENCE * 2, stop);
+        let answer = control.answer(load.warm_up + load.interval + TIMEOUT * 2, stop);
         done.store(true, Ordering::Relaxed);
         for stream in &streams {
             let _ = stream.shutdown(Shutdown::Both);
@@ -76,7 +76,7 @@ pub(crate) fn send(server: SocketAddr, load: &TcpLoad, stop: &Stop) -> Result<Tc
 pub(crate) fn connect(to: SocketAddr, streams: usize) -> Result<Vec<TcpStream>, Error> {
     (0..streams)
         .map(|_| {
-            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
             stream.set_write_timeout(Some(POLL))?;
             Ok(stream)
         })
@@ -84,7 +84,7 @@ pub(crate) fn connect(to: SocketAddr, streams: usize) -> Result<Vec<TcpStream>, 
         .map_err(Error::system(format!("connect to {to}")))
 }
 
-/// Reads until the end of the stream or of the run. How a stream ends is no news here: the count tells.
+/// Reads until the end of the stream or of the run. Errors are ignored, because the count shows them.
 fn drain(mut stream: &TcpStream, count: impl Fn(u64), done: &AtomicBool) {
     let mut buffer = vec![0; CHUNK];
     while !done.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Datagrams as fast as they go: both sides.
+//! Datagrams at full speed: both sides.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,21 +17,23 @@ use crate::kinds::UdpLoad;
 use crate::message::{Control, Reply, Request, unexpected};
 use crate::meter::Meter;
 use crate::report::{UdpReport, gbit_per_s};
-use crate::stop::{PATIENCE, POLL, Stop};
+use crate::stop::{POLL, Stop, TIMEOUT};
 
-/// Datagrams taken by one system call.
+/// Number of datagrams received by one system call.
 const RECEIVE_BATCH: usize = 64;
 
-/// The receiver's socket buffer: the run measures the path, so a pause of the receiver must not drop.
+/// The receiver's socket buffer: large, because the run measures the path and a pause of the receiver must
+/// not cause drops.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Largest UDP payload over IPv4 (RFC 768, RFC 791).
 pub(crate) const LARGEST: usize = 65507;
 
-/// A datagram begins with the run's token as far as it has room, so that strangers are not counted.
+/// Length of the token at the start of a datagram, truncated in shorter ones, which identifies the run's own
+/// datagrams.
 const TOKEN_LEN: usize = 8;
 
-/// The server's side.
+/// Runs the server's side.
 pub(crate) fn receive(
     control: &mut Control,
     size: usize,
@@ -39,13 +41,13 @@ pub(crate) fn receive(
     [warm_up, interval]: [Duration; 2],
     stop: &Stop,
 ) -> Result<(), Error> {
-    let tried = "make the receiving socket";
+    let tried = "open the receiving socket";
     if size > LARGEST {
-        return Err(Error::Impossible(format!("{size} bytes: at most {LARGEST} fit a datagram")));
+        return Err(Error::Impossible(format!("size {size}: must be 0 to {LARGEST}")));
     }
     let socket = UdpSocket::bind(SocketAddr::new(control.local()?.ip(), 0)).map_err(Error::system(tried))?;
     socket.set_read_timeout(Some(POLL)).map_err(Error::system(tried))?;
-    // Beyond the system's limit only with CAP_NET_ADMIN; up to it otherwise.
+    // With CAP_NET_ADMIN beyond the system's limit, otherwise up to it.
     if setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
         let _ = SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER);
     }
@@ -63,7 +65,7 @@ pub(crate) fn receive(
     })
 }
 
-/// The client's side.
+/// Runs the client's side.
 pub(crate) fn send(server: SocketAddr, load: &UdpLoad, stop: &Stop) -> Result<UdpReport, Error> {
     let token = token();
     let mut control = Control::connect(server)?;
@@ -89,7 +91,7 @@ pub(crate) fn send(server: SocketAddr, load: &UdpLoad, stop: &Stop) -> Result<Ud
     let done = AtomicBool::new(false);
     let (answer, sent) = thread::scope(|scope| {
         let sender = scope.spawn(|| flood(&sockets, load, token, &done));
-        let answer = control.answer(load.warm_up + load.interval + PATIENCE * 2, stop);
+        let answer = control.answer(load.warm_up + load.interval + TIMEOUT * 2, stop);
         done.store(true, Ordering::Relaxed);
         (answer, sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
@@ -111,7 +113,7 @@ pub(crate) fn send(server: SocketAddr, load: &UdpLoad, stop: &Stop) -> Result<Ud
 fn drain(socket: &UdpSocket, size: usize, token: u64, meter: &Meter, done: &AtomicBool) {
     let token = token.to_be_bytes();
     let token = &token[..size.min(TOKEN_LEN)];
-    // One byte more than expected, so that a longer datagram is not taken for ours.
+    // One byte more than expected, so that a longer datagram is not mistaken for ours.
     let room = size + 1;
     let mut arena = vec![0u8; room * RECEIVE_BATCH];
     let mut lengths = [0; RECEIVE_BATCH];
@@ -142,7 +144,7 @@ fn drain(socket: &UdpSocket, size: usize, token: u64, meter: &Meter, done: &Atom
     }
 }
 
-/// Sends in turn from every flow until told to end; returns how many datagrams the system took.
+/// Sends from every flow in turn until `done`. Returns the number of datagrams that the system accepted.
 fn flood(sockets: &[UdpSocket], load: &UdpLoad, token: u64, done: &AtomicBool) -> u64 {
     let mut payload: Vec<u8> = (0..load.size).map(|index| index as u8).collect();
     let token_len = load.size.min(TOKEN_LEN);
@@ -157,7 +159,7 @@ fn flood(sockets: &[UdpSocket], load: &UdpLoad, token: u64, done: &AtomicBool) -
                 sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &nowhere, [], MsgFlags::empty());
             match outcome {
                 Ok(messages) => sent += messages.count() as u64,
-                // A full queue or an ICMP answer to an earlier datagram: the receiver's count tells.
+                // A full queue, or an ICMP error for an earlier datagram; the receiver's count shows it.
                 Err(_) => thread::yield_now(),
             }
         }
@@ -165,7 +167,7 @@ fn flood(sockets: &[UdpSocket], load: &UdpLoad, token: u64, done: &AtomicBool) -
     sent
 }
 
-/// A number that no other run on this path has now.
+/// Returns a number that no concurrent run on this path uses.
 fn token() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64) ^ (u64::from(std::process::id()) << 40)

@@ -11,32 +11,32 @@ use crate::error::Error;
 use crate::kinds::VerifyLoad;
 use crate::message::{Control, Reply, Request, timed_out, unexpected};
 use crate::report::{VerifyReport, gbit_per_s};
-use crate::stop::{PATIENCE, Stop};
+use crate::stop::{Stop, TIMEOUT};
 use crate::streams::data_streams;
 use crate::tcp::{CHUNK, connect};
 
-/// No run lasts longer, whatever its size.
+/// Time limit for a run of any size.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// The server's side: reads every stream to its end.
+/// Runs the server's side: reads every stream to its end.
 pub(crate) fn receive(control: &mut Control, streams: usize, bytes: u64, stop: &Stop) -> Result<(), Error> {
     let streams = data_streams(control, streams, stop)?;
     let digests = each(&streams, |_, stream| digest_stream(stream, bytes, stop))?;
-    // Streams may be taken in another order than they were opened in: each names itself.
+    // The streams may be accepted in another order than they were opened in, so each carries its number.
     let mut ordered: Vec<(u64, u64, String)> = digests;
     ordered.sort_by_key(|(index, ..)| *index);
     let received = ordered.iter().map(|(_, count, _)| count).sum();
     control.send(&Reply::Digests { received, sha256: ordered.into_iter().map(|(.., hex)| hex).collect() })
 }
 
-/// The client's side.
+/// Runs the client's side.
 pub(crate) fn send(server: SocketAddr, load: &VerifyLoad, stop: &Stop) -> Result<VerifyReport, Error> {
     let mut control = Control::connect(server)?;
     let begin = Instant::now();
     let port = control.ask(&Request::Verify { streams: load.streams, bytes: load.bytes }, stop)?;
     let streams = connect(SocketAddr::new(server.ip(), port), load.streams)?;
     let sha256_sent = each(&streams, |index, stream| send_stream(stream, index as u64, load.bytes, stop))?;
-    let answer = control.answer(PATIENCE * 2, stop)?;
+    let answer = control.answer(TIMEOUT * 2, stop)?;
     let seconds = begin.elapsed().as_secs_f64();
     let Reply::Digests { received, sha256 } = answer else { return Err(unexpected(&answer)) };
     let equal = received == load.bytes * load.streams as u64 && sha256 == sha256_sent;
@@ -52,7 +52,7 @@ pub(crate) fn send(server: SocketAddr, load: &VerifyLoad, stop: &Stop) -> Result
     })
 }
 
-/// Runs `work` for every stream on a thread of its own and returns the results in order.
+/// Runs `work` for every stream on its own thread and returns the results in order.
 fn each<R: Send>(
     streams: &[TcpStream],
     work: impl Fn(usize, &TcpStream) -> Result<R, Error> + Sync,
@@ -71,7 +71,7 @@ fn each<R: Send>(
     })
 }
 
-/// Sends the stream's number, then `bytes` bytes; returns their digest.
+/// Sends the stream's number, then `bytes` bytes. Returns the digest of the latter.
 fn send_stream(mut stream: &TcpStream, index: u64, bytes: u64, stop: &Stop) -> Result<String, Error> {
     let tried = "send";
     let mut source = Source(index + 1);
@@ -90,7 +90,7 @@ fn send_stream(mut stream: &TcpStream, index: u64, bytes: u64, stop: &Stop) -> R
     Ok(hex(&hash.finalize()))
 }
 
-/// Reads the stream's number and everything behind it; returns number, length and digest.
+/// Reads the stream's number and everything after it. Returns number, length and digest.
 fn digest_stream(mut stream: &TcpStream, bytes: u64, stop: &Stop) -> Result<(u64, u64, String), Error> {
     let begin = Instant::now();
     let mut buffer = vec![0; CHUNK];
@@ -113,13 +113,13 @@ fn digest_stream(mut stream: &TcpStream, bytes: u64, stop: &Stop) -> Result<(u64
             Err(error) if timed_out(&error) => {}
             Err(error) => return Err(Error::system("receive")(error)),
         }
-        if last.elapsed() > PATIENCE || begin.elapsed() > LONGEST {
+        if last.elapsed() > TIMEOUT || begin.elapsed() > LONGEST {
             return Err(Error::Silent(format!("stalled after {received} of {bytes} bytes")));
         }
     }
 }
 
-/// `write_all` that does not lose its place on a time-out and gives up on a stalled peer.
+/// Writes all bytes; unlike `write_all`, resumes after a timeout, and fails if the peer stalls.
 fn write_all(mut stream: &TcpStream, mut bytes: &[u8], stop: &Stop) -> Result<(), Error> {
     let mut last = Instant::now();
     while !bytes.is_empty() {
@@ -131,7 +131,7 @@ fn write_all(mut stream: &TcpStream, mut bytes: &[u8], stop: &Stop) -> Result<()
                 bytes = &bytes[length..];
                 last = Instant::now();
             }
-            Err(error) if timed_out(&error) && last.elapsed() < PATIENCE => {}
+            Err(error) if timed_out(&error) && last.elapsed() < TIMEOUT => {}
             Err(error) if timed_out(&error) => return Err(Error::Silent("send".to_owned())),
             Err(error) => return Err(Error::system("send")(error)),
         }
@@ -139,8 +139,8 @@ fn write_all(mut stream: &TcpStream, mut bytes: &[u8], stop: &Stop) -> Result<()
     Ok(())
 }
 
-/// A repeatable stream of bytes without short periods (xorshift64*, Vigna 2016), so that a segment in the
-/// wrong place changes the digest.
+/// A reproducible stream of bytes without short periods (xorshift64*, Vigna 2016), so that a misplaced
+/// segment changes the digest.
 struct Source(u64);
 
 impl Source {
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_source_repeats_itself_only_by_seed() {
+    fn the_source_depends_on_the_seed_and_has_no_short_period() {
         let fill = |seed| {
             let mut buffer = vec![0; 4099];
             Source(seed).fill(&mut buffer);

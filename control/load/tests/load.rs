@@ -1,12 +1,12 @@
-//! Every kind of load over the loopback of a namespace: the counts agree with what was sent.
+//! Every kind of load over the loopback device of a namespace: the counts match what was sent.
 
-// clippy.toml allows it in test functions only, not in their helpers.
+// clippy.toml allows unwrap only in test functions, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use lab::Namespace;
+use lab::{Namespace, Needs};
 use load::{Error, RttLoad, Server, SizesLoad, Stop, TcpLoad, UdpLoad, VerifyLoad};
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -50,7 +50,7 @@ fn udp_delivers_no_more_than_was_sent() {
 #[test]
 fn udp_counts_only_this_runs_datagrams() {
     on_both_families("udp-strangers", |server| {
-        // Two runs at once share the receiver's address but neither port nor token.
+        // Two concurrent runs share the receiver's address, but neither port nor token.
         let load = UdpLoad { size: 64, flows: 1, batch: 8, warm_up: SHORT, interval: SHORT };
         std::thread::scope(|scope| {
             let runs = [(); 2].map(|()| scope.spawn(|| load::udp(server, &load, &Stop::default()).unwrap()));
@@ -96,11 +96,11 @@ fn a_run_can_be_stopped() {
 }
 
 #[test]
-fn impossible_loads_are_refused() {
+fn impossible_loads_are_rejected() {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
     let udp = UdpLoad { size: 65508, flows: 1, batch: 1, warm_up: SHORT, interval: SHORT };
     let error = load::udp(nowhere, &udp, &Stop::default()).unwrap_err().to_string();
-    assert_eq!(error, "size 65508: 0 to 65507 are possible");
+    assert_eq!(error, "size 65508: must be 0 to 65507");
     let tcp = TcpLoad { streams: 0, warm_up: SHORT, interval: SHORT };
     assert!(matches!(load::tcp(nowhere, &tcp, &Stop::default()), Err(Error::Impossible(_))));
 }
@@ -123,11 +123,9 @@ fn a_server_survives_nonsense() {
     });
 }
 
-/// Runs `test` against a server on the loopback of a fresh namespace, once over IPv4 and once over IPv6.
+/// Runs `test` against a server on the loopback device of a new namespace, over IPv4 and over IPv6.
 fn on_both_families(name: &str, test: impl Fn(SocketAddr) + Send + Sync) {
-    if !lab::userns::privileged() {
-        assert!(std::env::var("CI").is_err(), "CI must give CAP_SYS_ADMIN and CAP_NET_ADMIN");
-        println!("skipped: needs CAP_SYS_ADMIN and CAP_NET_ADMIN");
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&format!("loadtest{}-{name}", std::process::id())).unwrap();

@@ -1,7 +1,7 @@
 //! Strict CIDR text, and networks without host bits.
 //!
-//! `ipnetwork` also takes a bare address or a dotted mask for a network; flannel does not, and a
-//! configuration that only we accept would break on the next stock node.
+//! `ipnetwork` also accepts a bare address or a dotted mask; flannel does not, and a configuration that only
+//! we accept would break on the next flannel node.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,21 +13,21 @@ pub fn parse_v4(text: &str) -> Option<Ipv4Network> {
     masked_v4(address.parse().ok()?, length)
 }
 
-/// Parses `fd00:12::7/48` and drops the host bits; `None` for any other form, IPv4 in IPv6's clothes
-/// (`::ffff:10.0.0.0/104`) included: no route leads there.
+/// Parses `fd00:12::7/48` and drops the host bits; `None` for any other form, including IPv4-mapped networks
+/// (`::ffff:10.0.0.0/104`), which cannot be routed.
 pub fn parse_v6(text: &str) -> Option<Ipv6Network> {
     let (address, length) = split(text)?;
     masked_v6(address.parse().ok()?, length).filter(|network| network.network().to_ipv4_mapped().is_none())
 }
 
-/// The network of `length` bits that `address` lies in; `None` if `length` is over 32.
+/// Returns the network of prefix length `length` that contains `address`; `None` if `length` is over 32.
 pub fn masked_v4(address: Ipv4Addr, length: u8) -> Option<Ipv4Network> {
     let host_bits = 32u32.checked_sub(length.into())?;
     let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
     Ipv4Network::new(Ipv4Addr::from_bits(address.to_bits() & mask), length).ok()
 }
 
-/// The network of `length` bits that `address` lies in; `None` if `length` is over 128.
+/// Returns the network of prefix length `length` that contains `address`; `None` if `length` is over 128.
 pub fn masked_v6(address: Ipv6Addr, length: u8) -> Option<Ipv6Network> {
     let host_bits = 128u32.checked_sub(length.into())?;
     let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
@@ -36,7 +36,7 @@ pub fn masked_v6(address: Ipv6Addr, length: u8) -> Option<Ipv6Network> {
 
 fn split(text: &str) -> Option<(&str, u8)> {
     let (address, length) = text.split_once('/')?;
-    // `u8::from_str` takes a plus sign, CIDR notation does not.
+    // `u8::from_str` accepts a plus sign, CIDR notation does not.
     if length.is_empty() || !length.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_slash_form_is_a_network() {
+    fn only_the_slash_form_parses() {
         for text in ["", "/", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/+8"] {
             assert_eq!(parse_v4(text), None, "{text}");
         }

@@ -1,15 +1,15 @@
-//! What can be wrong with a network configuration, and what is merely odd.
+//! Errors in a network configuration, and warnings.
 
 use std::fmt;
 
-/// Something legal that a person should look at.
+/// A legal setting that a person should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
-    /// Flannel's documents say vxlan, its code says udp.
+    /// There is no Backend: flannel's documentation says that this means vxlan, its code says udp.
     NoBackend,
-    /// A key that no flannel reads.
+    /// A key that no version of flannel reads.
     UnknownKey {
-        /// The key as written, `Backend.` before one of the backend's.
+        /// The key as written, with the prefix `Backend.` for keys of the backend.
         key: String,
     },
 }
@@ -17,15 +17,15 @@ pub enum Warning {
 /// A configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not a JSON object.
+    /// The text is not a JSON object.
     #[error("network configuration: not a JSON object: {0}")]
     Syntax(String),
     /// A key whose value breaks a rule.
     #[error("network configuration: {key} = {value}: {rule}")]
     Key {
-        /// The key as flannel spells it, `Backend.` before one of the backend's.
+        /// The key as flannel spells it, with the prefix `Backend.` for keys of the backend.
         key: String,
-        /// The value as written, shortened; `(absent)` for a missing one.
+        /// The value as written, shortened; `(absent)` if there is none.
         value: String,
         /// The rule.
         rule: String,
@@ -36,11 +36,11 @@ impl fmt::Display for Warning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::NoBackend => formatter.write_str(
-                "network configuration: no Backend, which means udp, not vxlan: \
-                 every node of the cluster must use udp too; write a Backend with a Type to choose",
+                "network configuration: no Backend, so the backend is udp, not vxlan, \
+                 and every node of the cluster must use udp; set Backend.Type to choose another",
             ),
             Warning::UnknownKey { key } => {
-                write!(formatter, "network configuration: {key}: unknown key, not used")
+                write!(formatter, "network configuration: {key}: unknown key, ignored")
             }
         }
     }

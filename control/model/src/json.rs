@@ -1,7 +1,7 @@
 //! A JSON object read by the rules of Go's `encoding/json`, which flannel's formats inherit.
 //!
-//! Keys match without regard to case, the last of several wins, `null` leaves the default, a number
-//! for an integer has no fraction and no exponent, and nothing is converted between types.
+//! Keys match regardless of case, the last of several equal keys wins, `null` leaves the default, an integer
+//! has no fraction and no exponent, and values are never converted between types.
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -9,28 +9,28 @@ use serde_json::value::RawValue;
 use crate::members::{Members, fold};
 use crate::secrets::redact;
 
-/// One object, and which of its keys were asked for.
+/// One object, and the keys that were read from it.
 pub(crate) struct Object {
     members: Vec<(String, Box<RawValue>)>,
     known: Vec<&'static str>,
 }
 
-/// A member that is not what its key asks for.
+/// A value of the wrong type for its key.
 #[derive(Debug)]
 pub(crate) struct Mismatch {
     /// The value as written, shortened.
     pub(crate) value: String,
-    /// What the key takes.
+    /// The values that the key accepts.
     pub(crate) wanted: &'static str,
 }
 
 impl Object {
-    /// Reads one object and nothing after it.
+    /// Parses a text that consists of one object.
     pub(crate) fn parse(text: &str) -> Result<Object, serde_json::Error> {
         serde_json::from_str::<Members>(text).map(|Members(members)| Object { members, known: Vec::new() })
     }
 
-    /// The text under `key`, unless absent. A `null` is returned as such.
+    /// Returns the text under `key`, if present. A `null` is returned as such.
     pub(crate) fn raw(&mut self, key: &'static str) -> Option<&RawValue> {
         self.known.push(key);
         self.members.iter().rev().find(|(name, _)| fold(name) == fold(key)).map(|(_, value)| &**value)
@@ -44,18 +44,18 @@ impl Object {
         self.typed(key, "a string")
     }
 
-    /// A whole number; wide enough for any range that a caller checks afterwards.
+    /// Reads a whole number, in a type wide enough for every range that callers check afterwards.
     pub(crate) fn integer(&mut self, key: &'static str) -> Result<Option<i64>, Mismatch> {
         self.typed(key, "a whole number, without quotes, fraction or exponent")
     }
 
-    /// The keys, as written, that no call has asked for.
+    /// Returns the keys, as written, that no call has read.
     pub(crate) fn unknown(&self) -> Vec<&str> {
-        let asked_for = |name: &str| self.known.iter().any(|key| fold(key) == fold(name));
-        self.members.iter().map(|(name, _)| name.as_str()).filter(|name| !asked_for(name)).collect()
+        let is_known = |name: &str| self.known.iter().any(|key| fold(key) == fold(name));
+        self.members.iter().map(|(name, _)| name.as_str()).filter(|name| !is_known(name)).collect()
     }
 
-    /// The last value that is not null wins, as each assignment in Go overwrites the one before.
+    /// Returns the last value that is not null, because in Go each assignment overwrites the previous one.
     fn typed<T: DeserializeOwned>(
         &mut self,
         key: &'static str,
@@ -72,10 +72,10 @@ impl Object {
     }
 }
 
-/// Cuts a value to what still fits a line of log.
+/// Shortens a value to fit on a line of the log.
 pub(crate) fn shorten(text: &str) -> String {
     const LONGEST: usize = 80;
-    // Blanks stay as many as they are: a stray one may be the very fault.
+    // Blanks are not collapsed, because a stray one may be the mistake.
     let line = text.replace(char::is_control, " ");
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &line[..end]),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn null_leaves_what_was_there() {
+    fn null_leaves_the_earlier_value() {
         let mut object = Object::parse(r#"{"a":7,"A":null,"b":null}"#).unwrap();
         assert_eq!(object.integer("A").unwrap(), Some(7));
         assert_eq!(object.boolean("b").unwrap(), None);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_letters_that_fold_into_ascii() {
+    fn two_letters_fold_to_ascii() {
         let mut object = Object::parse("{\"\u{17f}ubnetLen\":28,\"\u{212a}ey\":1}").unwrap();
         assert_eq!(object.integer("SubnetLen").unwrap(), Some(28));
         assert_eq!(object.integer("key").unwrap(), Some(1));
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn only_one_whole_object_is_an_object() {
+    fn only_a_single_complete_object_parses() {
         for text in ["", "null", "[]", "7", "{", "{} {}", "{}x", r#"{"a":}"#, "{'a':1}", "// c\n{}"] {
             assert!(Object::parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn long_values_are_cut_on_a_character() {
+    fn long_values_are_cut_at_a_character_boundary() {
         let text = "ä".repeat(200);
         assert_eq!(shorten(&text).chars().count(), 83);
     }

@@ -1,14 +1,14 @@
-//! Flannel's contract as plain data: what is read from and written for other programs, byte for byte.
+//! Flannel's contract as plain data: the formats shared with other programs, byte for byte.
 //!
 //! ```text
 //! net_config   the cluster's network configuration, with flannel's defaults and checks
 //! backend      the Backend object of that configuration; the data a VXLAN node publishes
-//! lease        a node's subnet, its key text and its attributes' JSON
+//! lease        a node's subnets, the text of their key and the JSON of their attributes
 //! subnet_env   the file that CNI plugins and Docker wait for
 //! cidr         strict CIDR text and masks, shared by the above
-//! secrets      a configuration as a log may show it
+//! secrets      a configuration without its secrets, for logs
 //! json         a JSON object read by the rules of Go's decoder, shared by the above
-//! error        what is wrong or odd about a network configuration
+//! error        errors in a network configuration, and warnings
 //! ```
 //!
 //! Nothing here does I/O, reads a clock or panics on any input.

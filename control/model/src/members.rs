@@ -1,4 +1,4 @@
-//! The members of one JSON object as they were written, and Go's rule for equal keys.
+//! The members of one JSON object as written, and Go's rule for equal keys.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The members in the order written, values still as text.
+/// The members in the order written, with the values still as text.
 pub(crate) struct Members(pub(crate) Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -29,7 +29,7 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
-/// Go folds by Unicode's simple folding, under which two letters beyond ASCII meet ASCII ones.
+/// Folds a key as Go does, by Unicode's simple folding, in which two letters beyond ASCII fold to ASCII ones.
 pub(crate) fn fold(key: &str) -> String {
     key.chars()
         .map(|letter| match letter {

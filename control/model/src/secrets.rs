@@ -1,33 +1,33 @@
-//! A network configuration as a log may show it: without pre-shared keys, passwords and the like.
+//! A network configuration for logs: without pre-shared keys, passwords and the like.
 
 use serde_json::value::RawValue;
 
 use crate::members::{Members, fold};
 
-/// What stands for a value that is not shown.
+/// The replacement for a hidden value.
 const HIDDEN: &str = r#""(hidden)""#;
-/// Words in a key, or in a text such as a command, that announce a secret.
+/// Words in a key, or in a text such as a command, that suggest a secret.
 const WORDS: [&str; 6] = ["psk", "key", "secret", "password", "token", "credential"];
-/// No configuration is nested deeper; what is may have been made to exhaust a stack.
+/// Maximum depth of nesting. No real configuration is deeper; one that is may be meant to exhaust the stack.
 const DEEPEST: usize = 8;
 
-/// `text` with every secret value hidden, however deep and however its key is written. A text that is not
-/// JSON is not shown at all: nobody knows where in it a secret begins.
+/// Returns `text` with every secret value hidden, at any depth and however its key is written. Text that is
+/// not JSON is hidden completely, because there is no telling where a secret starts.
 pub fn redact(text: &str) -> String {
     match serde_json::from_str::<&RawValue>(text) {
-        Ok(value) => shown(value.get(), 0),
+        Ok(value) => redact_value(value.get(), 0),
         Err(_) => format!("({} bytes that are not JSON)", text.len()),
     }
 }
 
-fn shown(value: &str, depth: usize) -> String {
+fn redact_value(value: &str, depth: usize) -> String {
     if depth > DEEPEST {
         return HIDDEN.to_owned();
     }
-    let inside = |value: &RawValue| shown(value.get(), depth + 1);
+    let inside = |value: &RawValue| redact_value(value.get(), depth + 1);
     if let Ok(Members(members)) = serde_json::from_str(value) {
         let member = |(key, value): &(String, Box<RawValue>)| {
-            let value = if announces(key) { HIDDEN.to_owned() } else { inside(value) };
+            let value = if suggests_secret(key) { HIDDEN.to_owned() } else { inside(value) };
             format!("{}:{value}", serde_json::Value::from(key.as_str()))
         };
         return format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","));
@@ -36,12 +36,12 @@ fn shown(value: &str, depth: usize) -> String {
         return format!("[{}]", list.into_iter().map(inside).collect::<Vec<_>>().join(","));
     }
     match serde_json::from_str::<String>(value) {
-        Ok(text) if announces(&text) => HIDDEN.to_owned(),
+        Ok(text) if suggests_secret(&text) => HIDDEN.to_owned(),
         _ => value.to_owned(),
     }
 }
 
-fn announces(text: &str) -> bool {
+fn suggests_secret(text: &str) -> bool {
     let text = fold(text);
     WORDS.iter().any(|word| text.contains(word))
 }

@@ -1,23 +1,23 @@
-//! What the tools of the WireGuard project ask of a userspace implementation
+//! Requests that the WireGuard project's tools send to a userspace implementation
 //! (<https://www.wireguard.com/xplatform/>, "configuration protocol").
 
-/// More than the longest request that means anything here: `set`, which can be longer, is refused whatever it says.
+/// Maximum length of a request. Only a `set` can be longer, and every `set` is rejected.
 pub const LONGEST: usize = 4096;
 
-/// What a client has said so far.
+/// The request that a client has sent so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// Nothing whole yet.
+    /// Incomplete.
     Unfinished,
-    /// How the interface is configured, and how its peers are.
+    /// `get`: the configuration of the interface and the state of its peers.
     Get,
-    /// Something else.
+    /// Any other request.
     Other,
-    /// More than anybody may.
+    /// Longer than allowed.
     TooMuch,
 }
 
-/// Reads what has come; an empty line ends a request.
+/// Parses the bytes received so far; an empty line ends a request.
 pub fn read(bytes: &[u8]) -> Asked {
     if bytes.len() > LONGEST {
         Asked::TooMuch
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_by_their_end() {
+    fn an_empty_line_ends_a_request() {
         for (bytes, asked) in [
             (&b""[..], Asked::Unfinished),
             (b"get=1\n", Asked::Unfinished),

@@ -1,4 +1,4 @@
-//! Keys as WireGuard's tools write them, and what a `wireguard` node publishes.
+//! Keys in the notation of WireGuard's tools, and the data that a `wireguard` node publishes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,34 +6,34 @@ use base64::engine::general_purpose::STANDARD;
 use crate::json::{Object, shorten};
 use crate::lease::RawJson;
 
-/// 32 bytes from 44 letters of base64.
+/// Parses a key: 44 characters of base64 that encode 32 bytes.
 pub fn parse_key(text: &str) -> Option<[u8; 32]> {
     STANDARD.decode(text).ok()?.try_into().ok()
 }
 
-/// The letters of a key.
+/// Renders a key in base64.
 pub fn render_key(key: &[u8; 32]) -> String {
     STANDARD.encode(key)
 }
 
-/// What a node publishes for one family.
+/// The data that a node publishes for one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WireguardData {
-    /// Its public key.
+    /// The node's public key.
     pub public_key: [u8; 32],
-    /// UDP port; old nodes publish none, and have the reader's.
+    /// The node's UDP port; old nodes publish none and use the same port as the reader.
     pub port: Option<u16>,
 }
 
 impl WireguardData {
-    /// As flannel writes it.
+    /// Renders the data as flannel does.
     pub fn to_json(&self) -> RawJson {
         let key = render_key(&self.public_key);
         let port = self.port.map(|port| format!(",\"Port\":{port}")).unwrap_or_default();
         RawJson::trusted(format!("{{\"PublicKey\":\"{key}\"{port}}}"))
     }
 
-    /// Reads what a node has published, or says what is wrong with it.
+    /// Parses the data of a node; the error names the invalid field.
     pub fn parse(text: &str) -> Result<WireguardData, String> {
         let mut object =
             Object::parse(text).map_err(|error| format!("wireguard data: not a JSON object: {error}"))?;
@@ -62,7 +62,7 @@ mod tests {
     const STOCK: &str = r#"{"PublicKey":"YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXoxMjM0NTY=","Port":51820}"#;
 
     #[test]
-    fn what_a_stock_node_publishes_both_ways() {
+    fn the_data_of_a_flannel_node_round_trips() {
         let data = WireguardData::parse(STOCK).expect("data");
         assert_eq!((&data.public_key, data.port), (b"abcdefghijklmnopqrstuvwxyz123456", Some(51820)));
         assert_eq!(data.to_json().as_str(), STOCK);
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn the_invalid_field_is_named() {
         for (text, field) in [
             ("null", "JSON"),
             ("{}", "PublicKey"),

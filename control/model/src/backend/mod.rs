@@ -1,4 +1,4 @@
-//! Backends twice: as the network configuration asks for them, and the data a VXLAN node publishes.
+//! Backends: their options in the network configuration, and the data that a VXLAN node publishes.
 
 use std::fmt;
 
@@ -9,27 +9,27 @@ use crate::json::{Mismatch, Object, shorten};
 use crate::lease::RawJson;
 use crate::secrets::redact;
 
-/// The kernel's own default port, `port` in drivers/net/vxlan/vxlan_core.c; the assigned 4789 came later.
+/// The kernel's default port, `port` in drivers/net/vxlan/vxlan_core.c; the assigned 4789 came later.
 pub const VXLAN_PORT: u16 = 8472;
 /// Flannel's default port for `udp`.
 pub const UDP_PORT: u16 = 8285;
 /// Flannel's default ports for `wireguard`, IPv4 and IPv6.
 pub const WIREGUARD_PORTS: (u16, u16) = (51820, 51821);
-/// Proposal that flannel hands to strongSwan unless told otherwise.
+/// Default proposal that flannel passes to strongSwan.
 const ESP_PROPOSAL: &str = "aes128gcm16-sha256-prfsha256-ecp256";
 /// Shortest pre-shared key that flannel's `ipsec` accepts, in characters.
 const IPSEC_PSK_LEN: usize = 96;
-/// Smallest outer MTU that leaves a pod the 68 bytes of RFC 791 after 50 of VXLAN.
-const LEAST_OUTER_MTU: i64 = 68 + 50;
+/// Smallest outer MTU that leaves a pod the 68 bytes of RFC 791 after 50 of VXLAN headers.
+const MIN_OUTER_MTU: i64 = 68 + 50;
 
-/// How packets cross from node to node.
+/// The way in which packets travel between nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
     /// VXLAN, RFC 7348.
     Vxlan(Vxlan),
     /// Bare IP packets in UDP.
     Udp {
-        /// Port of every node.
+        /// The port of every node.
         port: u16,
     },
     /// Kernel routes to the nodes, no tunnel.
@@ -41,17 +41,17 @@ pub enum Backend {
     },
     /// WireGuard.
     Wireguard(Wireguard),
-    /// A lease and nothing more.
+    /// A lease without a datapath.
     Alloc,
-    /// Commands run for each event.
+    /// Commands that run for each event.
     Extension(Extension),
     /// IPsec through strongSwan.
     Ipsec(Ipsec),
     /// Routes in Tencent's cloud.
     TencentVpc {
-        /// Key id, unless the environment gives it.
+        /// Key ID, if the environment does not set it.
         access_key_id: Option<Secret>,
-        /// Key, unless the environment gives it.
+        /// Key, if the environment does not set it.
         access_key_secret: Option<Secret>,
     },
 }
@@ -61,13 +61,13 @@ pub enum Backend {
 pub struct Vxlan {
     /// Network identifier.
     pub vni: Vni,
-    /// UDP destination port; the configuration's 0 is already 8472 here.
+    /// UDP destination port; a 0 in the configuration has become 8472.
     pub port: u16,
-    /// Outer MTU in bytes instead of the interface's.
+    /// Outer MTU in bytes; `None`: the interface's.
     pub mtu: Option<u32>,
     /// Group policy extension.
     pub gbp: bool,
-    /// Learn peers' addresses from received packets.
+    /// Learning of peers' addresses from received packets.
     pub learning: bool,
     /// Plain routes to nodes on the same link.
     pub direct_routing: bool,
@@ -76,43 +76,43 @@ pub struct Vxlan {
 /// Options of `wireguard`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wireguard {
-    /// UDP port for IPv4, and for both families in the single modes.
+    /// UDP port for IPv4, and for both families in the modes with a single tunnel.
     pub listen_port: u16,
     /// UDP port for IPv6.
     pub listen_port_v6: u16,
     /// Key shared by all peers: 32 bytes in base64.
     pub psk: Option<Secret>,
-    /// Outer MTU in bytes instead of the interface's.
+    /// Outer MTU in bytes; `None`: the interface's.
     pub mtu: Option<u32>,
-    /// Which tunnels there are.
+    /// The tunnels to use.
     pub mode: WireguardMode,
-    /// Seconds between keepalives; 0 is off.
+    /// Seconds between keepalives; 0 turns them off.
     pub keepalive: u16,
 }
 
-/// Which tunnels a `wireguard` node keeps.
+/// The tunnels of a `wireguard` node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WireguardMode {
-    /// One for each family.
+    /// One tunnel for each family.
     Separate,
-    /// One, over the family that reaches the peer.
+    /// One tunnel, over the family that reaches the peer.
     Auto,
-    /// One, over IPv4.
+    /// One tunnel, over IPv4.
     Ipv4,
-    /// One, over IPv6.
+    /// One tunnel, over IPv6.
     Ipv6,
 }
 
-/// Commands of `extension`; empty ones are not run.
+/// Commands of `extension`; empty ones are skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Extension {
-    /// Its output becomes the node's data.
+    /// The command whose output becomes the node's data.
     pub pre_startup: String,
-    /// Run once the lease is there.
+    /// The command to run once the node has its lease.
     pub post_startup: String,
-    /// Run for each new peer.
+    /// The command to run for each new peer.
     pub subnet_add: String,
-    /// Run for each lost peer.
+    /// The command to run for each peer that left.
     pub subnet_remove: String,
 }
 
@@ -127,42 +127,42 @@ pub struct Ipsec {
     pub esp_proposal: String,
 }
 
-/// A text that no log may show.
+/// A text that must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-/// What a VXLAN node publishes for one family.
+/// The data that a VXLAN node publishes for one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VxlanData {
     /// Network identifier; old nodes publish none.
     pub vni: Option<Vni>,
-    /// Address of the tunnel end.
+    /// MAC address of the tunnel end.
     pub mac: Mac,
 }
 
-/// Published data that cannot be used.
+/// Invalid published data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataError {
-    /// Not a JSON object.
+    /// The text is not a JSON object.
     #[error("vxlan data: not a JSON object: {0}")]
     Syntax(String),
-    /// A node that has not set up its device yet.
+    /// The node has not set up its device yet.
     #[error("vxlan data: VtepMAC is empty: the node has no tunnel device yet")]
     NoMac,
-    /// A field of the wrong kind.
+    /// A field has an invalid value.
     #[error("vxlan data: {field} = {value}: must be {rule}")]
     Field {
         /// The field as flannel spells it.
         field: &'static str,
         /// The value as written, shortened.
         value: String,
-        /// What the field takes.
+        /// The values that the field accepts.
         rule: &'static str,
     },
 }
 
 impl Backend {
-    /// The type as flannel's configuration names it.
+    /// Returns the type as named in flannel's configuration.
     pub fn name(&self) -> &'static str {
         match self {
             Backend::Vxlan(_) => "vxlan",
@@ -177,8 +177,8 @@ impl Backend {
         }
     }
 
-    /// The type as leases carry it: three types publish an empty one. Peers of another published
-    /// type ignore a node, except `udp`, which takes all.
+    /// Returns the type as published in leases, which is empty for three types. Nodes ignore peers of a
+    /// different published type, except `udp`, which accepts all.
     pub fn published_type(&self) -> &'static str {
         match self {
             Backend::Udp { .. } | Backend::Alloc | Backend::TencentVpc { .. } => "",
@@ -186,7 +186,7 @@ impl Backend {
         }
     }
 
-    /// Reads the text under `Backend`. Keys that mean nothing to the type become warnings.
+    /// Parses the text under `Backend`. Keys that the type does not use become warnings.
     pub(crate) fn parse(text: &str, warnings: &mut Vec<Warning>) -> Result<Backend, ConfigError> {
         let object = Object::parse(text).map_err(|_| ConfigError::Key {
             key: "Backend".into(),
@@ -222,7 +222,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// The text itself; never for logs.
+    /// Returns the text, which must not be logged.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -235,7 +235,7 @@ impl fmt::Debug for Secret {
 }
 
 impl VxlanData {
-    /// Reads what a node published: any spacing, any case of keys, foreign keys skipped.
+    /// Parses a node's data: any spacing, keys in any case, unknown keys skipped.
     pub fn parse(text: &str) -> Result<VxlanData, DataError> {
         let mut object = Object::parse(text).map_err(|error| DataError::Syntax(error.to_string()))?;
         let mismatch =
@@ -257,8 +257,8 @@ impl VxlanData {
         })
     }
 
-    /// The text as flannel writes it. Compact and in this order: a stock node that takes over cuts its
-    /// old MAC out of the text instead of parsing it.
+    /// Renders the data as flannel does: compact and in this order, because a flannel node that takes over
+    /// cuts its old MAC address out of the text instead of parsing it.
     pub fn to_json(&self) -> RawJson {
         RawJson::trusted(match self.vni {
             Some(vni) => format!(r#"{{"VNI":{vni},"VtepMAC":"{}"}}"#, self.mac),
@@ -267,7 +267,7 @@ impl VxlanData {
     }
 }
 
-/// The backend's object, with errors that name the key as the user wrote the path to it.
+/// The backend's object; its errors name the full path of the key.
 struct Keys {
     object: Object,
 }
@@ -275,7 +275,7 @@ struct Keys {
 impl Keys {
     fn vxlan(&mut self) -> Result<Backend, ConfigError> {
         let vni = self.integer("VNI", 0, Vni::MAX.into(), 1)? as u32;
-        // Windows nodes read these two from the same configuration.
+        // Used only by Windows nodes, which read the same configuration.
         for windows_only in ["MacPrefix", "Name"] {
             self.string(windows_only)?;
         }
@@ -319,7 +319,7 @@ impl Keys {
     }
 
     fn extension(&mut self) -> Result<Backend, ConfigError> {
-        // Old samples carry it; flannel never runs it.
+        // Old samples contain this key; flannel never runs the command.
         self.string("ShutdownCommand")?;
         Ok(Backend::Extension(Extension {
             pre_startup: self.string("PreStartupCommand")?,
@@ -340,30 +340,24 @@ impl Keys {
     }
 
     fn mtu(&mut self) -> Result<Option<u32>, ConfigError> {
-        // 0 asks for nothing, so the interface's MTU it is.
+        // 0 means the interface's MTU.
         match self.integer("MTU", 0, u16::MAX.into(), 0)? {
             0 => Ok(None),
-            mtu if mtu < LEAST_OUTER_MTU => Err(error("MTU", mtu.to_string(), "must be 0 or 118 to 65535")),
+            mtu if mtu < MIN_OUTER_MTU => Err(error("MTU", mtu.to_string(), "must be 0 or 118 to 65535")),
             mtu => Ok(Some(mtu as u32)),
         }
     }
 
-    fn port(&mut self, key: &'static str, least: i64, default: u16) -> Result<u16, ConfigError> {
-        Ok(self.integer(key, least, u16::MAX.into(), default.into())? as u16)
+    fn port(&mut self, key: &'static str, min: i64, default: u16) -> Result<u16, ConfigError> {
+        Ok(self.integer(key, min, u16::MAX.into(), default.into())? as u16)
     }
 
-    fn integer(
-        &mut self,
-        key: &'static str,
-        least: i64,
-        most: i64,
-        default: i64,
-    ) -> Result<i64, ConfigError> {
+    fn integer(&mut self, key: &'static str, min: i64, max: i64, default: i64) -> Result<i64, ConfigError> {
         let number = self.object.integer(key).map_err(|found| wrong_type(key, found))?.unwrap_or(default);
-        if (least..=most).contains(&number) {
+        if (min..=max).contains(&number) {
             return Ok(number);
         }
-        Err(error(key, number.to_string(), format!("must be between {least} and {most}")))
+        Err(error(key, number.to_string(), format!("must be between {min} and {max}")))
     }
 
     fn boolean(&mut self, key: &'static str) -> Result<bool, ConfigError> {
@@ -374,7 +368,7 @@ impl Keys {
         Ok(self.object.string(key).map_err(|found| wrong_type(key, found))?.unwrap_or_default())
     }
 
-    /// An empty one is none, as flannel has it.
+    /// Reads a secret; as in flannel, an empty one counts as absent.
     fn secret(&mut self, key: &'static str) -> Result<Option<Secret>, ConfigError> {
         let hide = |found: Mismatch| wrong_type(key, Mismatch { value: "(hidden)".into(), ..found });
         let text = self.object.string(key).map_err(hide)?.unwrap_or_default();

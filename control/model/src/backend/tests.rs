@@ -1,4 +1,4 @@
-//! Each backend's keys, their defaults and their checks; published data.
+//! The keys of each backend, their defaults and checks; published data.
 
 use proptest::prelude::*;
 
@@ -143,7 +143,7 @@ fn wireguard_and_its_key() {
 }
 
 #[test]
-fn ipsec_wants_a_long_key() {
+fn ipsec_needs_a_long_key() {
     let long = "k".repeat(96);
     let Backend::Ipsec(ipsec) = backend(&format!(r#"{{"Type":"ipsec","PSK":"{long}"}}"#)) else {
         panic!("another type")

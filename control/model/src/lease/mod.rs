@@ -1,6 +1,6 @@
 //! A node's lease: its subnets, the text of its key and the JSON of its attributes.
 //!
-//! The texts are those that flannel keeps in etcd, and every store here keeps the same ones.
+//! Both texts are as flannel keeps them in etcd; every store of loden uses the same ones.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -17,14 +17,14 @@ const LONGEST_V4: u8 = 31;
 /// The longest IPv6 prefix a key can carry: flannel reads the length into seven bits.
 const LONGEST_V6: u8 = 127;
 
-/// One node's subnets, who holds them and until when.
+/// One node's subnets, their holder and their expiry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The subnets, and with them the lease's identity.
+    /// The subnets, which identify the lease.
     pub key: SubnetKey,
-    /// What the node says about itself.
+    /// The attributes that the node publishes.
     pub attrs: LeaseAttrs,
-    /// Unix seconds from which the lease is void; `None` for a reservation, which never ends.
+    /// Expiry in Unix seconds; `None` for a reservation, which never expires.
     pub expires: Option<u64>,
 }
 
@@ -35,18 +35,18 @@ pub struct SubnetKey {
     ipv6: Option<Ipv6Network>,
 }
 
-/// What a node publishes about itself.
+/// The attributes that a node publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseAttrs {
-    /// Address of the IPv4 tunnel end; 0.0.0.0 when the node has none.
+    /// Address of the IPv4 tunnel end; 0.0.0.0 if the node has none.
     pub public_ip: Ipv4Addr,
     /// Address of the IPv6 tunnel end.
     pub public_ipv6: Option<Ipv6Addr>,
-    /// `vxlan`, `host-gw`, ...; empty for `udp`, `alloc` and `tencent-vpc`, which publish none.
+    /// `vxlan`, `host-gw`, ...; empty for `udp`, `alloc` and `tencent-vpc`, which publish no type.
     pub backend_type: String,
-    /// What the backend publishes for IPv4.
+    /// The backend's data for IPv4.
     pub backend_data: Option<RawJson>,
-    /// What the backend publishes for IPv6.
+    /// The backend's data for IPv6.
     pub backend_v6_data: Option<RawJson>,
 }
 
@@ -54,49 +54,49 @@ pub struct LeaseAttrs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawJson(String);
 
-/// A key that is no subnet key.
+/// An invalid subnet key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("subnet key {0:?}: must end in IPV4-LENGTH, IPV4-LENGTH&IPV6-LENGTH or IPV6-LENGTH")]
 pub struct KeyError(String);
 
-/// Lease attributes that cannot be read.
+/// Invalid lease attributes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttrsError {
-    /// Not a JSON object.
+    /// The text is not a JSON object.
     #[error("lease attributes: not a JSON object: {0}")]
     Syntax(String),
-    /// A field of the wrong kind.
+    /// A field has an invalid value.
     #[error("lease attributes: {field} = {value}: must be {rule}")]
     Field {
         /// The field as flannel spells it.
         field: &'static str,
         /// The value as written, shortened.
         value: String,
-        /// What the field takes.
+        /// The values that the field accepts.
         rule: &'static str,
     },
 }
 
 impl Lease {
-    /// The IPv4 subnet, without host bits.
+    /// Returns the IPv4 subnet, without host bits.
     pub fn subnet(&self) -> Option<Ipv4Network> {
         self.key.ipv4
     }
 
-    /// The IPv6 subnet, without host bits.
+    /// Returns the IPv6 subnet, without host bits.
     pub fn ipv6_subnet(&self) -> Option<Ipv6Network> {
         self.key.ipv6
     }
 }
 
 impl SubnetKey {
-    /// A key for the given subnets, host bits dropped; `None` without a family, and for a /32, a
-    /// /128 or IPv4-mapped IPv6, which flannel's key text cannot express.
+    /// Builds the key of the given subnets, without host bits. Returns `None` if there is no subnet, and for
+    /// a /32, a /128 or IPv4-mapped IPv6, which flannel's key text cannot express.
     pub fn new(ipv4: Option<Ipv4Network>, ipv6: Option<Ipv6Network>) -> Option<SubnetKey> {
-        let unwritable = ipv4.is_some_and(|subnet| subnet.prefix() > LONGEST_V4)
+        let not_expressible = ipv4.is_some_and(|subnet| subnet.prefix() > LONGEST_V4)
             || ipv6.is_some_and(|subnet| subnet.prefix() > LONGEST_V6)
             || ipv6.is_some_and(|subnet| subnet.network().to_ipv4_mapped().is_some());
-        if unwritable || (ipv4.is_none() && ipv6.is_none()) {
+        if not_expressible || (ipv4.is_none() && ipv6.is_none()) {
             return None;
         }
         Some(SubnetKey {
@@ -105,30 +105,30 @@ impl SubnetKey {
         })
     }
 
-    /// The IPv4 subnet.
+    /// Returns the IPv4 subnet.
     pub fn ipv4(&self) -> Option<Ipv4Network> {
         self.ipv4
     }
 
-    /// The IPv6 subnet.
+    /// Returns the IPv6 subnet.
     pub fn ipv6(&self) -> Option<Ipv6Network> {
         self.ipv6
     }
 
-    /// Whether stock flannel can read this key. It knows no IPv6-only form, and one unreadable key
+    /// Returns true if flannel can read this key. flannel has no IPv6-only form, and a single unreadable key
     /// below its etcd prefix makes it forget all peers.
     pub fn is_readable_by_flannel(&self) -> bool {
         self.ipv4.is_some()
     }
 
-    /// Whether any address belongs to both.
+    /// Returns true if the two share any address.
     pub fn overlaps(&self, other: &SubnetKey) -> bool {
         let both_v4 = self.ipv4.zip(other.ipv4).is_some_and(|(a, b)| a.overlaps(b));
         both_v4 || self.ipv6.zip(other.ipv6).is_some_and(|(a, b)| a.overlaps(b))
     }
 }
 
-/// `10.5.52.0-24`, `10.5.52.0-24&fd00:12:13::-56`, or `fd00:12:13::-56`.
+/// Prints `10.5.52.0-24`, `10.5.52.0-24&fd00:12:13::-56` or `fd00:12:13::-56`.
 impl fmt::Display for SubnetKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(subnet) = self.ipv4 {
@@ -142,7 +142,7 @@ impl fmt::Display for SubnetKey {
     }
 }
 
-/// Reads the tail of a key: what stands before the subnet is skipped, as flannel does.
+/// Parses the end of a key; like flannel, skips everything before the subnet.
 impl FromStr for SubnetKey {
     type Err = KeyError;
 
@@ -152,8 +152,8 @@ impl FromStr for SubnetKey {
 }
 
 impl LeaseAttrs {
-    /// Reads a stored value. Keys match without case and unknown ones are skipped, as in flannel; a
-    /// missing public address reads as none.
+    /// Parses a stored value. As in flannel, keys match regardless of case and unknown keys are skipped; a
+    /// missing public address is unspecified.
     pub fn parse(text: &str) -> Result<LeaseAttrs, AttrsError> {
         let syntax = |error: serde_json::Error| AttrsError::Syntax(error.to_string());
         let mut object = Object::parse(text).map_err(syntax)?;
@@ -168,7 +168,7 @@ impl LeaseAttrs {
         })
     }
 
-    /// The value as flannel writes it: compact, fields in its order, absent ones left out.
+    /// Renders the value as flannel does: compact, in flannel's order, without absent fields.
     pub fn to_json(&self) -> String {
         let mut json = format!(r#"{{"PublicIP":"{}","PublicIPv6":"#, self.public_ip);
         match self.public_ipv6 {
@@ -176,7 +176,7 @@ impl LeaseAttrs {
             None => json.push_str("null"),
         }
         if !self.backend_type.is_empty() {
-            // Quoted by serde_json: the type may come from another node's value.
+            // Quoted by serde_json, because the type may come from another node.
             let quoted = serde_json::Value::from(self.backend_type.as_str());
             json.push_str(&format!(r#","BackendType":{quoted}"#));
         }
@@ -191,12 +191,13 @@ impl LeaseAttrs {
 }
 
 impl RawJson {
-    /// Checks that `text` is one JSON value and drops the space between its tokens.
+    /// Checks that `text` is one JSON value, and removes the white space between its tokens.
     pub fn parse(text: &str) -> Result<RawJson, serde_json::Error> {
         serde_json::from_str::<&RawValue>(text).map(RawJson::compact)
     }
 
-    /// A JSON string, byte for byte as Go writes it: what could end a script in HTML is escaped too.
+    /// Makes a JSON string, byte for byte as Go writes it: characters that could end a script in HTML are
+    /// escaped too.
     pub fn string(text: &str) -> RawJson {
         let mut json = serde_json::Value::from(text).to_string();
         for (plain, escaped) in [
@@ -211,12 +212,12 @@ impl RawJson {
         RawJson(json)
     }
 
-    /// The compact text.
+    /// Returns the compact text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// For text that the caller built as compact JSON.
+    /// Wraps text that the caller built as compact JSON.
     pub(crate) fn trusted(compact: String) -> RawJson {
         RawJson(compact)
     }
@@ -245,8 +246,8 @@ impl fmt::Display for RawJson {
     }
 }
 
-/// The tail that flannel's expression `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$` finds, and
-/// the IPv6-only form beside it.
+/// Parses the end of a key as flannel's expression `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$` does,
+/// and also the IPv6-only form.
 fn parse_key(text: &str) -> Option<SubnetKey> {
     let (head, length) = text.rsplit_once('-')?;
     let address = tail(head, |byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f' | b':'));
@@ -259,7 +260,8 @@ fn parse_key(text: &str) -> Option<SubnetKey> {
             let (head, length) = front.rsplit_once('-')?;
             SubnetKey::new(Some(parse_v4(head, length)?), Some(ipv6))
         }
-        // Only after a path: a broken dual-stack key must not pass for an IPv6-only one.
+        // Only at the start or after a path, so that a broken dual-stack key does not pass for an IPv6-only
+        // one.
         None if head.len() == address.len() || head[..head.len() - address.len()].ends_with('/') => {
             SubnetKey::new(None, Some(ipv6))
         }
@@ -269,7 +271,7 @@ fn parse_key(text: &str) -> Option<SubnetKey> {
 
 fn parse_v4(head: &str, length: &str) -> Option<Ipv4Network> {
     let digits = tail(head, |byte| byte.is_ascii_digit() || byte == b'.');
-    // More than four groups: what stands before the last four is not part of the address.
+    // Of more than four groups, only the last four belong to the address.
     let start = digits.rmatch_indices('.').nth(3).map_or(0, |(dot, _)| dot + 1);
     cidr::masked_v4(digits[start..].parse().ok()?, prefix_length(length, LONGEST_V4)?)
 }
@@ -279,10 +281,10 @@ fn prefix_length(text: &str, longest: u8) -> Option<u8> {
     text.parse().ok().filter(|length| decimal && *length <= longest)
 }
 
-/// The longest end of `text` whose bytes, all ASCII, satisfy `wanted`.
+/// Returns the longest suffix of `text` whose bytes, all ASCII, satisfy `wanted`.
 fn tail(text: &str, wanted: impl Fn(u8) -> bool) -> &str {
     let start = text.bytes().rposition(|byte| !wanted(byte)).map_or(0, |last| last + 1);
-    // A byte that is not wanted may end a character, never begin one: only ASCII is wanted.
+    // Only ASCII is wanted, so the suffix starts at a character boundary.
     text.get(start..).unwrap_or("")
 }
 

@@ -1,4 +1,4 @@
-//! Key texts and attribute values as flannel writes them, and what else its readers meet.
+//! Key texts and attribute values as flannel writes them, and deviations that readers have to handle.
 
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ fn keys_of_every_form() {
 }
 
 #[test]
-fn only_the_tail_of_a_key_counts() {
+fn only_the_end_of_a_key_counts() {
     let plain = key("10.5.52.0-24");
     for text in
         ["/coreos.com/network/subnets/10.5.52.0-24", "x10.5.52.0-24", "1.10.5.52.0-24", "ä10.5.52.0-24"]
@@ -96,7 +96,7 @@ fn attrs(text: &str) -> LeaseAttrs {
     LeaseAttrs::parse(text).unwrap()
 }
 
-/// Values of every backend as flannel stores them.
+/// Values of several backends as flannel stores them.
 const VALUES: [&str; 6] = [
     r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#,
     r#"{"PublicIP":"192.0.2.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,

@@ -1,4 +1,5 @@
-//! The cluster's network configuration (`net-conf.json`, etcd's `config`), with flannel's defaults and checks.
+//! The cluster's network configuration (`net-conf.json`, etcd's `config`), with flannel's defaults and
+//! checks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,59 +11,61 @@ use crate::cidr;
 use crate::error::{ConfigError, Warning};
 use crate::json::{Mismatch, Object, shorten};
 
-/// A subnet has room for a tunnel device, a bridge and a pod beside the base address.
+/// Longest node subnets: with room for a tunnel device, a bridge and a pod besides the base address.
 const LONGEST_SUBNET_V4: u8 = 30;
 const LONGEST_SUBNET_V6: u8 = 126;
-/// Nodes get a /24 or /64 where the network has room for four such subnets, else a quarter of it.
+/// Default node subnets, if the network has room for four of them; otherwise a node gets a quarter of the
+/// network.
 const USUAL_SUBNET_V4: u8 = 24;
 const USUAL_SUBNET_V6: u8 = 64;
-/// Bits between network and subnet: the first subnet is never used, so two subnets would serve one node.
-const LEAST_SPREAD: u8 = 2;
+/// Minimum number of bits between network and subnet: the first subnet is never used, so one bit would serve
+/// a single node.
+const MIN_SPREAD: u8 = 2;
 
-/// A configuration that has passed every check.
+/// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
-    /// The IPv4 pool; `None` when the family is off. One of the two is always there.
+    /// The IPv4 pool; `None` if the family is disabled. At least one pool is present.
     pub ipv4: Option<Ipv4Pool>,
-    /// The IPv6 pool; `None` when the family is off.
+    /// The IPv6 pool; `None` if the family is disabled.
     pub ipv6: Option<Ipv6Pool>,
     /// nftables instead of iptables.
     pub nftables: bool,
-    /// How packets cross.
+    /// The way in which packets travel between nodes.
     pub backend: Backend,
 }
 
-/// The IPv4 network and the subnets of it that nodes may hold.
+/// The IPv4 cluster network, and its subnets that nodes may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv4Pool {
     /// The cluster network, without host bits.
     pub network: Ipv4Network,
-    /// Prefix length of a node's subnet.
+    /// Prefix length of a node subnet.
     pub subnet_len: u8,
     /// Base address of the first subnet to hand out.
     pub subnet_min: Ipv4Addr,
-    /// Base address of the last one; may be below the first, and then there is none.
+    /// Base address of the last subnet to hand out; if it is below the first, there are none.
     pub subnet_max: Ipv4Addr,
 }
 
-/// The IPv6 network and the subnets of it that nodes may hold.
+/// The IPv6 cluster network, and its subnets that nodes may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv6Pool {
     /// The cluster network, without host bits.
     pub network: Ipv6Network,
-    /// Prefix length of a node's subnet.
+    /// Prefix length of a node subnet.
     pub subnet_len: u8,
     /// Base address of the first subnet to hand out.
     pub subnet_min: Ipv6Addr,
-    /// Base address of the last one; may be below the first, and then there is none.
+    /// Base address of the last subnet to hand out; if it is below the first, there are none.
     pub subnet_max: Ipv6Addr,
 }
 
-/// Reads a configuration by the rules of Go's JSON decoder and checks it as flannel does with etcd.
+/// Parses a configuration by the rules of Go's JSON decoder, and validates it as flannel does with etcd.
 pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
     let mut warnings = Vec::new();
     let mut object = Object::parse(text).map_err(|error| ConfigError::Syntax(without_values(&error)))?;
-    // All keys are read before any is judged: a broken value is an error even where its family is off.
+    // All keys are parsed first, so that an invalid value is an error even if its family is disabled.
     let enable_ipv4 = boolean(&mut object, "EnableIPv4")?.unwrap_or(true);
     let enable_ipv6 = boolean(&mut object, "EnableIPv6")?.unwrap_or(false);
     let nftables = boolean(&mut object, "EnableNFTables")?.unwrap_or(false);
@@ -89,7 +92,7 @@ pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
         subnet_max: address(&mut object, "IPv6SubnetMax", parse_v6, "must be an IPv6 address")?,
     };
     let backend = match object.raw("Backend") {
-        // A null is a Backend without Type: flannel keeps the text "null" and finds no type in it.
+        // A null counts as a Backend without Type: flannel keeps the text "null" and finds no type in it.
         Some(value) if value.get() == "null" => Backend::parse("{}", &mut warnings)?,
         Some(value) => Backend::parse(value.get(), &mut warnings)?,
         None => {
@@ -100,7 +103,7 @@ pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
     let unknown = object.unknown();
     warnings.extend(unknown.into_iter().map(|key| Warning::UnknownKey { key: shorten(key) }));
     if !enable_ipv4 && !enable_ipv6 {
-        let rule = "must not be false while EnableIPv6 is false too: no address family is left";
+        let rule = "must not be false while EnableIPv6 is false: no address family would be left";
         return Err(ConfigError::Key { key: "EnableIPv4".into(), value: "false".into(), rule: rule.into() });
     }
     let config = NetConfig {
@@ -113,7 +116,7 @@ pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
 }
 
 impl Ipv4Pool {
-    /// Whether a node may hold `subnet` under this configuration.
+    /// Returns true if a node may hold `subnet` under this configuration.
     pub fn allows(&self, subnet: Ipv4Network) -> bool {
         let range = self.subnet_min..=self.subnet_max;
         subnet.prefix() == self.subnet_len && range.contains(&subnet.network())
@@ -121,7 +124,7 @@ impl Ipv4Pool {
 }
 
 impl Ipv6Pool {
-    /// Whether a node may hold `subnet` under this configuration.
+    /// Returns true if a node may hold `subnet` under this configuration.
     pub fn allows(&self, subnet: Ipv6Network) -> bool {
         let range = self.subnet_min..=self.subnet_max;
         subnet.prefix() == self.subnet_len && range.contains(&subnet.network())
@@ -136,7 +139,7 @@ struct Wanted<N, A> {
     subnet_max: Option<A>,
 }
 
-/// The same four as numbers, so that the rules stand once for both families.
+/// The rules for both families, with addresses as numbers.
 struct Rules {
     names: [&'static str; 4],
     /// Bits in an address.
@@ -208,7 +211,8 @@ impl Wanted<Ipv6Network, Ipv6Addr> {
 
 impl Rules {
     fn present<N>(&self, network: Option<N>) -> Result<N, ConfigError> {
-        let rule = "must be set, and to less than the whole address space, when its family is on";
+        let rule =
+            "must be set to a network smaller than the whole address space while its family is enabled";
         network.ok_or_else(|| self.error(0, "(absent)".into(), rule))
     }
 
@@ -221,7 +225,7 @@ impl Rules {
         max: Option<u128>,
     ) -> Result<Pool, ConfigError> {
         let subnet_len = self.subnet_len(base, prefix, subnet_len)?;
-        // Prefix and length are 1..=128 and 3..=126 here: no shift below reaches the width.
+        // The prefix is in 1..=128 and the length in 3..=126, so no shift reaches the width.
         let step = 1u128 << (self.width - subnet_len);
         let last = base | ((1u128 << (self.width - prefix)) - step);
         Ok(Pool {
@@ -232,11 +236,11 @@ impl Rules {
     }
 
     fn subnet_len(&self, base: u128, prefix: u8, wanted: Option<u8>) -> Result<u8, ConfigError> {
-        let least = prefix + LEAST_SPREAD;
+        let least = prefix + MIN_SPREAD;
         let Some(wanted) = wanted.filter(|length| *length > 0) else {
             if least > self.longest {
                 let value = format!("{}/{prefix}", (self.show)(base));
-                let rule = format!("must be /{} or larger", self.longest - LEAST_SPREAD);
+                let rule = format!("must be /{} or larger", self.longest - MIN_SPREAD);
                 return Err(self.error(0, value, rule));
             }
             return Ok(least.max(self.usual));
@@ -251,7 +255,7 @@ impl Rules {
         Ok(wanted)
     }
 
-    /// First or last subnet: inside the network and on a subnet's boundary. Zero counts as unset.
+    /// Checks the first or last subnet: inside the network and on a subnet boundary. Zero counts as unset.
     fn edge(
         &self,
         name: usize,
@@ -286,7 +290,7 @@ fn length(object: &mut Object, key: &'static str, longest: u8) -> Result<Option<
     u8::try_from(number).map(Some).map_err(|_| ConfigError::Key {
         key: key.into(),
         value: number.to_string(),
-        rule: format!("must be between 0, which stands for the default, and {longest}"),
+        rule: format!("must be between 0 (for the default) and {longest}"),
     })
 }
 
@@ -312,9 +316,10 @@ fn parse_v6(text: &str) -> Option<Ipv6Addr> {
     text.parse().ok()
 }
 
-/// serde_json quotes a string that is in an object's place, and nobody knows what it holds.
+/// Returns the error without values: serde_json quotes a string found in place of an object, and it may be a
+/// secret.
 fn without_values(error: &serde_json::Error) -> String {
-    if error.is_data() { "it is another kind of value".to_owned() } else { error.to_string() }
+    if error.is_data() { "found another type of value".to_owned() } else { error.to_string() }
 }
 
 fn wrong_type(key: &'static str, found: Mismatch) -> ConfigError {

@@ -1,4 +1,4 @@
-//! Defaults, overrides, and one case for every check; values from flannel's own tests and rules.
+//! Defaults, overrides and one case for every check; the values are from flannel's own tests and rules.
 
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ fn defaults_v4() {
     assert_eq!((config.ipv6, config.nftables), (None, false));
     assert_eq!(config.backend, Backend::Udp { port: 8285 });
     assert_eq!(warnings, [Warning::NoBackend]);
-    assert!(warnings[0].to_string().contains("means udp, not vxlan"));
+    assert!(warnings[0].to_string().contains("the backend is udp, not vxlan"));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn networks_at_the_edges() {
     assert_eq!(pool.subnet_max, Ipv4Addr::new(224, 0, 0, 0));
     let pool = v6(r#""IPv6Network":"8000::/1","IPv6SubnetLen":3"#).unwrap();
     assert_eq!(pool.subnet_max.to_string(), "e000::");
-    // Zero stands for "not given", as in flannel, even where it is a subnet.
+    // As in flannel, zero means "not set", even if it is a subnet.
     assert_eq!(v4(r#"{"Network":"0.0.0.0/8","SubnetMin":"0.0.0.0"}"#).subnet_min, Ipv4Addr::new(0, 0, 1, 0));
 }
 
@@ -122,7 +122,7 @@ fn both_families() {
 }
 
 #[test]
-fn the_backend_decides_nothing_by_being_null() {
+fn a_null_backend_has_no_type() {
     assert!(message(r#"{"Network":"10.3.0.0/16","Backend":null}"#).contains("Backend.Type = \"\""));
     assert!(message(r#"{"Network":"10.3.0.0/16","Backend":{}}"#).contains("Backend.Type = \"\""));
     assert!(message(r#"{"Network":"10.3.0.0/16","Backend":"vxlan"}"#).contains("Backend = \"vxlan\""));
@@ -135,8 +135,8 @@ fn unknown_keys_are_warnings() {
     assert_eq!(
         warnings,
         [
-            "network configuration: Backend.Vlan: unknown key, not used",
-            "network configuration: SubnetLenght: unknown key, not used",
+            "network configuration: Backend.Vlan: unknown key, ignored",
+            "network configuration: SubnetLenght: unknown key, ignored",
         ]
     );
 }
@@ -145,9 +145,9 @@ fn unknown_keys_are_warnings() {
 fn no_family_and_no_network() {
     assert_eq!(
         error_v4(r#""EnableIPv4":false"#),
-        "EnableIPv4 = false: must not be false while EnableIPv6 is false too: no address family is left"
+        "EnableIPv4 = false: must not be false while EnableIPv6 is false: no address family would be left"
     );
-    let rule = "must be set, and to less than the whole address space, when its family is on";
+    let rule = "must be set to a network smaller than the whole address space while its family is enabled";
     assert_eq!(error_v4(""), format!("Network = (absent): {rule}"));
     assert_eq!(error_v4(r#""Network":"10.0.0.0/0""#), format!("Network = (absent): {rule}"));
     assert_eq!(error_v4(r#""Network":null"#), format!("Network = (absent): {rule}"));
@@ -166,7 +166,7 @@ fn networks_of_the_wrong_kind() {
         error_v6(r#""IPv6Network":"10.3.0.0/16""#),
         "IPv6Network = \"10.3.0.0/16\": must be an IPv6 CIDR such as fd00::/48"
     );
-    // Broken even though its family is off.
+    // An error even though its family is disabled.
     assert!(error_v4(r#""Network":"10.3.0.0/16","IPv6Network":"x""#).starts_with("IPv6Network = \"x\""));
 }
 
@@ -178,10 +178,7 @@ fn subnet_lengths_out_of_range() {
         length(r#""SubnetLen":17"#),
         "SubnetLen = 17: must be at least 18: the /16 network must hold four subnets"
     );
-    assert_eq!(
-        length(r#""SubnetLen":-1"#),
-        "SubnetLen = -1: must be between 0, which stands for the default, and 30"
-    );
+    assert_eq!(length(r#""SubnetLen":-1"#), "SubnetLen = -1: must be between 0 (for the default) and 30");
     assert_eq!(
         length(r#""SubnetLen":"24""#),
         "SubnetLen = \"24\": must be a whole number, without quotes, fraction or exponent"
@@ -242,7 +239,7 @@ fn booleans_are_booleans() {
 }
 
 #[test]
-fn text_that_is_no_object() {
+fn text_that_is_not_an_object() {
     for text in ["", "null", "[]", "Network", "{", r#"{"Network":"10.3.0.0/16",}"#, "/* c */ {}"] {
         assert!(message(text).starts_with("network configuration: not a JSON object: "), "{text}");
     }
@@ -272,7 +269,7 @@ fn an_error_shows_no_secret() {
 
 proptest! {
     #[test]
-    fn an_accepted_pool_keeps_the_rules(base: u32, prefix in 0..=32u8, length: u8, min: u32) {
+    fn an_accepted_pool_obeys_the_rules(base: u32, prefix in 0..=32u8, length: u8, min: u32) {
         let network = cidr::masked_v4(base.into(), prefix).unwrap();
         let text = format!(r#"{{"Network":"{network}","SubnetLen":{length},"SubnetMin":"{}"}}"#, Ipv4Addr::from(min));
         if let Ok((config, _)) = parse(&text) {

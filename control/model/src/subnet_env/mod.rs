@@ -1,6 +1,6 @@
-//! `subnet.env`: the file that tells CNI plugins, Docker and our own next start what this node got.
+//! `subnet.env`: the file that tells CNI plugins, Docker and a restarted daemon about this node's subnet.
 //!
-//! Writers and readers share this file of code, so the two forms cannot drift apart.
+//! Rendering and parsing stand side by side in this module, so that they cannot drift apart.
 
 use std::fmt::{self, Display};
 
@@ -9,7 +9,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 use crate::cidr;
 use crate::json::shorten;
 
-/// Where flannel writes a node's subnet, and CNI plugins look for it.
+/// The path where flannel writes the file, and CNI plugins look for it.
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 const NETWORK: &str = "FLANNEL_NETWORK";
@@ -19,21 +19,24 @@ const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
 const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
-/// What the file is to say. A family that is off has neither network nor subnet.
+const EXPECTED_V4: &str = "ignored, expected an IPv4 CIDR";
+const EXPECTED_V6: &str = "ignored, expected an IPv6 CIDR";
+
+/// The content to write. A disabled family has neither network nor subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// The cluster network and this node's part of it.
+    /// The IPv4 cluster network and this node's subnet.
     pub ipv4: Option<(Ipv4Network, Ipv4Network)>,
-    /// The same for IPv6.
+    /// The IPv6 cluster network and this node's subnet.
     pub ipv6: Option<(Ipv6Network, Ipv6Network)>,
-    /// What pods may send in one packet, in bytes.
+    /// MTU of pods, in bytes.
     pub mtu: u32,
-    /// Whether we masquerade, so that Docker need not.
+    /// Whether the daemon masquerades, so that Docker does not have to.
     pub ip_masq: bool,
 }
 
-/// What a file says, as far as it can be understood. Host bits are dropped, each value may be a
-/// comma list, and members that cannot be read are left out.
+/// The content of a file, as far as it is valid. Host bits are dropped, each value may be a comma-separated
+/// list, and invalid members of a list are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// `FLANNEL_NETWORK`.
@@ -46,40 +49,40 @@ pub struct Recorded {
     pub ipv6_subnets: Vec<Ipv6Network>,
     /// `FLANNEL_MTU`.
     pub mtu: Option<u32>,
-    /// `FLANNEL_IPMASQ`: whether it is the word `true`.
+    /// `FLANNEL_IPMASQ`: whether the value is `true`.
     pub ip_masq: Option<bool>,
-    /// What was passed over.
+    /// The invalid parts.
     pub problems: Vec<Problem>,
 }
 
-/// A line or a list member that was passed over.
+/// An invalid line or list member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Counted from 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// The part that was passed over, shortened.
+    /// The invalid part, shortened.
     pub text: String,
-    /// What it should have been.
+    /// What became of the invalid part, and what was expected.
     pub wanted: &'static str,
 }
 
 impl Recorded {
-    /// The cluster network, unless there is none or more than one.
+    /// Returns the IPv4 cluster network, if there is exactly one.
     pub fn network(&self) -> Option<Ipv4Network> {
         single(&self.networks)
     }
 
-    /// This node's subnet, unless there is none or more than one.
+    /// Returns this node's IPv4 subnet, if there is exactly one.
     pub fn subnet(&self) -> Option<Ipv4Network> {
         single(&self.subnets)
     }
 
-    /// The IPv6 cluster network, unless there is none or more than one.
+    /// Returns the IPv6 cluster network, if there is exactly one.
     pub fn ipv6_network(&self) -> Option<Ipv6Network> {
         single(&self.ipv6_networks)
     }
 
-    /// This node's IPv6 subnet, unless there is none or more than one.
+    /// Returns this node's IPv6 subnet, if there is exactly one.
     pub fn ipv6_subnet(&self) -> Option<Ipv6Network> {
         single(&self.ipv6_subnets)
     }
@@ -87,12 +90,12 @@ impl Recorded {
 
 impl Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "line {}: {:?} passed over: {}", self.line, self.text, self.wanted)
+        write!(formatter, "line {}: {:?}: {}", self.line, self.text, self.wanted)
     }
 }
 
-/// The whole text of the file, byte for byte as flannel writes it. The subnet lines carry the
-/// first usable address, which becomes the bridge's.
+/// Renders the file, byte for byte as flannel writes it. The subnet lines hold the first usable address,
+/// which becomes the bridge's address.
 pub fn render(env: &SubnetEnv) -> String {
     let mut lines = Vec::with_capacity(6);
     if let Some((network, subnet)) = env.ipv4 {
@@ -110,8 +113,8 @@ pub fn render(env: &SubnetEnv) -> String {
     lines.join("\n")
 }
 
-/// Reads a file in dotenv syntax: `export`, quotes and comments are tolerated, foreign keys skipped,
-/// the last line of one key counts.
+/// Parses a file in dotenv syntax: `export`, quotes and comments are accepted, unknown keys are skipped, and
+/// the last of several lines with the same key wins.
 pub fn parse(text: &str) -> Recorded {
     let mut recorded = Recorded::default();
     for (index, line) in text.lines().enumerate() {
@@ -121,7 +124,7 @@ pub fn parse(text: &str) -> Recorded {
             Line::Broken => recorded.problems.push(Problem {
                 line: line_number,
                 text: shorten(line),
-                wanted: "a line is KEY=value",
+                wanted: "ignored, expected KEY=value",
             }),
             Line::Assignment(key, value) => recorded.assign(line_number, key, &value),
         }
@@ -129,7 +132,7 @@ pub fn parse(text: &str) -> Recorded {
     recorded
 }
 
-/// The value of one key as the file has it, without its quotes; of several the last.
+/// Returns the value of one key as written, without quotes; the last one if there are several.
 pub fn value(text: &str, wanted: &str) -> Option<String> {
     text.lines().rev().find_map(|line| match assignment(line) {
         Line::Assignment(key, value) if key == wanted => Some(value),
@@ -143,26 +146,26 @@ impl Recorded {
             |text: &str, wanted| self.problems.push(Problem { line, text: shorten(text), wanted });
         match key {
             NETWORK => {
-                self.networks = list(value, cidr::parse_v4, |text| problem(text, "wants an IPv4 CIDR"))
+                self.networks = list(value, cidr::parse_v4, |text| problem(text, EXPECTED_V4));
             }
-            SUBNET => self.subnets = list(value, cidr::parse_v4, |text| problem(text, "wants an IPv4 CIDR")),
+            SUBNET => self.subnets = list(value, cidr::parse_v4, |text| problem(text, EXPECTED_V4)),
             IPV6_NETWORK => {
-                self.ipv6_networks = list(value, cidr::parse_v6, |text| problem(text, "wants an IPv6 CIDR"));
+                self.ipv6_networks = list(value, cidr::parse_v6, |text| problem(text, EXPECTED_V6));
             }
             IPV6_SUBNET => {
-                self.ipv6_subnets = list(value, cidr::parse_v6, |text| problem(text, "wants an IPv6 CIDR"));
+                self.ipv6_subnets = list(value, cidr::parse_v6, |text| problem(text, EXPECTED_V6));
             }
             MTU => {
                 self.mtu = value.parse().ok();
                 if self.mtu.is_none() {
-                    problem(value, "wants a number of bytes");
+                    problem(value, "ignored, expected a number of bytes");
                 }
             }
             IPMASQ => {
-                // As flannel reads it: what is not this word is the opposite.
+                // As in flannel, every other word means false.
                 self.ip_masq = Some(value == "true");
                 if !matches!(value, "true" | "false") {
-                    problem(value, "is taken as false: wants true or false");
+                    problem(value, "taken as false, expected true or false");
                 }
             }
             _ => {}
@@ -182,7 +185,7 @@ fn assignment(line: &str) -> Line<'_> {
         return Line::Blank;
     }
     let line = line.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t'])).unwrap_or(line);
-    // Dotenv readers also take `KEY: value`; what comes first separates.
+    // Dotenv readers also accept `KEY: value`; the first separator counts.
     let Some((key, value)) = line.split_once(['=', ':']) else { return Line::Broken };
     let key = key.trim();
     if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte)) {
@@ -194,10 +197,10 @@ fn assignment(line: &str) -> Line<'_> {
     }
 }
 
-/// The value without quotes and without a trailing comment; `None` if a quote is not closed.
+/// Removes the quotes and a trailing comment; `None` if a quote is not closed.
 fn unquote(value: &str) -> Option<String> {
     let Some(quote) = value.chars().next().filter(|first| matches!(first, '"' | '\'')) else {
-        // Unquoted, a comment needs a space before its sign.
+        // After an unquoted value, a comment needs a space before its `#`.
         let end = value.find(" #").or_else(|| value.find("\t#")).unwrap_or(value.len());
         let value = if value.starts_with('#') { "" } else { &value[..end] };
         return Some(value.trim_end().to_owned());

@@ -1,4 +1,4 @@
-//! The file byte for byte, and what readers of dotenv files let pass.
+//! The file byte for byte, and the liberties of dotenv files.
 
 use proptest::prelude::*;
 
@@ -91,7 +91,7 @@ fn only_invalid_members_are_none() {
 }
 
 #[test]
-fn broken_lines_spoil_no_others() {
+fn invalid_lines_do_not_affect_others() {
     let recorded = parse(
         "nonsense\n=1\nFLANNEL_MTU=big\nFLANNEL_IPMASQ=yes\nA B=1\nX=\"open\nFLANNEL_SUBNET=10.244.1.1/24",
     );
@@ -99,7 +99,7 @@ fn broken_lines_spoil_no_others() {
     assert_eq!((recorded.mtu, recorded.ip_masq), (None, Some(false)));
     let lines: Vec<usize> = recorded.problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [1, 2, 3, 4, 5, 6]);
-    assert_eq!(recorded.problems[2].to_string(), "line 3: \"big\" passed over: wants a number of bytes");
+    assert_eq!(recorded.problems[2].to_string(), "line 3: \"big\": ignored, expected a number of bytes");
 }
 
 #[test]
@@ -121,7 +121,7 @@ proptest! {
     #[test]
     fn round_trip(a: u32, b in 8..30u8, c: u128, d in 9..126u8, families in 0..4u8, mtu: u32, ip_masq: bool) {
         let pair_v4 = (cidr::masked_v4(a.into(), b - 2).unwrap(), cidr::masked_v4(a.into(), b).unwrap());
-        // The first bit keeps the address out of the IPv4-mapped range, which is no IPv6 network.
+        // The first bit keeps the address out of the IPv4-mapped range, which does not parse.
         let c = c | 1 << 127;
         let pair_v6 = (cidr::masked_v6(c.into(), d - 2).unwrap(), cidr::masked_v6(c.into(), d).unwrap());
         let env = SubnetEnv {
