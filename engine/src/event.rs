@@ -6,7 +6,8 @@ use path::WorkerIndex;
 /// An event in a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The kernel rejected `UDP_SEGMENT` or a batch call in use; datagrams are sent one by one from now on.
+    /// The kernel rejected a batch call in use, or every joined send to a peer; these datagrams are sent one by
+    /// one.
     UnderlayDowngraded,
     /// The TUN rejected a super-packet; `tcp` and `udp` say what is still joined.
     OverlayDowngraded {
@@ -14,6 +15,13 @@ pub enum Event {
         tcp: bool,
         /// UDP packets are still joined.
         udp: bool,
+    },
+    /// A peer's path carries only smaller packets than the tunnel.
+    PathLimited {
+        /// The peer's address.
+        peer: String,
+        /// The largest inner packet that fits, in bytes.
+        limit: u16,
     },
     /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),

@@ -58,10 +58,13 @@ impl OpenTunnel {
         config: &EngineConfig,
         tunnel: &TunnelConfig,
         workers: usize,
+        own_path_mtu: bool,
     ) -> Result<OpenTunnel, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
         let mut ports = match tunnel.format() {
-            Format::Vxlan(_) | Format::Udp | Format::Wireguard => udp_ports(config, tunnel, workers)?,
+            Format::Vxlan(_) | Format::Udp | Format::Wireguard => {
+                udp_ports(config, tunnel, workers, own_path_mtu)?
+            }
             Format::Ipip(_) => Vec::new(),
         };
         let tun = tun::open(&tun::TunConfig {
@@ -103,7 +106,12 @@ impl OpenTunnel {
     }
 }
 
-fn udp_ports(config: &EngineConfig, tunnel: &TunnelConfig, workers: usize) -> Result<Vec<Port>, Error> {
+fn udp_ports(
+    config: &EngineConfig,
+    tunnel: &TunnelConfig,
+    workers: usize,
+    own_path_mtu: bool,
+) -> Result<Vec<Port>, Error> {
     let Switches { gso, gro, mmsg, .. } = config.switches;
     let config = udp::UdpConfig {
         listen: tunnel.listen,
@@ -113,6 +121,7 @@ fn udp_ports(config: &EngineConfig, tunnel: &TunnelConfig, workers: usize) -> Re
         segment: gso,
         gro,
         mmsg,
+        own_path_mtu,
         receive_buffer: RECEIVE_BUFFER,
         send_buffer: SEND_BUFFER,
     };

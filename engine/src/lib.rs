@@ -16,6 +16,7 @@
 pub mod config;
 mod event;
 mod layout;
+mod path_mtu;
 mod port;
 pub mod selftest;
 pub mod snapshot;
@@ -49,6 +50,7 @@ pub struct Engine {
     stop: Arc<AtomicBool>,
     tunnels: Vec<RunningTunnel>,
     notices: Receiver<Notice>,
+    learner: Option<path_mtu::LearnerHandle>,
 }
 
 struct RunningWorker {
@@ -63,6 +65,7 @@ struct RunningTunnel {
     /// Size of the newest table.
     table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
+    paths: Arc<path_mtu::Paths>,
     persist: bool,
     /// The keeper of a WireGuard tunnel.
     keeper: Option<wireguard::KeeperHandle>,
@@ -97,6 +100,7 @@ impl Engine {
     /// Makes tunnel `index` use `table`, from each worker's next turn on.
     pub fn publish(&self, index: usize, table: &Arc<Fib>) {
         if let Some(tunnel) = self.tunnels.get(index) {
+            tunnel.paths.renew(table);
             tunnel.publisher.publish(table);
             tunnel.table_bytes.store(table.bytes(), Ordering::Relaxed);
             // A sleeping worker would otherwise keep the old table until its next packet.
@@ -145,7 +149,8 @@ impl Engine {
 
     /// Returns the current counters. Never stops a worker.
     pub fn status(&self) -> Status {
-        let tunnels = self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages)).collect();
+        let tunnels =
+            self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages, t.paths.status())).collect();
         Status { tunnels }
     }
 
@@ -166,6 +171,9 @@ impl Engine {
                 // A worker that panicked has nothing left to close.
                 let _ = thread.join();
             }
+        }
+        if let Some(learner) = &self.learner {
+            learner.stop();
         }
         for tunnel in &self.tunnels {
             if let Some(keeper) = &tunnel.keeper {

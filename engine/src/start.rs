@@ -1,24 +1,28 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Sender;
+use io::too_big::TooBigSocket;
 use io::udp::Aside;
 use io::{Error, Waiter, tun};
-use path::WorkerIndex;
+use path::quote::Own;
+use path::{Format, WorkerIndex};
 
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
+use crate::path_mtu::{self, Hint, Learner, Paths, Watched};
 use crate::port::Port;
 use crate::status::Page;
 use crate::tunnel::{Parts, Sealing, Tunnel};
 use crate::wireguard::crypt::Crypt;
 use crate::wireguard::{Settings, Shared, keeper};
 use crate::worker::{Wire, Worker};
-use crate::{Engine, RunningTunnel, RunningWorker, snapshot};
+use crate::{Chosen, Engine, RunningTunnel, RunningWorker, snapshot};
 
 /// One worker's ports and tunnels.
 #[derive(Default)]
@@ -37,35 +41,48 @@ struct KeeperParts<'c> {
 }
 
 pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
+    let (learner, note) = learner(tunnels)?;
     let mut opened = Vec::new();
     // Without tunnels there are no workers.
     let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
     for tunnel in tunnels {
-        let one = OpenTunnel::open(config, tunnel, workers)?;
+        let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none())?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
         // device.
         workers = one.chosen.workers;
+        if families(tunnel).contains(&true) {
+            one.chosen.notes.extend(note.clone());
+        }
         opened.push(one);
     }
     let (sender, notices) = event::channel();
     let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
-    let (mut running, mut keepers) = (Vec::new(), Vec::new());
+    let (mut running, mut keepers, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
         one.shrink(config, workers);
-        let (tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
-        running.push(tunnel);
+        let (running_tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
+        watched.push(Watched {
+            paths: Arc::clone(&running_tunnel.paths),
+            own: own(tunnel, &running_tunnel.chosen),
+            families: families(tunnel),
+            sessions: keeper.as_ref().map(|keeper| keeper.shared.sessions.clone()),
+            notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
+        });
+        running.push(running_tunnel);
         keepers.push(keeper);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices };
+    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices, learner: None };
     let cores = layout::cores();
     for (index, share) in (0..).map(WorkerIndex).zip(shares) {
         let core = config.pin.then(|| cores[index.place() % cores.len()]);
         let notifier = Notifier { tunnel: 0, worker: index, sender: sender.clone() };
-        let worker = run(config, share, core, notifier, Arc::clone(&engine.stop))
+        let worker = run(config, share, core, notifier, learner.hint(), Arc::clone(&engine.stop))
             .map_err(|cause| Error::new(format!("starting worker {index}"), cause))?;
         engine.threads.push(worker);
     }
+    let handle = learner.start(watched, Arc::clone(&engine.stop));
+    engine.learner = Some(handle.map_err(|cause| Error::new("starting the path MTU thread", cause))?);
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
         let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
@@ -76,6 +93,37 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
         }
     }
     Ok(engine)
+}
+
+/// Opens the sockets for ICMP messages that the tunnels need. Returns a note if that is not permitted.
+fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error> {
+    let (mut sockets, mut note) = (Vec::new(), None);
+    for ipv6 in [false, true] {
+        if tunnels.iter().any(|tunnel| families(tunnel)[usize::from(ipv6)]) {
+            match TooBigSocket::open(ipv6) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => note = Some(format!("path MTUs are left to the kernel: {error}")),
+            }
+        }
+    }
+    let learner = Learner::new(sockets).map_err(|cause| Error::new("waiting for ICMP messages", cause))?;
+    Ok((learner, note))
+}
+
+/// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip sets
+/// DF; other outer packets are fragmented on their way.
+fn families(tunnel: &TunnelConfig) -> [bool; 2] {
+    let ipip = matches!(tunnel.format(), Format::Ipip(_));
+    let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);
+    [ipip, ipv6 && !ipip]
+}
+
+fn own(tunnel: &TunnelConfig, chosen: &Chosen) -> Own {
+    let address = match tunnel.format() {
+        Format::Ipip(ipip) => Some(ipip.local.into()),
+        _ => Some(tunnel.send_from.unwrap_or(tunnel.listen.ip())).filter(|ip| !ip.is_unspecified()),
+    };
+    Own { address, ports: chosen.source_ports.clone() }
 }
 
 /// Distributes one tunnel's queues and ports over the workers. Returns control's part of the tunnel, and the
@@ -126,6 +174,7 @@ fn distribute<'c>(
         publisher,
         table_bytes: AtomicUsize::new(tunnel.table.bytes()),
         pages,
+        paths: Paths::new(Arc::clone(&tunnel.table)),
         persist: tunnel.persist,
         keeper: None,
         hold: Mutex::new(Some(one.hold)),
@@ -140,11 +189,12 @@ fn run(
     share: Share,
     core: Option<usize>,
     notifier: Notifier,
+    hint: Hint,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<RunningWorker> {
     let waiter = Waiter::new()?;
     let waker = waiter.waker();
-    let wire = Wire::new(share.ports);
+    let wire = Wire::new(share.ports).with_hint(hint);
     let mut worker = Worker::new(wire, share.tunnels, share.pages, waiter, config.wait, stop)?;
     let thread =
         std::thread::Builder::new().name(format!("loden-w{}", notifier.worker)).spawn(move || {

@@ -102,13 +102,26 @@ pub struct TunnelStatus {
     pub device: String,
     /// Each worker's counters by name, in the order of [`names`].
     pub workers: Vec<Vec<(String, u64)>>,
+    /// The peers' path MTUs.
+    pub paths: PathStatus,
+}
+
+/// What a tunnel has learned about the paths to its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathStatus {
+    /// Peers whose path carries only smaller packets than the tunnel, and the largest inner packet that fits.
+    pub limits: Vec<(String, u16)>,
+    /// ICMP messages that quoted a packet of this tunnel.
+    pub believed: u64,
+    /// ICMP messages that did not, and were ignored.
+    pub ignored: u64,
 }
 
 impl TunnelStatus {
     /// Reads the pages of a tunnel, one per worker.
-    pub fn read(device: &str, pages: &[Arc<Page>]) -> TunnelStatus {
+    pub fn read(device: &str, pages: &[Arc<Page>], paths: PathStatus) -> TunnelStatus {
         let workers = pages.iter().map(|page| names().zip(page.load()).collect()).collect();
-        TunnelStatus { device: device.to_owned(), workers }
+        TunnelStatus { device: device.to_owned(), workers, paths }
     }
 
     /// Returns the sums over all workers, by name.
@@ -156,7 +169,7 @@ mod tests {
             &underlay,
             LoopCounters { turns: 6, waits: 7, sleeps: 8, moderated: 0 },
         );
-        let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page]);
+        let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page], PathStatus::default());
         let nonzero: Vec<_> = status.totals().into_iter().filter(|(_, v)| *v != 0).collect();
         let expected = [
             ("egress.packets", 2),

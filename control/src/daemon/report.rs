@@ -88,12 +88,19 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
     let device = plan.tunnels.get(tunnel).map_or("", |tunnel| tunnel.link.device.as_str());
     match event {
         Event::UnderlayDowngraded => {
-            tracing::warn!(device, worker, "the kernel rejected a batch of datagrams; batching disabled");
+            tracing::warn!(
+                device,
+                worker,
+                "the kernel rejected batches of datagrams; sending some one by one"
+            );
         }
         Event::OverlayDowngraded { tcp, udp } => {
             let kept = |on| if on { "on" } else { "off" };
             let (tcp, udp) = (kept(tcp), kept(udp));
             tracing::warn!(device, worker, tcp, udp, "the TUN rejected a super-packet; offloads reduced");
+        }
+        Event::PathLimited { peer, limit } => {
+            tracing::info!(device, peer, limit, "path MTU learned; larger packets are refused or cut");
         }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
     }

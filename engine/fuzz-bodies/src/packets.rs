@@ -116,10 +116,10 @@ fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
         let read = start as u32..end as u32;
         let verdict = match egress::check(&mut arena, read.clone(), fib) {
             Ok(bound) => {
-                if !outbox.has_room(bound.datagrams(), bound.header_len()) {
+                if !bound.fits(&outbox) {
                     take_sent(&arena, &mut outbox, &mut sent);
                 }
-                if outbox.has_room(bound.datagrams(), bound.header_len()) {
+                if bound.fits(&outbox) {
                     let verdict = egress::queue(&mut arena, &bound, 4, &mut outbox, &mut counters.egress);
                     if let Verdict::ToUnderlay(n) = verdict {
                         assert_eq!(n as usize, bound.datagrams());

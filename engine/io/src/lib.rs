@@ -7,6 +7,7 @@
 //! | [`tun`] | multi-queue TUN devices; a [`tun::Queue`] is an [`Overlay`] | read and write |
 //! | [`raw`] | a worker's raw IPv4 socket; [`raw::RawPort`] is an [`Underlay`] too | receive and transmit |
 //! | [`udp`] | a worker's sockets; a [`udp::UdpPort`] is an [`Underlay`] | receive and transmit |
+//! | [`route`], [`too_big`] | the MTU of a route's devices, and ICMP messages about path MTUs | no |
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
@@ -44,8 +45,10 @@ pub mod netns;
 mod port;
 pub mod probe;
 pub mod raw;
+pub mod route;
 mod sys;
 pub mod thread;
+pub mod too_big;
 pub mod tun;
 pub mod udp;
 pub mod wait;

@@ -1,9 +1,10 @@
 //! The traits for a worker's two kinds of port, and the plain records that they exchange.
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 
-use batch::{Received, Transmit};
+use batch::{PeerId, Received, Transmit};
 
 use crate::wait::Waiter;
 
@@ -32,6 +33,9 @@ pub struct TransmitOutcome {
     pub dropped_full: u32,
     /// Dropped because the kernel rejected them or their spans were invalid.
     pub dropped_error: u32,
+    /// The destination of the last datagram that was larger than its route's device takes. The datagram may
+    /// nevertheless have been sent, in fragments.
+    pub too_big: Option<(PeerId, SocketAddr)>,
 }
 
 impl TransmitOutcome {

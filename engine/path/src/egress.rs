@@ -13,7 +13,8 @@ use crate::fib::{Fib, NextHop};
 use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum;
-use crate::offload::segment::SuperPacket;
+use crate::offload::fragment::{self, Whole};
+use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Datagram, Outbox};
 use crate::reply::{self, Complaint};
 use crate::space::{bytes, bytes_mut};
@@ -22,6 +23,8 @@ use crate::verdict::{DropReason, Verdict};
 
 /// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
+/// Maximum segments of a UDP super-packet that are fragmented, more than any kernel joins.
+const SEGMENTS_MAX: usize = 128;
 const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 
 /// A packet that has passed the checks, with its peer.
@@ -32,20 +35,36 @@ pub struct Bound<'f> {
     /// Offset of the IP header in the arena.
     at: u32,
     cut: Option<SuperPacket>,
+    /// The size of the fragments that the packet, or each of its segments, is sent in.
+    fragments: Option<u16>,
     open_checksum: Option<(u16, u16)>,
 }
 
 impl Bound<'_> {
-    /// Returns the number of datagrams that the packet becomes.
+    /// Returns the number of datagrams that the packet becomes, unless it is fragmented.
     #[inline]
     pub fn datagrams(&self) -> usize {
         self.cut.as_ref().map_or(1, SuperPacket::segments)
     }
 
-    /// Returns the header space that each datagram needs, in bytes.
+    /// Whether the packet can be queued before the next [`Outbox::clear`].
     #[inline]
-    pub fn header_len(&self) -> usize {
-        self.cut.as_ref().map_or(0, |cut| cut.header_len + TEMPLATE_MAX)
+    pub fn fits(&self, outbox: &Outbox) -> bool {
+        let segments = self.datagrams();
+        let header_len = self.cut.as_ref().map_or(0, |cut| cut.header_len + TEMPLATE_MAX);
+        match self.fragments {
+            None => outbox.has_room(segments, header_len),
+            Some(size) => self.fits_in_fragments(outbox, segments, header_len, size),
+        }
+    }
+
+    #[cold]
+    fn fits_in_fragments(&self, outbox: &Outbox, segments: usize, header_len: usize, size: u16) -> bool {
+        let Bound { inner, cut, .. } = self;
+        let len = cut.as_ref().map_or(inner.len, |cut| cut.header_len + usize::from(cut.segment_size));
+        let each = fragment::count(inner.header_len(), len - inner.header_len(), size);
+        let headers = segments * header_len + segments * each * fragment::HEADER_MAX;
+        segments <= SEGMENTS_MAX && outbox.has_room_for_fragments(segments, each, headers)
     }
 }
 
@@ -68,7 +87,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     if fib.format().is_hop() {
         inner.ttl = decrement_ttl(ip, &inner)?;
     }
-    let cut = match virtio.gso {
+    let mut cut = match virtio.gso {
         virtio::Gso::None => None,
         gso => {
             let agrees = match gso {
@@ -81,15 +100,43 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
             Some(cut).filter(|_| agrees).ok_or(DropReason::BadOffload).map(Some)?
         }
     };
+    let limit = peer.limit(inner.v6);
+    let mut fragments = None;
     let largest =
         cut.as_ref().map_or(inner.len, |cut| inner.len.min(cut.header_len + usize::from(cut.segment_size)));
-    if largest > usize::from(peer.mtu) {
-        let complaint = (inner.v6 || inner.dont_fragment).then_some(Complaint::TooBig(peer.mtu));
-        return Err(Refusal { reason: DropReason::TooBig, complaint });
+    if largest > usize::from(limit) {
+        fragments = shrink(&inner, &mut cut, largest, limit, peer.mtu)?;
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
-    Ok(Bound { peer, inner, at, cut, open_checksum })
+    Ok(Bound { peer, inner, at, cut, fragments, open_checksum })
+}
+
+/// Makes a packet fit the path to its peer: TCP segments are cut smaller, and IPv4 packets that allow it are
+/// fragmented. Returns the size of the fragments, or refuses the packet.
+#[cold]
+fn shrink(
+    inner: &Inner,
+    cut: &mut Option<SuperPacket>,
+    largest: usize,
+    limit: u16,
+    tunnel: u16,
+) -> Result<Option<u16>, Refusal> {
+    let complaint = (inner.v6 || inner.dont_fragment).then_some(Complaint::TooBig(limit));
+    let refusal = Refusal { reason: DropReason::TooBig, complaint };
+    // The tunnel device's own MTU has already stopped the kernel from sending larger packets.
+    if largest > usize::from(tunnel) {
+        return Err(refusal);
+    }
+    if let Some(cut) = cut.as_mut().filter(|_| inner.protocol == TCP) {
+        let size = limit.saturating_sub(cut.header_len as u16);
+        if size < TCP_SEGMENT_MIN {
+            return Err(refusal);
+        }
+        cut.segment_size = size;
+        return Ok(None);
+    }
+    if complaint.is_some() { Err(refusal) } else { Ok(Some(limit)) }
 }
 
 /// Cuts a super-packet, prepends the template and queues the datagrams. The caller has checked
@@ -111,6 +158,9 @@ pub fn queue(
         ecn: if peer.template.has_outer_header() { 0 } else { inner.ecn() },
     };
     let prefix = peer.template.len();
+    if let Some(size) = bound.fragments {
+        return queue_fragments(arena, bound, size, &datagram, outbox, counters);
+    }
     let Some(cut) = &bound.cut else {
         let mut end = bound.at + inner.len as u32;
         if let Some((start, offset)) = bound.open_checksum {
@@ -137,6 +187,62 @@ pub fn queue(
     });
     outbox.space = space;
     counters.summed_bytes += summed as u64;
+    counters.segments += u64::from(datagrams);
+    Verdict::ToUnderlay(datagrams)
+}
+
+/// Queues a packet, or the segments of a UDP super-packet, as IPv4 fragments.
+#[cold]
+fn queue_fragments(
+    arena: &mut [u8],
+    bound: &Bound<'_>,
+    size: u16,
+    datagram: &Datagram,
+    outbox: &mut Outbox,
+    counters: &mut Direction,
+) -> Verdict {
+    let Bound { peer, inner, at, .. } = bound;
+    let mut wholes: [Whole; SEGMENTS_MAX] = [Whole::default(); SEGMENTS_MAX];
+    let mut space = std::mem::replace(&mut outbox.space, crate::space::Space::new(0..0));
+    let mut segments = 0;
+    if let Some(cut) = &bound.cut {
+        let split = inner.header_len() as u32;
+        let summed = cut.cut(arena, &[cut.payload()], 0, &mut space, |_, header, payload| {
+            if let Some(whole) = wholes.get_mut(segments) {
+                *whole = Whole {
+                    header: (header.start, header.start + split),
+                    lead: (header.start + split, header.end),
+                    payload: (payload.start, payload.end),
+                };
+            }
+            segments += 1;
+        });
+        counters.summed_bytes += summed as u64;
+    } else {
+        let end = at + inner.len as u32;
+        if let Some((start, offset)) = bound.open_checksum {
+            match checksum::finish(bytes_mut(arena, &(*at..end)), start, offset) {
+                Ok(summed) => counters.summed_bytes += summed as u64,
+                Err(reason) => {
+                    outbox.space = space;
+                    return Verdict::Drop(reason);
+                }
+            }
+        }
+        let split = at + inner.header_len() as u32;
+        wholes[0] = Whole { header: (*at, split), lead: (split, split), payload: (split, end) };
+        segments = 1;
+    }
+    let (prefix, mut datagrams) = (peer.template.len(), 0);
+    for whole in wholes.iter().take(segments) {
+        fragment::fragment(arena, whole, prefix, size, &mut space, |arena, header, payload| {
+            let template = header.start..header.start + prefix as u32;
+            peer.template.write(bytes_mut(arena, &template), inner);
+            outbox.push(datagram, header, payload);
+            datagrams += 1;
+        });
+    }
+    outbox.space = space;
     counters.segments += u64::from(datagrams);
     Verdict::ToUnderlay(datagrams)
 }

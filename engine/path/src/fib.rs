@@ -5,6 +5,7 @@
 //! ranges and a binary search, which is a precomputed longest-prefix match.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use batch::PeerId;
 use ipnetwork::IpNetwork;
@@ -26,8 +27,49 @@ pub struct NextHop {
     pub remote: SocketAddr,
     /// The bytes before the inner IP header in each datagram.
     pub template: Template,
-    /// The largest inner IP packet that fits, in bytes.
+    /// The largest inner IP packet that fits the tunnel, in bytes.
     pub mtu: u16,
+    path: PathLimit,
+}
+
+/// The smallest MTU of an IPv6 link (RFC 8200 section 5).
+pub(crate) const IPV6_MIN_MTU: u16 = 1280;
+
+impl NextHop {
+    fn is_at(&self, end: PathEnd) -> bool {
+        match end {
+            PathEnd::Remote(address) => self.remote.ip() == address,
+            PathEnd::Peer(id) => self.id == id,
+        }
+    }
+
+    /// Returns the largest inner IP packet that fits the tunnel and the path to the peer, as far as that is
+    /// known. An IPv6 packet never has to be smaller than IPv6's minimum MTU.
+    #[inline]
+    pub fn limit(&self, v6: bool) -> u16 {
+        let path = self.path.0.load(Ordering::Relaxed);
+        self.mtu.min(if v6 { path.max(IPV6_MIN_MTU) } else { path })
+    }
+}
+
+/// The largest inner packet that fits the path to a peer; `u16::MAX` while nothing is known. The only part of
+/// a table that changes: any worker may see a change at any time.
+#[derive(Debug)]
+struct PathLimit(AtomicU16);
+
+impl Clone for PathLimit {
+    fn clone(&self) -> PathLimit {
+        PathLimit(AtomicU16::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// Identifies the peer that a path leads to, in every table of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PathEnd {
+    /// The peer with this address.
+    Remote(IpAddr),
+    /// The peer with this number, for formats whose peers change their addresses.
+    Peer(PeerId),
 }
 
 /// A remote node as control describes it.
@@ -125,6 +167,22 @@ impl Fib {
         self.peers.is_empty()
     }
 
+    /// Sets the largest inner packet that fits the path to a peer; `None` if nothing is known. Returns whether
+    /// the table has the peer.
+    pub fn set_path_limit(&self, end: PathEnd, limit: Option<u16>) -> bool {
+        let mut found = false;
+        for peer in self.peers.iter().filter(|peer| peer.is_at(end)) {
+            peer.path.0.store(limit.unwrap_or(u16::MAX), Ordering::Relaxed);
+            found = true;
+        }
+        found
+    }
+
+    /// Returns the first peer at the end of a path.
+    pub fn peer_at(&self, end: PathEnd) -> Option<&NextHop> {
+        self.peers.iter().find(|peer| peer.is_at(end))
+    }
+
     #[inline]
     fn peer(&self, index: u32) -> Option<(u32, &NextHop)> {
         self.peers.get(index as usize).map(|peer| (index, peer))
@@ -166,7 +224,13 @@ impl FibBuilder {
         };
         let template = self.fib.format.template(peer.remote, peer.mac).ok_or(fault)?;
         let index = self.fib.peers.len() as u32;
-        self.fib.peers.push(NextHop { id, remote: peer.remote, template, mtu: peer.mtu });
+        self.fib.peers.push(NextHop {
+            id,
+            remote: peer.remote,
+            template,
+            mtu: peer.mtu,
+            path: PathLimit(AtomicU16::new(u16::MAX)),
+        });
         match prefix.network() {
             IpAddr::V4(net) => self.v4.push(Entry::new(u128::from(u32::from(net)), 32, prefix, index)),
             IpAddr::V6(net) => self.v6.push(Entry::new(u128::from(net), 128, prefix, index)),

@@ -96,6 +96,12 @@ impl Inner {
         })
     }
 
+    /// Returns the length of the IP header; for IPv6 with its extension headers.
+    #[inline]
+    pub fn header_len(&self) -> usize {
+        self.transport
+    }
+
     /// Returns the ECN codepoint (RFC 3168 section 5).
     #[inline]
     pub fn ecn(&self) -> u8 {

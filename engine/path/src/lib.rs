@@ -5,9 +5,10 @@
 //! - [`inner`] parses and checks an inner IP packet, once
 //! - [`fib`] finds the peer that owns a destination; [`template`] prepends the headers towards that peer
 //! - [`encap`] implements the tunnel formats, both directions of each in one file
-//! - [`offload`] cuts and joins super-packets and handles their checksums
+//! - [`offload`] cuts and joins super-packets, handles their checksums, and fragments
 //! - [`outbox`] gathers datagrams per peer and source port; [`offload::coalesce`] is its counterpart on
 //!   ingress
+//! - [`quote`] judges ICMP messages about path MTUs
 //! - [`verdict`] defines how a packet can end, [`counters`] counts it, and [`reply`] builds ICMP errors for
 //!   pods
 //!
@@ -23,6 +24,7 @@ pub mod ingress;
 pub mod inner;
 pub mod offload;
 pub mod outbox;
+pub mod quote;
 pub mod reply;
 pub mod space;
 pub mod template;
@@ -34,5 +36,5 @@ pub use counters::{Counters, Direction};
 pub use encap::Format;
 pub use encap::ipip::Ipip;
 pub use encap::vxlan::Vxlan;
-pub use fib::{Fib, FibBuilder, FibError, PeerSpec};
+pub use fib::{Fib, FibBuilder, FibError, PathEnd, PeerSpec};
 pub use verdict::{DropReason, Verdict};

@@ -118,6 +118,13 @@ impl Outbox {
         self.space.left() >= datagrams * header && self.live + messages < MESSAGES
     }
 
+    /// Whether `packets` packets, each in `each` fragments and all with `headers` bytes of headers, can be
+    /// queued; see [`Outbox::has_room`]. The last fragment of a packet ends a message.
+    pub fn has_room_for_fragments(&self, packets: usize, each: usize, headers: usize) -> bool {
+        let messages = packets * (1 + each / 44);
+        self.space.left() >= headers && self.live + messages <= MESSAGES
+    }
+
     /// Queues a datagram that consists of a header span and a payload span, either of which may be empty.
     #[inline]
     pub fn push(&mut self, datagram: &Datagram, header: Range<u32>, payload: Range<u32>) {

@@ -52,6 +52,12 @@ impl Template {
         self.len == 0
     }
 
+    /// Whether `prefix` is this template, apart from the part that depends on the packet.
+    pub(crate) fn matches(&self, prefix: &[u8]) -> bool {
+        let fixed = self.len() - if self.patch == Patch::Ethertype { 2 } else { 0 };
+        prefix.len() == self.len() && prefix[..fixed] == self.bytes[..fixed]
+    }
+
     /// Writes the prefix for a packet into `out`, which is exactly [`Template::len`] long.
     #[inline]
     pub fn write(&self, out: &mut [u8], inner: &Inner) {

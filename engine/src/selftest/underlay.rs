@@ -50,6 +50,7 @@ fn carry(bytes: &[u8], size: usize, segment: bool, gro: bool) -> Result<Option<V
         segment,
         gro,
         mmsg: true,
+        own_path_mtu: true,
         receive_buffer: 1 << 20,
         send_buffer: 1 << 20,
     };

@@ -72,11 +72,11 @@ impl<O: Overlay> Tunnel<O> {
             let fib = fib.current();
             let verdict = match egress::check(arena, read.clone(), fib) {
                 Ok(bound) => {
-                    if !outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    if !bound.fits(outbox) {
                         flush(overlay, &mut self.egress, sealing, out, counters);
                     }
                     let Buffers { arena, outbox } = &mut self.egress;
-                    if outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    if bound.fits(outbox) {
                         egress::queue(arena, &bound, self.lanes, outbox, &mut counters.egress)
                     } else {
                         Verdict::Drop(DropReason::BadOffload)

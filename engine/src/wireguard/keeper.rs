@@ -18,7 +18,7 @@ use path::{DropReason, PeerId};
 use rand::Rng;
 
 use super::mail::{FromControl, FromNetwork, FromWorker, Mailbox, ToWorker};
-use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
+use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Sessions, Settings, Shared};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
@@ -40,6 +40,8 @@ struct Keeper {
     by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Peers by this node's index of a session or of a handshake in progress.
     sessions: HashMap<SessionIndex, PeerId>,
+    /// The sessions that records are sealed with, for judging what an ICMP message quotes.
+    established: Sessions,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
@@ -75,8 +77,14 @@ pub(crate) fn start(
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
-    let Shared { clock, from_worker: (_, from_worker), from_network: (_, from_network), mailboxes, .. } =
-        shared;
+    let Shared {
+        clock,
+        from_worker: (_, from_worker),
+        from_network: (_, from_network),
+        mailboxes,
+        sessions,
+        ..
+    } = shared;
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -87,6 +95,7 @@ pub(crate) fn start(
         by_key: HashMap::new(),
         by_endpoint: HashMap::new(),
         sessions: HashMap::new(),
+        established: sessions,
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
@@ -308,6 +317,7 @@ impl Keeper {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
                 self.sessions.insert(session.local, id);
+                self.established.add(&session);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
@@ -316,6 +326,7 @@ impl Keeper {
             }
             Action::Forget(index) => {
                 self.sessions.remove(&index);
+                self.established.remove(index);
                 self.send_to_workers(|| ToWorker::Forget(index));
             }
             Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
@@ -360,7 +371,10 @@ impl Keeper {
         for id in gone {
             if let Some(known) = self.peers.remove(&id) {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
-                known.peer.indices().for_each(|index| _ = self.sessions.remove(&index));
+                known.peer.indices().for_each(|index| {
+                    self.sessions.remove(&index);
+                    self.established.remove(index);
+                });
                 self.by_key.remove(&known.peer.key);
                 self.remove_endpoint(id, known.config.endpoint);
                 self.send_to_workers(|| ToWorker::Gone(id));

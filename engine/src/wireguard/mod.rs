@@ -17,6 +17,7 @@ pub(crate) mod crypt;
 pub(crate) mod keeper;
 mod mail;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
 use path::wireguard::session::Millis;
-use path::wireguard::{Gate, PublicKey, SecretKey};
+use path::wireguard::{Gate, PublicKey, SecretKey, Session, SessionIndex};
 
 pub(crate) use self::mail::Stray;
 use self::mail::{FromControl, FromNetwork, FromWorker, Mailbox};
@@ -120,6 +121,27 @@ impl Clock {
     }
 }
 
+/// The sessions of a tunnel by this node's index: the peer's index, which records carry, and the peer.
+#[derive(Clone, Default)]
+pub(crate) struct Sessions(Arc<Mutex<HashMap<SessionIndex, (SessionIndex, PeerId)>>>);
+
+impl Sessions {
+    fn add(&self, session: &Session) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(session.local, (session.remote, session.peer));
+    }
+
+    fn remove(&self, local: SessionIndex) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&local);
+    }
+
+    /// Returns the peer that has a session under this index.
+    pub(crate) fn peer(&self, remote: SessionIndex) -> Option<PeerId> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().find(|(index, _)| *index == remote).map(|(_, peer)| *peer)
+    }
+}
+
 /// The state that a tunnel's workers and keeper share, created before their threads start.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -127,6 +149,7 @@ pub(crate) struct Shared {
     pub(crate) from_worker: (Sender<FromWorker>, Receiver<FromWorker>),
     pub(crate) from_network: (Sender<FromNetwork>, Receiver<FromNetwork>),
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) sessions: Sessions,
 }
 
 /// Capacity of each of the keeper's two channels. Further messages are dropped and counted by the sender.
@@ -140,6 +163,7 @@ impl Shared {
             from_worker: crossbeam_channel::bounded(WAITING),
             from_network: crossbeam_channel::bounded(WAITING),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
+            sessions: Sessions::default(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use io::{PortCounters, Ready, Received, Transmit, TransmitOutcome, Underlay, Waiter};
 
+use crate::path_mtu::Hint;
 use crate::tunnel::ARENA_HEADERS;
 
 /// Maximum receive calls of one port per turn.
@@ -19,6 +20,8 @@ pub(crate) struct Wire<U> {
     ports: Vec<Berth<U>>,
     arena: Box<[u8]>,
     received: Vec<Received>,
+    /// Reports datagrams that were refused for their size.
+    hint: Option<Hint>,
 }
 
 /// A port and its state.
@@ -47,11 +50,17 @@ impl<U: Underlay> Wire<U> {
         Wire {
             arena: vec![0; ARENA_HEADERS + room].into_boxed_slice(),
             received: Vec::with_capacity(slots),
+            hint: None,
             ports: ports
                 .into_iter()
                 .map(|(tunnel, port)| Berth { port, tunnel, ready: true, token: 0 })
                 .collect(),
         }
+    }
+
+    /// Makes the wire report refused datagrams.
+    pub(crate) fn with_hint(self, hint: Hint) -> Self {
+        Wire { hint: Some(hint), ..self }
     }
 
     /// Registers all ports under consecutive tokens from `token` on. Returns the next free token.
@@ -67,7 +76,7 @@ impl<U: Underlay> Wire<U> {
     /// datagrams. Returns whether there were any.
     #[inline]
     pub(crate) fn receive(&mut self, mut hand: impl FnMut(usize, &mut [u8], &[Received])) -> bool {
-        let Wire { ports, arena, received } = self;
+        let Wire { ports, arena, received, .. } = self;
         let mut worked = false;
         for berth in ports {
             for _ in 0..BUDGET {
@@ -129,7 +138,11 @@ impl<U: Underlay> Outlet<'_, U> {
         batch: &[Transmit],
     ) -> TransmitOutcome {
         let berth = self.wire.ports.iter_mut().find(|berth| berth.tunnel == self.tunnel);
-        berth.map(|berth| berth.port.transmit(arena, spans, batch)).unwrap_or_default()
+        let outcome = berth.map(|berth| berth.port.transmit(arena, spans, batch)).unwrap_or_default();
+        if let (Some(refused), Some(hint)) = (outcome.too_big, &self.wire.hint) {
+            hint.refused(self.tunnel, refused);
+        }
+        outcome
     }
 
     /// Returns the receive arena, which is unused between receive calls.

@@ -54,7 +54,7 @@ fn options_control_how_runs_are_split_and_joined() {
         let (mut a, mut b) = pair(MemoryConfig { shape, segment, gro, ..MemoryConfig::default() });
         let (arena, spans, transmit) = run();
         let outcome = a.transmit(&arena, &spans, &[transmit]);
-        assert_eq!(outcome, TransmitOutcome { sent: 3, dropped_full: 0, dropped_error: 0 });
+        assert_eq!(outcome, TransmitOutcome { sent: 3, dropped_full: 0, dropped_error: 0, too_big: None });
         assert_eq!(a.counters().writes, if segment { 1 } else { 3 });
         let mut slots = vec![0; 400];
         let mut out = Vec::with_capacity(4);
@@ -106,7 +106,7 @@ fn full_queues_invalid_spans_and_short_slots_are_counted() {
     let (arena, spans, transmit) = run();
     let bad = Transmit { first_span: 7, ..transmit };
     let outcome = a.transmit(&arena, &spans, &[transmit, bad, transmit]);
-    assert_eq!(outcome, TransmitOutcome { sent: 4, dropped_full: 2, dropped_error: 3 });
+    assert_eq!(outcome, TransmitOutcome { sent: 4, dropped_full: 2, dropped_error: 3, too_big: None });
     assert_eq!((a.counters().write_full, a.counters().errors), (2, 1));
     let mut out = Vec::with_capacity(4);
     b.receive(&mut [0; 32], 0, &mut out).unwrap();

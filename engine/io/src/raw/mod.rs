@@ -89,6 +89,13 @@ impl RawPort {
             sys::set_option(socket.as_fd(), libc::IPPROTO_IP, option, 1)
                 .map_err(|e| Error::new(doing(what), e))?;
         }
+        // OMIT (Linux 3.15) and PROBE only compare a packet with the device's MTU. By default the kernel also
+        // obeys "fragmentation needed" messages, which anyone can forge.
+        let discover =
+            |value| sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
+        discover(libc::IP_PMTUDISC_OMIT)
+            .or_else(|_| discover(libc::IP_PMTUDISC_PROBE))
+            .map_err(|e| Error::new(doing("IP_MTU_DISCOVER"), e))?;
         let mut notes = Vec::new();
         udp::size_buffers(&socket, config.receive_buffer, config.send_buffer, &mut notes);
         socket.bind(&SocketAddr::new(IpAddr::V4(local), 0).into()).map_err(|cause| {

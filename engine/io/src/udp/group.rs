@@ -133,6 +133,7 @@ impl Underlay for UdpGroup {
             all.sent += outcome.sent;
             all.dropped_full += outcome.dropped_full;
             all.dropped_error += outcome.dropped_error;
+            all.too_big = outcome.too_big.or(all.too_big);
         }
         self.update_counters();
         all
@@ -286,6 +287,7 @@ mod tests {
             segment: true,
             gro: true,
             mmsg: true,
+            own_path_mtu: true,
             receive_buffer: 1 << 20,
             send_buffer: 1 << 20,
         }

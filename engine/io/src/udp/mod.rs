@@ -52,6 +52,9 @@ pub struct UdpConfig {
     pub gro: bool,
     /// Whether to move several messages per call (sendmmsg, recvmmsg).
     pub mmsg: bool,
+    /// Whether IPv6 sockets ignore the kernel's path MTUs, which anyone can forge. The caller must then learn
+    /// them, see [`crate::too_big`].
+    pub own_path_mtu: bool,
     /// Bytes of each listening socket's receive buffer; 0 keeps the system's default.
     pub receive_buffer: usize,
     /// Bytes of each socket's send buffer; 0 keeps the system's default.
@@ -144,7 +147,8 @@ impl UdpPort {
         if shared {
             listen.set_reuse_port(true).map_err(|e| Error::new(doing("SO_REUSEPORT"), e))?;
         }
-        set_outer_header(&listen, &address).map_err(|e| Error::new(doing("the outer IP options"), e))?;
+        set_outer_header(&listen, &address, config.own_path_mtu)
+            .map_err(|e| Error::new(doing("the outer IP options"), e))?;
         let ecn = match address {
             SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
             SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
@@ -301,7 +305,7 @@ fn bind(socket: &Socket, address: &SocketAddr) -> Result<(), Error> {
 /// Opens the fan, which is empty if the listening socket sends.
 fn lanes(config: &UdpConfig) -> Result<Vec<Socket>, Error> {
     let Some(from) = config.send_from else { return Ok(Vec::new()) };
-    (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config.send_buffer)).collect()
+    (0..config.fan.max(1)).map(|_| lane(SocketAddr::new(from, 0), config)).collect()
 }
 
 /// Clones the sending sockets for another worker. A flow's source port must not depend on the worker: each
@@ -316,19 +320,20 @@ fn share(lanes: &[Socket]) -> Result<Vec<Socket>, Error> {
 }
 
 /// Opens a socket that only sends. The filter is attached before the bind, so no packet gets in between.
-fn lane(from: SocketAddr, send_buffer: usize) -> Result<Socket, Error> {
+fn lane(from: SocketAddr, config: &UdpConfig) -> Result<Socket, Error> {
     let lane = socket(&from)?;
     let doing = |what: &str| format!("setting {what} on a sending socket for {}", from.ip());
     sys::attach_drop_all(lane.as_fd()).map_err(|e| Error::new(doing("the drop-all filter"), e))?;
-    set_outer_header(&lane, &from).map_err(|e| Error::new(doing("the outer IP options"), e))?;
+    set_outer_header(&lane, &from, config.own_path_mtu)
+        .map_err(|e| Error::new(doing("the outer IP options"), e))?;
     // The listening socket already reports a buffer size that is not granted.
-    size_buffers(&lane, 1, send_buffer, &mut Vec::new());
+    size_buffers(&lane, 1, config.send_buffer, &mut Vec::new());
     bind(&lane, &from)?;
     Ok(lane)
 }
 
 /// Clears DF and the flow label, which are a kernel vxlan's defaults; the kernel fragments if necessary.
-fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
+fn set_outer_header(socket: &Socket, address: &SocketAddr, own_path_mtu: bool) -> io::Result<()> {
     let fd = socket.as_fd();
     match address {
         SocketAddr::V4(_) => {
@@ -338,7 +343,10 @@ fn set_outer_header(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
             set(libc::IP_PMTUDISC_OMIT).or_else(|_| set(libc::IP_PMTUDISC_DONT))
         }
         SocketAddr::V6(_) => {
-            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            let set = |value| sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
+            if !own_path_mtu || set(libc::IPV6_PMTUDISC_OMIT).is_err() {
+                set(libc::IPV6_PMTUDISC_DONT)?;
+            }
             match sys::set_option(fd, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0) {
                 // Before Linux 3.17 there is no automatic flow label to disable.
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),

@@ -20,6 +20,7 @@ fn config(listen: &str) -> UdpConfig {
         segment: true,
         gro: true,
         mmsg: true,
+        own_path_mtu: true,
         receive_buffer: 8 << 20,
         send_buffer: 8 << 20,
     }
@@ -180,7 +181,7 @@ fn transmits_of_one_lane_are_sent_in_one_call_in_order() {
     let spans = [spans, vec![5..5]].concat();
     let batch: Vec<Transmit> = [transmit, single, empty].into_iter().cycle().take(30).collect();
     let outcome = sender.transmit(&arena, &spans, &batch);
-    assert_eq!(outcome, TransmitOutcome { sent: 50, dropped_full: 0, dropped_error: 0 });
+    assert_eq!(outcome, TransmitOutcome { sent: 50, dropped_full: 0, dropped_error: 0, too_big: None });
     assert_eq!(sender.counters().write_calls, 1);
     assert_eq!(sender.counters().writes, 30);
     let mut expected = pieces(&arena, 1000);
@@ -256,7 +257,7 @@ fn invalid_transmits_are_dropped_and_the_rest_are_sent() {
             let lost = u32::from(transmit.segments);
             let before = *sender.counters();
             let outcome = sender.transmit(&arena, &spans, &[good, transmit, good]);
-            let expected = TransmitOutcome { sent: 8, dropped_full: 0, dropped_error: lost };
+            let expected = TransmitOutcome { sent: 8, dropped_full: 0, dropped_error: lost, too_big: None };
             assert_eq!(outcome, expected, "{transmit:?}");
             assert_eq!(outcome.total(), 8 + lost);
             assert_eq!(sender.counters().errors - before.errors, 1);
@@ -409,7 +410,7 @@ fn receive_respects_slots_capacity_and_lengths() {
 }
 
 #[test]
-fn a_rejected_run_is_sent_singly_and_eight_in_a_row_disable_the_option() {
+fn a_rejected_run_is_sent_singly_and_eight_in_a_row_slow_down_only_their_peer() {
     let mut receiver = plain(V4);
     let to = receiver.local_addr().unwrap();
     let mut sender = port(&config(V4));
@@ -418,22 +419,37 @@ fn a_rejected_run_is_sent_singly_and_eight_in_a_row_disable_the_option() {
     let (arena, spans, transmit) = run_of(1000, 10, 20, to);
     let single = Transmit { segment_size: 0, segments: 1, span_count: 2, ..transmit };
     let outcome = sender.transmit(&arena, &spans, &[single, transmit, single, transmit]);
-    assert_eq!(outcome, TransmitOutcome { sent: 42, dropped_full: 0, dropped_error: 0 });
+    let too_big = Some((PeerId(0), to));
+    assert_eq!(outcome, TransmitOutcome { sent: 42, dropped_full: 0, dropped_error: 0, too_big });
     let mut expected = vec![arena[..1000].to_vec()];
     expected.extend(pieces(&arena, 1000));
     assert_eq!(split(receive(&mut receiver, 42)), times(&expected, 2));
     let counters = sender.counters();
     assert_eq!((counters.downgrades, counters.resent, counters.errors), (0, 40, 0));
-    assert!(sender.features().segment, "two rejections may concern a single route");
     // A successful send resets the count.
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0).unwrap();
     sender.transmit(&arena, &spans, &[transmit]);
     sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
     sender.transmit(&arena, &spans, &[transmit; 7]);
-    assert!(sender.features().segment);
+    assert_eq!((sender.counters().downgrades, sender.counters().resent), (0, 40 + 140));
     let outcome = sender.transmit(&arena, &spans, &[transmit; 3]);
     assert_eq!(outcome.sent, 60);
-    assert_eq!((sender.counters().downgrades, sender.features().segment), (1, false));
+    assert_eq!((sender.counters().downgrades, sender.counters().resent), (1, 40 + 160), "no more attempts");
+    assert!(sender.features().segment);
+    // Another peer's runs are still joined.
+    sys::set_option(sender.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 0).unwrap();
+    let calls = |sender: &UdpPort| sender.counters().writes;
+    let before = calls(&sender);
+    sender.transmit(&arena, &spans, &[Transmit { peer: PeerId(1), ..transmit }]);
+    assert_eq!(calls(&sender) - before, 1);
+    sender.transmit(&arena, &spans, &[transmit]);
+    assert_eq!(calls(&sender) - before, 1 + 20);
+    // The peer gets another attempt, which succeeds.
+    let runs: Vec<Transmit> = vec![transmit; usize::from(transmit::SINGLY)];
+    sender.transmit(&arena, &spans, &runs);
+    let before = calls(&sender);
+    sender.transmit(&arena, &spans, &[transmit]);
+    assert_eq!(calls(&sender) - before, 1);
 }
 
 #[test]
@@ -448,7 +464,8 @@ fn a_run_above_the_mtu_is_fragmented_and_the_option_stays_on() {
         let (arena, spans, wide) = run_of(2000, 500, 5, to);
         let fits = Transmit { first_span: 8, span_count: 2, segment_size: 0, segments: 1, ..wide };
         let outcome = sender.transmit(&arena, &spans, &[wide, fits]);
-        assert_eq!(outcome, TransmitOutcome { sent: 6, dropped_full: 0, dropped_error: 0 });
+        let too_big = Some((PeerId(0), to));
+        assert_eq!(outcome, TransmitOutcome { sent: 6, dropped_full: 0, dropped_error: 0, too_big });
         let mut expected = pieces(&arena, 2000);
         expected.push(arena[8000..].to_vec());
         assert_eq!(split(receive(&mut receiver, 6)), expected);
@@ -491,7 +508,7 @@ fn an_icmp_error_for_an_earlier_datagram_does_not_drop_the_next() {
         wait_for(&sender);
         let to = receiver.local_addr().unwrap();
         let outcome = sender.transmit(&arena, &spans, &[Transmit { to, ..transmit }]);
-        assert_eq!(outcome, TransmitOutcome { sent: 1, dropped_full: 0, dropped_error: 0 });
+        assert_eq!(outcome, TransmitOutcome { sent: 1, dropped_full: 0, dropped_error: 0, too_big: None });
         assert_eq!(sender.counters().write_calls, 3);
         assert_eq!(receive(&mut receiver, 1)[0].1, arena);
 
@@ -511,7 +528,7 @@ fn a_datagram_without_a_route_is_dropped_after_one_retry() {
         let mut sender = port(&config("0.0.0.0:0"));
         let (arena, spans, transmit) = run_of(100, 100, 2, "192.0.2.1:9".parse().unwrap());
         let outcome = sender.transmit(&arena, &spans, &[transmit, transmit]);
-        assert_eq!(outcome, TransmitOutcome { sent: 0, dropped_full: 0, dropped_error: 4 });
+        assert_eq!(outcome, TransmitOutcome { sent: 0, dropped_full: 0, dropped_error: 4, too_big: None });
         assert_eq!((sender.counters().errors, sender.counters().write_calls), (2, 4));
     });
 }

@@ -10,7 +10,7 @@ use super::address::Address;
 use super::control::Control;
 use super::{MAX_PAYLOAD, MAX_SEGMENTS};
 use crate::port::slice;
-use crate::{PortCounters, Transmit, TransmitOutcome, sys};
+use crate::{PeerId, PortCounters, Transmit, TransmitOutcome, sys};
 
 /// Maximum messages in one call.
 const MAX_MESSAGES: usize = 64;
@@ -18,10 +18,15 @@ const MAX_MESSAGES: usize = 64;
 /// Maximum vectors in one call, and therefore spans of one transmit: UIO_MAXIOV (linux/uio.h).
 const MAX_VECTORS: usize = 1024;
 
-/// Consecutive rejections of joined sends before UDP_SEGMENT is disabled. A single rejection may concern a
-/// single route: before Linux 6.14 a datagram above the route's MTU gets EINVAL (net/ipv4/udp.c,
-/// udp_send_skb), which is no reason to slow down sends to other peers.
-const REJECTIONS_MAX: u32 = 8;
+/// Consecutive rejections of joined sends to one peer before its datagrams are sent singly. A rejection may
+/// concern one route or one device, so it says nothing about other peers.
+const REJECTIONS_MAX: u16 = 8;
+
+/// Runs to a peer that are sent singly before the next one is tried joined: the peer's route may have changed.
+pub(super) const SINGLY: u16 = 1024;
+
+/// Peers whose rejections are counted at a time. Peers with the same slot displace each other.
+const SLOTS: usize = 64;
 
 /// Scratch buffers for sending, allocated once.
 pub(crate) struct Sender {
@@ -31,7 +36,7 @@ pub(crate) struct Sender {
     controls: Box<[Control]>,
     staged: Box<[Staged]>,
     segment: bool,
-    rejections: u32,
+    rejections: Rejections,
     mmsg: bool,
     ipv6: bool,
 }
@@ -89,6 +94,64 @@ impl Work<'_> {
     }
 }
 
+/// The peers to which the kernel has rejected joined sends.
+#[derive(Default)]
+struct Rejections {
+    /// Empty until the first rejection.
+    slots: Vec<Rejected>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Rejected {
+    peer: PeerId,
+    /// Rejections in a row.
+    count: u16,
+    /// Runs that are still sent singly.
+    singly: u16,
+}
+
+impl Rejections {
+    /// Whether the next run to `peer` is sent joined.
+    #[inline]
+    fn allow(&mut self, peer: PeerId) -> bool {
+        self.slots.is_empty() || self.allow_some(peer)
+    }
+
+    #[cold]
+    fn allow_some(&mut self, peer: PeerId) -> bool {
+        let Some(slot) = self.slots.get_mut(peer.0 as usize % SLOTS).filter(|slot| slot.peer == peer) else {
+            return true;
+        };
+        slot.singly = slot.singly.saturating_sub(1);
+        slot.singly == 0
+    }
+
+    /// Counts a rejection. Returns whether the peer's datagrams are sent singly from now on.
+    #[cold]
+    fn add(&mut self, peer: PeerId) -> bool {
+        self.slots.resize(SLOTS, Rejected::default());
+        let slot = &mut self.slots[peer.0 as usize % SLOTS];
+        if slot.peer != peer {
+            *slot = Rejected { peer, ..Rejected::default() };
+        }
+        slot.count = (slot.count + 1).min(REJECTIONS_MAX);
+        if slot.count == REJECTIONS_MAX {
+            slot.singly = SINGLY;
+        }
+        slot.count == REJECTIONS_MAX
+    }
+
+    /// Forgets the rejections of a peer that has accepted a joined send.
+    #[inline]
+    fn forget(&mut self, peer: PeerId) {
+        if let Some(slot) = self.slots.get_mut(peer.0 as usize % SLOTS)
+            && slot.peer == peer
+        {
+            *slot = Rejected { peer, ..Rejected::default() };
+        }
+    }
+}
+
 impl Sender {
     pub(crate) fn new(segment: bool, mmsg: bool, ipv6: bool) -> Sender {
         // SAFETY: an mmsghdr consists of integers and pointers, for which zero is valid.
@@ -101,7 +164,7 @@ impl Sender {
             controls: vec![Control::empty(); MAX_MESSAGES].into(),
             staged: vec![Staged::default(); MAX_MESSAGES].into(),
             segment,
-            rejections: 0,
+            rejections: Rejections::default(),
             mmsg,
             ipv6,
         }
@@ -135,7 +198,7 @@ impl Sender {
         while let Some(next) = batch.get(at.transmit) {
             let Some(socket) = sockets.get(work.lane(next)) else { break };
             let (after, count) = self.stage(work, at, singly, &mut tally);
-            at = match self.flush(socket.as_fd(), count, &mut tally) {
+            at = match self.flush(socket.as_fd(), work, count, &mut tally) {
                 Flushed::All => after,
                 Flushed::RetrySingly(transmit) => {
                     singly = Some(transmit);
@@ -168,7 +231,11 @@ impl Sender {
                 continue;
             };
             let several = transmit.segment_size > 0 && transmit.segments > 1;
-            let joined = several && self.segment && singly != Some(at.transmit);
+            let joined = several
+                && self.segment
+                && at.span == 0
+                && singly != Some(at.transmit)
+                && self.rejections.allow(transmit.peer);
             let (take, bytes, datagrams) = if joined || !several {
                 (own.len(), bytes, u32::from(transmit.segments.max(1)))
             } else {
@@ -259,7 +326,7 @@ impl Sender {
     }
 
     /// Sends the first `count` messages, in order.
-    fn flush(&mut self, fd: BorrowedFd<'_>, count: usize, tally: &mut Tally<'_>) -> Flushed {
+    fn flush(&mut self, fd: BorrowedFd<'_>, work: Work<'_>, count: usize, tally: &mut Tally<'_>) -> Flushed {
         let Tally { outcome, counters } = tally;
         let mut base = 0;
         let mut retried = None;
@@ -276,8 +343,10 @@ impl Sender {
             let error = match answer {
                 Ok(sent) => {
                     for staged in &self.staged[base..base + sent] {
-                        if staged.joined {
-                            self.rejections = 0;
+                        if staged.joined
+                            && let Some(transmit) = work.batch.get(staged.transmit)
+                        {
+                            self.rejections.forget(transmit.peer);
                         }
                         counters.writes += 1;
                         counters.write_datagrams += u64::from(staged.datagrams);
@@ -290,6 +359,7 @@ impl Sender {
                 Err(error) => error.raw_os_error().unwrap_or(0),
             };
             let failed = self.staged[base];
+            let to = work.batch.get(failed.transmit).map(|transmit| (transmit.peer, transmit.to));
             match error {
                 libc::EINTR => {}
                 libc::ENOSYS if self.mmsg => {
@@ -311,18 +381,23 @@ impl Sender {
                     base += 1;
                 }
                 // EIO: the route's device cannot complete checksums (net/ipv4/udp.c udp_send_skb). EINVAL:
-                // the kernel or device accepted the option but rejects the packet.
+                // the kernel or device accepted the option but rejects the packet; before Linux 6.14 also a
+                // datagram above the route's MTU.
                 libc::EIO | libc::EINVAL if failed.joined => {
-                    self.rejections += 1;
-                    if self.rejections == REJECTIONS_MAX {
-                        self.segment = false;
+                    if let Some((peer, _)) = to
+                        && self.rejections.add(peer)
+                    {
                         counters.downgrades += 1;
+                    }
+                    if error == libc::EINVAL {
+                        outcome.too_big = to;
                     }
                     counters.resent += u64::from(failed.datagrams);
                     return Flushed::RetrySingly(failed.transmit);
                 }
                 // A datagram exceeds the route's MTU; the kernel fragments it when it is sent singly.
                 libc::EMSGSIZE if failed.joined => {
+                    outcome.too_big = to;
                     counters.resent += u64::from(failed.datagrams);
                     return Flushed::RetrySingly(failed.transmit);
                 }
@@ -340,6 +415,9 @@ impl Sender {
                     retried = Some(base);
                 }
                 _ => {
+                    if error == libc::EMSGSIZE {
+                        outcome.too_big = to;
+                    }
                     counters.errors += 1;
                     outcome.dropped_error += failed.datagrams;
                     base += 1;

@@ -3,10 +3,12 @@
 //!
 //! The engine writes the whole outer header, because some fields depend on the inner packet: TTL and DF are
 //! copied, and the class of service is 0 with the inner ECN bits (net/ipv4/ip_tunnel.c, ip_tunnel_xmit, for a
-//! tunnel that inherits its TTL and does no path MTU discovery). The kernel fills in id, length and checksum,
-//! as for every raw socket with IP_HDRINCL (net/ipv4/raw.c, raw_send_hdrinc).
+//! tunnel that inherits its TTL and does no path MTU discovery). The kernel fills in length, checksum,
+//! and the id of packets without DF, as for every raw socket with IP_HDRINCL (net/ipv4/raw.c, raw_send_hdrinc).
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::LazyLock;
 
 use wire::{Malformed, ipv4};
 
@@ -35,7 +37,7 @@ impl Ipip {
             header_len: HEADER_LEN,
             tos: 0,
             total_len: 0,
-            id: 0,
+            id: identification(IpAddr::V4(*remote.ip())),
             dont_fragment: false,
             more_fragments: false,
             fragment_offset: 0,
@@ -55,12 +57,24 @@ impl Ipip {
     }
 }
 
+/// Returns the identification of packets with DF to a peer: a secret, because a "fragmentation needed" message
+/// must quote it. Packets that are never fragmented need no distinct identification (RFC 6864 section 4.1).
+/// Never 0, which the kernel would replace.
+pub(crate) fn identification(peer: IpAddr) -> u16 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    (KEY.hash_one(peer) as u16).max(1)
+}
+
 /// Writes the fields of the outer header that depend on the inner packet.
 #[inline]
 pub(crate) fn patch(outer: &mut [u8; HEADER_LEN], inner: &Inner) {
     // RFC 6040 section 4.1, normal mode: copy the ECN codepoint.
     outer[1] = inner.ecn();
     outer[6] = if inner.dont_fragment { 0x40 } else { 0 };
+    if !inner.dont_fragment {
+        // The kernel fills in a distinct one.
+        outer[4..6].fill(0);
+    }
     outer[8] = inner.ttl;
 }
 
@@ -114,11 +128,13 @@ mod tests {
     #[test]
     fn the_outer_header_follows_the_inner_one() {
         let bytes = outer(&inner(0b1011_1010, 61, true));
-        let expected = [0x45, 0x02, 0, 0, 0, 0, 0x40, 0, 61, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 9];
+        let [i0, i1] = identification([192, 0, 2, 9].into()).to_be_bytes();
+        let expected = [0x45, 0x02, 0, 0, i0, i1, 0x40, 0, 61, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 9];
         assert_eq!(bytes[..10], expected[..10]);
+        assert_ne!([i0, i1], [0, 0]);
         assert_eq!(bytes[12..], expected[12..], "the kernel fills in the checksum");
         let bytes = outer(&inner(0, 1, false));
-        assert_eq!((bytes[1], bytes[6], bytes[8]), (0, 0, 1));
+        assert_eq!((bytes[1], bytes[4..6].to_vec(), bytes[6], bytes[8]), (0, vec![0, 0], 0, 1));
         assert!(Ipip { local: [192, 0, 2, 1].into() }.template("[::1]:0".parse().unwrap()).is_none());
     }
 

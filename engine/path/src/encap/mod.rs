@@ -7,9 +7,12 @@ pub mod vxlan;
 use std::net::SocketAddr;
 
 use wire::addr::Mac;
+use wire::wireguard::PADDING;
 
+use crate::fib::IPV6_MIN_MTU;
 use crate::template::Template;
 use crate::verdict::DropReason;
+use crate::wireguard::session::OVERHEAD;
 
 /// The format of packets on the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,24 @@ impl Format {
             Format::Udp | Format::Wireguard => udp::strip(datagram),
             Format::Ipip(_) => ipip::strip(datagram),
         }
+    }
+
+    /// Returns the largest inner packet for outer packets of up to `outer` bytes. The limit is never so small
+    /// that a forged path MTU does harm: at least 576 bytes over IPv4, and what fits into 1280 over IPv6.
+    pub fn inner_limit(&self, outer: u32, ipv6: bool) -> u16 {
+        let ip = if ipv6 { wire::ipv6::HEADER_LEN } else { wire::ipv4::MIN_HEADER_LEN };
+        let overhead = ip
+            + match self {
+                Format::Vxlan(_) => wire::udp::HEADER_LEN + vxlan::PREFIX_LEN,
+                Format::Udp => wire::udp::HEADER_LEN,
+                Format::Ipip(_) => 0,
+                Format::Wireguard => wire::udp::HEADER_LEN + OVERHEAD,
+            };
+        let least = if ipv6 { usize::from(IPV6_MIN_MTU) } else { 576 + overhead };
+        let inner = (outer as usize).max(least) - overhead;
+        // Records are padded, so a packet just below the limit would exceed it.
+        let inner = if *self == Format::Wireguard { inner / PADDING * PADDING } else { inner };
+        u16::try_from(inner).unwrap_or(u16::MAX)
     }
 
     /// Whether the tunnel counts as a hop, as flannel's udp proxy does. The kernel's vxlan and ipip devices

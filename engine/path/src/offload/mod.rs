@@ -2,4 +2,5 @@
 
 pub mod checksum;
 pub mod coalesce;
+pub mod fragment;
 pub mod segment;

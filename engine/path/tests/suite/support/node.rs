@@ -99,10 +99,10 @@ impl Node {
             at = (start + read.len()).next_multiple_of(64);
             let verdict = match egress::check(&mut arena, span.clone(), &self.fib) {
                 Ok(bound) => {
-                    if !self.outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    if !bound.fits(&self.outbox) {
                         collect(&arena, &mut self.outbox, &mut out);
                     }
-                    if self.outbox.has_room(bound.datagrams(), bound.header_len()) {
+                    if bound.fits(&self.outbox) {
                         egress::queue(&mut arena, &bound, LANES, &mut self.outbox, &mut self.counters.egress)
                     } else {
                         Verdict::Drop(DropReason::BadOffload)
