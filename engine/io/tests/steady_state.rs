@@ -106,6 +106,7 @@ fn open(segment: bool, gro: bool, mmsg: bool) -> udp::UdpPort {
         segment,
         gro,
         mmsg,
+        own_path_mtu: true,
         receive_buffer: 8 << 20,
         send_buffer: 8 << 20,
     };

@@ -67,6 +67,11 @@ pub fn fill_ipv4_checksum(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&check.to_be_bytes());
 }
 
+/// The checksum of bytes in which its field is 0.
+pub fn checksum(bytes: &[u8]) -> u16 {
+    !sum(0, bytes)
+}
+
 /// A VXLAN datagram's payload: header, Ethernet header, packet (RFC 7348 section 5).
 pub fn vxlan(vni: u32, target: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x08, 0, 0, 0];

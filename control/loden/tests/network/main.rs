@@ -7,6 +7,7 @@
 //! guards           tests: limits on system calls, checksums and order
 //! masquerade       tests: traffic rules as packets meet them
 //! on_the_wire      tests: outer headers beside the kernel's, and translation on the way
+//! path_mtu         tests: paths that carry less, and forged messages that claim so
 //! wireguard        tests: two lodens, and loden beside wireguard-go
 //! wireguard_modes  tests: each mode in each family
 //! wireguard_rekey  tests: a rekey by the real clock, under load
@@ -24,6 +25,7 @@ mod fallbacks;
 mod guards;
 mod masquerade;
 mod on_the_wire;
+mod path_mtu;
 mod wireguard;
 mod wireguard_modes;
 mod wireguard_rekey;

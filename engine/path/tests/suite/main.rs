@@ -4,6 +4,7 @@
 //! - `offload` cutting and joining are inverses; `joins` which packets are joined, and in which order
 //! - `two_nodes` one node strips what another encapsulates; `kernel_peer` packets of a kernel vxlan peer;
 //!   `ipip` both for IP in IP
+//! - `path_limit` packets that fit the tunnel but not the path
 //! - `model` a slow, simple model that must agree; `rules` ECN, TTL, ICMP errors; `noise` no input panics
 //!
 //! The tests do not use the crate `wire` to check results. Each batch runs twice over arenas with different
@@ -17,6 +18,7 @@ mod kernel_peer;
 mod model;
 mod noise;
 mod offload;
+mod path_limit;
 mod rules;
 mod support;
 mod two_nodes;
