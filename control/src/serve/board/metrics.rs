@@ -120,6 +120,21 @@ fn tunnels(page: &mut Page, state: &State) {
         }
     }
     let status = engine.status();
+    page.head(
+        "loden_path_mtu_peers",
+        "gauge",
+        "Peers whose path carries only smaller packets than the tunnel.",
+    );
+    for tunnel in &status.tunnels {
+        page.line("loden_path_mtu_peers", &[("tunnel", &tunnel.device)], tunnel.paths.limits.len());
+    }
+    page.head("loden_path_mtu_messages_total", "counter", "ICMP messages about path MTUs.");
+    for tunnel in &status.tunnels {
+        for (result, count) in [("believed", tunnel.paths.believed), ("ignored", tunnel.paths.ignored)] {
+            let labels: [(&str, &dyn Display); 2] = [("tunnel", &tunnel.device), ("result", &result)];
+            page.line("loden_path_mtu_messages_total", &labels, count);
+        }
+    }
     // The lines of one name must be adjacent, so all counters are visited for each name.
     let mut family = |name: &str, help: &str, of: Members<'_>| {
         page.head(name, "counter", help);
