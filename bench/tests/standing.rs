@@ -10,17 +10,10 @@ use bench::ethtool;
 use bench::interrupt::Interrupt;
 use bench::scenario::{Subject, Testbed};
 use bench::subject::{Context, Standing};
-use lab::Namespace;
+use lab::{Namespace, Needs};
 
-/// Whether the test can run here. Says what is missing; in CI that is a failure.
 fn possible() -> bool {
-    let missing =
-        if lab::userns::privileged() { ethtool::find().err() } else { Some("root is needed".to_owned()) };
-    if let Some(missing) = &missing {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{missing}");
-        eprintln!("skipped: {missing}");
-    }
-    missing.is_none()
+    Needs::root().programs(&["ethtool"]).are_met()
 }
 
 fn context() -> Context {

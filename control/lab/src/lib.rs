@@ -7,16 +7,21 @@
 //! ping       ICMP echo from inside a namespace
 //! vxlan      the kernel's vxlan device, set up as flannel does
 //! process    a child process inside a namespace, stopped when its value is dropped
+//! mounts     mounts that only one thread and its children see
 //! topology   hosts joined by a switch, a pod behind each: what the demo, the bench and the tests use
+//! needs      what a test needs of the machine, checked and named
 //! ```
 //!
 //! Everything below `topology` depends on nothing above it. Devices live as long as their namespace, so a
 //! [`Namespace`] is the only guard that a device needs. Guards clean up on unwinding too. Nothing here
-//! panics, nothing runs another program, and nothing touches a device outside the namespaces made here.
+//! runs another program or touches a device outside the namespaces made here, and nothing panics but [`Needs::are_met`]
+//! in CI.
 
 mod error;
 mod link;
+pub mod mounts;
 mod namespace;
+mod needs;
 mod ping;
 mod process;
 mod topology;
@@ -26,6 +31,7 @@ mod vxlan;
 pub use error::Error;
 pub use link::{Link, Mac, Route, veth};
 pub use namespace::{NETNS_DIRECTORY, Namespace};
+pub use needs::{Needs, find};
 pub use process::Process;
 pub use topology::{Host, Lab, PodNetwork, Topology, Wiring};
 pub use vxlan::{FlannelVxlan, VxlanPeer};

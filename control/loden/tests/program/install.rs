@@ -5,9 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use lab::{Needs, mounts};
 use tempfile::TempDir;
-
-use crate::common;
 
 const CONF: &str = r#"{"name":"cbr0","plugins":[{"type":"flannel"}],  "cniVersion":"0.3.1"}"#;
 
@@ -106,17 +105,13 @@ fn what_is_wrong_is_found_before_anything_is_put() {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
-    if !common::ready(&["mount"]) {
+    if !Needs::root().are_met() {
         return;
     }
     let host = Host::new();
-    common::with_private_mounts(|| {
-        common::mount_tmpfs(&host.path("net.d"), "1m");
-        let remount = |flags| {
-            let status = Command::new("mount").args(["-o", flags]).arg(host.path("net.d")).status();
-            assert!(status.expect("mount").success());
-        };
-        remount("remount,ro");
+    mounts::private(|| {
+        mounts::tmpfs(&host.path("net.d"), "1m").expect("a tmpfs");
+        mounts::set_read_only(&host.path("net.d"), true).expect("read-only");
         let output = host.install(&[]);
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1));
@@ -124,12 +119,13 @@ fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(host.names("bin"), ["flannel", "loden-cni"], "the binary comes first");
-        remount("remount,rw");
+        mounts::set_read_only(&host.path("net.d"), false).expect("writable");
         let output = host.install(&[]);
         assert!(output.status.success(), "{output:?}");
         assert_eq!(text(&output.stdout).matches("unchanged").count(), 2, "only what was missing is done");
         assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
-    });
+    })
+    .expect("private mounts");
 }
 
 #[test]
