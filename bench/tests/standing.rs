@@ -1,6 +1,6 @@
-//! Subjects that need no daemon, standing on real namespaces: packets cross, and nothing stays behind.
+//! Subjects without daemons in real namespaces: packets cross, and nothing is left behind.
 
-// Helpers of tests may panic as tests do; clippy.toml covers only the test functions themselves.
+// clippy.toml allows unwrap only in test functions, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use bench::scenario::{Subject, Testbed};
 use bench::subject::{Context, Standing};
 use lab::Namespace;
 
-/// Whether the test can run here. Says what is missing; in CI that is a failure.
-fn possible() -> bool {
+/// Returns true if the test can run here; otherwise prints what is missing, and fails in CI.
+fn can_run() -> bool {
     let missing =
-        if lab::userns::privileged() { ethtool::find().err() } else { Some("root is needed".to_owned()) };
+        if lab::userns::privileged() { ethtool::find().err() } else { Some("root is required".to_owned()) };
     if let Some(missing) = &missing {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{missing}");
         eprintln!("skipped: {missing}");
@@ -48,7 +48,7 @@ fn assert_pods_meet(subject: Subject, testbed: Testbed, slot: usize, largest: us
 
 #[test]
 fn pods_meet_over_plain_routes() {
-    if possible() {
+    if can_run() {
         assert_pods_meet(Subject::NoneRoutes, Testbed::Ideal, 10, 1472);
         assert_pods_meet(Subject::NoneRoutes, Testbed::WireLike, 11, 1472);
     }
@@ -56,7 +56,7 @@ fn pods_meet_over_plain_routes() {
 
 #[test]
 fn pods_meet_over_kernel_vxlan() {
-    if possible() {
+    if can_run() {
         assert_pods_meet(Subject::KernelVxlan, Testbed::Ideal, 12, 1422);
         assert_pods_meet(Subject::KernelVxlan, Testbed::WireLike, 13, 1422);
     }
@@ -64,7 +64,7 @@ fn pods_meet_over_kernel_vxlan() {
 
 #[test]
 fn the_wire_like_underlay_segments_and_finishes_checksums() {
-    if !possible() {
+    if !can_run() {
         return;
     }
     let standing = Standing::start(Subject::NoneRoutes, Testbed::WireLike, 14, &context()).unwrap();
@@ -80,14 +80,14 @@ fn the_wire_like_underlay_segments_and_finishes_checksums() {
         "tx-udp-segmentation: off",
         "tx-udp_tnl-segmentation: off",
     ] {
-        assert!(text.contains(line), "{line} is not in:\n{text}");
+        assert!(text.contains(line), "no {line} in:\n{text}");
     }
     drop(standing);
 }
 
 #[test]
 fn a_subject_that_cannot_start_leaves_nothing() {
-    if possible() {
+    if can_run() {
         let error = Standing::start(Subject::LodenVxlan, Testbed::Ideal, 15, &context()).err().unwrap();
         assert!(format!("{error:#}").contains("--loden"), "{error:#}");
         assert_eq!(names(15), [""; 0]);
