@@ -10,17 +10,10 @@ use bench::ethtool;
 use bench::interrupt::Interrupt;
 use bench::scenario::{Subject, Testbed};
 use bench::subject::{Context, Standing};
-use lab::Namespace;
+use lab::{Namespace, Needs};
 
-/// Returns true if the test can run here; otherwise prints what is missing, and fails in CI.
 fn can_run() -> bool {
-    let missing =
-        if lab::userns::privileged() { ethtool::find().err() } else { Some("root is required".to_owned()) };
-    if let Some(missing) = &missing {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{missing}");
-        eprintln!("skipped: {missing}");
-    }
-    missing.is_none()
+    Needs::root().programs(&["ethtool"]).are_met()
 }
 
 fn context() -> Context {

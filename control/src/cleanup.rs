@@ -1,8 +1,8 @@
-//! Takes from this host what a daemon has made and left.
+//! Removes what a daemon created on this host and left behind.
 //!
-//! What that is the state file says; each thing is looked at again before it goes, and only what still is as the
-//! daemon made it is removed: a device only if it is a TUN, a route only if it leads the same way, the subnet
-//! file only if nobody has changed it.
+//! The state file lists it. Everything is checked again before it is removed, and only what is still as the
+//! daemon created it is removed: a device only if it is a TUN, a route only if it leads the same way, the
+//! subnet file only if its text is unchanged.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,39 +15,40 @@ use rtnetlink::packet_route::link::InfoKind;
 use crate::apply::routes;
 use crate::apply::share::{Scope, Share};
 use crate::netlink::{self, NetlinkError};
-use crate::persist::instance::Places;
+use crate::persist::instance::Instance;
 use crate::persist::state_file::{self, FileRecord, RouteRecord, State};
 use crate::plan::Route;
 use crate::traffic::cleanup::cleanup;
 use crate::traffic::program::Programs;
 
-/// The state file cannot be read.
+/// A state file that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {}, and without it nothing is known to be ours: {source}", .path.display())]
+#[error("cannot read {}, which lists what to remove: {source}", .path.display())]
 pub struct UnreadableState {
     path: PathBuf,
     source: io::Error,
 }
 
-/// What became of the things that one instance has left.
+/// The outcome of a cleanup of one instance.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What was removed, or would be in a dry run; one line each.
+    /// What was removed, or would be without the dry run, one line each.
     pub removed: Vec<String>,
-    /// What could not be removed, and why; one line each.
+    /// What could not be removed and why, one line each.
     pub failures: Vec<String>,
 }
 
-/// Removes what the instance has left; a dry run only lists it. Needs the network namespace of the daemon.
-pub async fn clean(netlink: &Handle, places: &Places, dry_run: bool) -> Result<Report, UnreadableState> {
-    let path = places.state();
+/// Removes what the instance left behind; a dry run only lists it. Must run in the daemon's network
+/// namespace.
+pub async fn clean(netlink: &Handle, instance: &Instance, dry_run: bool) -> Result<Report, UnreadableState> {
+    let path = instance.state();
     let state = state_file::read(&path).map_err(|source| UnreadableState { path, source })?;
     let mut report = Report::default();
-    Work { netlink, dry_run }.clean(places, &state.unwrap_or_default(), &mut report).await;
+    Work { netlink, dry_run }.clean(instance, &state.unwrap_or_default(), &mut report).await;
     Ok(report)
 }
 
-/// Why one thing could not be removed.
+/// Reasons why one thing could not be removed.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
     #[error(transparent)]
@@ -62,7 +63,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    async fn clean(&self, places: &Places, state: &State, report: &mut Report) {
+    async fn clean(&self, instance: &Instance, state: &State, report: &mut Report) {
         let interfaces: BTreeSet<&str> = state.routes.iter().map(|route| route.interface.as_str()).collect();
         for interface in interfaces {
             match self.routes(interface, &state.routes).await {
@@ -79,16 +80,16 @@ impl Work<'_> {
             report.take(format!("file {}", file.path.display()), result);
         }
         self.firewall(state, report).await;
-        // What a failed step has left must still be known to be ours the next time.
+        // After a failure the state file stays, so that the next cleanup knows what is left.
         if report.failures.is_empty() {
-            for path in [places.socket(), places.state(), places.lock_file()] {
+            for path in [instance.socket(), instance.state(), instance.lock_file()] {
                 let result = self.file(&path);
                 report.take(format!("file {}", path.display()), result);
             }
         }
     }
 
-    /// Removes the recorded routes by one interface, and names those that were there.
+    /// Removes the recorded routes through one interface. Returns those that existed.
     async fn routes(&self, interface: &str, records: &[RouteRecord]) -> Result<Vec<String>, NetlinkError> {
         let Some(link) = netlink::find_link(self.netlink, interface).await? else { return Ok(Vec::new()) };
         let ours = records.iter().filter(|record| record.interface == interface).filter_map(route);

@@ -3,13 +3,14 @@
 //! A lease travels one way through it, and every arrow is a plain value:
 //!
 //! ```text
-//! store ──► store::lease::ledger ──► plan ──► apply ──► kernel: links, routes
-//!                                     ▲         ├─────► engine: forwarding tables
-//!                     underlay ───────┘         └─────► subnet.env, last: it says "ready"
+//! store ──► plan ──► apply ──► kernel: links, routes
+//!            ▲         ├─────► engine: forwarding tables
+//! underlay ──┘         └─────► subnet.env, last: it says "ready"
 //! ```
 //!
-//! [`plan`] is pure; [`underlay`], [`apply`] and [`traffic`] talk to the kernel; [`persist`] holds what a daemon
-//! keeps in files, [`serve`] what it shows of itself. [`daemon`] puts them together, as [`settings`] ask for it.
+//! [`plan`] is pure; [`underlay`], [`apply`] and [`traffic`] talk to the kernel; [`persist`] holds what a
+//! daemon keeps in files, [`serve`] what it shows of itself. [`daemon`] puts them together, as [`settings`]
+//! ask for it.
 //!
 //! Nothing here may panic: a wrong input is an error with a sentence, at worst the end of the process with
 //! exit code 1.

@@ -1,4 +1,4 @@
-//! What the daemon is asked to do, as plain data. The program makes it of a command line.
+//! The daemon's settings as plain data. The program builds them from a command line.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +12,7 @@ use store::Spec;
 /// The directory of the status sockets and state files of a host's daemons.
 pub const RUN_DIRECTORY: &str = "/run/loden";
 
-/// Everything that an operator chooses for one daemon.
+/// The settings of one daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The store of leases.
@@ -21,7 +21,7 @@ pub struct Settings {
     pub net_config: Option<NetConfigSource>,
     /// The interface that carries the tunnels.
     pub uplink: UplinkSettings,
-    /// The file that tells this node's subnet to CNI plugins.
+    /// The file that announces this node's subnet to CNI plugins.
     pub subnet_file: PathBuf,
     /// How long before its expiry a lease is renewed.
     pub renew_margin: Duration,
@@ -48,7 +48,7 @@ pub enum NetConfigSource {
     Text(String),
 }
 
-/// How to choose the interface that carries the tunnels, and what to publish of it.
+/// How to choose the interface that carries the tunnels, and which addresses to publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UplinkSettings {
     /// Interfaces by name or address, tried in order.
@@ -72,30 +72,33 @@ pub struct TrafficSettings {
     pub forward: bool,
     /// Choose source ports of masqueraded flows at random, where that is supported.
     pub random_fully: bool,
-    /// Keep a blackhole route for the own subnet.
+    /// Keep a blackhole route for this node's subnet.
     pub blackhole: bool,
-    /// Time between two comparisons.
+    /// Time between two checks of the rules.
     pub resync: Duration,
-    /// Refuse to start with iptables on a kernel that does not show it bridged packets.
+    /// Refuse to start with iptables on a kernel that does not pass it bridged packets.
     pub require_br_netfilter: bool,
 }
 
 /// The datapath's workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerSettings {
-    /// How many; `None` for one per CPU.
+    /// Number of workers; `None` for one per CPU.
     pub count: Option<u16>,
     /// Pin each worker to a CPU.
     pub pin: bool,
-    /// How long a worker looks for work before it sleeps; `None` for the engine's default.
+    /// How long a worker polls for work before it sleeps; `None` for the engine's default.
     pub spin: Option<Duration>,
-    /// Names of the features to do without, whether the kernel has them or not.
+    /// Names of the features not to use, even if the kernel has them.
     pub without: Vec<String>,
 }
 
-/// The file of a network configuration could not be read.
+/// A network configuration file that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the network configuration {}: {source}; name another file with --net-config", .path.display())]
+#[error(
+    "cannot read the network configuration {}: {source}; set another file with --net-config",
+    .path.display()
+)]
 pub struct NetConfigFileError {
     path: PathBuf,
     source: io::Error,

@@ -1,25 +1,25 @@
 //! Full disks and read-only disks.
 
 use std::fs;
-use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use lab::{Needs, mounts};
 use serde_json::json;
 
-use crate::{GOOD, Node, V4, answer, names_in, root};
+use crate::{GOOD, Node, V4, answer, names_in};
 
 /// Uses a real file system of two pages, which has no room for a second state.
 #[test]
 fn a_full_disk_gives_no_interface_and_takes_away_those_that_are_there() {
-    let Some(()) = root() else { return };
+    if !Needs::root().are_met() {
+        return;
+    }
     let node = Node::new(V4);
     let (state, mut config) = (node.file("full"), node.config());
     fs::create_dir(&state).unwrap();
     config["dataDir"] = state.to_str().unwrap().into();
     node.delegate(GOOD);
-    with_private_mounts(|| {
-        mount_tmpfs(&state, "8k");
+    mounts::private(|| {
+        mounts::tmpfs(&state, "8k").unwrap();
         node.run("ADD", &config).unwrap();
         fs::write(state.join("filler"), [0; 4096]).unwrap();
         let mut second = node.command("ADD", "pod-2");
@@ -33,24 +33,27 @@ fn a_full_disk_gives_no_interface_and_takes_away_those_that_are_there() {
         assert_eq!(names_in(&state), ["filler", "pod-1"]);
         assert_eq!(node.run("DEL", &config), Ok(String::new()));
         assert_eq!(names_in(&state), ["filler"]);
-    });
+    })
+    .unwrap();
     let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
     assert_eq!(calls, ["ADD pod-1 eth0", "DEL pod-1 eth0"]);
 }
 
 #[test]
 fn a_disk_that_became_read_only_does_not_keep_an_interface() {
-    let Some(()) = root() else { return };
+    if !Needs::root().are_met() {
+        return;
+    }
     let node = Node::new(V4);
     let (state, mut config) = (node.file("state"), node.config());
     fs::create_dir(&state).unwrap();
     config["cniVersion"] = "1.1.0".into();
     config["cni.dev/valid-attachments"] = json!([]);
     node.delegate(GOOD);
-    with_private_mounts(|| {
-        mount_tmpfs(&state, "1m");
+    mounts::private(|| {
+        mounts::tmpfs(&state, "1m").unwrap();
         node.run("ADD", &config).unwrap();
-        remount(&state, MsFlags::MS_RDONLY);
+        mounts::set_read_only(&state, true).unwrap();
         let error = node.run("DEL", &config).unwrap_err();
         assert_eq!(error["code"], 5, "{error}");
         for word in
@@ -63,29 +66,9 @@ fn a_disk_that_became_read_only_does_not_keep_an_interface() {
         let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
         assert_eq!(calls, ["ADD pod-1 eth0", "DEL pod-1 eth0"]);
         assert_eq!(names_in(&state), ["pod-1"]);
-        remount(&state, MsFlags::empty());
+        mounts::set_read_only(&state, false).unwrap();
         assert_eq!(node.run("DEL", &config), Ok(String::new()));
         assert_eq!(names_in(&state), [""; 0]);
-    });
-}
-
-/// Runs `work` on a thread with its own mount namespace, whose mounts are invisible outside.
-fn with_private_mounts(work: impl FnOnce() + Send) {
-    let inside = || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing: Option<&str> = None;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).unwrap();
-        work();
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap();
-}
-
-fn mount_tmpfs(place: &Path, size: &str) {
-    let options = format!("size={size},mode=0700");
-    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-}
-
-fn remount(place: &Path, flags: MsFlags) {
-    let nothing: Option<&str> = None;
-    mount(nothing, place, nothing, MsFlags::MS_REMOUNT | flags, nothing).unwrap();
+    })
+    .unwrap();
 }

@@ -533,15 +533,6 @@ fn version_lists_the_versions_and_without_a_verb_the_plugin_describes_itself() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("CNI protocol versions supported"));
 }
 
-fn root() -> Option<()> {
-    if !lab::userns::privileged() {
-        assert!(std::env::var_os("CI").is_none(), "this test needs root rights");
-        eprintln!("skipped: this test needs root rights");
-        return None;
-    }
-    Some(())
-}
-
 fn names_in(place: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(place) else { return Vec::new() };
     let mut names: Vec<String> =

@@ -7,16 +7,20 @@
 //! ping       ICMP echo from inside a namespace
 //! vxlan      the kernel's vxlan device, configured as flannel does
 //! process    a child process inside a namespace, stopped when its value is dropped
+//! mounts     mounts that are visible only to one thread and its children
 //! topology   hosts connected by a switch, each with a pod: for the demo, the bench and the tests
+//! needs      the requirements of a test, checked and named
 //! ```
 //!
 //! Only `topology` depends on the others. Devices exist as long as their namespace, so a [`Namespace`] is the
-//! only guard that a device needs. Guards clean up on unwinding, too. This crate never panics, runs no other
-//! program, and touches no device outside the namespaces that it created.
+//! only guard that a device needs. Guards clean up on unwinding, too. This crate runs no other program, touches
+//! no device outside the namespaces that it created, and panics only in [`Needs::are_met`], in CI.
 
 mod error;
 mod link;
+pub mod mounts;
 mod namespace;
+mod needs;
 mod ping;
 mod process;
 mod topology;
@@ -26,6 +30,7 @@ mod vxlan;
 pub use error::Error;
 pub use link::{Link, Mac, Route, veth};
 pub use namespace::{NETNS_DIRECTORY, Namespace};
+pub use needs::{Needs, find};
 pub use process::Process;
 pub use topology::{Host, Lab, PodNetwork, Topology, Wiring};
 pub use vxlan::{FlannelVxlan, VxlanPeer};

@@ -248,12 +248,15 @@ impl Host {
         ] {
             namespace.set_sysctl(name, value)?;
         }
-        // These fail on a kernel without IPv6.
+        // These fail on a kernel without IPv6. A machine may pass `disable_ipv6` on to new namespaces.
+        for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0")] {
+            for scope in ["all", "default"] {
+                let name = format!("net.ipv6.conf.{scope}.{name}");
+                let _ = (namespace.set_sysctl(&name, value), pod.set_sysctl(&name, value));
+            }
+        }
         for name in ["net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding"] {
             let _ = namespace.set_sysctl(name, "1");
-        }
-        for name in ["net.ipv6.conf.all.accept_dad", "net.ipv6.conf.default.accept_dad"] {
-            let _ = (namespace.set_sysctl(name, "0"), pod.set_sysctl(name, "0"));
         }
         Ok(Host { number, namespace, pod, pod_addresses: Vec::new() })
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use lab::{
-    FlannelVxlan, Host, Lab, Namespace, PodNetwork, Process, Route, Topology, VxlanPeer, Wiring, veth,
+    FlannelVxlan, Host, Lab, Namespace, Needs, PodNetwork, Process, Route, Topology, VxlanPeer, Wiring, veth,
 };
 
 /// Time limit, long enough for a busy machine; a success returns at once.
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_dropped_namespace_leaves_nothing() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let name = unique("gone");
@@ -42,7 +42,7 @@ fn names_that_are_paths_are_rejected() {
 
 #[test]
 fn a_panic_inside_is_propagated_and_cleans_up() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let name = unique("panic");
@@ -61,7 +61,7 @@ fn a_panic_inside_is_propagated_and_cleans_up() {
 
 #[test]
 fn the_calling_thread_stays_outside() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("outside")).unwrap();
@@ -74,7 +74,7 @@ fn the_calling_thread_stays_outside() {
 
 #[test]
 fn veth_ends_ping_each_other_in_both_families() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let left = Namespace::create(&unique("left")).unwrap();
@@ -102,7 +102,7 @@ fn veth_ends_ping_each_other_in_both_families() {
 
 #[test]
 fn sysctls_belong_to_the_namespace() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("sysctl")).unwrap();
@@ -116,7 +116,7 @@ fn sysctls_belong_to_the_namespace() {
 
 #[test]
 fn pods_reach_each_other_through_plain_routes_on_both_wirings() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     for (wiring, hosts) in [(Wiring::Switch, 3), (Wiring::Direct, 2)] {
@@ -143,7 +143,7 @@ fn pods_reach_each_other_through_plain_routes_on_both_wirings() {
 
 #[test]
 fn kernel_vxlan_as_flannel_sets_it_up_carries_both_families() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let prefix = unique("vxlan");
@@ -185,7 +185,7 @@ fn kernel_vxlan_as_flannel_sets_it_up_carries_both_families() {
 
 #[test]
 fn a_dropped_process_has_exited_and_its_stderr_was_kept() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("process")).unwrap();
@@ -206,7 +206,7 @@ fn a_dropped_process_has_exited_and_its_stderr_was_kept() {
 
 #[test]
 fn a_process_that_ignores_sigterm_is_killed() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("stubborn")).unwrap();
@@ -221,7 +221,7 @@ fn a_process_that_ignores_sigterm_is_killed() {
 
 #[test]
 fn a_detached_process_keeps_running() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("detached")).unwrap();
@@ -236,7 +236,7 @@ fn a_detached_process_keeps_running() {
 
 #[test]
 fn a_missing_program_is_named() {
-    if !privileged() {
+    if !Needs::root().are_met() {
         return;
     }
     let namespace = Namespace::create(&unique("missing")).unwrap();
@@ -249,17 +249,6 @@ fn impossible_topologies_are_rejected() {
     for (hosts, wiring) in [(0, Wiring::Switch), (251, Wiring::Switch), (3, Wiring::Direct)] {
         assert!(Lab::build(&Topology { wiring, ..Topology::new("never", hosts) }).is_err());
     }
-}
-
-/// Returns true if the process has the privileges; otherwise prints that the test is skipped, and fails in
-/// CI.
-fn privileged() -> bool {
-    let privileged = lab::userns::privileged();
-    if !privileged {
-        assert!(std::env::var("CI").is_err(), "CI must grant CAP_SYS_ADMIN and CAP_NET_ADMIN");
-        println!("skipped: this test needs CAP_SYS_ADMIN and CAP_NET_ADMIN");
-    }
-    privileged
 }
 
 fn unique(name: &str) -> String {

@@ -1,4 +1,4 @@
-//! `loden`: parse the command line, do it, set the exit code.
+//! `loden`: parses the command line, runs the subcommand and sets the exit code.
 
 mod command;
 mod flanneld;
@@ -17,20 +17,20 @@ use self::command::{cleanup, demo, doctor, install_cni, load, mk_docker_opts, ru
 use self::flanneld::Request;
 use self::options::{Command, CommandLine};
 
-/// The command line makes no sense: what clap uses as well.
+/// Exit code for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
-    if flanneld::is_named_so(program.as_deref()) {
+    if flanneld::is_program_name(program.as_deref()) {
         return as_flanneld(arguments);
     }
     // flannel's programs, whose names are subcommands here.
-    let name = if mk_docker_opts::is_named_so(program.as_deref()) {
+    let name = if mk_docker_opts::is_program_name(program.as_deref()) {
         Some(mk_docker_opts::NAME)
     } else {
-        install_conf::is_named_so(program.as_deref()).then_some(install_conf::NAME)
+        install_conf::is_program_name(program.as_deref()).then_some(install_conf::NAME)
     };
     let line = match name {
         Some(name) => {
@@ -55,12 +55,12 @@ fn main() -> ExitCode {
     })
 }
 
-/// flanneld's command line in place of our own.
+/// Runs with flanneld's command line.
 fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match flanneld::parse(arguments, |name| std::env::var_os(name)) {
         Ok(Request::Run(invocation)) => {
             log_to_stderr(invocation.verbose);
-            invocation.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+            invocation.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             exit_code(in_runtime(run::run(&invocation.options)))
         }
         Ok(Request::Version) => {
@@ -85,7 +85,7 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .build()
         .context("cannot set up the event loop; check the limits on open files and threads")?;
     let result = runtime.block_on(work);
-    // Not waiting for threads that are still stopping: after a second signal nobody wants to.
+    // Does not wait for threads that are still stopping: after a second signal the process ends at once.
     runtime.shutdown_background();
     result
 }
@@ -97,7 +97,7 @@ fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// The error's text, with the causes that it does not name itself.
+/// Returns the error's text, with the causes that the text does not contain.
 fn with_causes(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |text, cause| {
         let cause = cause.to_string();
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_the_error_names_already_is_not_repeated() {
+    fn a_cause_in_the_text_is_not_repeated() {
         let cause = || std::io::Error::other("refused");
         let named = anyhow::Error::new(cause()).context("cannot ask: refused; be root");
         assert_eq!(with_causes(&named), "cannot ask: refused; be root");

@@ -136,21 +136,28 @@ fn many_routes_come_under_a_cover_that_goes() {
         let many: Vec<u8> = (2..=200).collect();
         // A route of others to the same network: the cover must not replace it.
         world.shell("ip link set lo up; ip route add 10.244.0.0/16 dev lo metric 50");
+        let log = world.subnet_file().with_file_name("events");
         let mut monitor = std::process::Command::new("ip");
-        let monitor = monitor.args(["monitor", "route"]).stdout(std::process::Stdio::piped());
+        monitor.args(["monitor", "route"]).stdout(std::fs::File::create(&log).expect("a file"));
         let mut monitor = monitor.spawn().expect("ip monitor");
-        // The monitor has to be subscribed before the first change.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let events = || std::fs::read_to_string(&log).expect("the events");
+        // It reports from some moment on, and in order.
+        let await_report = |address: &str| {
+            while !events().contains(address) {
+                world.shell(&format!("ip route add {address} dev lo; ip route del {address} dev lo"));
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        };
+        await_report("192.0.2.1");
         let applied = world.apply(&plan(&many)).await;
         assert!(applied.failures.is_empty(), "{:?}", applied.failures);
         for (device, count) in [(DEVICE, many.len()), (DEVICE_V6, many.len())] {
             assert_eq!(world.routes(device).len(), count, "{:?}", world.routes(device));
         }
         assert_eq!(world.shell("ip route show 10.244.0.0/16"), "10.244.0.0/16 dev lo scope link metric 50");
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        let _ = monitor.kill();
-        let output = monitor.wait_with_output().expect("the monitor's output");
-        let events = String::from_utf8_lossy(&output.stdout).into_owned();
+        await_report("192.0.2.2");
+        let _ = (monitor.kill(), monitor.wait());
+        let events = events();
         let covers: Vec<&str> = events.lines().filter(|line| line.contains("metric 4294967295")).collect();
         let of = |start: &str| covers.iter().filter(|line| line.starts_with(start)).count();
         assert_eq!((of("10.244.0.0/16"), of("Deleted 10.244.0.0/16")), (1, 1), "{covers:?}");

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::DaemonError;
-use crate::persist::instance::{Lock, Places};
+use super::error::DaemonError;
+use crate::persist::instance::{Instance, Lock};
 use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;
 use crate::serve::http::{self, Server};
@@ -13,7 +13,7 @@ use crate::settings::Settings;
 /// The outside of a running daemon.
 pub(super) struct Endpoints {
     pub(super) board: Arc<Board>,
-    places: Places,
+    places: Instance,
     health: Option<Server>,
     socket: Option<Socket>,
     lock: Option<Lock>,
@@ -23,7 +23,7 @@ impl Endpoints {
     /// Takes the instance's name and opens the servers. A host without a place for our files gets a daemon all
     /// the same, after a warning; a name or a port that is taken is an error.
     pub(super) async fn open(settings: &Settings) -> Result<Endpoints, DaemonError> {
-        let places = Places::of(settings)?;
+        let places = Instance::of(settings)?;
         let board = Arc::new(Board::new(places.name(), &settings.store.to_string()));
         let lock = match places.make_directory() {
             Ok(()) => places.lock()?,

@@ -1,7 +1,7 @@
-//! Hears that links, addresses, routes or rules of this network namespace have changed.
+//! Notifications that links, addresses, routes or rules of this network namespace have changed.
 //!
-//! What has changed is not read: whoever hears of it compares everything. So a lost message (ENOBUFS, netlink(7))
-//! says as much as one that came.
+//! The messages are not read, since the daemon reacts by comparing everything. A lost message (ENOBUFS,
+//! netlink(7)) is therefore as good as one that arrived.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,7 +17,7 @@ use super::error::NetlinkError;
 
 /// RTNLGRP_IPV6_RULE (linux/rtnetlink.h) as a bit.
 const RTMGRP_IPV6_RULE: u32 = 1 << (19 - 1);
-/// Rules say which table a route is looked up in, which decides the way to a peer.
+/// Rules are included because they decide in which table the route to a peer is looked up.
 const GROUPS: u32 = RTMGRP_LINK
     | RTMGRP_IPV4_IFADDR
     | RTMGRP_IPV6_IFADDR
@@ -25,16 +25,17 @@ const GROUPS: u32 = RTMGRP_LINK
     | RTMGRP_IPV6_ROUTE
     | RTMGRP_IPV4_RULE
     | RTMGRP_IPV6_RULE;
-/// More than the kernel's receive buffer holds; a storm must not keep the reader for ever.
+/// Maximum number of messages to drain, more than the kernel's buffer holds: a storm must not block the
+/// reader forever.
 const DRAIN_MOST: usize = 10_000;
 
-/// A socket on which the kernel tells of changes.
+/// A socket on which the kernel reports changes.
 pub struct Changes {
     socket: TokioSocket,
 }
 
 impl Changes {
-    /// Listens in the calling thread's network namespace, on the running tokio runtime.
+    /// Opens the socket in the calling thread's network namespace, on the running tokio runtime.
     pub fn listen() -> Result<Changes, NetlinkError> {
         let open = || {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
@@ -44,17 +45,17 @@ impl Changes {
         open().map_err(NetlinkError::Connect)
     }
 
-    /// Waits for the next message. Nothing is lost if the wait is dropped half-way.
+    /// Waits for the next message. Cancel safe.
     pub async fn happened(&self) {
-        // A message leaves the queue whole, however little of it is copied (netlink(7)).
+        // A message is removed from the queue even if only a part of it is copied (netlink(7)).
         let _ = poll_fn(|context| self.socket.poll_recv(context, &mut [0_u8; 0].as_mut_slice())).await;
     }
 
-    /// Takes what was heard so far as dealt with: to be called before looking at the host, not after it.
+    /// Discards the messages so far. To be called before the host is examined, not after.
     pub fn forget(&self) {
         for _ in 0..DRAIN_MOST {
             let read = self.socket.socket_ref().recv(&mut [0_u8; 0].as_mut_slice(), 0);
-            // ENOBUFS is told once; what is queued behind it is still to be read.
+            // ENOBUFS is reported once; the messages queued behind it still have to be read.
             if read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
                 return;
             }
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_change_is_heard_and_forgotten() {
+    fn each_kind_of_change_is_reported_once() {
         in_namespace(async |changes| {
             for change in [
                 "link set lo up",
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_buffer_holds_is_heard_and_forgotten_as_well() {
+    fn an_overflow_of_the_buffer_is_reported_once() {
         in_namespace(async |changes| {
             ip("link set lo up");
             let routes: String =
@@ -108,11 +109,11 @@ mod tests {
             changes.happened().await;
             quiet(changes).await;
             ip("route del 10.1.1.0/24 dev lo");
-            timeout(Duration::from_secs(30), changes.happened()).await.expect("heard after the storm");
+            timeout(Duration::from_secs(30), changes.happened()).await.expect("reported after the storm");
         });
     }
 
-    /// Forgets until nothing comes any more: the kernel may have more to say of one change, a little later.
+    /// Discards messages until no more arrive: the kernel may send several for one change, with a delay.
     async fn quiet(changes: &Changes) {
         loop {
             changes.forget();

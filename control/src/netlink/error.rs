@@ -1,34 +1,34 @@
-//! What the kernel refused, and what was being asked of it.
+//! Failed requests to the kernel.
 
 use std::io;
 
-/// A request the kernel refused, or that could not be put to it.
+/// A request that the kernel rejected, or that could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// The netlink socket itself could not be had.
-    #[error("cannot open a netlink socket: {0}; the daemon needs the host's network namespace")]
+    /// The netlink socket could not be opened.
+    #[error("cannot open a netlink socket: {0}; loden needs access to the host's network namespace")]
     Connect(#[source] io::Error),
     /// The kernel answered a request with an error.
     #[error("cannot {what}: {source}{}", hint(source))]
     Refused {
-        /// What was asked, as an imperative: "set MTU 1450 on flannel.1".
+        /// The request as an imperative: "set MTU 1450 on flannel.1".
         what: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The answer was not one netlink knows, or the connection ended.
+    /// The answer was not valid, or the connection ended.
     #[error("cannot {what}: {answer}")]
     Broken {
-        /// What was asked, as an imperative.
+        /// The request as an imperative.
         what: String,
-        /// What came instead of an answer.
+        /// A description of what came instead of an answer.
         answer: String,
     },
 }
 
 impl NetlinkError {
-    /// Names the request that `error` ended.
+    /// Wraps `error` with the request that failed.
     pub fn from_rtnetlink(what: impl Into<String>, error: rtnetlink::Error) -> NetlinkError {
         let what = what.into();
         match error {
@@ -39,7 +39,7 @@ impl NetlinkError {
         }
     }
 
-    /// The errno the kernel answered with, if it answered.
+    /// Returns the errno of the kernel's answer, if there was one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             NetlinkError::Connect(source) | NetlinkError::Refused { source, .. } => source.raw_os_error(),

@@ -1,7 +1,7 @@
-//! One rtnetlink connection, and errors that say what was being asked of the kernel.
+//! The rtnetlink connection, and errors that name the failed request.
 //!
-//! The connection belongs to the network namespace of the thread that opened it. Everything above
-//! works on plain values; only this module, `underlay` and `apply` know netlink's message types.
+//! The connection belongs to the network namespace of the thread that opened it. Only this module,
+//! `underlay`, `apply` and `traffic` know netlink's message types; everything else works on plain values.
 
 mod changes;
 mod error;
@@ -23,7 +23,7 @@ pub fn connect() -> Result<Handle, NetlinkError> {
     Ok(handle)
 }
 
-/// The device of this name, or `None` if there is none.
+/// Looks up the device of this name; `None` if there is none.
 pub async fn find_link(netlink: &Handle, device: &str) -> Result<Option<LinkMessage>, NetlinkError> {
     match netlink.link().get().match_name(device.to_owned()).execute().try_next().await {
         Ok(found) => Ok(found),
@@ -34,13 +34,13 @@ pub async fn find_link(netlink: &Handle, device: &str) -> Result<Option<LinkMess
     }
 }
 
-/// Removes a device that was found by this name.
+/// Removes a device that was looked up by this name.
 pub async fn remove_link(netlink: &Handle, device: &str, link: &LinkMessage) -> Result<(), NetlinkError> {
     let request = netlink.link().del(link.header.index).execute().await;
     request.map_err(|error| NetlinkError::from_rtnetlink(format!("remove the device {device}"), error))
 }
 
-/// What the kernel says of a virtual device beyond what all have.
+/// Returns the attributes that are specific to the kind of a virtual device.
 pub fn link_infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     let infos = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -49,12 +49,12 @@ pub fn link_infos(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     infos.flatten()
 }
 
-/// Whether a device is of this kind.
+/// Tells whether a device is of this kind.
 pub fn is_kind(link: &LinkMessage, kind: InfoKind) -> bool {
     link_infos(link).any(|info| *info == LinkInfo::Kind(kind.clone()))
 }
 
-/// The address that this host has by `message`. On a point-to-point link IFA_ADDRESS is the far end and
+/// Returns this host's address in `message`. On a point-to-point link, IFA_ADDRESS is the remote address and
 /// IFA_LOCAL our own (if_addr.h).
 pub fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {

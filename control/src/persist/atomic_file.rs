@@ -1,30 +1,31 @@
-//! A file that is there whole, or as it was before.
+//! Atomic replacement of a file.
 //!
-//! Written beside its place, synced, and renamed over it: a reader meets the old bytes or the new ones, and a
-//! program that runs from the old file goes on.
+//! The new file is written beside the old one, synced, and renamed over it: a reader sees the old bytes or
+//! the new ones, and a program that runs from the old file continues.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What a mode can say of who may do what.
+/// The permission bits of a mode.
 const MODE_BITS: u32 = 0o7777;
 
-/// What was being done when the system refused.
+/// A file that could not be replaced, with the step that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}: {source}")]
 pub struct WriteError {
-    /// The step, to be followed by a path.
+    /// The step that failed, as an imperative followed by the path.
     pub what: &'static str,
-    /// The file that was to be.
+    /// The file to replace.
     pub path: PathBuf,
-    /// The system's answer.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }
 
-/// Brings the file to these bytes and this mode, whatever the umask; `true` if it had to be written.
+/// Replaces the file unless it has these bytes and this mode already. Returns true if it was written. The
+/// umask has no effect.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, WriteError> {
     let mode = mode & MODE_BITS;
     if is_already_so(path, bytes, mode) {
@@ -33,25 +34,25 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, WriteError> {
     let failed = |what| move |source| WriteError { what, path: path.to_owned(), source };
     let directory = parent(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // In the same directory, since a rename is atomic only within one filesystem. Dropped on an error, it
-    // removes itself.
+    // In the same directory, since a rename is atomic only within one filesystem. On an error, dropping the
+    // temporary file removes it.
     let mut file = tempfile::Builder::new()
         .prefix(&format!(".{name}."))
         .tempfile_in(directory)
-        .map_err(failed("make a temporary file for"))?;
+        .map_err(failed("create a temporary file for"))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().set_permissions(Permissions::from_mode(mode)))
         .and_then(|()| file.as_file().sync_all())
         .map_err(failed("write"))?;
     file.persist(path).map_err(|error| failed("rename a temporary file to")(error.error))?;
-    // The rename lasts through a power cut only once the directory is on disk as well.
+    // The rename survives a power failure only once the directory is synced as well.
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(failed("sync the directory of"))?;
     Ok(true)
 }
 
-/// The directory that a path is in.
+/// Returns the directory that contains the path.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bytes_or_the_mode_alone_are_reason_to_write() {
+    fn a_change_of_bytes_or_mode_is_written() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("file");
         assert!(write(&path, b"one", 0o644).expect("first"));
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_named_and_leaves_nothing() {
+    fn a_failure_names_the_file_and_leaves_no_other() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("taken");
         fs::create_dir(&path).expect("a directory in the way");

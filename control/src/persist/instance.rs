@@ -1,9 +1,9 @@
-//! One daemon among several on a host: its name, its directory, and the lock that makes it the only one.
+//! One daemon among several on a host: its name, its files, and the lock that makes it unique.
 //!
 //! ```text
-//! /run/loden/<instance>.lock   held while the daemon lives
-//! /run/loden/<instance>.json   what it has made on this host, for a restart and for `loden cleanup`
-//! /run/loden/<instance>.sock   what `loden status` asks
+//! /run/loden/<instance>.lock   locked while the daemon runs
+//! /run/loden/<instance>.json   state file, for a restart and for `loden cleanup`
+//! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -15,20 +15,21 @@ use model::subnet_env::SUBNET_FILE;
 
 use crate::settings::Settings;
 
-/// Name of the daemon that writes flannel's usual file.
+/// Name of the daemon that writes flannel's default subnet file.
 const USUAL: &str = "flannel";
-/// Longest name: with the directory it has to fit into a socket's address of 108 bytes.
+/// Maximum length of a name: directory and name must fit in a socket address of 108 bytes.
 const LONGEST: usize = 64;
 
-/// Why the daemon cannot have its name.
+/// Reasons why an instance name cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
-    /// Not a file name.
+    /// The name is not a valid file name.
     #[error(
-        "--instance {0:?}: a name has 1 to 64 letters, digits, dots, dashes or underscores, and no dot in front"
+        "--instance {0:?}: a name consists of 1 to 64 letters, digits, dots, dashes or underscores, and does not \
+         begin with a dot"
     )]
     Name(String),
-    /// Another daemon has it.
+    /// Another daemon uses the name.
     #[error(
         "another loden{} runs as instance {name:?}; give each its own --subnet-file, or its own --instance",
         pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
@@ -36,48 +37,48 @@ pub enum InstanceError {
     Taken {
         /// The name.
         name: String,
-        /// The other daemon's process, if it has left a note.
+        /// The other daemon's process, if its lock file names it.
         pid: Option<u32>,
     },
 }
 
-/// The places of one instance.
+/// One instance, which determines the paths of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct Instance {
     name: String,
     directory: PathBuf,
 }
 
-/// The right to a name, held until it is dropped.
+/// The lock of an instance, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    // Closing the file gives the lock back.
+    // Closing the file releases the lock.
     _file: File,
 }
 
-impl Places {
-    /// The places of the instance `name` in `directory`.
-    pub fn new(name: &str, directory: &Path) -> Result<Places, InstanceError> {
+impl Instance {
+    /// Returns the instance `name` with its files in `directory`.
+    pub fn new(name: &str, directory: &Path) -> Result<Instance, InstanceError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         let good = (1..=LONGEST).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed);
         if !good {
             return Err(InstanceError::Name(name.to_owned()));
         }
-        Ok(Places { name: name.to_owned(), directory: directory.to_owned() })
+        Ok(Instance { name: name.to_owned(), directory: directory.to_owned() })
     }
 
-    /// Those of the daemon with these settings. Daemons on one host have different subnet files anyway, so the
-    /// name is made of that, unless one is given.
-    pub fn of(settings: &Settings) -> Result<Places, InstanceError> {
+    /// Returns the instance of the daemon with these settings. The default name is derived from the subnet
+    /// file, which differs between the daemons of one host.
+    pub fn of(settings: &Settings) -> Result<Instance, InstanceError> {
         let name = match &settings.instance {
             Some(name) => name.clone(),
             None => name_for(&settings.subnet_file),
         };
-        Places::new(&name, &settings.run_dir)
+        Instance::new(&name, &settings.run_dir)
     }
 
-    /// Every instance that has left something in `directory`, sorted.
-    pub fn all(directory: &Path) -> Vec<Places> {
+    /// Lists every instance that has a socket or a state file in `directory`, sorted by name.
+    pub fn all(directory: &Path) -> Vec<Instance> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries
             .filter_map(|entry| {
@@ -89,40 +90,40 @@ impl Places {
             .collect();
         names.sort_unstable();
         names.dedup();
-        names.iter().filter_map(|name| Places::new(name, directory).ok()).collect()
+        names.iter().filter_map(|name| Instance::new(name, directory).ok()).collect()
     }
 
-    /// The instance's name.
+    /// Returns the instance's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where the daemon answers `loden status`.
+    /// Returns the path of the status socket.
     pub fn socket(&self) -> PathBuf {
         self.file("sock")
     }
 
-    /// What the daemon has made on this host.
+    /// Returns the path of the state file.
     pub fn state(&self) -> PathBuf {
         self.file("json")
     }
 
-    /// Held while the daemon lives.
+    /// Returns the path of the file that is locked while the daemon runs.
     pub fn lock_file(&self) -> PathBuf {
         self.file("lock")
     }
 
-    /// Tells whether the instance has left any file.
-    pub fn has_any(&self) -> bool {
+    /// Tells whether any of the instance's files exists.
+    pub fn has_files(&self) -> bool {
         [self.socket(), self.state(), self.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
     }
 
-    /// Makes the directory.
+    /// Creates the directory of the files.
     pub fn make_directory(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)
     }
 
-    /// Takes the name, for as long as the lock is kept; `Ok(Err)` when the system has no place for a lock.
+    /// Locks the name. Returns `Ok(Err)` if the lock file cannot be created.
     pub fn lock(&self) -> Result<io::Result<Lock>, InstanceError> {
         let open = || {
             OpenOptions::new()
@@ -146,7 +147,7 @@ impl Places {
             }
             Err(TryLockError::Error(error)) => return Ok(Err(error)),
         }
-        // For the message above; a lock without a note is as good.
+        // The process id is for the error above; the lock works without it.
         let _ = file
             .set_len(0)
             .and_then(|()| file.rewind())
@@ -170,7 +171,7 @@ fn name_for(subnet_file: &Path) -> String {
     format!("{stem}-{:08x}", fnv1a(whole.as_os_str().as_encoded_bytes()))
 }
 
-/// FNV-1a in 32 bits: the same name for the same path in every version.
+/// Computes the 32-bit FNV-1a hash, which gives a path the same name in every version.
 fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
@@ -185,28 +186,28 @@ mod tests {
         let (a, b) = (name_for(Path::new("/run/a/subnet.env")), name_for(Path::new("/run/b/subnet.env")));
         assert!(a.starts_with("subnet-") && a != b, "{a} {b}");
         for odd in ["/", "", "/x/..", "/\u{1F980}.env", &"/l".repeat(300)] {
-            assert!(Places::new(&name_for(Path::new(odd)), Path::new("/run")).is_ok(), "{odd}");
+            assert!(Instance::new(&name_for(Path::new(odd)), Path::new("/run")).is_ok(), "{odd}");
         }
         assert_eq!(fnv1a(b"a"), 0xe40c_292c, "the published test vector");
     }
 
     #[test]
-    fn names_that_are_no_file_names() {
+    fn names_that_are_not_file_names_are_rejected() {
         for bad in ["", ".", "..", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
-            assert!(Places::new(bad, Path::new("/run")).is_err(), "{bad:?}");
+            assert!(Instance::new(bad, Path::new("/run")).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn one_at_a_time() {
         let directory = tempfile::tempdir().expect("directory");
-        let places = Places::new("one", directory.path()).expect("a name");
-        let lock = places.lock().expect("free").expect("a file");
-        let error = places.lock().expect_err("taken").to_string();
+        let instance = Instance::new("one", directory.path()).expect("a name");
+        let lock = instance.lock().expect("free").expect("a file");
+        let error = instance.lock().expect_err("taken").to_string();
         assert!(error.contains(&std::process::id().to_string()) && error.contains("--instance"), "{error}");
         drop(lock);
-        assert!(places.lock().expect("free again").is_ok());
-        let nowhere = Places::new("one", Path::new("/nosuch")).expect("a name");
+        assert!(instance.lock().expect("free again").is_ok());
+        let nowhere = Instance::new("one", Path::new("/nosuch")).expect("a name");
         assert!(nowhere.lock().expect("not taken").is_err());
     }
 
@@ -216,8 +217,8 @@ mod tests {
         for file in ["b.json", "a.sock", "a.json", "c.lock", ".x.json", "d"] {
             fs::write(directory.path().join(file), "").expect("write");
         }
-        let all = Places::all(directory.path());
-        assert_eq!(all.iter().map(Places::name).collect::<Vec<_>>(), ["a", "b"]);
-        assert!(Places::all(Path::new("/nosuch")).is_empty());
+        let all = Instance::all(directory.path());
+        assert_eq!(all.iter().map(Instance::name).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(Instance::all(Path::new("/nosuch")).is_empty());
     }
 }

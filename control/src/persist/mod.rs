@@ -1,4 +1,4 @@
-//! What a daemon keeps on disk: its name and lock, what it has made and its next run should know, its private key.
+//! What a daemon keeps on disk: its lock, its state file and its private key.
 
 pub mod atomic_file;
 pub mod instance;

@@ -1,4 +1,4 @@
-//! What the daemon writes down for its next run, and when.
+//! What a daemon records for its next run, and when.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::settings::Settings;
 use store::Owned;
 use store::lease::ledger::LeaseSet;
 
-/// At most so often; ten thousand leases are two megabytes.
+/// Minimum time between two writes: ten thousand leases take two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The state file, and what is in it.
+/// The state file and its content.
 pub struct Remembered {
     file: StateFile,
     state: State,
@@ -24,7 +24,7 @@ pub struct Remembered {
     written: Option<(Arc<Plan>, Instant)>,
 }
 
-/// What a start needs to go on where the run before has ended.
+/// Everything that a start needs to resume the previous run.
 pub struct Past {
     /// The network configuration.
     pub config: NetConfig,
@@ -35,7 +35,7 @@ pub struct Past {
 }
 
 impl Remembered {
-    /// Reads what the run before has left.
+    /// Reads the state of the previous run.
     pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
         Remembered { file, state, subnet_file: settings.subnet_file.clone(), written: None }
@@ -52,8 +52,8 @@ impl Remembered {
         self.file.write(self.state.clone());
     }
 
-    /// Where the run before has ended, if it is still good at `now`: a lease that has run out may be another
-    /// node's by now, and a configuration given anew is not the old one.
+    /// Returns what the previous run left, if it is still valid at `now`: an expired lease may belong to
+    /// another node by now, and the settings may contain another network configuration.
     pub fn past(&self, settings: &Settings, now: u64) -> Option<Past> {
         let text = self.state.config.as_deref()?;
         let given = settings.net_config_text().ok()?;
@@ -66,37 +66,38 @@ impl Remembered {
         good.then(|| Past { config, own, peers: self.state.peers() })
     }
 
-    /// The features to do without beside those in `without`, where the self-test was made in this boot already.
+    /// Returns the features that the self-test turned off, `without` among them, if it has run since the last
+    /// boot.
     pub fn tested(&self, without: &[String]) -> Option<&[String]> {
         let tested = self.state.tested.as_ref()?;
         (tested.without == without && Some(&tested.boot) == boot().as_ref()).then_some(&tested.off)
     }
 
-    /// Takes over what the self-test has found.
+    /// Records the result of the self-test.
     pub fn set_tested(&mut self, without: &[String], off: Vec<String>) {
         self.state.tested = boot().map(|boot| TestRecord { boot, without: without.to_vec(), off });
     }
 
-    /// TUN devices that the run before has made.
+    /// Returns the TUN devices that the previous run created.
     pub fn devices(&self) -> &[String] {
         &self.state.devices
     }
 
-    /// Takes over the text of the configuration that holds now.
+    /// Records the text of the current network configuration.
     pub fn set_config(&mut self, text: String) {
         self.state.config = Some(text);
     }
 
-    /// Writes down, before they are made, that there will be firewall rules.
-    pub fn promise(&mut self, firewall: bool) {
+    /// Records that firewall rules will exist, before they are added.
+    pub fn announce_firewall(&mut self, firewall: bool) {
         self.state.firewall |= firewall;
         self.file.write(self.state.clone());
     }
 
-    /// Writes down what is on the host now.
+    /// Writes the current state to the file.
     pub fn keep(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
         self.state.set_plan(plan, &self.subnet_file);
-        // The leases are in the ledger; they need not be held as text as well.
+        // The ledger holds the leases; this value need not keep them as text.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
         whole.set_leases(own, peers.iter());
@@ -104,7 +105,7 @@ impl Remembered {
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
 
-    /// The same, if the plan has changed and the last time is long enough ago.
+    /// Writes the current state to the file if the plan has changed and the last write is long enough ago.
     pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
         let due = self
             .written
@@ -116,7 +117,7 @@ impl Remembered {
     }
 }
 
-/// The kernel's name for the boot that is running (proc_sys_kernel(5)).
+/// Returns the kernel's identifier of the current boot (proc_sys_kernel(5)).
 fn boot() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
@@ -132,7 +133,7 @@ mod tests {
     const NOW: u64 = 1_000_000;
 
     #[test]
-    fn the_past_is_gone_on_with_only_where_it_is_still_good() {
+    fn the_previous_run_is_resumed_only_while_it_is_valid() {
         let own = |key: &str, expires| LeaseRecord {
             key: key.into(),
             value: r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#.into(),
@@ -150,13 +151,13 @@ mod tests {
         let file = |path: &str| Some(NetConfigSource::File(path.into()));
         let cases = [
             ("all is well", state(Some(CONFIG), good.clone()), None, true),
-            ("a reservation has no end", state(Some(CONFIG), reserved), None, true),
-            ("the same given anew", state(Some(CONFIG), good.clone()), text(CONFIG), true),
+            ("a reservation does not expire", state(Some(CONFIG), reserved), None, true),
+            ("the same given again", state(Some(CONFIG), good.clone()), text(CONFIG), true),
             ("another given", state(Some(CONFIG), good.clone()), text("{}"), false),
             ("one that is not there", state(Some(CONFIG), good.clone()), file("/nowhere"), false),
             ("no configuration", state(None, good.clone()), None, false),
             ("a broken configuration", state(Some("{"), good), None, false),
-            ("run out", state(Some(CONFIG), own("10.244.3.0-24", Some(NOW))), None, false),
+            ("expired", state(Some(CONFIG), own("10.244.3.0-24", Some(NOW))), None, false),
             ("no lease", state(Some(CONFIG), own("nonsense", None)), None, false),
             ("nothing", State::default(), None, false),
         ];
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_holds_for_its_boot_and_its_question() {
+    fn a_self_test_is_valid_for_one_boot_and_one_set_of_features() {
         let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(memory.tested(&[]), None);

@@ -1,8 +1,9 @@
-//! What a daemon has made on this host and what its next run should know: one file, replaced whole.
+//! The state file: what a daemon created on this host, and what its next run needs to know. Replaced
+//! atomically.
 //!
-//! With it a restart keeps its link addresses and forwards to the peers it knew before the store has answered,
-//! and `loden cleanup` knows what is ours. It lives on a memory filesystem and means nothing after a reboot; a file that cannot be read is
-//! as good as none.
+//! With the file, a restart keeps its MAC addresses and forwards to the known peers before the store has
+//! answered, and `loden cleanup` knows what to remove. The file is on a memory filesystem and has no meaning
+//! after a reboot; an unreadable file is treated as a missing one.
 
 use std::fs::{self, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,34 +18,35 @@ use wire::addr::Mac;
 
 use crate::plan::{Identity, Plan};
 
-/// More than 10,000 leases take.
+/// Maximum size of the file, more than 10,000 leases take.
 const LARGEST: u64 = 64 << 20;
-/// The form of the file. Another one is not read.
+/// The version of the format; other versions are not read.
 const VERSION: u32 = 1;
 
-/// The file's content.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
-    /// The form of the file.
+    /// The version of the format.
     pub version: u32,
     /// The daemon's process.
     pub pid: u32,
-    /// Link address on the IPv4 overlay.
+    /// MAC address on the IPv4 overlay.
     pub mac: Option<String>,
-    /// Link address on the IPv6 overlay.
+    /// MAC address on the IPv6 overlay.
     pub mac_v6: Option<String>,
-    /// TUN devices that the daemon has made.
+    /// TUN devices that the daemon created.
     pub devices: Vec<String>,
-    /// Kernel routes by devices of the host's. Those by our own devices go with them.
+    /// Kernel routes through devices of the host. Routes through our own devices are removed with the
+    /// devices.
     pub routes: Vec<RouteRecord>,
-    /// The subnet file as it was written.
+    /// The subnet file as the daemon wrote it.
     pub subnet_file: Option<FileRecord>,
-    /// Whether firewall rules were made.
+    /// Whether the daemon added firewall rules.
     pub firewall: bool,
-    /// What the self-test has found.
+    /// The result of the self-test.
     pub tested: Option<TestRecord>,
-    /// The network configuration that the rest was made for, as it stood in the store.
+    /// The network configuration that the rest belongs to, as stored.
     pub config: Option<String>,
     /// Our own lease as it was published.
     pub own: Option<LeaseRecord>,
@@ -55,15 +57,15 @@ pub struct State {
     pub leases: Vec<LeaseRecord>,
 }
 
-/// What a self-test has found. It holds for one boot of the kernel.
+/// The result of a self-test, valid for one boot of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TestRecord {
-    /// The kernel's name for its boot.
+    /// The kernel's identifier of the boot.
     pub boot: String,
-    /// Features that were not to be tried.
+    /// Features that the self-test was told to skip.
     pub without: Vec<String>,
-    /// Features to do without, these among them.
+    /// Features to turn off, the skipped ones included.
     pub off: Vec<String>,
 }
 
@@ -83,36 +85,36 @@ pub struct RouteRecord {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FileRecord {
-    /// Where it is.
+    /// The file's path.
     pub path: PathBuf,
-    /// What we wrote.
+    /// The text that the daemon wrote.
     pub text: String,
 }
 
-/// A lease, its key and value as etcd has them.
+/// A lease, with key and value as in etcd.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseRecord {
-    /// The key's last part.
+    /// The last part of the key.
     pub key: String,
     /// The value.
     pub value: String,
-    /// Unix seconds of its end.
+    /// Expiry in Unix seconds; `None` for a reservation.
     pub expires: Option<u64>,
 }
 
-/// The file of one daemon.
+/// The state file of one daemon.
 #[derive(Debug)]
 pub struct StateFile {
-    /// `None` where there is no place for one.
+    /// `None` if the file cannot be written.
     path: Option<PathBuf>,
-    /// The digest of what it holds: the text of ten thousand leases would be two megabytes.
+    /// Digest of the written text, which takes two megabytes for ten thousand leases.
     written: Option<u64>,
     complained: bool,
 }
 
 impl State {
-    /// The link addresses of the run before, if both make sense.
+    /// Returns the MAC addresses of the previous run, if both are valid.
     pub fn identity(&self) -> Option<Identity> {
         let mac = |text: &Option<String>| -> Option<Mac> {
             let mac: Mac = text.as_deref()?.parse().ok()?;
@@ -121,13 +123,13 @@ impl State {
         Some(Identity { mac: mac(&self.mac)?, mac_v6: mac(&self.mac_v6)? })
     }
 
-    /// Takes over the link addresses.
+    /// Records the MAC addresses.
     pub fn set_identity(&mut self, identity: &Identity) {
         self.mac = Some(identity.mac.to_string());
         self.mac_v6 = Some(identity.mac_v6.to_string());
     }
 
-    /// Takes over what the plan puts on the host.
+    /// Records what the plan creates on the host.
     pub fn set_plan(&mut self, plan: &Plan, subnet_file: &Path) {
         self.devices = plan.tunnels.iter().map(|tunnel| tunnel.link.device.clone()).collect();
         let direct = plan.direct.iter().flat_map(|direct| {
@@ -143,7 +145,7 @@ impl State {
         self.subnet_file = Some(FileRecord { path, text });
     }
 
-    /// Takes over the leases.
+    /// Records the leases.
     pub fn set_leases<'a>(&mut self, own: &Owned, peers: impl Iterator<Item = &'a Lease>) {
         self.own = Some(LeaseRecord::of(&own.published));
         let differs = own.wished != own.published.attrs;
@@ -160,7 +162,7 @@ impl State {
         }
     }
 
-    /// The other nodes' leases that can be read.
+    /// Returns the other nodes' leases, without invalid ones.
     pub fn peers(&self) -> Vec<Lease> {
         self.leases.iter().filter_map(LeaseRecord::lease).collect()
     }
@@ -171,7 +173,7 @@ impl LeaseRecord {
         LeaseRecord { key: lease.key.to_string(), value: lease.attrs.to_json(), expires: lease.expires }
     }
 
-    /// The lease, if it makes sense.
+    /// Returns the lease, if it is valid.
     pub fn lease(&self) -> Option<Lease> {
         let (key, attrs) = (self.key.parse().ok()?, LeaseAttrs::parse(&self.value).ok()?);
         Some(Lease { key, attrs, expires: self.expires })
@@ -179,24 +181,25 @@ impl LeaseRecord {
 }
 
 impl StateFile {
-    /// The file at `path`; without a path nothing is kept.
+    /// Returns the file at `path`; without a path, nothing is kept.
     pub fn new(path: Option<PathBuf>) -> StateFile {
         StateFile { path, written: None, complained: false }
     }
 
-    /// What the run before has left; nothing, and one warning, if that cannot be read.
+    /// Reads the state of the previous run. An unreadable file gives an empty state and a warning.
     pub fn read(&self) -> State {
         let Some(path) = &self.path else { return State::default() };
         match read(path) {
             Ok(state) => state.unwrap_or_default(),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot use the state of the run before; starting without");
+                tracing::warn!(path = %path.display(), %error, "state file of the previous run ignored");
                 State::default()
             }
         }
     }
 
-    /// Brings the file to this content. A failure is told once: the daemon works without.
+    /// Replaces the file, unless it has this content. Only the first failure is logged: the daemon works
+    /// without.
     pub fn write(&mut self, state: State) {
         let Some(path) = &self.path else { return };
         let state = State { version: VERSION, pid: std::process::id(), ..state };
@@ -213,12 +216,13 @@ impl StateFile {
         if let Err(error) = result
             && !std::mem::replace(&mut self.complained, true)
         {
-            tracing::warn!(path = %path.display(), %error, "cannot keep what a restart should know");
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot write the state file; a restart will start from the store");
         }
     }
 }
 
-/// The state at `path`; `None` if there is no file.
+/// Reads the state at `path`; `None` if there is no file.
 pub fn read(path: &Path) -> io::Result<Option<State>> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
@@ -230,7 +234,7 @@ pub fn read(path: &Path) -> io::Result<Option<State>> {
     let state: State = serde_json::from_str(&text)?;
     if state.version != VERSION {
         return Err(io::Error::other(format!(
-            "it has form {}, this version writes {VERSION}",
+            "format version {} is not supported; expected {VERSION}",
             state.version
         )));
     }
@@ -252,7 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn written_whole_private_and_read_back() {
+    fn the_file_is_private_and_read_back_as_written() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
         let mut file = StateFile::new(Some(path.clone()));
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_as_good_as_nothing() {
+    fn invalid_files_are_ignored() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
         let file = StateFile::new(Some(path.clone()));
@@ -283,7 +287,7 @@ mod tests {
         fs::remove_file(&path).expect("remove");
         fs::create_dir(&path).expect("a directory in its place");
         assert_eq!(file.read(), State::default());
-        // Nor does writing there end anything.
+        // A write that fails is not an error either.
         StateFile::new(Some(path)).write(sample());
         StateFile::new(None).write(sample());
     }
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn link_addresses_that_are_none_are_not_reused() {
+    fn invalid_mac_addresses_are_not_reused() {
         for bad in ["", "no", "01:00:5e:00:00:01", "00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"] {
             let state = State { mac: Some(bad.into()), ..sample() };
             assert_eq!(state.identity(), None, "{bad}");

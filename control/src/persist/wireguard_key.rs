@@ -1,4 +1,5 @@
-//! The private key of the `wireguard` backend: a file as WireGuard's own tools write it, made where there is none.
+//! The private key of the `wireguard` backend: a file in the format of WireGuard's own tools, created if
+//! missing.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -10,27 +11,28 @@ use path::wireguard::SecretKey;
 
 use crate::persist::atomic_file;
 
-/// Where flannel has it. On many hosts it is gone after a reboot, and the next one is published then.
+/// flannel's path. On many hosts the file is lost in a reboot, and the next key is then published.
 const USUAL: &str = "/run/flannel/wgkey";
-/// Names another place.
+/// The variable that sets another path.
 const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
-/// Why there is no key.
+/// Reasons why the key is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The file cannot be read or made.
-    #[error("cannot {what} the private key {}: {source}; {VARIABLE} names another file", .path.display())]
+    /// The file cannot be read or created.
+    #[error("cannot {what} the private key {}: {source}; set another path with {VARIABLE}", .path.display())]
     File {
-        /// What was tried, as an imperative.
+        /// The step that failed, as an imperative.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file has something else in it.
+    /// The file does not contain a key.
     #[error(
-        "{} holds no private key, which is 32 bytes in base64; remove it and a new one is made, which peers then learn",
+        "{} does not contain a private key, 32 bytes in base64; remove the file to have a new key created and \
+         published",
         .path.display()
     )]
     Content {
@@ -39,28 +41,28 @@ pub enum KeyError {
     },
 }
 
-/// The file that the environment names, or the usual one.
+/// Returns the path from the environment, or flannel's.
 pub fn path(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> PathBuf {
     variable(VARIABLE).filter(|value| !value.is_empty()).map_or_else(|| PathBuf::from(USUAL), PathBuf::from)
 }
 
-/// Reads the key, or makes the file with the one that `new` gives.
+/// Reads the key, or creates the file with the key from `new`.
 pub fn load(path: &Path, new: impl FnOnce() -> [u8; 32]) -> Result<SecretKey, KeyError> {
     if let Some(key) = read(path)? {
         return Ok(key);
     }
     let key = new();
-    match make(path, &render_key(&key)) {
+    match create(path, &render_key(&key)) {
         Ok(()) => Ok(SecretKey(key)),
-        // Another daemon was faster: there is one key in the file, and it counts for both.
+        // Another daemon created the file first: both use its key.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            read(path)?.ok_or_else(|| failed("make", path, error))
+            read(path)?.ok_or_else(|| failed("create", path, error))
         }
-        Err(error) => Err(failed("make", path, error)),
+        Err(error) => Err(failed("create", path, error)),
     }
 }
 
-/// `None` where there is no file.
+/// Reads the key; `None` if there is no file.
 fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
     match fs::read_to_string(path) {
         Ok(text) => {
@@ -75,8 +77,8 @@ fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
     }
 }
 
-/// Whole or not at all, nobody else's to read, and never in the place of another file.
-fn make(path: &Path, text: &str) -> io::Result<()> {
+/// Creates the file atomically, readable only by its owner, and never replaces another file.
+fn create(path: &Path, text: &str) -> io::Result<()> {
     let directory = atomic_file::parent(path);
     fs::create_dir_all(directory)?;
     let mut file =
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_made_once_and_read_from_then_on() {
+    fn the_key_is_created_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let place = directory.path().join("deep/wgkey");
         let made = load(&place, || [7; 32]).expect("a key");
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_make_it_at_once_both_have_what_is_in_the_file_and_neighbours_stay() {
+    fn two_daemons_that_create_the_key_at_once_use_the_same_one() {
         let directory = tempfile::tempdir().expect("a directory");
         let place = directory.path().join("wg.key");
         let neighbour = directory.path().join("wg.new");
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_named_and_not_shown() {
+    fn an_invalid_key_is_reported_without_its_content() {
         let directory = tempfile::tempdir().expect("a directory");
         let place = directory.path().join("wgkey");
         for bytes in [&b""[..], b"secret", &[0xff; 44], b"c2hvcnQ="] {

@@ -1,4 +1,4 @@
-//! The engine's counters for people and for tools: log lines on request, and a JSON file.
+//! The engine's counters as log lines on request, and as a JSON file.
 
 use std::fs;
 use std::io;
@@ -8,18 +8,18 @@ use std::time::SystemTime;
 use engine::{Engine, Status, TunnelStatus};
 use serde_json::{Map, Value, json};
 
-/// Logs every counter that is not zero, one line each.
+/// Logs every non-zero counter, one line each.
 pub fn log(engine: &Engine) {
     for tunnel in engine.status().tunnels {
         let totals: Vec<_> = tunnel.totals().into_iter().filter(|(_, value)| *value != 0).collect();
-        tracing::info!(device = %tunnel.device, "{} counters are not zero", totals.len());
+        tracing::info!(device = %tunnel.device, "{} non-zero counters", totals.len());
         for (name, value) in totals {
             tracing::info!(device = %tunnel.device, "{name} {value}");
         }
     }
 }
 
-/// The JSON file, and what is in it.
+/// The JSON file, and the counters last written to it.
 #[derive(Debug)]
 pub struct CountersFile {
     path: PathBuf,
@@ -27,18 +27,18 @@ pub struct CountersFile {
 }
 
 impl CountersFile {
-    /// Writes to this path, nothing yet.
+    /// Prepares to write to this path.
     pub fn new(path: PathBuf) -> CountersFile {
         CountersFile { path, written: None }
     }
 
-    /// Where it is.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Replaces the file with the counters as they are now; readers see the old text or the new one. Where nothing
-    /// has moved only the file's time does, which says as much for less.
+    /// Replaces the file with the current counters; readers see the old text or the new one. If no counter
+    /// has changed, only the file's modification time is updated, which is cheaper.
     pub fn write(&mut self, engine: &Engine) -> io::Result<()> {
         let status = engine.status();
         if self.written.as_ref() == Some(&status) && self.touch().is_ok() {
@@ -57,7 +57,7 @@ impl CountersFile {
     }
 }
 
-/// Counters and chosen features by tunnel.
+/// Renders counters and chosen features by tunnel.
 fn json(engine: &Engine, status: &Status) -> Value {
     let chosen = engine.chosen();
     let tunnels = status.tunnels.iter().zip(chosen).map(|(tunnel, chosen)| {

@@ -1,8 +1,8 @@
 //! The HTTP server for probes and metrics.
 //!
-//! `/healthz` and `/readyz` answer as flannel's do, whatever the method. The server is up before anything
-//! that may take long, so that a slow store is not mistaken for a hung daemon. Whatever else comes in on the
-//! port costs a bounded number of bounded connections.
+//! `/healthz` and `/readyz` answer any method, like flannel's. The server starts before anything that may
+//! take long, so that a slow store is not mistaken for a hung daemon. Connections are bounded in number, size
+//! and time.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,33 +25,35 @@ use tokio::time::{sleep, timeout};
 
 use crate::serve::board::Board;
 
-/// Connections at a time. Probes and a scraper need a handful.
+/// Maximum number of connections. Probes and a scraper need a handful.
 const CONNECTIONS: usize = 64;
-/// How long a client may take for a request's head.
+/// How long a client may take to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a connection may last in all.
+/// Maximum lifetime of a connection.
 const LIFE: Duration = Duration::from_secs(60);
 /// How long open requests may take when the daemon stops, as in flannel.
 const GRACE: Duration = Duration::from_secs(3);
-/// Bytes of a request's head.
+/// Maximum size of a request's head in bytes.
 const HEAD: usize = 16 * 1024;
-/// Pause after the system refused a connection: it is out of descriptors, and trying again at once burns a CPU.
-const REFUSED: Duration = Duration::from_millis(100);
+/// Pause after a failed accept: the system is out of descriptors, and an immediate retry would use a whole
+/// CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The server could not be started.
+/// Reasons why the server cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// The system refused the address.
+    /// The address cannot be bound.
     #[error(
-        "cannot serve health and metrics on {address}: {source}; choose another with --healthz-ip and --healthz-port"
+        "cannot serve health and metrics on {address}: {source}; choose another address with --healthz-ip and \
+         --healthz-port"
     )]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -76,12 +78,12 @@ pub async fn serve(address: SocketAddr, board: &Arc<Board>) -> Result<Server, He
 }
 
 impl Server {
-    /// Where it listens.
+    /// Returns the server's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no new connections, lets open requests end, but not for longer than three seconds.
+    /// Stops accepting connections, and gives open requests three seconds to finish.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
         let _ = timeout(GRACE, self.task).await;
@@ -93,7 +95,7 @@ async fn accept(listener: TcpListener, board: Arc<Board>, mut stop: watch::Recei
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let next = async {
-            // Nobody closes the semaphore.
+            // The semaphore is never closed.
             let slot = Arc::clone(&slots).acquire_owned().await.ok();
             (slot, listener.accept().await)
         };
@@ -105,14 +107,14 @@ async fn accept(listener: TcpListener, board: Arc<Board>, mut stop: watch::Recei
             Ok((stream, _)) => {
                 let connection = open.watch(connection(stream, &board));
                 tokio::spawn(async move {
-                    // A client that speaks no HTTP, or goes away, is no event.
+                    // A client that does not speak HTTP or disconnects is not worth a message.
                     let _ = timeout(LIFE, connection).await;
                     drop(slot);
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "no connection for a probe");
-                sleep(REFUSED).await;
+                tracing::debug!(%error, "cannot accept a connection for probes");
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -163,14 +165,14 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
-    async fn flannels_words_and_codes() {
+    async fn answers_are_flannels() {
         let (server, board) = server().await;
         assert_eq!(get(&server, "GET", "/healthz").await, ("200".into(), "flanneld is running".into()));
         assert_eq!(get(&server, "GET", "/readyz").await, ("503".into(), "flanneld is not ready yet".into()));
         board.set_phase(Phase::Ready);
         assert_eq!(get(&server, "GET", "/readyz").await, ("200".into(), "flanneld is ready".into()));
         board.set_phase(Phase::Stopping);
-        assert_eq!(get(&server, "GET", "/readyz?verbose").await.0, "200", "it never goes back");
+        assert_eq!(get(&server, "GET", "/readyz?verbose").await.0, "200", "ready is final");
         for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "NONSENSE"] {
             assert_eq!(get(&server, method, "/healthz").await.1, "flanneld is running", "{method}");
         }
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn noise_and_silence_keep_nobody_from_an_answer() {
+    async fn bad_and_silent_clients_do_not_block_others() {
         let (server, _) = server().await;
         let mut silent = Vec::new();
         for _ in 0..CONNECTIONS - 1 {
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_in_use_is_one_sentence() {
+    async fn an_address_in_use_is_an_error_with_advice() {
         let (server, board) = server().await;
         let error = serve(server.address(), &board).await.expect_err("in use").to_string();
         assert!(error.contains("in use") && error.contains("--healthz-port"), "{error}");
@@ -206,7 +208,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
         #[test]
-        fn any_bytes_leave_it_answering(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn the_server_survives_any_bytes(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async {
                 let (server, _) = server().await;
@@ -224,7 +226,7 @@ mod tests {
         (serve(address, &board).await.expect("a server"), board)
     }
 
-    /// The code and the body.
+    /// Returns the status code and the body.
     async fn get(server: &Server, method: &str, path: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.address()).await.expect("connect");
         let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

@@ -1,4 +1,5 @@
-//! What a daemon shows of itself: probes and metrics over HTTP, `loden status`, `wg show`, the counters file.
+//! The interfaces that show a daemon's state: HTTP for probes and metrics, the sockets of `loden status` and
+//! `wg show`, and the counters file.
 
 pub mod board;
 pub mod counters_file;

@@ -1,6 +1,6 @@
-//! The socket of `loden status`: both ends.
+//! Both ends of the status socket, which `loden status` queries.
 //!
-//! The protocol is one JSON document and the end of the stream; what a client sends is not read.
+//! The server sends one JSON document and closes the stream. Anything that a client sends is ignored.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -16,22 +16,22 @@ use tokio::time::{sleep, timeout};
 
 use crate::serve::board::{Board, Document};
 
-/// How long either side waits for the other.
+/// How long each side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of an answer: 10,000 peers take two megabytes.
+/// Maximum size of a document in bytes: 10,000 peers take two megabytes.
 const LARGEST: u64 = 64 << 20;
-/// Pause after the system refused a connection.
-const REFUSED: Duration = Duration::from_millis(100);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A socket that answers. Dropping it removes the file.
+/// The server's end of a status socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
     task: JoinHandle<()>,
 }
 
-/// Serves the board at `path` on the running tokio runtime. Whoever has the path's lock may call this: a socket
-/// that an earlier run left is replaced.
+/// Serves the board at `path` on the running tokio runtime. The caller must hold the instance's lock, because
+/// a socket left by an earlier run is replaced.
 pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -46,13 +46,13 @@ pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.task.abort();
-        // What is left is replaced by the next start.
+        // A socket that cannot be removed is replaced by the next run.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Asks the daemon at `path` for its status.
-pub fn ask(path: &Path) -> io::Result<Document> {
+/// Queries the daemon at `path` for its status.
+pub fn query(path: &Path) -> io::Result<Document> {
     let stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
@@ -60,7 +60,7 @@ pub fn ask(path: &Path) -> io::Result<Document> {
     Ok(serde_json::from_str(&text)?)
 }
 
-/// Tells whether the error of [`ask`] means that no daemon runs.
+/// Tells whether an error of [`query`] means that no daemon runs.
 pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
@@ -68,10 +68,10 @@ pub fn is_absent(error: &io::Error) -> bool {
 async fn answer(listener: UnixListener, board: Arc<Board>) {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
-            sleep(REFUSED).await;
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // A document is always JSON; there is nothing to say to a client that leaves early.
+        // A document can always be rendered as JSON, and a client may disconnect early.
         let text = serde_json::to_string(&board.document()).unwrap_or_default();
         tokio::spawn(async move {
             let _ = timeout(PATIENCE, async {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_board_crosses_the_socket_and_the_file_goes() {
+    async fn a_board_is_sent_and_the_file_removed() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.sock");
         std::fs::write(&path, "left by a crash").expect("write");
@@ -98,14 +98,14 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
         let asked = path.clone();
         let document =
-            tokio::task::spawn_blocking(move || ask(&asked)).await.expect("no panic").expect("an answer");
+            tokio::task::spawn_blocking(move || query(&asked)).await.expect("no panic").expect("an answer");
         assert_eq!(document, board.document());
         drop(socket);
-        assert!(!path.exists() && is_absent(&ask(&path).expect_err("gone")));
+        assert!(!path.exists() && is_absent(&query(&path).expect_err("gone")));
     }
 
     #[tokio::test]
-    async fn clients_that_leave_or_talk_do_no_harm() {
+    async fn clients_that_leave_or_send_are_harmless() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.sock");
         let board = Arc::new(Board::new("one", "memory:"));
@@ -115,7 +115,7 @@ mod tests {
             let _ = stream.write_all(&[0xff; 100]).await;
         }
         let document =
-            tokio::task::spawn_blocking(move || ask(&path)).await.expect("no panic").expect("an answer");
+            tokio::task::spawn_blocking(move || query(&path)).await.expect("no panic").expect("an answer");
         assert_eq!(document.instance, "one");
     }
 }

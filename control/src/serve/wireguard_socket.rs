@@ -1,5 +1,6 @@
-//! The control socket of WireGuard's userspace implementations (<https://www.wireguard.com/xplatform/>), so that `wg show`
-//! and `wg showconf` work on our devices. What is shown comes from the store, so it cannot be set here.
+//! The control socket of WireGuard's userspace implementations (<https://www.wireguard.com/xplatform/>),
+//! which makes `wg show` and `wg showconf` work on our devices. It is read-only, since the configuration
+//! comes from the store.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,17 +22,17 @@ use tokio::time::{sleep, timeout};
 use crate::plan::Tunnel;
 use crate::serve::board::Board;
 
-/// Where the tools look, whatever the network namespace.
+/// The directory that the tools search, in every network namespace.
 const DIRECTORY: &str = "/var/run/wireguard";
-/// A client that says nothing for so long is gone.
+/// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// And one that does not read its answer. Ten thousand peers are some megabytes.
+/// How long a client may take to read its answer. Ten thousand peers take some megabytes.
 const READING: Duration = Duration::from_secs(10);
-/// Pause after the system refused a connection, for example for want of descriptors.
-const REFUSED: Duration = Duration::from_millis(100);
-/// What a request that changes something gets: EPERM, negative as the tools expect it.
-const REFUSAL: &str = "errno=-1\n\n";
-/// What there is to say while the handshakes' thread is too busy to answer: EAGAIN.
+/// Pause after a failed accept, for example for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The answer to a request that would change something: EPERM, negative as the tools expect.
+const NOT_PERMITTED: &str = "errno=-1\n\n";
+/// The answer while the handshake thread is too busy: EAGAIN.
 const BUSY: &str = "errno=-11\n\n";
 
 /// The sockets of one daemon. Dropping them removes the files.
@@ -51,7 +52,8 @@ impl Drop for Socket {
     }
 }
 
-/// Serves each device on the running tokio runtime. A device whose socket cannot be had is told of and does without.
+/// Serves each device on the running tokio runtime. A device whose socket cannot be opened works without; the
+/// failure is logged.
 pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<Board>) -> Sockets {
     let mut sockets = Vec::new();
     for (tunnel, device, port) in devices {
@@ -67,7 +69,8 @@ pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<
                 sockets.push(Socket { path, task: tokio::spawn(answer(listener, Arc::new(shown))) });
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "no control socket: wg show does not know {device}");
+                let path = path.display();
+                tracing::warn!(%path, %error, "cannot open the control socket; wg show will not list {device}");
             }
         }
     }
@@ -75,7 +78,7 @@ pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<
 }
 
 impl Sockets {
-    /// The files.
+    /// Returns the paths of the sockets.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|socket| socket.path.as_path())
     }
@@ -89,7 +92,7 @@ struct Shown {
     board: Arc<Board>,
 }
 
-/// A socket that an earlier run left is replaced; one that somebody answers at is not.
+/// Opens the socket. Replaces one left by an earlier run, but not one in use.
 fn open(path: &Path) -> io::Result<UnixListener> {
     std::fs::create_dir_all(DIRECTORY)?;
     match std::os::unix::net::UnixStream::connect(path) {
@@ -105,12 +108,12 @@ fn open(path: &Path) -> io::Result<UnixListener> {
 async fn answer(listener: UnixListener, shown: Arc<Shown>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            sleep(REFUSED).await;
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
         let shown = Arc::clone(&shown);
         tokio::spawn(async move {
-            // There is nothing to say to a client that leaves early or never asks.
+            // A client that disconnects early or sends no request needs no answer.
             let _ = converse(stream, &shown).await;
         });
     }
@@ -119,14 +122,14 @@ async fn answer(listener: UnixListener, shown: Arc<Shown>) {
 async fn converse(mut stream: UnixStream, shown: &Shown) -> io::Result<()> {
     let text = match timeout(PATIENCE, listen(&mut stream)).await?? {
         Asked::Get => shown.text().await,
-        Asked::Other => REFUSAL.to_owned(),
+        Asked::Other => NOT_PERMITTED.to_owned(),
         Asked::TooMuch | Asked::Unfinished => return Ok(()),
     };
     timeout(READING, stream.write_all(text.as_bytes())).await??;
     stream.shutdown().await
 }
 
-/// Reads until it is clear what is asked, or the client has said all.
+/// Reads until the request is recognised, or to the end of the stream.
 async fn listen(stream: &mut UnixStream) -> io::Result<Asked> {
     let mut request = Vec::new();
     loop {
@@ -145,7 +148,7 @@ impl Shown {
         let (engine, plan) = self.board.datapath();
         let tunnel = self.tunnel;
         let (private, port) = (self.private.clone(), self.port);
-        // It waits for another thread, and there may be thousands of peers.
+        // The engine answers from another thread, and there may be thousands of peers.
         let text = tokio::task::spawn_blocking(move || {
             let peers = match &engine {
                 Some(engine) => engine.peers(tunnel)?,
@@ -158,7 +161,7 @@ impl Shown {
     }
 }
 
-/// The answer to `get`: keys in hexadecimal, one line for each thing.
+/// Renders the answer to `get`: one `key=value` per line, with WireGuard keys in hexadecimal.
 fn render(
     private: &SecretKey,
     port: u16,
@@ -212,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_has_the_tools_form() {
+    fn the_answer_has_the_format_of_the_tools() {
         let peer = PeerStatus {
             key: PublicKey([0xab; 32]),
             endpoint: Some("192.0.2.7:51820".parse().expect("an address")),
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_are_none_end_in_peace() {
+    async fn invalid_requests_are_rejected() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("one.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
@@ -248,9 +251,9 @@ mod tests {
         let task = tokio::spawn(answer(listener, Arc::new(shown)));
         for (request, answer) in [
             (&b"get=1\n\n"[..], "errno=0\n\n"),
-            (b"set=1\nlisten_port=7\n\n", REFUSAL),
-            (b"\n\n", REFUSAL),
-            (b"\xff\xfe\n\n", REFUSAL),
+            (b"set=1\nlisten_port=7\n\n", NOT_PERMITTED),
+            (b"\n\n", NOT_PERMITTED),
+            (b"\xff\xfe\n\n", NOT_PERMITTED),
             (&[b'x'; 2 * uapi::LONGEST], ""),
         ] {
             let mut stream = UnixStream::connect(&path).await.expect("connect");

@@ -1,4 +1,4 @@
-//! What a store can answer instead of a lease, by meaning: each one line, with what to do next.
+//! The errors of all stores by meaning: each one line, with what to do next.
 
 use std::convert::Infallible;
 
@@ -8,14 +8,14 @@ use crate::etcd::EtcdError;
 use crate::lease::allocator::OutOfSubnets;
 use crate::sqlite::SqliteError;
 
-/// Why a store did not do what it was asked.
+/// Why a request to a store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The next try may succeed although nobody changes this daemon's options: a cluster that cannot be reached or
-    /// does not let us in for now, a configuration that others have yet to set or to mend.
+    /// The next attempt may succeed without a change of this daemon's options: the cluster cannot be reached
+    /// or denies access for now, or others have yet to set or correct the configuration.
     #[error(transparent)]
     Passing(Cause),
-    /// No further try can succeed before a person has changed something.
+    /// No further attempt can succeed before a person has changed something.
     #[error(transparent)]
     Fatal(Cause),
     /// The lease is no longer stored as ours.
@@ -23,24 +23,24 @@ pub enum StoreError {
     Lost {
         /// Its key.
         key: String,
-        /// What is stored instead.
+        /// What has become of the stored lease.
         why: &'static str,
     },
-    /// Nothing to hand out.
+    /// No subnet is free.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
 }
 
-/// What went wrong, as the store in use says it.
+/// The cause, as the store in use reports it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
-    /// etcd's answer.
+    /// An error of etcd.
     #[error(transparent)]
     Etcd(EtcdError),
-    /// The file's answer.
+    /// An error of the sqlite store.
     #[error(transparent)]
     Sqlite(SqliteError),
-    /// Nobody has set a network configuration yet.
+    /// No network configuration has been set yet.
     #[error("no network configuration in the store (--net-config sets it)")]
     Unconfigured,
     /// The network configuration is broken.
@@ -49,7 +49,7 @@ pub enum Cause {
 }
 
 impl StoreError {
-    /// Whether the next try may succeed although nobody changes this daemon's options.
+    /// Returns true if the next attempt may succeed without a change of this daemon's options.
     pub fn is_passing(&self) -> bool {
         matches!(self, StoreError::Passing(_))
     }

@@ -1,14 +1,14 @@
-//! Whether a watch can read the store: what it says of the peers is as old as that.
+//! The health of a watch: what it reported of the peers is no newer than its last successful read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::unix_now;
 
-/// Since when a watch cannot read its store. Clones are the same.
+/// Since when a watch cannot read its store. Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    /// Unix seconds; 0 while it can.
+    /// Unix seconds; 0 while the store can be read.
     lost: Arc<AtomicU64>,
 }
 

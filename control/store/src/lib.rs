@@ -1,32 +1,32 @@
-//! Where leases are kept, and the life of a lease.
+//! The stores of leases, and the life of a lease.
 //!
 //! ```text
-//! store    the one door: a store of any kind
+//! store    the only entrance: a store of any kind
 //! spec     which store, and where
 //! lease    which subnet, when to renew, who the peers are: pure
-//! error    what any store may answer, by meaning
-//! stream   the one stream of changes, over all that can happen to a store
-//! health   since when a stream is blind
+//! error    the errors of all stores, by meaning
+//! stream   the stream of changes, which outlives every failure of a store
+//! health   since when a stream cannot read its store
 //!
 //! etcd     flannel's, for a cluster
 //! sqlite   one file, several daemons of one machine
 //! memory   the fake
 //! rows     the meaning of stored rows, shared by all stores
-//! poll     from looks at rows to changes, for stores that do not report changes themselves
+//! poll     changes between two looks at the rows, for stores that do not report changes themselves
 //! ```
 //!
-//! What every store promises, and `contract_tests` checks for each:
+//! Every store keeps these promises, which `contract_tests` checks:
 //!
-//! - A lease is void from the second of its expiry on, as if it were not there. A reservation has no
-//!   expiry and keeps none, whoever uses it.
-//! - `acquire` and `renew` are one step each: of two nodes that want the same subnet one gets it.
+//! - From the second of its expiry on, a lease is void, as if it did not exist. A reservation has no expiry
+//!   and keeps none, whoever uses it.
+//! - `acquire` and `renew` are atomic: of two nodes that want the same subnet one gets it.
 //! - `renew` writes only while the stored lease is still the caller's.
-//! - What is published may differ from what was wished, and the lease is the caller's all the same.
+//! - The published attributes may differ from the wish, and the lease is still the caller's.
 //! - A watch delivers a snapshot, then every lasting change in an order that leads to the stored state.
 //!   Changes that undo each other between two looks may be left out.
-//! - A row that makes no sense is skipped alone, with a warning, and its subnet counts as held.
+//! - An unreadable row is skipped alone, with a warning, and its subnet counts as held.
 //!
-//! The crate knows `model` and nothing of the host. Nothing here may panic, except in `testing`.
+//! The crate depends on `model` and on nothing of the host. Nothing here may panic, except in `testing`.
 
 pub mod etcd;
 pub mod lease;
@@ -53,12 +53,12 @@ pub use sqlite::Sqlite;
 pub use store::{Network, Store};
 pub use stream::Watch;
 
-/// Life of a lease from each acquisition and renewal, as in flannel.
+/// The life of a lease from each acquisition and renewal, as in flannel.
 pub const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The wall clock, which is what expiries are written in.
+/// Returns the wall clock's unix seconds, in which expiries are stored.
 fn unix_now() -> u64 {
-    // A clock before 1970 is no clock; leases then look long-lived rather than void.
+    // A clock before 1970 is wrong; leases then look long-lived rather than void.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

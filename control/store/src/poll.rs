@@ -1,5 +1,4 @@
-//! From looks at stored rows to changes, for stores that do not report changes themselves: what differs between two
-//! looks.
+//! Finds changes by comparing two looks at the rows, for stores that do not report changes themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,8 +9,8 @@ use crate::rows::{Contents, Row, understand};
 use crate::stream::{Follow, Halt, Sink};
 use crate::{Event, StoreError};
 
-/// Longest sleep without a look. The end of a lease is a point of the wall clock, which may jump while
-/// the sleep runs on, as after a suspend.
+/// Longest sleep without a look. An expiry is a point of the wall clock, which may jump during the sleep, as
+/// after a suspend.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Looks at a store whenever it may have changed.
@@ -23,7 +22,7 @@ pub(crate) struct Poller<S> {
     stale: bool,
 }
 
-/// What a store offers to a poller.
+/// A store that a poller can look at.
 pub(crate) trait Source: Send + 'static {
     /// Returns when something may have changed.
     fn hint(&mut self) -> impl Future<Output = ()> + Send;
@@ -75,12 +74,12 @@ impl<S: Source> Follow for Poller<S> {
 fn until_next_expiry(expiry: Option<u64>) -> Duration {
     let Some(expiry) = expiry else { return LONGEST_SLEEP };
     let end = UNIX_EPOCH.checked_add(Duration::from_secs(expiry));
-    // A millisecond more: a timer that fires early would look once too often.
+    // Plus a millisecond: a timer that fires early would cause an extra look.
     let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
     left.saturating_add(Duration::from_millis(1)).min(LONGEST_SLEEP)
 }
 
-/// What was seen last.
+/// The last look.
 #[derive(Debug, Default)]
 struct Differ {
     revision: Option<u64>,
@@ -90,8 +89,8 @@ struct Differ {
 }
 
 impl Differ {
-    /// Events that lead from the last look to this one: a snapshot for the first, later removals before
-    /// additions, so that two leases never seem to hold one subnet.
+    /// Returns the events that lead from the last look to this one: a snapshot for the first, later removals
+    /// before additions, so that two leases never seem to hold one subnet.
     fn compare(&mut self, look: Look) -> Vec<Event> {
         let Contents { leases, complaints, .. } = understand(look.rows);
         for complaint in complaints.difference(&self.complaints) {

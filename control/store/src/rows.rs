@@ -1,5 +1,5 @@
-//! What stored rows mean, and the steps that change them. A store supplies the rows and makes each
-//! step indivisible.
+//! The meaning of stored rows, and the steps that change them. A store supplies the rows and makes each step
+//! atomic.
 
 use std::collections::BTreeSet;
 
@@ -18,19 +18,19 @@ pub(crate) struct Row {
     pub(crate) expires: Option<u64>,
 }
 
-/// Rows, understood.
+/// The contents of rows.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub(crate) leases: Vec<Lease>,
-    /// Keys in good order whose value is not.
+    /// Keys of rows whose value, or whose spelling of the key, is wrong.
     pub(crate) unreadable: Vec<SubnetKey>,
-    /// What is wrong with each row that was skipped, one sentence each.
+    /// The problem of each skipped row, one sentence each.
     pub(crate) complaints: BTreeSet<String>,
 }
 
-/// A table of rows inside an indivisible step.
+/// A table of rows inside an atomic step.
 pub(crate) trait Table {
-    /// What the store answers instead.
+    /// The store's error.
     type Error: Into<StoreError>;
     /// Removes rows that are void at `now`, then lists the others.
     fn live(&mut self, now: u64) -> Result<Vec<Row>, Self::Error>;
@@ -40,7 +40,7 @@ pub(crate) trait Table {
     fn remove(&mut self, key: &str) -> Result<(), Self::Error>;
 }
 
-/// Reads each row on its own: a broken one spoils no other.
+/// Reads each row on its own: a broken one affects no other.
 pub(crate) fn understand(rows: Vec<Row>) -> Contents {
     let mut contents = Contents::default();
     for row in rows {
@@ -68,7 +68,7 @@ pub(crate) fn understand(rows: Vec<Row>) -> Contents {
     contents
 }
 
-/// Grants `wish` until `expires`, or for good where a reservation is used.
+/// Grants `wish` until `expires`, or without an expiry where a reservation is used.
 pub(crate) fn acquire<T: Table>(
     table: &mut T,
     wish: &Wish<'_>,
@@ -92,7 +92,7 @@ pub(crate) fn acquire<T: Table>(
     Ok(lease)
 }
 
-/// Gives `lease` these attributes and moves its end to `expires` if it is stored as the caller knows it.
+/// Gives `lease` these attributes and the expiry `expires`, if it is stored as the caller knows it.
 pub(crate) fn update<T: Table>(
     table: &mut T,
     lease: &Lease,
@@ -103,8 +103,8 @@ pub(crate) fn update<T: Table>(
     let key = lease.key.to_string();
     let lost = |why| StoreError::Lost { key: key.clone(), why };
     let row = table.live(now).map_err(T::Error::into)?.into_iter().find(|row| row.key == key);
-    let row = row.ok_or_else(|| lost("it ran out or was removed"))?;
-    // The attributes decide, not the time: an administrator may have moved the end.
+    let row = row.ok_or_else(|| lost("it expired or was removed"))?;
+    // The attributes decide, not the time: an administrator may have changed the expiry.
     if LeaseAttrs::parse(&row.value).ok().as_ref() != Some(&lease.attrs) {
         return Err(lost("another node wrote to it"));
     }

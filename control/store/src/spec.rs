@@ -1,4 +1,4 @@
-//! Which store, and where: what `--store` says.
+//! The kind of a store and its place, as `--store` gives them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use crate::{Memory, etcd};
 /// Names a store. The default is flannel's: etcd with its default options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
-    /// A cluster. The text `etcd` means the default options.
+    /// An etcd cluster. The text `etcd` stands for the default options.
     Etcd(etcd::Config),
-    /// A file.
+    /// The sqlite file at this path.
     Sqlite(PathBuf),
-    /// This very store; the text `memory:` makes a new one.
+    /// This store in memory. The text `memory:` creates a new one.
     Memory(Memory),
 }
 
-/// A text that names no store.
+/// A text that does not name a store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("store {spec:?}: unknown kind; write etcd, sqlite:PATH or memory:")]
 pub struct SpecError {
@@ -38,7 +38,7 @@ impl FromStr for Spec {
     }
 }
 
-/// Writes the text that names this kind and place. etcd's options are left out, and with them its password.
+/// Writes the text that names this kind and place, without etcd's options, among them the password.
 impl fmt::Display for Spec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

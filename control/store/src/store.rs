@@ -1,4 +1,4 @@
-//! The one door: a store of any kind, and what each kind answers.
+//! The entrance to all stores.
 
 use model::error::{ConfigError, Warning};
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -12,27 +12,27 @@ use crate::{Etcd, Memory, Spec, Sqlite, Watch};
 /// A store of any kind. Clones share the store and its connection.
 #[derive(Debug, Clone)]
 pub enum Store {
-    /// What a flannel cluster uses.
+    /// The store of a flannel cluster.
     Etcd(Etcd),
     /// A file shared by the daemons of one machine.
     Sqlite(Sqlite),
-    /// Nothing outlives the process.
+    /// A store in memory, which ends with the process.
     Memory(Memory),
 }
 
-/// The network configuration that holds.
+/// The network configuration in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// As it is stored.
+    /// The text as stored.
     pub text: String,
-    /// As it is understood.
+    /// The configuration that the text means.
     pub config: NetConfig,
-    /// What in it a person should look at.
+    /// Legal members of the configuration that a person should look at.
     pub warnings: Vec<Warning>,
 }
 
 impl Store {
-    /// Opens the store that `spec` names. A cluster need not be there yet.
+    /// Opens the store that `spec` names. A cluster need not be up yet.
     pub async fn open(spec: Spec) -> Result<Store, StoreError> {
         match spec {
             Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
@@ -41,8 +41,8 @@ impl Store {
         }
     }
 
-    /// Reads the network configuration, after `given`, if any, has taken the place of what is stored.
-    /// [`StoreError::Passing`] while none is set, and while a broken one may be mended by somebody else.
+    /// Reads the network configuration, after replacing the stored one by `given`, if any.
+    /// [`StoreError::Passing`] while no configuration is set, and while others may correct a broken one.
     pub async fn network(&self, given: Option<&str>) -> Result<Network, StoreError> {
         let fatal = |error: ConfigError| StoreError::Fatal(Cause::Config(error));
         // A broken one must not reach the other nodes.
@@ -61,14 +61,14 @@ impl Store {
         }
         let text = stored.ok_or(StoreError::Passing(Cause::Unconfigured))?;
         let (config, warnings) = net_config::parse(&text).map_err(|error| match self {
-            // Somebody else of the cluster wrote it and can mend it.
+            // Another member of the cluster wrote it and can correct it.
             Store::Etcd(_) => StoreError::Passing(Cause::Config(error)),
             Store::Sqlite(_) | Store::Memory(_) => fatal(error),
         })?;
         Ok(Network { text, config, warnings })
     }
 
-    /// Reads the network configuration's text, if one was set.
+    /// Reads the text of the network configuration, if one is set.
     pub async fn net_config(&self) -> Result<Option<String>, StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.net_config().await?),
@@ -77,7 +77,7 @@ impl Store {
         }
     }
 
-    /// Sets the network configuration's text, unchecked. Leases stay as they are.
+    /// Sets the text of the network configuration without a check. Leases stay as they are.
     pub async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.set_net_config(text).await?),
@@ -89,8 +89,8 @@ impl Store {
         }
     }
 
-    /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the first
-    /// hundred free ones. The attributes are stored with it; what is published may differ, see [`Owned`].
+    /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the
+    /// first hundred free ones. The published attributes may differ from the wish, see [`Owned`].
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
         match self {
             Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
@@ -99,14 +99,14 @@ impl Store {
         }
     }
 
-    /// Renews our lease, the wish unchanged; [`StoreError::Lost`] if it is no longer stored as ours. What is
-    /// published may have changed all the same, see [`Owned`].
+    /// Renews our lease with an unchanged wish; [`StoreError::Lost`] if it is no longer stored as ours. The
+    /// published attributes may have changed all the same, see [`Owned`].
     pub async fn renew(&self, own: &Owned) -> Result<Owned, StoreError> {
         self.update(own, &own.wished).await
     }
 
-    /// Renews our lease and publishes another wish; [`StoreError::Lost`] if it is no longer stored as ours. What is
-    /// published may differ from the wish, see [`Owned`].
+    /// Renews our lease with another wish; [`StoreError::Lost`] if it is no longer stored as ours. The
+    /// published attributes may differ from the wish, see [`Owned`].
     pub async fn update(&self, own: &Owned, wished: &LeaseAttrs) -> Result<Owned, StoreError> {
         match self {
             Store::Etcd(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
@@ -115,7 +115,8 @@ impl Store {
         }
     }
 
-    /// Says who holds a lease that is stored under our key, if `wished` is what we asked for. Asks no server.
+    /// Returns the holder of a lease that is stored under our key, given the attributes that we wished. Does
+    /// no I/O.
     pub fn holder(&self, wished: &LeaseAttrs, stored: &Lease) -> Holder {
         match self {
             Store::Etcd(_) | Store::Sqlite(_) => lease::holder(wished, &stored.attrs),
@@ -123,7 +124,7 @@ impl Store {
         }
     }
 
-    /// Lists all leases that can be read and are not void.
+    /// Lists all readable leases that are not void.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.leases().await?),
@@ -150,11 +151,11 @@ impl Store {
         }
     }
 
-    /// Tells the store that this node forwards, for stores that have a place for it. The daemon calls it once in each
-    /// start, after `subnet.env` is written.
+    /// Tells the store that this node forwards, if that kind of store records it. The daemon calls this once
+    /// per start, after `subnet.env` is written.
     pub async fn announce_ready(&self) -> Result<(), StoreError> {
         match self {
-            // flannel writes nothing of the kind there.
+            // Like flannel, nothing is recorded there.
             Store::Etcd(_) | Store::Sqlite(_) => {}
             Store::Memory(store) => store.announce_ready(),
         }

@@ -1,6 +1,6 @@
-//! The one stream of changes: a snapshot, then each change, over all that can happen to a store.
+//! The stream of changes of all stores: a snapshot, then each change, across failures of the store.
 //!
-//! A task of its own follows the store, so that whoever waits for the next event may stop waiting at any time.
+//! A separate task follows the store, so that a wait for the next event can be dropped at any time.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Event, Health, StoreError};
 
-/// First and longest wait after a failure, as in flannel.
+/// First and longest wait before a retry, as in flannel.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Events that may wait for the daemon. When it is slower than this, the store keeps the rest.
+/// Most events that wait for the daemon. The store keeps further ones.
 const QUEUE: usize = 1024;
 
 /// Follows the leases of a store. Dropping it ends the watch.
@@ -23,52 +23,52 @@ pub struct Watch {
     task: JoinHandle<()>,
 }
 
-/// A store's side of a watch.
+/// The store's side of a watch.
 pub(crate) trait Follow: Send + 'static {
-    /// Sends events until something goes wrong. Called again after a failure, it goes on where it was, with a snapshot
-    /// if it cannot know what was in between.
+    /// Sends events until a failure. The next call resumes where this one stopped, with a snapshot if changes
+    /// may have been missed.
     fn follow(&mut self, sink: &mut Sink) -> impl Future<Output = Halt> + Send;
 }
 
-/// Where a store's side puts what it has seen.
+/// The sending end of a watch.
 pub(crate) struct Sink {
     events: mpsc::Sender<Event>,
     health: Health,
-    /// The failure since which the store was not read, as logged.
+    /// The failure logged last, until the store is read again.
     failure: Option<String>,
 }
 
-/// Why following came to a halt.
+/// Why following ended.
 #[derive(Debug)]
 pub(crate) enum Halt {
-    /// Nobody wants the events any more.
+    /// The watch was dropped.
     Unwanted,
-    /// The store cannot be read.
+    /// The store cannot be read: retry.
     Failed(StoreError),
 }
 
 impl Watch {
     pub(crate) fn start(source: impl Follow) -> Watch {
         let (sender, events) = mpsc::channel(QUEUE);
-        // Until the first answer nothing is seen.
+        // Blind until the first answer.
         let health = Health::default();
         health.lose();
         let sink = Sink { events: sender, health: health.clone(), failure: None };
         Watch { events, health, task: tokio::spawn(run(source, sink)) }
     }
 
-    /// Whether the store can be read.
+    /// Returns whether the store can be read.
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Waits for the next event, the first of all a snapshot. While the store cannot be read it warns and retries, and
-    /// then goes on where it was, with a snapshot if it cannot know what was in between. Nothing is lost if the future
-    /// is dropped half-way.
+    /// Waits for the next event, the first of all a snapshot. While the store cannot be read, the watch logs
+    /// a warning and retries; it then resumes where it was, with a snapshot if changes may have been missed.
+    /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Event {
         match self.events.recv().await {
             Some(event) => event,
-            // Only while the process ends: the task lives as long as the runtime does.
+            // Only at the end of the process: the task lives as long as the runtime does.
             None => std::future::pending().await,
         }
     }
@@ -81,7 +81,7 @@ impl Drop for Watch {
 }
 
 impl Sink {
-    /// Hands one event over.
+    /// Sends one event.
     pub(crate) async fn send(&self, event: Event) -> Result<(), Halt> {
         self.events.send(event).await.map_err(|_| Halt::Unwanted)
     }
@@ -117,7 +117,7 @@ async fn run(mut source: impl Follow, mut sink: Sink) {
     }
 }
 
-/// An error without its numbers: some name the time, and are the same failure each time.
+/// Returns an error's text without digits: some texts contain the time and are the same failure each time.
 fn gist(error: &StoreError) -> String {
     error.to_string().chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }

@@ -1,5 +1,5 @@
-//! `loden load`: the load generator as a process, for benchmarks and for hand work. One JSON object on
-//! stdout per run.
+//! `loden load`: the load generator as a process, for benchmarks and for manual use. Prints one JSON object
+//! per run.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use load::{Report, RttLoad, Server, SizesLoad, Stop, TcpLoad, UdpLoad, VerifyLoa
 
 use crate::options::{LoadMode, LoadOptions, Times};
 
-/// Runs one kind of load to its end, or the server for ever. An error means that there are no figures.
+/// Runs one kind of load to its end, or the server forever. An error means that there are no figures.
 pub(crate) fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
     let stop = Stop::default();
     let (report, right) = match options.mode {

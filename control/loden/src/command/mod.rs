@@ -1,4 +1,4 @@
-//! What the program does: one module for each subcommand.
+//! The subcommands, one module each.
 
 pub(crate) mod cleanup;
 pub(crate) mod demo;

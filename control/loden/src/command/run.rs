@@ -1,4 +1,4 @@
-//! `loden run`, and `flanneld`: turns the options into the daemon's settings, and runs the daemon.
+//! `loden run` and `flanneld`: turns the options into settings and runs the daemon.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -11,33 +11,33 @@ use store::{Spec, SpecError};
 
 use crate::options::{BadMargin, HealthOptions, RunOptions, TrafficOptions};
 
-/// Options that clap lets through and the daemon cannot follow.
+/// Options that are parsed but cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum UnusableOptions {
     /// `--store` names no store.
     #[error(transparent)]
     Store(#[from] SpecError),
-    /// A renewal margin longer than a lease.
+    /// The renewal margin is longer than a lease.
     #[error(transparent)]
     Margin(#[from] BadMargin),
-    /// The address of the server for probes is none.
+    /// The address of the server for probes is invalid.
     #[error("--healthz-ip {0}: not an IP address")]
     HealthAddress(String),
-    /// A flag that only flannel follows. Going on without it would be worse than an error.
+    /// A flag of flannel's that is not implemented. Ignoring it would be worse than an error.
     #[error("{flag} is not supported yet: {advice}")]
     NotYet { flag: &'static str, advice: &'static str },
 }
 
 /// Runs the daemon until a signal stops it.
 pub(crate) async fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
-    // Each of the daemon's errors is one sentence that names its cause.
+    // The text of a DaemonError contains its cause.
     daemon::run(&settings(options)?).await.map_err(|error| anyhow::Error::msg(error.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
     if options.kube.subnet_mgr {
-        let advice = "the Kubernetes store is still to come; use --store";
+        let advice = "there is no Kubernetes store yet; use --store";
         return Err(UnusableOptions::NotYet { flag: "--kube-subnet-mgr", advice });
     }
     let net_config = match (&options.net_config, &options.net_config_json) {
@@ -90,14 +90,14 @@ fn traffic(options: &TrafficOptions) -> TrafficSettings {
     }
 }
 
-/// Where to serve probes; `None` when port 0 says that there is to be no server.
+/// Returns the address to serve probes on; `None` if port 0 turns the server off.
 fn health(options: &HealthOptions) -> Result<Option<SocketAddr>, UnusableOptions> {
     if options.port == 0 {
         return Ok(None);
     }
     let bare = options.ip.trim_start_matches('[').trim_end_matches(']');
     let ip: IpAddr = match bare {
-        // As for flannel's manifests that leave the variable unset.
+        // flannel's manifests may leave the variable unset.
         "" => Ipv4Addr::UNSPECIFIED.into(),
         "localhost" => Ipv4Addr::LOCALHOST.into(),
         _ => bare.parse().map_err(|_| UnusableOptions::HealthAddress(options.ip.clone()))?,
@@ -112,12 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_flags_are_the_daemons_defaults() {
+    fn options_without_flags_are_the_default_settings() {
         assert_eq!(settings(&RunOptions::default()), Ok(Settings::default()));
     }
 
     #[test]
-    fn the_address_of_probes_is_checked_only_where_there_is_a_server() {
+    fn the_probe_address_is_checked_only_with_a_port() {
         let health = |ip: &str, port| health(&HealthOptions { ip: ip.to_owned(), port });
         assert_eq!(health("example.org", 0), Ok(None));
         assert_eq!(health("example.org", 1), Err(UnusableOptions::HealthAddress("example.org".into())));
@@ -129,10 +129,10 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_cannot_be_followed_is_refused() {
+    fn unsupported_options_are_rejected() {
         let mut options = RunOptions::default();
         options.kube.subnet_mgr = true;
-        let error = settings(&options).expect_err("no Kubernetes").to_string();
+        let error = settings(&options).expect_err("unsupported").to_string();
         assert!(error.contains("--kube-subnet-mgr is not supported yet"), "{error}");
         let options = RunOptions { subnet_lease_renew_margin: 1440, ..RunOptions::default() };
         assert!(matches!(settings(&options), Err(UnusableOptions::Margin(_))));

@@ -2,11 +2,11 @@
 
 use std::num::IntErrorKind;
 
-/// What Go says of a value it cannot read.
+/// Go's message for a value that it cannot parse.
 const SYNTAX: &str = "parse error";
 const RANGE: &str = "value out of range";
 
-/// A boolean (`strconv.ParseBool`).
+/// Parses a boolean (`strconv.ParseBool`).
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -15,7 +15,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// An integer with Go's prefixes `0x`, `0o`, `0b` and `0`, and underscores between digits
+/// Parses an integer with Go's prefixes `0x`, `0o`, `0b` and `0`, and underscores between digits
 /// (`strconv.ParseInt` with base 0).
 pub(super) fn integer(text: &str) -> Result<i64, String> {
     let (negative, digits) = match text.as_bytes() {
@@ -44,7 +44,7 @@ pub(super) fn integer(text: &str) -> Result<i64, String> {
     i64::try_from(if negative { -magnitude } else { magnitude }).map_err(|_| RANGE.to_owned())
 }
 
-/// An integer within what the flag can mean.
+/// Parses an integer in the range of the flag's type.
 pub(super) fn bounded<T: TryFrom<i64>>(text: &str) -> Result<T, String> {
     T::try_from(integer(text)?).map_err(|_| RANGE.to_owned())
 }

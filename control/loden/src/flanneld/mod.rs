@@ -1,8 +1,8 @@
 //! flanneld's command line: Go's form of flags, and `FLANNELD_*` variables.
 //!
 //! The rules are those of Go's package `flag`: one dash or two, `-name value` or `-name=value`, booleans
-//! without a value or with `=`, the end at `--` or at the first argument that is no flag. Unlike flannel,
-//! which ends with code 0 and the whole usage text on a flag it does not know, [`parse`] gives a reason.
+//! without a value or with `=`, the end at `--` or at the first argument that is not a flag. flannel answers
+//! an unknown flag with the whole usage text and exit code 0; [`parse`] gives a reason instead.
 //!
 //! ```text
 //! go       values
@@ -22,68 +22,68 @@ use crate::options::RunOptions;
 
 pub(crate) use self::usage::usage;
 
-/// What begins the name of a variable that stands for a flag.
+/// The prefix of a variable that stands for a flag.
 const PREFIX: &str = "FLANNELD_";
 
-/// Flags that say who this node is.
+/// The flags that identify this node.
 const IDENTITY: [&str; 3] = ["public-ip", "public-ipv6", "iface-can-reach"];
 
-/// From this `-v` on we say more. klog's users go to 2 for more and to 6 for all.
+/// The `-v` from which on more is logged. klog's users set 2 for more and 6 for everything.
 const MORE: i32 = 2;
 const ALL: i32 = 6;
 
-/// What the command line asks for.
+/// The request of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// To run.
+    /// Run the daemon.
     Run(Box<Invocation>),
-    /// To print the version.
+    /// Print the version.
     Version,
-    /// To print how it is used.
+    /// Print the usage text.
     Usage,
 }
 
 /// A daemon to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// The same value that `loden run` gets from clap.
+    /// The options, as `loden run` gets them from clap.
     pub options: RunOptions,
-    /// As many as `-v` of `loden run`.
+    /// The number of `-v` flags of `loden run` that this corresponds to.
     pub verbose: u8,
-    /// What was wrong and is being ignored: to be logged.
-    pub complaints: Vec<String>,
+    /// Warnings about ignored arguments and variables, to be logged.
+    pub warnings: Vec<String>,
 }
 
-/// Why the command line makes no sense.
+/// The reason for rejecting a command line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadFlag(String);
 
-/// Whether the program was called by flanneld's name.
-pub(crate) fn is_named_so(program: Option<&OsStr>) -> bool {
+/// Tells whether the program was called `flanneld`.
+pub(crate) fn is_program_name(program: Option<&OsStr>) -> bool {
     crate::options::is_called(program, &["flanneld"])
 }
 
-/// Reads the arguments, without the program's name, and the environment.
+/// Parses the arguments, without the program's name, and the environment.
 ///
-/// The command line wins over the environment. A variable with a bad value is left out and complained of,
-/// except one that says who this node is: a daemon with another address than asked for, or on another interface,
+/// The command line takes precedence over the environment. A variable with a bad value is ignored with a
+/// warning, except one that identifies this node: a daemon with the wrong address or on the wrong interface
 /// harms others.
 pub(crate) fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Request, BadFlag> {
     let mut filled = Filled::default();
-    let mut complaints = Vec::new();
+    let mut warnings = Vec::new();
     let mut seen = BTreeSet::new();
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let argument = text(&argument)?;
         let dashes = if argument.starts_with("--") { 2 } else { usize::from(argument.starts_with('-')) };
         if dashes == 0 || argument == "-" {
-            complaints.push(format!(
-                "the arguments from {argument:?} on are ignored: flags end where one begins without a dash, and \
-                 a boolean takes its value after ="
+            warnings.push(format!(
+                "arguments from {argument:?} on ignored: the first argument without a dash ends the flags; give a \
+                 boolean its value after ="
             ));
             break;
         }
@@ -116,25 +116,25 @@ pub(crate) fn parse(
         return Ok(Request::Version);
     }
     for flag in table::all().filter(|flag| !seen.contains(flag.name)) {
-        apply_variable(flag, &environment, &mut filled, &mut complaints)?;
+        apply_variable(flag, &environment, &mut filled, &mut warnings)?;
     }
     let verbose = u8::from(filled.verbosity >= MORE) + u8::from(filled.verbosity >= ALL);
-    Ok(Request::Run(Box::new(Invocation { options: filled.options, verbose, complaints })))
+    Ok(Request::Run(Box::new(Invocation { options: filled.options, verbose, warnings })))
 }
 
 fn apply_variable(
     flag: &Flag,
     environment: &impl Fn(&str) -> Option<OsString>,
     filled: &mut Filled,
-    complaints: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) -> Result<(), BadFlag> {
     let name = variable(flag.name);
     let Some(value) = environment(&name).filter(|value| !value.is_empty()) else { return Ok(()) };
-    // By then it is too late for flannel as well.
+    // flannel ignores this variable as well.
     if flag.name == "version" {
         return Ok(());
     }
-    // A setter may have begun before it fails.
+    // A setter that fails may have changed something.
     let mut changed = filled.clone();
     let result = match value.to_str() {
         Some(value) => (flag.set)(&mut changed, value).map_err(|why| format!("{name}={value:?}: {why}")),
@@ -143,12 +143,12 @@ fn apply_variable(
     match result {
         Ok(()) => *filled = changed,
         Err(why) if IDENTITY.contains(&flag.name) => return Err(BadFlag(why)),
-        Err(why) => complaints.push(format!("{why}; the variable is ignored")),
+        Err(why) => warnings.push(format!("{why}; variable ignored")),
     }
     Ok(())
 }
 
-/// The variable that stands for a flag.
+/// Returns the name of the variable that stands for a flag.
 fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_ascii_uppercase().replace(['-', '.'], "_"))
 }

@@ -1,4 +1,4 @@
-//! Every flag of flanneld, with what it sets, and loden's own beside them.
+//! The flags of flanneld and loden's own flags, with the option that each one sets.
 
 use engine::Switches;
 use model::backend::Secret;
@@ -6,10 +6,10 @@ use model::backend::Secret;
 use super::go::{boolean, bounded, integer};
 use crate::options::RunOptions;
 
-/// What a flag takes; the word stands in the usage text.
+/// The kind of value that a flag takes, as shown in the usage text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Nothing, or `=BOOL`.
+    /// No value, or `=BOOL`.
     Bool,
     /// An integer.
     Int,
@@ -21,19 +21,19 @@ pub(super) enum Kind {
 
 /// One flag.
 pub(super) struct Flag {
-    /// Its name, without dashes.
+    /// The flag's name, without dashes.
     pub(super) name: &'static str,
-    /// What it takes.
+    /// The kind of its value.
     pub(super) kind: Kind,
-    /// Its default as the usage text shows it; empty for none.
+    /// Its default as shown in the usage text; empty for none.
     pub(super) default: &'static str,
-    /// What it means.
+    /// Its description in the usage text.
     pub(super) help: &'static str,
-    /// Puts a value into the options.
+    /// Stores a value in the options.
     pub(super) set: fn(&mut Filled, &str) -> Result<(), String>,
 }
 
-/// What the flags fill.
+/// The values that the flags fill in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Filled {
     pub(super) options: RunOptions,
@@ -41,7 +41,7 @@ pub(super) struct Filled {
     pub(super) version: bool,
 }
 
-/// A flag that an old unit file may still have.
+/// Removed flags that an old unit file may still have, with what to do instead.
 pub(super) const GONE: [(&str, &str); 7] = [
     ("listen", "the client and server modes left flannel in 2017"),
     ("remote", "the client and server modes left flannel in 2017"),
@@ -75,29 +75,29 @@ pub(super) const FLANNEL: &[Flag] = &[
         |to, text| { to.options.etcd.keyfile = given(text); Ok(()) }),
     flag("etcd-password", Kind::Text, "", "password for etcd",
         |to, text| { to.options.etcd.password = Some(Secret::new(text)); Ok(()) }),
-    flag("etcd-prefix", Kind::Text, "/coreos.com/network", "key in etcd under which configuration and leases are",
+    flag("etcd-prefix", Kind::Text, "/coreos.com/network", "key in etcd that holds configuration and leases",
         |to, text| { to.options.etcd.prefix = text.to_owned(); Ok(()) }),
     flag("etcd-username", Kind::Text, "", "user name for etcd",
         |to, text| { to.options.etcd.username = text.to_owned(); Ok(()) }),
     flag("healthz-ip", Kind::Text, "0.0.0.0", "address on which /healthz, /readyz and /metrics are served",
         |to, text| { to.options.health.ip = text.to_owned(); Ok(()) }),
-    flag("healthz-port", Kind::Int, "0", "TCP port for them, 0 for none",
+    flag("healthz-port", Kind::Int, "0", "TCP port of /healthz, /readyz and /metrics; 0 turns them off",
         |to, text| { to.options.health.port = bounded(text)?; Ok(()) }),
-    flag("iface", Kind::List, "", "interface that carries the tunnel, by name or address; the first that fits is taken",
+    flag("iface", Kind::List, "", "interface that carries the tunnel, by name or address; the first match is used",
         |to, text| { push(&mut to.options.iface, text); Ok(()) }),
-    flag("iface-can-reach", Kind::Text, "", "take the interface that leads to this address; tried last",
+    flag("iface-can-reach", Kind::Text, "", "use the interface whose route leads to this address; tried last",
         |to, text| { to.options.iface_can_reach = address(text)?; Ok(()) }),
-    flag("iface-regex", Kind::List, "", "pattern of the interface's address or name; tried after every -iface",
+    flag("iface-regex", Kind::List, "", "pattern for the interface's address or name; tried after every -iface",
         |to, text| { push(&mut to.options.iface_regex, text); Ok(()) }),
     flag("ip-blackhole-route", Kind::Bool, "false", "keep a blackhole route for this node's subnet",
         |to, text| { to.options.traffic.ip_blackhole_route = boolean(text)?; Ok(()) }),
-    flag("ip-masq", Kind::Bool, "false", "masquerade what leaves the cluster network",
+    flag("ip-masq", Kind::Bool, "false", "masquerade packets that leave the cluster network",
         |to, text| { to.options.traffic.ip_masq = boolean(text)?; Ok(()) }),
     flag("ip-masq-fully-random-disable", Kind::Bool, "false", "masquerade without random source ports",
         |to, text| { to.options.traffic.ip_masq_fully_random_disable = boolean(text)?; Ok(()) }),
     flag("iptables-forward-rules", Kind::Bool, "true", "accept forwarded packets from and to the cluster network",
         |to, text| { to.options.traffic.iptables_forward_rules = boolean(text)?; Ok(()) }),
-    flag("iptables-resync", Kind::Int, "5", "seconds between two looks at the rules",
+    flag("iptables-resync", Kind::Int, "5", "seconds between two checks of the rules",
         |to, text| { to.options.traffic.iptables_resync = bounded::<u32>(text)?.max(1); Ok(()) }),
     flag("kube-annotation-prefix", Kind::Text, "flannel.alpha.coreos.com", "prefix of the node annotations",
         |to, text| { to.options.kube.annotation_prefix = text.to_owned(); Ok(()) }),
@@ -115,13 +115,13 @@ pub(super) const FLANNEL: &[Flag] = &[
         |to, text| { to.options.public_ip = address(text)?; Ok(()) }),
     flag("public-ipv6", Kind::Text, "", "IPv6 address that other nodes send to",
         |to, text| { to.options.public_ipv6 = address(text)?; Ok(()) }),
-    flag("set-node-network-unavailable", Kind::Bool, "true", "tell the node's condition NetworkUnavailable, with -kube-subnet-mgr",
+    flag("set-node-network-unavailable", Kind::Bool, "true", "set the node's NetworkUnavailable condition, with -kube-subnet-mgr",
         |to, text| { to.options.kube.set_node_network_unavailable = boolean(text)?; Ok(()) }),
     flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "file to write this node's subnet to",
         |to, text| { to.options.subnet_file = text.into(); Ok(()) }),
-    flag("subnet-lease-renew-margin", Kind::Int, "60", "minutes before a lease ends at which to renew it, 1 to 1439",
+    flag("subnet-lease-renew-margin", Kind::Int, "60", "minutes before its expiry to renew a lease, 1 to 1439",
         |to, text| { to.options.subnet_lease_renew_margin = integer(text)?; Ok(()) }),
-    flag("v", Kind::Int, "0", "log level: from 2 on more, from 6 on everything",
+    flag("v", Kind::Int, "0", "log level: 2 or higher for more, 6 or higher for everything",
         |to, text| { to.verbosity = bounded(text)?; Ok(()) }),
     flag("version", Kind::Bool, "false", "print the version and exit",
         |to, text| { to.version = boolean(text)?; Ok(()) }),
@@ -140,15 +140,15 @@ pub(super) const OWN: &[Flag] = &[
         |to, text| { to.options.pin = boolean(text)?; Ok(()) }),
     flag("require-br-netfilter", Kind::Bool, "true", "refuse to start with iptables on a kernel without br_netfilter",
         |to, text| { to.options.traffic.require_br_netfilter = boolean(text)?; Ok(()) }),
-    flag("run-dir", Kind::Text, "/run/loden", "directory for the status socket and for what a restart should know",
+    flag("run-dir", Kind::Text, "/run/loden", "directory for the status socket and the state file",
         |to, text| { to.options.run_dir = text.into(); Ok(()) }),
-    flag("spin-us", Kind::Int, "", "microseconds a worker looks for work before it sleeps, at most 10000",
+    flag("spin-us", Kind::Int, "", "microseconds a worker polls for work before it sleeps, at most 10000",
         |to, text| { to.options.spin_us = Some(within(text, 0, 10_000)?); Ok(()) }),
     flag("store", Kind::Text, "", "etcd, or sqlite:PATH for daemons of one machine",
         |to, text| { to.options.store = Some(text.to_owned()).filter(|spec| !spec.is_empty()); Ok(()) }),
-    flag("without", Kind::Text, "", "do without these offloads: tso, uso, gso, gro, multiqueue, mmsg, all",
+    flag("without", Kind::Text, "", "do not use these offloads: tso, uso, gso, gro, multiqueue, mmsg, all",
         |to, text| { to.options.without = features(text)?; Ok(()) }),
-    flag("workers", Kind::Int, "", "worker threads, 1 to 256; one for each CPU by default",
+    flag("workers", Kind::Int, "", "worker threads, 1 to 256; one per CPU by default",
         |to, text| { to.options.workers = Some(within(text, 1, 256)?); Ok(()) }),
 ];
 
@@ -161,7 +161,8 @@ fn given<T: for<'a> From<&'a str>>(text: &str) -> Option<T> {
     (!text.is_empty()).then(|| text.into())
 }
 
-/// An unset variable in a unit file or manifest leaves an empty value, which names no interface.
+/// Adds a value to a list. An unset variable in a unit file or manifest gives an empty value, which is
+/// skipped.
 fn push(list: &mut Vec<String>, text: &str) {
     if !text.is_empty() {
         list.push(text.to_owned());

@@ -9,7 +9,7 @@ use super::*;
 
 type Check = fn(&RunOptions) -> bool;
 
-/// Each flag with a value and what it has to come to.
+/// Each flag with a value and its expected effect.
 const VALUES: &[(&str, &str, Check)] = &[
     ("etcd-endpoints", "https://a:1, https://b:2", |o| o.etcd.endpoints == ["https://a:1", " https://b:2"]),
     ("etcd-prefix", "/other", |o| o.etcd.prefix == "/other"),
@@ -71,7 +71,7 @@ fn every_flag_in_every_form() {
         }
         let variable = variable(name);
         let from_environment = run_with(&[], &[(&variable, value)]);
-        assert!(check(&from_environment.options) && from_environment.complaints.is_empty(), "{variable}");
+        assert!(check(&from_environment.options) && from_environment.warnings.is_empty(), "{variable}");
     }
 }
 
@@ -106,7 +106,7 @@ fn booleans_as_go_writes_them() {
     // A value apart is an argument, and ends the flags.
     let ended = run(&["-ip-masq", "false", "-iface", "eth0"]);
     assert!(ended.options.traffic.ip_masq && ended.options.iface.is_empty());
-    assert!(ended.complaints[0].contains(r#"from "false" on"#), "{:?}", ended.complaints);
+    assert!(ended.warnings[0].contains(r#"from "false" on"#), "{:?}", ended.warnings);
 }
 
 #[test]
@@ -138,11 +138,11 @@ fn the_command_line_wins_over_the_environment() {
     assert!(mixed.options.traffic.ip_masq);
     assert_eq!(mixed.options.traffic.iptables_resync, 5);
     assert_eq!(mixed.options.iface_regex, ["a,b"], "no splitting");
-    assert_eq!(mixed.complaints.len(), 1);
+    assert_eq!(mixed.warnings.len(), 1);
     assert!(
-        mixed.complaints[0].contains("FLANNELD_IPTABLES_RESYNC=\"soon\": parse error"),
+        mixed.warnings[0].contains("FLANNELD_IPTABLES_RESYNC=\"soon\": parse error"),
         "{:?}",
-        mixed.complaints
+        mixed.warnings
     );
 }
 
@@ -169,8 +169,8 @@ fn ends_and_helps() {
     assert_eq!(request(&["--version"], &[]), Ok(Request::Version));
     assert_eq!(request(&["-version=false"], &[]), request(&[], &[]));
     // What stands behind -- is not looked at; a dash alone is an argument.
-    assert!(run(&["-ip-masq", "--", "-nonsense"]).complaints.is_empty());
-    assert_eq!(run(&["-", "-nonsense"]).complaints.len(), 1);
+    assert!(run(&["-ip-masq", "--", "-nonsense"]).warnings.is_empty());
+    assert_eq!(run(&["-", "-nonsense"]).warnings.len(), 1);
 }
 
 #[test]
@@ -205,12 +205,12 @@ fn levels_of_klog() {
 
 #[test]
 fn called_by_its_name() {
-    assert!(is_named_so(Some(OsStr::new("/opt/bin/flanneld"))));
-    assert!(is_named_so(Some(OsStr::new("flanneld"))));
+    assert!(is_program_name(Some(OsStr::new("/opt/bin/flanneld"))));
+    assert!(is_program_name(Some(OsStr::new("flanneld"))));
     for other in ["loden", "/flanneld/loden", "flanneld.old", "", "/", ".."] {
-        assert!(!is_named_so(Some(OsStr::new(other))), "{other}");
+        assert!(!is_program_name(Some(OsStr::new(other))), "{other}");
     }
-    assert!(!is_named_so(None));
+    assert!(!is_program_name(None));
 }
 
 #[test]
@@ -220,13 +220,13 @@ fn the_usage_text_is_the_golden_one() {
 }
 
 #[test]
-fn not_utf_8_is_a_reason_or_a_complaint() {
+fn not_utf_8_is_a_reason_or_a_warning() {
     use std::os::unix::ffi::OsStringExt;
     let bytes = || OsString::from_vec(vec![b'-', 0xff]);
     assert!(parse([bytes()], |_| None).is_err());
     let request = parse([], |name| (name == "FLANNELD_IFACE").then(bytes)).expect("it goes on");
     assert!(
-        matches!(request, Request::Run(run) if run.complaints == ["FLANNELD_IFACE: not UTF-8; the variable is ignored"])
+        matches!(request, Request::Run(run) if run.warnings == ["FLANNELD_IFACE: not UTF-8; variable ignored"])
     );
 }
 

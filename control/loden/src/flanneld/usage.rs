@@ -1,18 +1,18 @@
-//! What `-h` prints.
+//! The usage text that `-h` prints.
 
 use std::fmt::Write as _;
 
 use super::table::{FLANNEL, Flag, Kind, OWN};
 
-/// The usage text, in the form of Go's `flag` package.
+/// Returns the usage text in the form of Go's `flag` package.
 pub(crate) fn usage() -> String {
     let mut text = String::from(
         "Usage: flanneld [OPTION]...\n\n\
-         loden in the place of flanneld. Each flag takes one dash or two, and has a variable: -iface is\n\
-         FLANNELD_IFACE; the command line wins.\n\n",
+         loden as a drop-in for flanneld. Flags take one dash or two. Each can be set by a variable: -iface\n\
+         by FLANNELD_IFACE. The command line takes precedence.\n\n",
     );
     FLANNEL.iter().for_each(|flag| describe(&mut text, flag));
-    text.push_str("\nloden's own:\n\n");
+    text.push_str("\nFlags of loden:\n\n");
     OWN.iter().for_each(|flag| describe(&mut text, flag));
     text
 }
@@ -25,7 +25,7 @@ fn describe(text: &mut String, flag: &Flag) {
         Kind::List => " string, repeatable",
     };
     let default = match (flag.default, flag.kind) {
-        // Go leaves out the defaults that say nothing.
+        // Go omits zero values.
         ("" | "0" | "false", _) => String::new(),
         (default, Kind::Text) => format!(" (default {default:?})"),
         (default, _) => format!(" (default {default})"),

@@ -5,19 +5,19 @@ use std::path::PathBuf;
 use clap::Args;
 use control::settings::RUN_DIRECTORY;
 
-/// `loden cleanup`.
+/// The options of `loden cleanup`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CleanupOptions {
-    /// Only what the daemon of this name has made.
+    /// Remove only what the daemon of this name created.
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
-    /// Where the daemons' state files are.
+    /// Directory of the daemons' state files.
     #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
     pub run_dir: PathBuf,
-    /// Say what would go, and leave it.
+    /// List what would be removed, and remove nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Go on although a daemon runs.
+    /// Continue even if the daemon is running.
     #[arg(long)]
     pub force: bool,
 }

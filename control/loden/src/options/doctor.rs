@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// `loden doctor`.
+/// The options of `loden doctor`.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct DoctorOptions {
     /// Print JSON instead of a table.

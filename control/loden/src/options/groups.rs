@@ -1,4 +1,4 @@
-//! Options that belong together, each group for one part of the daemon.
+//! Groups of options, each for one part of the daemon.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -8,14 +8,15 @@ use model::backend::Secret;
 
 use store::etcd;
 
-/// Where etcd is and how to enter.
+/// How to reach etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "etcd")]
 pub(crate) struct EtcdOptions {
-    /// Its addresses, separated by commas.
-    #[arg(long = "etcd-endpoints", value_name = "URL,...", value_delimiter = ',', default_values_t = EtcdOptions::default().endpoints)]
+    /// Addresses of etcd, separated by commas.
+    #[arg(long = "etcd-endpoints", value_name = "URL,...", value_delimiter = ',',
+          default_values_t = EtcdOptions::default().endpoints)]
     pub endpoints: Vec<String>,
-    /// Key under which the network's configuration and leases are.
+    /// Key in etcd that holds the network's configuration and leases.
     #[arg(long = "etcd-prefix", value_name = "KEY", default_value_t = EtcdOptions::default().prefix)]
     pub prefix: String,
     /// Private key of the client certificate.
@@ -24,7 +25,7 @@ pub(crate) struct EtcdOptions {
     /// Client certificate.
     #[arg(long = "etcd-certfile", value_name = "FILE")]
     pub certfile: Option<PathBuf>,
-    /// Certificates to trust in place of the system's.
+    /// Certificates to trust instead of the system's.
     #[arg(long = "etcd-cafile", value_name = "FILE")]
     pub cafile: Option<PathBuf>,
     /// User name.
@@ -37,7 +38,7 @@ pub(crate) struct EtcdOptions {
         hide_env_values = true
     )]
     pub username: String,
-    /// Password; better given by the environment than on a command line, which everybody can see.
+    /// Password; prefer the environment, as every user can see a command line.
     #[arg(
         long = "etcd-password",
         value_name = "PASSWORD",
@@ -49,7 +50,7 @@ pub(crate) struct EtcdOptions {
 }
 
 impl EtcdOptions {
-    /// The same as the store takes it.
+    /// Returns the daemon's settings for etcd.
     pub(crate) fn config(&self) -> etcd::Config {
         etcd::Config {
             endpoints: self.endpoints.clone(),
@@ -83,13 +84,14 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
 }
 
-/// The Kubernetes API instead of a store.
+/// How to use the Kubernetes API instead of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Kubernetes (not supported yet)")]
 pub(crate) struct KubeOptions {
     /// Take leases from the nodes of a Kubernetes cluster.
-    #[arg(long = "kube-subnet-mgr", value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
-          default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long = "kube-subnet-mgr", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          action = ArgAction::Set, default_value_t = false, default_missing_value = "true",
+          hide_default_value = true, hide_possible_values = true)]
     pub subnet_mgr: bool,
     /// Address of the API server.
     #[arg(long = "kube-api-url", value_name = "URL", default_value = "", hide_default_value = true)]
@@ -97,21 +99,22 @@ pub(crate) struct KubeOptions {
     /// Prefix of the node annotations.
     #[arg(long = "kube-annotation-prefix", value_name = "PREFIX", default_value = ANNOTATION_PREFIX)]
     pub annotation_prefix: String,
-    /// How to reach the API server.
+    /// The kubeconfig for the API server.
     #[arg(long = "kubeconfig-file", value_name = "FILE")]
     pub kubeconfig_file: Option<PathBuf>,
     /// The network configuration.
     #[arg(long = "net-config-path", value_name = "FILE", default_value = NET_CONFIG_PATH)]
     pub net_config_path: PathBuf,
-    /// Tell the node's NetworkUnavailable condition when the network is up.
+    /// Set the node's NetworkUnavailable condition once the network is up.
     #[arg(long = "set-node-network-unavailable", value_name = "BOOL", num_args = 0..=1, require_equals = true,
-          action = ArgAction::Set, default_value_t = true, default_missing_value = "true", hide_possible_values = true)]
+          action = ArgAction::Set, default_value_t = true, default_missing_value = "true",
+          hide_possible_values = true)]
     pub set_node_network_unavailable: bool,
 }
 
 /// flannel's annotation prefix.
 const ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com";
-/// Where flannel's manifests mount the network configuration.
+/// The path where flannel's manifests mount the network configuration.
 const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
 
 impl Default for KubeOptions {
@@ -131,15 +134,17 @@ impl Default for KubeOptions {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Firewall")]
 pub(crate) struct TrafficOptions {
-    /// Masquerade what leaves the cluster network.
+    /// Masquerade packets that leave the cluster network.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
-          default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+          default_value_t = false, default_missing_value = "true", hide_default_value = true,
+          hide_possible_values = true)]
     pub ip_masq: bool,
     /// Masquerade without random source ports.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
-          default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+          default_value_t = false, default_missing_value = "true", hide_default_value = true,
+          hide_possible_values = true)]
     pub ip_masq_fully_random_disable: bool,
-    /// Seconds between two looks at the rules.
+    /// Seconds between two checks of the rules.
     #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub iptables_resync: u32,
     /// Accept forwarded packets from and to the cluster network.
@@ -148,9 +153,10 @@ pub(crate) struct TrafficOptions {
     pub iptables_forward_rules: bool,
     /// Keep a blackhole route for this node's subnet, for addresses that no pod has.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
-          default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+          default_value_t = false, default_missing_value = "true", hide_default_value = true,
+          hide_possible_values = true)]
     pub ip_blackhole_route: bool,
-    /// Refuse to start with iptables on a kernel that does not show it bridged packets.
+    /// Refuse to start with iptables on a kernel that does not pass it bridged packets.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, action = ArgAction::Set,
           default_value_t = true, default_missing_value = "true", hide_possible_values = true)]
     pub require_br_netfilter: bool,
@@ -176,7 +182,7 @@ pub(crate) struct HealthOptions {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long = "healthz-ip", value_name = "IP", default_value = HEALTHZ_IP)]
     pub ip: String,
-    /// Its TCP port; 0 is none.
+    /// TCP port of the server; 0 turns it off.
     #[arg(long = "healthz-port", value_name = "PORT", default_value_t = 0)]
     pub port: u16,
 }

@@ -6,39 +6,39 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use model::subnet_env::SUBNET_FILE;
 
-/// The plugin's own name, and its file beside this program.
+/// The plugin's own name, and the name of its file beside this program.
 pub(crate) const PLUGIN: &str = "loden-cni";
-/// Versions of CNI that know lists of plugins, and that the plugin speaks.
+/// The CNI versions that have plugin lists and that the plugin implements.
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// `loden install-cni`.
+/// The options of `loden install-cni`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InstallCniOptions {
-    /// The plugin [default: loden-cni beside this program].
+    /// File of the plugin [default: loden-cni beside this program].
     #[arg(long, value_name = "PATH")]
     pub plugin: Option<PathBuf>,
-    /// Where runtimes look for plugins.
+    /// Directory where runtimes look for plugins.
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     pub bin_dir: PathBuf,
-    /// Names to install the plugin by; the first one is the type in a generated configuration.
+    /// Names to install the plugin under; the first is the type in a generated configuration.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["flannel", PLUGIN])]
     pub name: Vec<String>,
-    /// Where runtimes look for configurations; they take the first by name.
+    /// Directory where runtimes look for configurations; they use the first by name.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// The configuration's file name.
+    /// File name of the configuration.
     #[arg(long, value_name = "NAME", default_value = "10-flannel.conflist")]
     pub conf_name: String,
-    /// Install this configuration, byte for byte, in place of a generated one.
+    /// Install this configuration, byte for byte, instead of a generated one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["network", "cni_version", "subnet_file"])]
     pub conf: Option<PathBuf>,
-    /// Install no configuration.
+    /// Do not install a configuration.
     #[arg(long, conflicts_with = "conf")]
     pub skip_conf: bool,
     /// Name of the network in a generated configuration.
     #[arg(long, value_name = "NAME", default_value = "cbr0")]
     pub network: String,
-    /// Version of CNI in a generated configuration.
+    /// CNI version in a generated configuration.
     #[arg(long, value_name = "VERSION", default_value = "0.3.1", value_parser = PossibleValuesParser::new(VERSIONS))]
     pub cni_version: String,
     /// The daemon's --subnet-file, for a generated configuration.
@@ -46,13 +46,13 @@ pub(crate) struct InstallCniOptions {
     pub subnet_file: PathBuf,
 }
 
-/// `loden install-conf`.
+/// The options of `loden install-conf`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InstallConfOptions {
-    /// The configuration, like a ConfigMap's.
+    /// The configuration to copy, for example from a ConfigMap.
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
-    /// The file it is to be, like `/etc/cni/net.d/10-flannel.conflist`.
+    /// The file to write, for example `/etc/cni/net.d/10-flannel.conflist`.
     #[arg(value_name = "TARGET")]
     pub target: PathBuf,
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-/// `loden load`.
+/// The options of `loden load`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LoadOptions {
-    /// What to do.
+    /// The kind of load.
     #[command(subcommand)]
     pub mode: LoadMode,
 }
@@ -16,83 +16,83 @@ pub(crate) struct LoadOptions {
 /// The kinds of load.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum LoadMode {
-    /// Answer the others until killed.
+    /// Serve the other kinds until killed.
     Server {
-        /// Where to listen for clients.
+        /// Address to listen on.
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
     },
-    /// Bulk TCP: for a time, or known bytes with `--bytes`.
+    /// Send bulk TCP for a time, or known bytes with `--bytes`.
     Tcp {
-        /// Where the server listens.
+        /// Address of the server.
         server: SocketAddr,
-        /// Connections at once.
+        /// Number of connections.
         #[arg(long, default_value_t = 1)]
         streams: usize,
-        /// How long.
+        /// How long to run.
         #[command(flatten)]
         times: Times,
         /// Send this many bytes over each connection and compare them by SHA-256, instead of measuring a
-        /// rate for a time; exit 1 if they differ.
+        /// rate; exit 1 if they differ.
         #[arg(long, value_name = "N", requires = "verify")]
         bytes: Option<u64>,
-        /// Compare what arrives with what was sent.
+        /// Compare the received bytes with the sent ones.
         #[arg(long, requires = "bytes")]
         verify: bool,
     },
-    /// Datagrams as fast as they go.
+    /// Send datagrams as fast as possible.
     Udp {
-        /// Where the server listens.
+        /// Address of the server.
         server: SocketAddr,
-        /// Payload, in bytes.
+        /// Payload in bytes.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// Source ports, served in turn.
+        /// Number of source ports, used in turn.
         #[arg(long, default_value_t = 1)]
         flows: usize,
-        /// Datagrams of one flow handed to the system at once.
+        /// Datagrams of one flow per system call.
         #[arg(long, default_value_t = 32)]
         batch: usize,
-        /// How long.
+        /// How long to run.
         #[command(flatten)]
         times: Times,
     },
-    /// Round trips of one datagram at a time.
+    /// Measure round trips of one datagram at a time.
     Rtt {
-        /// Where the server listens.
+        /// Address of the server.
         server: SocketAddr,
-        /// Payload, in bytes.
+        /// Payload in bytes.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// How long.
+        /// How long to run.
         #[command(flatten)]
         times: Times,
     },
-    /// One datagram of every size, there and back; exit 1 unless all come back once with equal bytes.
+    /// Echo one datagram of every size; exit 1 unless each comes back once with equal bytes.
     Sizes {
-        /// Where the server listens.
+        /// Address of the server.
         server: SocketAddr,
-        /// Smallest payload, in bytes.
+        /// Smallest payload in bytes.
         #[arg(long, default_value_t = 0)]
         from: usize,
-        /// Largest payload, in bytes.
+        /// Largest payload in bytes.
         #[arg(long, default_value_t = 9000)]
         to: usize,
     },
 }
 
-/// How long a run lasts.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Times {
-    /// Seconds that count.
+    /// Seconds to measure.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub seconds: Duration,
-    /// Seconds before them that do not.
+    /// Seconds to run before the measurement.
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub warm_up: Duration,
 }
 
-/// Seconds with a fraction, at most an hour.
+/// Parses seconds with a fraction, at most an hour.
 fn seconds(text: &str) -> Result<Duration, String> {
     let wanted = "seconds from 0 to 3600, such as 2.5";
     match text.parse::<f64>() {

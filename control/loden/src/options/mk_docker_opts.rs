@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use model::subnet_env::SUBNET_FILE;
 
-/// `loden mk-docker-opts`.
+/// The options of `loden mk-docker-opts`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DockerOptsOptions {
     /// The subnet file to read.
@@ -14,16 +14,16 @@ pub(crate) struct DockerOptsOptions {
     /// The file to write.
     #[arg(short = 'd', value_name = "FILE", default_value = "/run/docker_opts.env")]
     pub docker_file: PathBuf,
-    /// Write each option as a variable of its own; without -i and -c both forms are written.
+    /// Write each option to its own variable; without -i and -c, both forms are written.
     #[arg(short = 'i')]
     pub individual: bool,
-    /// Write all options as one variable.
+    /// Write all options to one variable.
     #[arg(short = 'c')]
     pub combined: bool,
-    /// Leave --ip-masq out.
+    /// Omit --ip-masq.
     #[arg(short = 'm')]
     pub no_ip_masq: bool,
-    /// The name of the variable with all options.
+    /// Name of the variable that holds all options.
     #[arg(short = 'k', value_name = "KEY", default_value = "DOCKER_OPTS")]
     pub key: String,
 }

@@ -1,6 +1,7 @@
-//! The command line, as typed values: the only place that knows clap.
+//! The command line as typed values; the only modules that know clap.
 //!
-//! Each subcommand has a file here with its options, and one of the same name in [`crate::command`] that does it.
+//! The options of each subcommand have a file here, and its work a module of the same name in
+//! [`crate::command`].
 
 mod cleanup;
 mod demo;
@@ -31,10 +32,10 @@ pub(crate) use status::StatusOptions;
 #[derive(Debug, Parser)]
 #[command(name = "loden", version, propagate_version = true, disable_help_subcommand = true)]
 pub(crate) struct CommandLine {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more on stderr; twice for everything.
+    /// Log more to stderr; repeat it to log everything.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -44,37 +45,37 @@ pub(crate) struct CommandLine {
 pub(crate) enum Command {
     /// Join this host to the network: take a subnet, open the tunnel, forward until stopped.
     Run(Box<RunOptions>),
-    /// The same, with flanneld's command line; what the binary does when it is called `flanneld`.
+    /// Run with flanneld's command line, as when the binary is called `flanneld`.
     #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
     Flanneld(FlanneldOptions),
     /// Build two hosts on this machine, connect them, measure, and remove everything again.
     Demo(DemoOptions),
-    /// Show what the daemons of this host do: lease, peers, offloads, drops, what they have made here.
+    /// Show the state of this host's daemons: lease, peers, offloads, drops, and what they created here.
     Status(StatusOptions),
-    /// Remove from this host what a daemon has made and left.
+    /// Remove what a daemon created on this host and left behind.
     Cleanup(CleanupOptions),
-    /// Say what this kernel and container grant, what would be used, and how to close each gap.
+    /// Report what this kernel and container allow, what would be used, and how to close each gap.
     Doctor(DoctorOptions),
-    /// Put the CNI plugin and its configuration where container runtimes look for them.
+    /// Install the CNI plugin and its configuration where container runtimes look for them.
     InstallCni(InstallCniOptions),
-    /// Copy one configuration of CNI to its place, whole and with its mode; as flannel's install-conf.
+    /// Copy one CNI configuration into place, atomically and with its mode, like flannel's install-conf.
     InstallConf(InstallConfOptions),
-    /// Write dockerd's network options from this node's subnet file; as flannel's mk-docker-opts.sh.
+    /// Write dockerd's network options from this node's subnet file, like flannel's mk-docker-opts.sh.
     MkDockerOpts(DockerOptsOptions),
     /// Generate load and print the measurements as JSON.
     #[command(hide = true)]
     Load(LoadOptions),
 }
 
-/// `loden flanneld`: everything after the name is read by [`crate::flanneld`].
+/// The options of `loden flanneld`: everything after the name, for [`crate::flanneld`] to parse.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FlanneldOptions {
-    /// flanneld's arguments.
+    /// The arguments of flanneld.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<OsString>,
 }
 
-/// Whether the program was started by one of these names, in whatever directory.
+/// Tells whether the program was started under one of these names, in any directory.
 pub(crate) fn is_called(program: Option<&OsStr>, names: &[&str]) -> bool {
     let name = program.map(Path::new).and_then(Path::file_name);
     name.is_some_and(|name| names.iter().any(|known| name == *known))

@@ -1,6 +1,6 @@
 //! The options of `loden run`.
 //!
-//! clap reads them; [`crate::flanneld`] fills the same [`RunOptions`] from Go's form.
+//! clap fills [`RunOptions`]; [`crate::flanneld`] fills the same struct from Go's form of flags.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -14,52 +14,52 @@ use model::subnet_env::SUBNET_FILE;
 
 use super::groups::{EtcdOptions, HealthOptions, KubeOptions, TrafficOptions};
 
-/// Least and greatest `--subnet-lease-renew-margin`, minutes: less than the 24 hours of a lease.
+/// Valid values of `--subnet-lease-renew-margin`, in minutes: less than the 24 hours of a lease.
 const MARGIN: std::ops::RangeInclusive<i64> = 1..=1439;
 
-/// `loden run`.
+/// The options of `loden run`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(crate) struct RunOptions {
-    /// Where leases live [default: etcd]; all daemons of one machine may share an sqlite file.
+    /// Store of the leases [default: etcd]; the daemons of one machine may share an sqlite file.
     #[arg(long, value_name = "etcd|sqlite:PATH")]
     pub store: Option<String>,
 
-    /// Put this net-conf.json into the store first.
+    /// Write this net-conf.json to the store first.
     #[arg(long, value_name = "FILE", conflicts_with = "net_config_json")]
     pub net_config: Option<PathBuf>,
-    /// Put this network configuration into the store first.
+    /// Write this network configuration to the store first.
     #[arg(long, value_name = "JSON")]
     pub net_config_json: Option<String>,
 
-    /// Where etcd is and how to enter.
+    /// How to reach etcd.
     #[command(flatten)]
     pub etcd: EtcdOptions,
-    /// The Kubernetes API instead of a store.
+    /// How to use the Kubernetes API instead of a store.
     #[command(flatten)]
     pub kube: KubeOptions,
 
-    /// Interface that carries the tunnel; may be repeated, the first that fits is taken.
+    /// Interface that carries the tunnel; may be repeated, the first match is used.
     ///
-    /// Default: the one holding --public-ip, else the one of the default route.
+    /// Default: the interface that has --public-ip, else that of the default route.
     #[arg(long, value_name = "NAME|IP")]
     pub iface: Vec<String>,
-    /// Pattern of the interface's address or name, tried after every --iface; may be repeated.
+    /// Pattern for the interface's address or name, tried after every --iface; may be repeated.
     #[arg(long, value_name = "REGEX")]
     pub iface_regex: Vec<String>,
-    /// Take the interface that leads to this address, tried last.
+    /// Use the interface whose route leads to this address; tried last.
     #[arg(long, value_name = "IP")]
     pub iface_can_reach: Option<IpAddr>,
-    /// IPv4 address other nodes send to [default: the interface's].
+    /// IPv4 address that other nodes send to [default: the interface's].
     #[arg(long, value_name = "IP")]
     pub public_ip: Option<Ipv4Addr>,
-    /// IPv6 address other nodes send to [default: the interface's].
+    /// IPv6 address that other nodes send to [default: the interface's].
     #[arg(long, value_name = "IP")]
     pub public_ipv6: Option<Ipv6Addr>,
 
-    /// File to write this node's subnet to, once all is in place.
+    /// File to write this node's subnet to, once everything is in place.
     #[arg(long, value_name = "PATH", default_value = SUBNET_FILE)]
     pub subnet_file: PathBuf,
-    /// Minutes before a lease ends at which to renew it, 1 to 1439.
+    /// Minutes before its expiry to renew a lease, 1 to 1439.
     #[arg(long, value_name = "MIN", default_value_t = 60, allow_hyphen_values = true)]
     pub subnet_lease_renew_margin: i64,
 
@@ -70,10 +70,10 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub health: HealthOptions,
 
-    /// Name of this daemon among several on a host [default: made of --subnet-file].
+    /// Name of this daemon among several on a host [default: derived from --subnet-file].
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
-    /// Directory for the status socket and for what a restart should know.
+    /// Directory for the status socket and the state file.
     #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
     pub run_dir: PathBuf,
 
@@ -83,19 +83,19 @@ pub(crate) struct RunOptions {
     /// Pin each worker to a CPU.
     #[arg(long)]
     pub pin: bool,
-    /// Microseconds a worker looks for work before it sleeps.
+    /// Microseconds a worker polls for work before it sleeps.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub spin_us: Option<u32>,
-    /// Do without these, whether the kernel has them or not: tso, uso, gso, gro, multiqueue, mmsg, all.
+    /// Do not use these features, even if the kernel has them: tso, uso, gso, gro, multiqueue, mmsg, all.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = features(), hide_possible_values = true)]
     pub without: Vec<String>,
 
-    /// Write the engine's counters to this file as JSON, every second and at the end.
+    /// Write the engine's counters to this file as JSON, every second and at exit.
     #[arg(long, value_name = "PATH")]
     pub counters_file: Option<PathBuf>,
 }
 
-/// A `--subnet-lease-renew-margin` that no lease allows.
+/// A value of `--subnet-lease-renew-margin` that no lease allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "--subnet-lease-renew-margin {0}: a lease lasts 1440 minutes, so the margin must be between 1 and 1439"
@@ -103,7 +103,7 @@ pub(crate) struct RunOptions {
 pub(crate) struct BadMargin(i64);
 
 impl RunOptions {
-    /// How long before its end a lease is renewed.
+    /// Returns how long before its expiry a lease is renewed.
     pub(crate) fn renew_margin(&self) -> Result<Duration, BadMargin> {
         let minutes = self.subnet_lease_renew_margin;
         match u64::try_from(minutes) {
@@ -113,7 +113,7 @@ impl RunOptions {
     }
 }
 
-/// The values of a command line without a single flag; a test compares it with clap's.
+/// The options of a command line without flags; a test compares them with clap's.
 impl Default for RunOptions {
     fn default() -> RunOptions {
         RunOptions {

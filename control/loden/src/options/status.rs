@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use control::settings::RUN_DIRECTORY;
 
-/// `loden status`.
+/// The options of `loden status`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StatusOptions {
-    /// Only the daemon of this name.
+    /// Show only the daemon of this name.
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
-    /// Where the daemons' sockets are.
+    /// Directory of the daemons' sockets.
     #[arg(long, value_name = "PATH", default_value = RUN_DIRECTORY)]
     pub run_dir: PathBuf,
     /// Print JSON instead of text: {"daemons": [...]}.

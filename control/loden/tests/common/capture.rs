@@ -15,7 +15,7 @@ impl Capture {
             // ETH_P_ALL (linux/if_ether.h).
             let every = i32::from(0x0003u16.to_be());
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(every)))?;
-            socket.set_recv_buffer_size(64 << 20)?;
+            super::enlarge_buffer(&socket, 64 << 20);
             socket.set_nonblocking(true)?;
             std::io::Result::Ok(socket)
         };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::Process;
+use lab::{Needs, Process};
 
 use super::Cluster;
 
@@ -51,18 +51,13 @@ fn kernel() -> Option<(PathBuf, PathBuf)> {
     Some((image, root))
 }
 
-/// Returns whether such a guest can run. Says what is missing; in CI that is a failure.
-pub fn ready() -> bool {
-    let programs = ["qemu-system-x86_64", "busybox", "cpio", "gzip", "modprobe", "depmod", "ip"];
-    let mut missing = super::missing(&programs);
-    if !cfg!(target_arch = "x86_64") {
+/// Adds what such a guest needs.
+pub fn needs(needs: Needs) -> Needs {
+    needs
+        .programs(&["qemu-system-x86_64", "busybox", "cpio", "gzip", "modprobe", "depmod", "ip"])
         // The guest runs this machine's programs.
-        missing.push("an x86-64 machine".to_owned());
-    }
-    if kernel().is_none() {
-        missing.push("the guest's kernel, which ./test unpacks".to_owned());
-    }
-    super::has_all(&missing)
+        .and("an x86-64 machine", cfg!(target_arch = "x86_64"))
+        .and("the guest's kernel, which ./test unpacks", kernel().is_some())
 }
 
 /// A running guest. Dropping it powers it off.

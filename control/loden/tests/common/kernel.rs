@@ -1,9 +1,9 @@
 //! A host with the kernel's vxlan, as a stock flannel node would leave it, and its lease in the store.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
-use lab::{FlannelVxlan, PodNetwork, VxlanPeer};
+use lab::{FlannelVxlan, Namespace, PodNetwork, VxlanPeer};
 use model::backend::{Backend, Vxlan, VxlanData};
 use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config;
@@ -16,6 +16,25 @@ const MAC_V6: [u8; 6] = [0x0e, 0x2a, 0x4b, 0x4e, 0x4c, 0x06];
 
 /// What the pods of a flannel node get where the interface has 1500, whatever the family.
 const POD_MTU: u32 = 1450;
+
+/// Returns whether this machine's kernel can make a vxlan device.
+pub fn has_vxlan() -> bool {
+    let try_it = || {
+        let namespace = Namespace::create(&format!("vxlan{}-probe", std::process::id()))?;
+        namespace.add_flannel_vxlan(&FlannelVxlan {
+            name: "probe",
+            vni: 1,
+            port: 8472,
+            parent: "lo",
+            local: Ipv4Addr::LOCALHOST.into(),
+            mac: MAC,
+            address: Ipv4Addr::new(10, 244, 0, 0).into(),
+            mtu: 1450,
+            learning: false,
+        })
+    };
+    try_it().is_ok()
+}
 
 /// A host without a daemon.
 pub struct KernelNode {

@@ -21,13 +21,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use io::mask::{self, Feature};
-use lab::{Host, Lab, PodNetwork, Process, Topology, Wiring};
+use lab::{Host, Lab, Needs, PodNetwork, Process, Topology, Wiring};
 use model::lease::Lease;
 use nix::sys::signal::Signal;
 use store::{Spec, Store};
 
-pub use kernel::KernelNode;
-pub use traffic::{every_size, ping, too_big, unfragmented, verified};
+pub use kernel::{KernelNode, has_vxlan};
+pub use traffic::{enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
 
 /// IPv4 only.
 pub const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -44,35 +44,17 @@ pub const PORT: u16 = 8472;
 /// Nothing here takes longer unless it is broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Returns whether the test can run: as root, with these programs. See [`has_all`].
+/// Returns whether the test can run: see [`needs`].
 pub fn ready(programs: &[&str]) -> bool {
-    has_all(&missing(programs))
+    needs(programs).are_met()
 }
 
-/// Returns what a test that needs root and these programs lacks.
-pub fn missing(programs: &[&str]) -> Vec<String> {
-    let programs = programs.iter().filter(|program| find(program).is_none());
-    let root = (!lab::userns::privileged()).then_some("root");
-    programs.copied().chain(root).map(str::to_owned).collect()
-}
-
-/// Returns whether nothing is missing. Prints what is; in CI that is a failure, so that nothing is skipped there
-/// unseen.
-pub fn has_all(missing: &[String]) -> bool {
-    if missing.is_empty() {
-        return true;
-    }
-    let missing = missing.join(", ");
-    assert!(std::env::var_os("CI").is_none(), "this test needs {missing}");
-    eprintln!("skipped: this test needs {missing}");
-    false
-}
-
-/// Where a program is; Debian keeps some where an ordinary user's PATH ends.
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    places.map(|place| place.join(program)).find(|file| file.is_file())
+/// What it takes to run daemons on hosts of a lab, and these programs.
+pub fn needs(programs: &[&str]) -> Needs {
+    // `loden run` asks for it, and no kernel loads it by itself.
+    let switch = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    let needs = Needs::hosts().and("br_netfilter (modprobe br_netfilter)", switch.exists());
+    needs.programs(&["ip"]).programs(programs)
 }
 
 /// Looks until `done`, and fails after [`LIMIT`].
@@ -217,7 +199,7 @@ impl Cluster {
         let host = self.host(number);
         let features = "tso off gso off gro off tx off rx off tx-udp-segmentation off \
                         tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
-        let ethtool = find("ethtool").expect("asked for before");
+        let ethtool = lab::find("ethtool").expect("asked for before");
         let mut command = Command::new(ethtool);
         command.args(["-K", host.uplink()]).args(features.split_whitespace());
         let output = host.namespace().output(&mut command).expect("ethtool");
@@ -385,24 +367,4 @@ pub fn get(cluster: &Cluster, number: usize, port: &str, path: &str) -> Option<(
         Some((head.split(' ').nth(1)?.to_owned(), body.to_owned()))
     };
     cluster.host(number).namespace().run(ask).expect("a thread in the namespace")
-}
-
-/// Runs `work` on a thread with a mount namespace of its own, whose mounts nobody else sees.
-pub fn with_private_mounts<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
-    let inside = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
-        let nothing: Option<&str> = None;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).expect("private mounts");
-        work()
-    };
-    thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-}
-
-/// Mounts an empty memory filesystem of this size over `place`.
-pub fn mount_tmpfs(place: &Path, size: &str) {
-    use nix::mount::{MsFlags, mount};
-    let options = format!("size={size},mode=0777");
-    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).expect("a tmpfs");
 }

@@ -3,11 +3,14 @@
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use lab::Host;
 use load::{Server, SizesLoad, Stop, VerifyLoad};
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Cluster;
 
@@ -47,6 +50,13 @@ pub fn every_size(cluster: &Cluster, from: usize, to: usize, ipv6: bool, sizes: 
     assert!(report.wrong.is_empty(), "{what}: wrong {:?}", report.wrong);
     assert_eq!((report.right, report.duplicates), (sizes.count(), 0), "{what}");
     drop(server);
+}
+
+/// Gives a socket a receive buffer of this size, whatever `net.core.rmem_max` says if the user may overrule it.
+pub fn enlarge_buffer(socket: &impl AsFd, bytes: usize) {
+    if setsockopt(socket, RcvBufForce, &bytes).is_err() {
+        SockRef::from(socket).set_recv_buffer_size(bytes).expect("a receive buffer");
+    }
 }
 
 /// A load server in the pod of `host`, and where it listens.

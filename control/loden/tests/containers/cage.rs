@@ -26,13 +26,17 @@ pub struct Cage {
 }
 
 impl Cage {
-    /// Makes one on a host, whose files are in `place`, and runs a shell line in it.
+    /// Makes one on a host, whose files are in `place`, and runs a shell line in it. `root` in `place` is empty.
     pub fn start(cluster: &Cluster, number: usize, place: &Path, line: &str) -> Cage {
         let (state, log, ready) = (place.join("cni"), place.join("log"), place.join("caged"));
         fs::create_dir_all(&state).expect("a directory");
-        let covers = COVERED.map(|place| format!("mkdir -p {place}; mount -t tmpfs none {place}")).join("\n");
+        // An overlay cannot lie on every filesystem that a machine has: the runtime's own files are in memory.
+        let root = place.join("root").display().to_string();
+        let covered = COVERED.iter().copied().chain([root.as_str()]);
+        let covers: String =
+            covered.map(|place| format!("mkdir -p {place}; mount -t tmpfs none {place}\n")).collect();
         let script = format!(
-            "set -e\n{covers}\nmkdir -p /var/lib/cni; mount --bind {} /var/lib/cni\n> {}\nset +e\n{line}",
+            "set -e\n{covers}mkdir -p /var/lib/cni; mount --bind {} /var/lib/cni\n> {}\nset +e\n{line}",
             state.display(),
             ready.display()
         );

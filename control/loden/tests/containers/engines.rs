@@ -18,7 +18,8 @@ const REST: &str = "sleep infinity";
 
 #[test]
 fn containers_of_podman_talk_across_hosts() {
-    if !setup::ready(&["podman", "conmon", "runc", "busybox", "unshare", "nsenter", "tar", "iptables"]) {
+    let programs = ["podman", "conmon", "runc", "busybox", "unshare", "nsenter", "tar", "iptables"];
+    if !setup::needs(&programs).and("podman before 5, which has CNI", podman_has_cni()).are_met() {
         return;
     }
     let cluster = Cluster::build("podman", 2, Wiring::Direct, VXLAN);
@@ -124,6 +125,14 @@ impl Podman {
     }
 }
 
+/// Later ones are built without it.
+fn podman_has_cni() -> bool {
+    let output = Command::new("podman").arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let version = text.split_whitespace().last().unwrap_or_default();
+    version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major < 5)
+}
+
 /// Limits above the process's own are refused where root may not raise them.
 fn podman_config(setup: &Setup) -> String {
     format!(
@@ -157,7 +166,7 @@ impl Docker {
         mk_docker_opts(&cluster.file(&format!("host{number}.env")), &options);
         let (options, place_text) = (options.display(), place.display());
         let line = format!(
-            ". {options}; exec dockerd -H unix://{0}/d.sock --data-root {0}/data --exec-root {0}/exec \
+            ". {options}; exec dockerd -H unix://{0}/d.sock --data-root {0}/root --exec-root {0}/exec \
              --pidfile {0}/pid --default-ulimit nofile=1024:1024 $DOCKER_OPTS",
             place_text
         );

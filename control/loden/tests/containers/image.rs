@@ -21,7 +21,7 @@ pub fn server(name: &str) -> String {
 
 /// Whether busybox needs no libraries, which the image would not have.
 pub fn has_static_busybox() -> bool {
-    let bytes = crate::common::find("busybox").and_then(|busybox| fs::read(busybox).ok()).unwrap_or_default();
+    let bytes = lab::find("busybox").and_then(|busybox| fs::read(busybox).ok()).unwrap_or_default();
     // The name of a dynamic program's loader (elf(5), PT_INTERP).
     !bytes.is_empty() && !bytes.windows(9).any(|window| window == b"/ld-linux")
 }
@@ -32,7 +32,7 @@ pub fn root(place: &Path) -> PathBuf {
     for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "www/cgi-bin"] {
         fs::create_dir_all(root.join(directory)).expect("a directory");
     }
-    let busybox = crate::common::find("busybox").expect("asked for before");
+    let busybox = lab::find("busybox").expect("asked for before");
     fs::copy(&busybox, root.join("bin/busybox")).expect("busybox");
     let applets = Command::new(&busybox).arg("--list").output().expect("busybox");
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
@@ -60,7 +60,7 @@ pub fn archive(place: &Path) -> PathBuf {
     };
     let (layer, layer_size) = add(&fs::read(&layer_file).expect("the layer"));
     let config = json!({
-        "architecture": "amd64", "os": "linux",
+        "architecture": architecture(), "os": "linux",
         "config": {"Cmd": ["/bin/sh", "-c", REST], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer]},
         "history": [{"created_by": "a test"}],
@@ -84,6 +84,15 @@ pub fn archive(place: &Path) -> PathBuf {
     let archive = place.join("image.tar");
     tar(&layout, &archive);
     archive
+}
+
+/// This machine's, by Go's name for it, as OCI wants it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 /// Packs a directory; every file is root's.

@@ -21,7 +21,7 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 #[test]
 fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     let programs = ["etcd", "etcdctl", "containerd", "ctr", "runc", "busybox", "unshare", "nsenter"];
-    if !setup::ready(&programs) || !guest::ready() {
+    if !guest::needs(setup::needs(&programs)).are_met() {
         return;
     }
     let cluster = Cluster::build("old-kernel", 1, Wiring::Switch, VXLAN);

@@ -6,26 +6,31 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{self, Cluster};
+use lab::Needs;
+
+use crate::common::Cluster;
 use crate::image;
 
 /// Where Debian keeps the plugins of the CNI project.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// Returns whether the test can run: see [`common::ready`]. The plugin is another crate's, so cargo does not build it for
-/// us.
+/// Returns whether the test can run.
 pub fn ready(programs: &[&str]) -> bool {
-    let mut missing = common::missing(programs);
-    if !plugin().is_file() {
-        missing.push("loden-cni (cargo build -p cni-plugin)".to_owned());
-    }
-    if !["bridge", "portmap"].iter().all(|name| Path::new(PLUGINS).join(name).is_file()) {
-        missing.push(format!("{PLUGINS} (Debian's containernetworking-plugins)"));
-    }
-    if !image::has_static_busybox() {
-        missing.push("a static busybox (Debian's busybox-static)".to_owned());
-    }
-    common::has_all(&missing)
+    needs(programs).are_met()
+}
+
+/// What a runtime needs, with these programs. The plugin is another crate's, so cargo does not build it for us.
+pub fn needs(programs: &[&str]) -> Needs {
+    let are_plugins = ["bridge", "portmap"].iter().all(|name| Path::new(PLUGINS).join(name).is_file());
+    let controllers = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/devices"];
+    let id = std::process::id();
+    Needs::hosts()
+        .programs(programs)
+        .and("loden-cni (cargo build -p cni-plugin)", plugin().is_file())
+        .and(format!("{PLUGINS} (Debian's containernetworking-plugins)"), are_plugins)
+        .and("a static busybox (Debian's busybox-static)", image::has_static_busybox())
+        .and("control groups in /sys/fs/cgroup", controllers.iter().any(|path| Path::new(path).exists()))
+        .and("CONFIG_PROC_CHILDREN", Path::new(&format!("/proc/{id}/task/{id}/children")).exists())
 }
 
 /// loden's own plugin, beside the daemon.

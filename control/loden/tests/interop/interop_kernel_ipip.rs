@@ -4,15 +4,15 @@
 use std::process::Command;
 use std::time::Duration;
 
-use lab::Wiring;
+use lab::{Needs, Wiring};
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
 use store::Wish;
 
+use crate::common::Cluster;
 use crate::common::capture::Capture;
 use crate::common::guest::{self, Guest};
-use crate::common::{self, Cluster};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 /// The kernel host on the lab's underlay, beside host 1.
@@ -21,7 +21,7 @@ const PORT: u16 = 5299;
 
 #[test]
 fn a_kernel_ipip_peer_and_loden_understand_each_other() {
-    if !common::ready(&["ping"]) || !guest::ready() {
+    if !guest::needs(Needs::hosts().programs(&["ping"])).are_met() {
         return;
     }
     let mut cluster = Cluster::build("iop-ipip", 1, Wiring::Switch, CONFIG);

@@ -86,7 +86,7 @@ fn every_datagram_size_over_a_wire() {
 /// A kernel that learns drops what does not come from the address that an entry says, and it must learn nothing else.
 #[test]
 fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
-    if !common::ready(&["bridge"]) {
+    if !ready(&["bridge"]) {
         return;
     }
     let pair = pair_of("iop-lrn", false, &with_vxlan(r#""Learning":true"#));
@@ -109,7 +109,7 @@ fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
 /// What a cluster with Windows nodes has: a VNI from 4096 on, and the assigned port.
 #[test]
 fn the_numbers_that_windows_nodes_need_are_on_the_wire() {
-    if !common::ready(&[]) {
+    if !ready(&[]) {
         return;
     }
     let pair = pair_of("iop-win", true, &with_vxlan(r#""VNI":4096,"Port":4789"#));
@@ -180,10 +180,14 @@ impl Pair {
 /// finds it in the store.
 fn pair(name: &str, wire_like: bool) -> Option<Pair> {
     let programs: &[&str] = if wire_like { &["ethtool"] } else { &[] };
-    if !common::ready(programs) {
+    if !ready(programs) {
         return None;
     }
     Some(pair_of(name, wire_like, DUAL))
+}
+
+fn ready(programs: &[&str]) -> bool {
+    common::needs(programs).and("the kernel's vxlan", common::has_vxlan()).are_met()
 }
 
 fn pair_of(name: &str, wire_like: bool, config: &str) -> Pair {

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use lab::Wiring;
+use lab::{Needs, Wiring};
 use load::{Stop, VerifyLoad};
 use model::lease::{Lease, LeaseAttrs};
 use model::net_config;
@@ -14,7 +14,7 @@ use path::wireguard::SecretKey;
 use store::Wish;
 
 use crate::common::guest::{self, Guest};
-use crate::common::{self, Cluster, Daemon, await_until};
+use crate::common::{Cluster, Daemon, await_until};
 
 const PSK: &str = "cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=";
 /// The kernel host on the lab's underlay, beside host 1.
@@ -25,7 +25,7 @@ const LOAD: u16 = 5299;
 
 #[test]
 fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
-    if !common::ready(&["ip", "wg"]) || !guest::ready() {
+    if !guest::needs(Needs::hosts().programs(&["wg"])).are_met() {
         return;
     }
     let config = format!(

@@ -82,15 +82,19 @@ fn on_a_kernel_without_anything() {
 }
 
 fn switched_off(name: &str, off: &[&str]) {
-    if common::ready(&[]) {
+    if ready() {
         right_bytes(&format!("off-{name}"), off, |cluster, host| cluster.start(host, &["--without", name]));
     }
 }
 
 fn hidden(name: &str, features: &[Feature], off: &[&str]) {
-    if common::ready(&[]) {
+    if ready() {
         right_bytes(name, off, |cluster, host| cluster.start_without(host, features));
     }
+}
+
+fn ready() -> bool {
+    common::needs(&[]).and("the kernel's vxlan", common::has_vxlan()).are_met()
 }
 
 /// Starts both daemons, checks that they say and do without what is `off`, and sends every kind of traffic

@@ -5,8 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use lab::Wiring;
-use socket2::SockRef;
+use lab::{Needs, Wiring};
 
 use crate::common::{self, Cluster, Counters, Daemon, VXLAN};
 
@@ -24,10 +23,19 @@ fn a_gib_costs_each_host_at_most_fifty_thousand_system_calls() {
     let server = server.expect("a load server");
     let (address, stop) = (server.address(), load::Stop::default());
     let load = load::TcpLoad { streams: 1, warm_up: Duration::ZERO, interval: Duration::from_secs(5) };
-    let report = cluster.host(1).pod().run(|| load::tcp(address, &load, &stop));
-    let bytes = report.expect("the pod").expect("a transfer").bytes;
-    assert!(bytes >= GIB / 4, "{bytes} bytes are too few to judge by");
+    let mut bytes = 0;
+    // Enough to judge by, however slow the machine is.
+    while bytes < GIB {
+        let report = cluster.host(1).pod().run(|| load::tcp(address, &load, &stop));
+        bytes += report.expect("the pod").expect("a transfer").bytes;
+    }
     let [sender, receiver] = daemons.map(|daemon| daemon.finish().remove(0));
+    // Without one of these a super-packet does not stay whole.
+    let whole =
+        [&sender, &receiver].iter().all(|tunnel| ["tso", "gso", "gro"].iter().all(|f| tunnel.features[*f]));
+    if !Needs::default().and("a kernel with TUN offloads, UDP_SEGMENT and UDP_GRO", whole).are_met() {
+        return;
+    }
     for (role, tunnel) in [("sender", &sender), ("receiver", &receiver)] {
         let calls = tunnel.syscalls * 1024 / (bytes >> 20);
         println!("{role}: {calls} system calls per GiB");
@@ -53,6 +61,10 @@ fn a_gib_is_summed_once_at_most_and_nothing_of_it_is_dropped() {
 #[test]
 fn a_flow_stays_on_one_worker_in_both_directions() {
     const BULK: u64 = 16 << 20;
+    let cores = io::thread::allowed_cores().expect("cores").len();
+    if !Needs::default().and("two cores, for one worker each", cores >= 2).are_met() {
+        return;
+    }
     let Some((cluster, daemons)) = pair("guard-stay") else { return };
     let mut before = [0, 1].map(|_| [[0; 2]; 2]);
     for _ in 0..12 {
@@ -61,10 +73,6 @@ fn a_flow_stays_on_one_worker_in_both_directions() {
             let tunnel = daemon.fresh_counters().remove(0);
             for (direction, before) in ["egress.bytes", "ingress.bytes"].into_iter().zip(before) {
                 let now = tunnel.by_worker(direction);
-                if now.len() < 2 {
-                    eprintln!("skipped: one core has one worker");
-                    return;
-                }
                 let mut moved: Vec<u64> =
                     now.iter().zip(before.iter()).map(|(now, then)| now - then).collect();
                 before.copy_from_slice(&now[..2]);
@@ -84,7 +92,7 @@ fn datagrams_of_a_flow_arrive_in_the_order_they_left() {
     let Some((cluster, daemons)) = pair("guard-order") else { return };
     let target = SocketAddr::new(cluster.pod(2, false), 0);
     let receiver = cluster.host(2).pod().run(|| UdpSocket::bind(target).expect("a socket")).expect("the pod");
-    SockRef::from(&receiver).set_recv_buffer_size(8 << 20).expect("a buffer");
+    common::enlarge_buffer(&receiver, 8 << 20);
     receiver.set_read_timeout(Some(Duration::from_secs(2))).expect("a time limit");
     let target = receiver.local_addr().expect("an address");
 

@@ -11,18 +11,18 @@ use control::settings::TrafficSettings;
 use control::traffic::program::Programs;
 use control::traffic::rules::Nets;
 use control::traffic::{Networks, Traffic};
-use lab::{Namespace, Route, Wiring, veth};
+use lab::{Namespace, Route, Wiring, mounts, veth};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
-use crate::common::{self, Cluster, await_until, ready};
+use crate::common::{self, Cluster, await_until};
 
 const KINDS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
 const NEEDED: [&str; 3] = ["iptables-nft-save", "iptables-legacy-save", "nft"];
 
 #[test]
 fn who_is_seen_on_the_wire() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     for kind in KINDS {
@@ -67,7 +67,7 @@ fn who_is_seen_on_the_wire() {
 
 #[test]
 fn a_filter_that_drops_lets_pods_through() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     for kind in &KINDS[..2] {
@@ -81,7 +81,7 @@ fn a_filter_that_drops_lets_pods_through() {
 
 #[test]
 fn a_daemon_puts_rules_before_it_is_ready_and_keeps_them() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     for kind in KINDS {
@@ -110,15 +110,15 @@ fn a_daemon_puts_rules_before_it_is_ready_and_keeps_them() {
 
 #[test]
 fn without_the_programs_masquerading_is_refused_and_forwarding_is_told() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     for (kind, package) in [("iptables-nft", "iptables"), ("nftables", "nftables")] {
         let cluster = Cluster::build("mqm", 1, Wiring::Switch, &config(kind));
-        common::with_private_mounts(|| {
+        mounts::private(|| {
             // Nothing but the daemon itself can be run.
             for place in ["/usr/sbin", "/sbin"] {
-                common::mount_tmpfs(Path::new(place), "4k");
+                mounts::tmpfs(Path::new(place), "4k").expect("a tmpfs");
             }
             let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere").arg("--ip-masq"));
             assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
@@ -128,13 +128,14 @@ fn without_the_programs_masquerading_is_refused_and_forwarding_is_told() {
             daemon.await_ready();
             assert!(daemon.said(&format!("install the package {package}")), "{}", daemon.words());
             daemon.end(Signal::SIGTERM);
-        });
+        })
+        .expect("private mounts");
     }
 }
 
 #[test]
 fn another_holder_of_the_lock_is_waited_for() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     let cluster = Cluster::build("mql", 1, Wiring::Switch, common::VXLAN);
@@ -183,11 +184,11 @@ fn another_holder_of_the_lock_is_waited_for() {
 
 #[test]
 fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
-    if !ready(&NEEDED) {
+    if !ready() {
         return;
     }
     let cluster = |config: &str| Cluster::build("mqb", 1, Wiring::Switch, config);
-    common::with_private_mounts(|| {
+    mounts::private(|| {
         let world = cluster(common::VXLAN);
         let mut daemon = world.spawn(1, &mut without_bridges(&world.command(1)));
         assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
@@ -203,7 +204,18 @@ fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
         daemon.await_ready();
         assert!(!daemon.said("br_netfilter"), "{}", daemon.words());
         daemon.end(Signal::SIGTERM);
-    });
+    })
+    .expect("private mounts");
+}
+
+/// A kernel may have nftables alone.
+fn ready() -> bool {
+    let legacy = || {
+        let namespace = Namespace::create(&format!("legacy{}-probe", std::process::id())).ok()?;
+        let mut command = Command::new(lab::find("iptables-legacy-save")?);
+        Some(namespace.output(command.args(["-t", "nat"])).ok()?.status.success())
+    };
+    common::needs(&NEEDED).and("a kernel with the legacy iptables", legacy() == Some(true)).are_met()
 }
 
 const ARGUMENTS: [&str; 3] = ["--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"];
@@ -230,7 +242,7 @@ fn programs(kind: &str) -> tempfile::TempDir {
     for family in ["iptables", "ip6tables"] {
         let kind = kind.replace("nftables", "iptables-nft").replace("iptables", family);
         for what in ["save", "restore"] {
-            let real = common::find(&format!("{kind}-{what}")).expect("asked for before");
+            let real = lab::find(&format!("{kind}-{what}")).expect("asked for before");
             std::os::unix::fs::symlink(real, place.path().join(format!("{family}-{what}"))).expect("a link");
         }
     }

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::common::capture::Capture;
 use crate::common::packet;
-use crate::common::{self, Cluster, DUAL, KernelNode, PORT, UDP, VXLAN, await_until, ping, ready, verified};
+use crate::common::{self, Cluster, DUAL, KernelNode, PORT, UDP, VXLAN, await_until, ping, verified};
 
 /// The inner packets are told apart by their destination port.
 const FIRST: u16 = 20_000;
@@ -45,7 +45,7 @@ struct Outer {
 
 #[test]
 fn outer_headers_are_the_kernels_but_for_what_rfc_6040_says() {
-    if !ready(&["ip", "ethtool"]) {
+    if !common::needs(&["ethtool"]).and("the kernel's vxlan", common::has_vxlan()).are_met() {
         return;
     }
     let mut cluster = Cluster::build("wire", 2, Wiring::Direct, DUAL);
@@ -97,7 +97,7 @@ fn outer_headers_are_the_kernels_but_for_what_rfc_6040_says() {
 /// packet is translated twice on its way.
 #[test]
 fn packets_survive_two_translations() {
-    if !ready(&["ip", "nft", "ethtool"]) {
+    if !common::ready(&["nft", "ethtool"]) {
         return;
     }
     for (config, port, device) in [(VXLAN, PORT, "flannel.1"), (UDP, 8285, "flannel0")] {

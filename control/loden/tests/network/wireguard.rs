@@ -1,10 +1,11 @@
 //! WireGuard: two lodens, and loden beside `wireguard-go`, which speaks for every other implementation.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Process, Wiring};
+use lab::{Process, Wiring, mounts};
 use model::lease::{LeaseAttrs, SubnetKey};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -169,11 +170,12 @@ fn wireguard_go_and_loden_understand_each_other() {
         return;
     }
     // All control sockets of a machine lie in one directory: this test has one of its own.
-    common::with_private_mounts(|| {
+    mounts::private(|| {
         fs::create_dir_all("/run/wireguard").expect("a directory");
-        common::mount_tmpfs(std::path::Path::new("/run/wireguard"), "1m");
+        mounts::tmpfs(Path::new("/run/wireguard"), "1m").expect("a tmpfs");
         meet_wireguard_go();
-    });
+    })
+    .expect("private mounts");
 }
 
 fn meet_wireguard_go() {

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use lab::Wiring;
+use lab::{Wiring, mounts};
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
 
@@ -57,16 +57,18 @@ fn broken_network_configurations_name_key_value_and_rule() {
 #[test]
 fn without_a_tun_device_it_says_so() {
     let Some(cluster) = alone("bs-tun") else { return };
-    let line = common::with_private_mounts(|| {
-        common::mount_tmpfs(Path::new("/dev/net"), "64k");
+    let line = mounts::private(|| {
+        mounts::tmpfs(Path::new("/dev/net"), "64k").expect("a tmpfs");
         refused(&cluster, &mut cluster.command(1))
-    });
+    })
+    .expect("private mounts");
     assert!(line.contains("/dev/net/tun"), "{line}");
-    let line = common::with_private_mounts(|| {
-        common::mount_tmpfs(Path::new("/dev/net"), "64k");
+    let line = mounts::private(|| {
+        mounts::tmpfs(Path::new("/dev/net"), "64k").expect("a tmpfs");
         fs::write("/dev/net/tun", "").expect("a file that is no device");
         refused(&cluster, &mut cluster.command(1))
-    });
+    })
+    .expect("private mounts");
     assert!(line.contains("/dev/net/tun"), "{line}");
     assert!(cluster.leases().is_empty(), "a node that cannot forward takes no lease");
 }
@@ -110,6 +112,9 @@ fn a_device_name_that_is_taken_is_named() {
 
 #[test]
 fn a_port_that_is_taken_is_named() {
+    if !common::needs(&[]).and("the kernel's vxlan", common::has_vxlan()).are_met() {
+        return;
+    }
     let Some(mut cluster) = alone("bs-port") else { return };
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a socket");
     let socket = cluster.host(1).namespace().run(bind).expect("the host");
@@ -193,12 +198,13 @@ fn a_full_disk_is_named() {
     let Some(cluster) = alone("bs-full") else { return };
     let full = cluster.file("full");
     fs::create_dir(&full).expect("a directory");
-    let line = common::with_private_mounts(|| {
-        common::mount_tmpfs(&full, "12k");
+    let line = mounts::private(|| {
+        mounts::tmpfs(&full, "12k").expect("a tmpfs");
         let mut command = cluster.command(1);
         replace(&mut command, "--store", &format!("sqlite:{}", full.join("leases.db").display()));
         refused(&cluster, &mut command)
-    });
+    })
+    .expect("private mounts");
     assert!(line.contains("leases.db") && line.to_lowercase().contains("no space"), "{line}");
 }
 
@@ -211,8 +217,8 @@ fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
     let probe = || common::get(&cluster, 1, PROBES, "/readyz").map(|(code, _)| code);
     let socket = UnixDatagram::bind(cluster.file("notify")).expect("a socket");
     socket.set_read_timeout(Some(common::LIMIT)).expect("a time limit");
-    common::with_private_mounts(|| {
-        common::mount_tmpfs(&full, "4k");
+    mounts::private(|| {
+        mounts::tmpfs(&full, "4k").expect("a tmpfs");
         fs::write(full.join("filler"), [0; 4096]).expect("a full filesystem");
         let mut command = cluster.command(1);
         let env = full.join("subnet.env");
@@ -234,7 +240,8 @@ fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
         assert!(fs::read_to_string(&env).expect("it is written").starts_with("FLANNEL_NETWORK="));
         assert_eq!(daemon.words().matches("ready lease=").count(), 1, "{}", daemon.words());
         assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
-    });
+    })
+    .expect("private mounts");
 }
 
 /// One host with the plainest configuration; `None` where tests cannot have one.

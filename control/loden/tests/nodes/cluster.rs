@@ -12,7 +12,7 @@ use lab::Wiring;
 use nix::sys::signal::Signal;
 use store::testing::etcd::{Security, Server};
 
-use crate::common::{self, Cluster, Daemon, LIMIT, VXLAN, await_until, find};
+use crate::common::{self, Cluster, Daemon, LIMIT, VXLAN, await_until};
 
 const PREFIX: &str = "/coreos.com/network";
 const NODES: usize = 5;
@@ -256,7 +256,7 @@ impl World {
 
 /// Where Debian's faketime keeps the library that it loads.
 fn faketime() -> PathBuf {
-    let program = find("faketime").unwrap();
+    let program = lab::find("faketime").unwrap();
     let usr = program.parent().unwrap().parent().unwrap();
     let places = fs::read_dir(usr.join("lib")).unwrap().map(|entry| entry.unwrap().path());
     let library = |place: PathBuf| place.join("faketime/libfaketimeMT.so.1");

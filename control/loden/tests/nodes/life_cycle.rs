@@ -37,7 +37,7 @@ fn a_restart_keeps_its_link_address_and_says_what_it_is() {
     fs::write(&state_files(&cluster)[0], "{\u{0}").expect("write");
     let third = cluster.start(1, &[]);
     assert_eq!(
-        third.words().matches("cannot use the state of the run before").count(),
+        third.words().matches("state file of the previous run ignored").count(),
         1,
         "{}",
         third.words()
@@ -84,7 +84,7 @@ fn status_shows_lease_peers_offloads_and_what_was_made() {
     assert!(tunnel["features"]["tso"].is_boolean());
     let text = String::from_utf8(status(&[]).stdout).expect("UTF-8");
     assert_eq!(text.matches("instance ").count(), 2, "both daemons: {text}");
-    assert!(text.contains("made here    device flannel.1 with 1 routes"), "{text}");
+    assert!(text.contains("created      device flannel.1 with 1 routes"), "{text}");
 
     first.end(Signal::SIGKILL);
     let dead = status(&["--instance", "first"]);

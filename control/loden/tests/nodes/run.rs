@@ -135,6 +135,9 @@ fn a_stolen_lease_ends_the_daemon() {
 
 #[test]
 fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
+    if !common::needs(&[]).and("the kernel's vxlan", common::has_vxlan()).are_met() {
+        return;
+    }
     let Some(world) = World::new("bad", 1) else { return };
     let garbage = world.directory.path().join("garbage.db");
     fs::write(&garbage, [0x5a; 5000]).expect("write");
@@ -206,6 +209,11 @@ fn the_doctor_answers_in_json_and_by_its_exit_code() {
 
 #[test]
 fn without_rights_it_says_which() {
+    let mut user = Command::new("unshare");
+    let user = user.args(["--user", "true"]).status().is_ok_and(|status| status.success());
+    if !common::needs(&["setpriv"]).and("user namespaces (sysctl user.max_user_namespaces)", user).are_met() {
+        return;
+    }
     let Some(world) = World::new("right", 1) else { return };
     let loden = env!("CARGO_BIN_EXE_loden");
     let store = format!("sqlite:{}", world.store.display());

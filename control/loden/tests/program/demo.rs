@@ -6,19 +6,17 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::Namespace;
+use lab::{Namespace, Needs};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-
-use crate::common;
 
 /// Far beyond what a busy machine needs: only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn every_pair_is_reached_over_udp() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     reach_all(&["--backend", "udp"], "udp", &["IPv4"]);
@@ -26,7 +24,7 @@ fn every_pair_is_reached_over_udp() {
 
 #[test]
 fn every_pair_is_reached_over_vxlan_in_both_families() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     reach_all(&["--ipv6"], "vxlan", &["IPv4", "IPv6"]);
@@ -34,7 +32,7 @@ fn every_pair_is_reached_over_vxlan_in_both_families() {
 
 #[test]
 fn every_pair_is_reached_over_ipip() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let report = reach_all(&["--backend", "ipip"], "ipip", &["IPv4"]);
@@ -43,7 +41,7 @@ fn every_pair_is_reached_over_ipip() {
 
 #[test]
 fn every_pair_is_reached_over_wireguard_in_both_families() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let report = reach_all(&["--backend", "wireguard", "--ipv6"], "wireguard", &["IPv4", "IPv6"]);
@@ -52,7 +50,7 @@ fn every_pair_is_reached_over_wireguard_in_both_families() {
 
 #[test]
 fn every_pair_is_reached_over_plain_routes() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let report = reach_all(&["--backend", "host-gw", "--ipv6"], "host-gw", &["IPv4", "IPv6"]);
@@ -61,7 +59,7 @@ fn every_pair_is_reached_over_plain_routes() {
 
 #[test]
 fn the_table_is_on_stdout_and_the_progress_is_not() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let demo = Demo::start(&["--seconds", "1"]);
@@ -75,7 +73,7 @@ fn the_table_is_on_stdout_and_the_progress_is_not() {
 
 #[test]
 fn signals_leave_nothing_behind() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     for (signal, sign) in [(Signal::SIGINT, "pinging"), (Signal::SIGTERM, "starting loden run")] {
@@ -84,14 +82,14 @@ fn signals_leave_nothing_behind() {
         demo.signal(signal);
         let (output, name) = demo.ends();
         assert_eq!(output.status.code(), Some(130));
-        assert!(texts(&output)[1].contains("interrupted; everything is removed"));
+        assert!(texts(&output)[1].contains("interrupted; everything removed"));
         assert_nothing_left(&name);
     }
 }
 
 #[test]
 fn a_daemon_that_ends_is_quoted() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let program = script("echo 'cannot open the tunnel: no' >&2; exit 1");
@@ -107,7 +105,7 @@ fn a_daemon_that_ends_is_quoted() {
 
 #[test]
 fn pods_without_a_tunnel_fail_and_are_named() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     // Says that all is in place, and moves nothing.
@@ -133,7 +131,7 @@ fn pods_without_a_tunnel_fail_and_are_named() {
 
 #[test]
 fn a_kept_demo_works_until_it_is_removed() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let demo = Demo::start(&["--keep", "--json", "--seconds", "1"]);
@@ -155,7 +153,7 @@ fn a_kept_demo_works_until_it_is_removed() {
 
 #[test]
 fn a_demo_that_was_killed_can_be_removed() {
-    if !common::ready(&[]) {
+    if !Needs::hosts().are_met() {
         return;
     }
     let mut demo = Demo::start(&["--seconds", "600"]);

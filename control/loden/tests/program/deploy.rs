@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lab::Wiring;
+use lab::{Needs, Wiring};
 
 use crate::common::{self, Cluster, await_until, ping};
 
@@ -17,7 +17,7 @@ const EXPOSURE: &str = "--threshold=30";
 
 #[test]
 fn systemd_understands_the_units_and_finds_them_hardened() {
-    if !common::ready(&["systemd-analyze", "dockerd"]) {
+    if !Needs::default().programs(&["systemd-analyze", "dockerd"]).are_met() {
         return;
     }
     let place = tempfile::tempdir().expect("a directory");

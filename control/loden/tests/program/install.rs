@@ -5,9 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use lab::{Needs, mounts};
 use tempfile::TempDir;
-
-use crate::common;
 
 const CONF: &str = r#"{"name":"cbr0","plugins":[{"type":"flannel"}],  "cniVersion":"0.3.1"}"#;
 
@@ -60,7 +59,7 @@ fn a_given_configuration_is_copied_to_the_byte_with_its_mode() {
     );
     assert_eq!(host.names("bin"), ["flannel"]);
     let warned = text(&output.stderr);
-    assert!(warned.contains("05-old.conf") && warned.contains("take the first"), "{warned}");
+    assert!(warned.contains("05-old.conf") && warned.contains("use the first"), "{warned}");
 }
 
 #[test]
@@ -85,16 +84,16 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
     for (flags, said) in [
-        (&["--conf", &conf][..], vec!["bad.json", "no JSON", "not installed"]),
+        (&["--conf", &conf][..], vec!["bad.json", "not JSON", "not installed"]),
         (&["--conf", &nowhere], vec!["cannot read the configuration", "nowhere"]),
         (&["--conf-dir", &nowhere], vec!["--conf-dir", "mkdir -p", "nowhere"]),
         (&["--bin-dir", &nowhere], vec!["--bin-dir", "mkdir -p", "nowhere"]),
         (&["--plugin", &nowhere], vec!["cannot read the plugin", "--plugin"]),
-        (&["--plugin", &conf], vec!["is no program", "--plugin"]),
-        (&["--name", "a/b"], vec!["--name", "no file name"]),
-        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "ends in .conflist", "name it so"]),
-        (&["--conf", &single], vec!["single.json", "ends in .conf or .json", "10-flannel.conflist"]),
-        (&["--network", "../x"], vec!["--network", "no name for CNI"]),
+        (&["--plugin", &conf], vec!["is not a program", "--plugin"]),
+        (&["--name", "a/b"], vec!["--name", "not a file name"]),
+        (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "*.conflist", "rename the file"]),
+        (&["--conf", &single], vec!["single.json", "*.conf or *.json", "10-flannel.conflist"]),
+        (&["--network", "../x"], vec!["--network", "not a valid CNI name"]),
     ] {
         let output = host.install(flags);
         let error = text(&output.stderr);
@@ -106,17 +105,13 @@ fn what_is_wrong_is_found_before_anything_is_put() {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
-    if !common::ready(&["mount"]) {
+    if !Needs::root().are_met() {
         return;
     }
     let host = Host::new();
-    common::with_private_mounts(|| {
-        common::mount_tmpfs(&host.path("net.d"), "1m");
-        let remount = |flags| {
-            let status = Command::new("mount").args(["-o", flags]).arg(host.path("net.d")).status();
-            assert!(status.expect("mount").success());
-        };
-        remount("remount,ro");
+    mounts::private(|| {
+        mounts::tmpfs(&host.path("net.d"), "1m").expect("a tmpfs");
+        mounts::set_read_only(&host.path("net.d"), true).expect("read-only");
         let output = host.install(&[]);
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1));
@@ -124,12 +119,13 @@ fn a_directory_that_cannot_be_written_is_named_with_what_to_do() {
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(host.names("bin"), ["flannel", "loden-cni"], "the binary comes first");
-        remount("remount,rw");
+        mounts::set_read_only(&host.path("net.d"), false).expect("writable");
         let output = host.install(&[]);
         assert!(output.status.success(), "{output:?}");
         assert_eq!(text(&output.stdout).matches("unchanged").count(), 2, "only what was missing is done");
         assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
-    });
+    })
+    .expect("private mounts");
 }
 
 #[test]
@@ -149,9 +145,9 @@ fn called_as_flannels_install_conf_it_copies_the_configuration_to_the_byte_with_
         assert_eq!((there.as_str(), mode(&host.conf())), (CONF, 0o640));
     }
     for (target, words) in [
-        ("net.d/10-flannel.conf", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("net.d/10-flannel.conf", ["cni-conf.json not installed", "*.conflist"]),
         ("nowhere/10-flannel.conflist", ["nowhere", "mount the host's"]),
-        ("net.d/..", ["cni-conf.json is not installed", "ends in .conflist"]),
+        ("net.d/..", ["cni-conf.json not installed", "*.conflist"]),
     ] {
         let output = run(&host.path(target));
         let error = text(&output.stderr);

@@ -9,4 +9,5 @@ mod common;
 mod demo;
 mod deploy;
 mod docs;
+mod house;
 mod install;

@@ -1,4 +1,4 @@
-//! The board as one JSON document: what the status socket sends and `loden status` shows.
+//! Renders the board as one JSON document, for the status socket and `loden status`.
 
 use std::collections::BTreeMap;
 
@@ -15,25 +15,25 @@ pub struct Document {
     pub version: String,
     /// Name of the daemon among those of this host.
     pub instance: String,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// Unix seconds of its start.
+    /// Time of the start in Unix seconds.
     pub started: u64,
     /// `starting`, `ready` or `stopping`.
     pub phase: String,
-    /// What carries the tunnels.
+    /// The interface that carries the tunnels.
     pub underlay: Option<UnderlayDocument>,
     /// This node's lease.
     pub lease: Option<LeaseDocument>,
-    /// One for each tunnel.
+    /// The tunnels.
     pub tunnels: Vec<TunnelDocument>,
-    /// Kernel routes by the underlay, straight to peers.
+    /// Kernel routes through the underlay, directly to peers.
     pub direct: Vec<RouteDocument>,
-    /// Leases that are not peers.
+    /// Leases that the plan leaves out.
     pub ignored: Vec<IgnoredDocument>,
-    /// Files this daemon has made.
+    /// Files that this daemon created.
     pub files: Vec<String>,
-    /// What bringing the host to the plan came to.
+    /// Comparisons of the host with the plan.
     pub reconcile: ReconcileDocument,
     /// The store.
     pub store: StoreDocument,
@@ -43,11 +43,11 @@ pub struct Document {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnderlayDocument {
-    /// Its name.
+    /// Name.
     pub interface: String,
-    /// Its MTU in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// The addresses other nodes send to.
+    /// The addresses that other nodes send to.
     pub public: Vec<String>,
 }
 
@@ -55,11 +55,11 @@ pub struct UnderlayDocument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseDocument {
-    /// Its subnets, `10.244.3.0-24`.
+    /// Key of the lease, `10.244.3.0-24`.
     pub key: String,
-    /// Unix seconds of its end; none for a reservation.
+    /// Expiry in Unix seconds; `None` for a reservation.
     pub expires: Option<u64>,
-    /// Unix seconds when it was last written.
+    /// Time of the last write in Unix seconds.
     pub renewed: Option<u64>,
 }
 
@@ -67,27 +67,27 @@ pub struct LeaseDocument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TunnelDocument {
-    /// Its TUN device.
+    /// Name of the TUN device.
     pub device: String,
-    /// The device's addresses, one for each family that it carries.
+    /// Addresses of the device, one for each family that it carries.
     pub addresses: Vec<String>,
-    /// Its MTU in bytes.
+    /// MTU in bytes.
     pub mtu: u16,
-    /// Kernel routes into it.
+    /// Number of kernel routes into the device.
     pub routes: usize,
-    /// Memory of its forwarding table, which the workers share.
+    /// Size of the forwarding table, which the workers share, in bytes.
     pub table_bytes: usize,
-    /// Its workers.
+    /// Number of workers.
     pub workers: usize,
-    /// Offloads and whether each is in use.
+    /// The offloads, and whether each is in use.
     pub features: BTreeMap<String, bool>,
-    /// Why one is not.
+    /// Reasons for unused offloads.
     pub notes: Vec<String>,
-    /// Its peers.
+    /// The peers.
     pub peers: Vec<PeerDocument>,
-    /// Counters that are not zero, summed over the workers, without drops.
+    /// Non-zero counters, summed over the workers, without drops.
     pub counters: BTreeMap<String, u64>,
-    /// Packets that ended here.
+    /// Dropped packets.
     pub drops: Vec<DroppedDocument>,
 }
 
@@ -97,21 +97,21 @@ pub struct TunnelDocument {
 pub struct PeerDocument {
     /// The subnet.
     pub subnet: String,
-    /// Where its packets are sent.
+    /// Destination of its packets.
     pub remote: String,
-    /// Its link address on the overlay.
+    /// MAC address on the overlay.
     pub mac: Option<String>,
 }
 
-/// A drop counter that is not zero.
+/// A non-zero drop counter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DroppedDocument {
     /// `egress`: from a pod; `ingress`: to a pod.
     pub direction: String,
-    /// Why.
+    /// Reason for the drops.
     pub reason: String,
-    /// How many.
+    /// Number of packets.
     pub packets: u64,
 }
 
@@ -127,13 +127,13 @@ pub struct RouteDocument {
     pub interface: String,
 }
 
-/// A lease that got no place in the plan.
+/// A lease that the plan leaves out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IgnoredDocument {
-    /// Its key.
+    /// Key of the lease.
     pub lease: String,
-    /// Why.
+    /// Reason for leaving it out.
     pub reason: String,
 }
 
@@ -141,23 +141,23 @@ pub struct IgnoredDocument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReconcileDocument {
-    /// How many.
+    /// Number of comparisons.
     pub runs: u64,
     /// Changes made.
     pub changes: u64,
-    /// What the kernel refused the last time.
+    /// Failures of the last comparison.
     pub failures: Vec<String>,
 }
 
-/// The store and how it answers.
+/// The store and its requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StoreDocument {
-    /// As on the command line.
+    /// The store, as given on the command line.
     pub name: String,
-    /// Requests by kind: count, errors, milliseconds in all.
+    /// Requests by kind: count, errors, total milliseconds.
     pub calls: BTreeMap<String, [u64; 3]>,
-    /// Unix seconds since when the leases cannot be read; `None` while they can.
+    /// Unix seconds since which the leases have been unreadable; `None` while they are readable.
     pub blind_since: Option<u64>,
 }
 

@@ -1,21 +1,21 @@
-//! The board in Prometheus' text format, version 0.0.4.
+//! Renders the board in Prometheus' text format, version 0.0.4.
 //!
-//! The numbers exist already, in the workers' counter pages and on the board; a client library would only
-//! keep them a second time. The format is a name, labels and a number a line.
+//! The numbers already exist in the workers' counter pages and on the board; a client library would only keep
+//! a second copy. Each line of the format is a name, labels and a number.
 
 use std::fmt::{Display, Write as _};
 
 use super::state::{Origin, State};
 
-/// What a counter of the engine becomes: the part of its name that stays a label is last.
+/// The metrics for the engine's flow counters, with their help texts; the direction becomes a label.
 const FLOWS: [(&str, &str); 4] = [
-    ("packets", "Packets or super-packets taken in."),
-    ("bytes", "Bytes of them."),
-    ("delivered", "Packets handed on."),
+    ("packets", "Packets or super-packets received."),
+    ("bytes", "Bytes received."),
+    ("delivered", "Packets forwarded."),
     ("replies", "ICMP errors sent back."),
 ];
 
-/// Says whether a counter of the engine belongs to a family, and with which further labels.
+/// Returns the additional labels of an engine counter that belongs to a family; `None` for other counters.
 type Members<'a> = &'a dyn Fn(&str) -> Option<Vec<(&'static str, String)>>;
 
 /// Text under construction.
@@ -25,7 +25,7 @@ pub(super) fn render(origin: &Origin, state: &State, now: u64) -> String {
     let mut page = Page(String::new());
     page.head("loden_info", "gauge", "The running version.");
     page.line("loden_info", &[("version", &env!("CARGO_PKG_VERSION")), ("instance", &origin.instance)], 1);
-    page.single("loden_ready", "gauge", "Whether all was in place once.", u64::from(state.was_ready));
+    page.single("loden_ready", "gauge", "Whether the daemon has been ready.", u64::from(state.was_ready));
     page.single("loden_start_time_seconds", "gauge", "Unix time of the start.", origin.started);
     lease(&mut page, state, now);
     store(&mut page, state, now);
@@ -36,12 +36,17 @@ pub(super) fn render(origin: &Origin, state: &State, now: u64) -> String {
         "Comparisons of the host with the plan.",
         reconcile.runs,
     );
-    page.single("loden_reconcile_changes_total", "counter", "Changes they made.", reconcile.changes);
+    page.single(
+        "loden_reconcile_changes_total",
+        "counter",
+        "Changes made by the comparisons.",
+        reconcile.changes,
+    );
     let failures = reconcile.failures.len();
     page.single(
         "loden_reconcile_failures",
         "gauge",
-        "Changes that the kernel refused the last time.",
+        "Changes that the kernel rejected in the last comparison.",
         failures,
     );
     peers(&mut page, state);
@@ -53,10 +58,20 @@ fn lease(page: &mut Page, state: &State, now: u64) {
     let Some(own) = &state.own else { return };
     if let Some(renewed) = state.renewed {
         let age = now.saturating_sub(renewed);
-        page.single("loden_lease_age_seconds", "gauge", "Time since our lease was last written.", age);
+        page.single(
+            "loden_lease_age_seconds",
+            "gauge",
+            "Time since this node's lease was last written.",
+            age,
+        );
     }
     if let Some(expires) = own.expires {
-        page.single("loden_lease_expires_time_seconds", "gauge", "Unix time of its end.", expires);
+        page.single(
+            "loden_lease_expires_time_seconds",
+            "gauge",
+            "Unix time of this node's lease's expiry.",
+            expires,
+        );
     }
 }
 
@@ -66,7 +81,7 @@ fn store(page: &mut Page, state: &State, now: u64) {
         page.single(
             "loden_watch_blind_seconds",
             "gauge",
-            "Time since when the leases cannot be read; 0 while they can.",
+            "Time for which the leases have been unreadable; 0 while they are readable.",
             blind,
         );
     }
@@ -92,7 +107,7 @@ fn peers(page: &mut Page, state: &State) {
         page.line("loden_peers", &[("tunnel", &"")], direct.routes.len());
     }
     let ignored = plan.ignored.len();
-    page.single("loden_ignored_leases", "gauge", "Leases in the store that are not peers.", ignored);
+    page.single("loden_ignored_leases", "gauge", "Leases in the store that the plan leaves out.", ignored);
 }
 
 fn tunnels(page: &mut Page, state: &State) {
@@ -105,7 +120,7 @@ fn tunnels(page: &mut Page, state: &State) {
         }
     }
     let status = engine.status();
-    // A name's lines have to stand together, so each name goes through all counters.
+    // The lines of one name must be adjacent, so all counters are visited for each name.
     let mut family = |name: &str, help: &str, of: Members<'_>| {
         page.head(name, "counter", help);
         for tunnel in &status.tunnels {
@@ -127,16 +142,16 @@ fn tunnels(page: &mut Page, state: &State) {
             flow.then(|| vec![("direction", direction.to_owned())])
         });
     }
-    family("loden_drops_total", "Packets that ended here, by reason.", &|counter| {
+    family("loden_drops_total", "Packets dropped, by reason.", &|counter| {
         let (direction, reason) = counter.split_once(".drop.")?;
         Some(vec![("direction", direction.to_owned()), ("reason", reason.to_owned())])
     });
-    family("loden_port_total", "What the TUN queues and UDP sockets counted.", &|counter| {
+    family("loden_port_total", "Events of the TUN queues and UDP sockets.", &|counter| {
         let (port, event) = counter.split_once('.')?;
         let is_port = matches!(port, "overlay" | "underlay");
         is_port.then(|| vec![("port", port.to_owned()), ("event", event.to_owned())])
     });
-    family("loden_loop_total", "What the workers' loops counted.", &|counter| {
+    family("loden_loop_total", "Events of the workers' loops.", &|counter| {
         Some(vec![("event", counter.strip_prefix("loop.")?.to_owned())])
     });
 }

@@ -1,7 +1,7 @@
-//! What the daemon shows of itself: to probes, to metrics, to `loden status`.
+//! The board: the state of a daemon as shown to probes, metrics and `loden status`.
 //!
-//! One board belongs to one daemon. The daemon writes what it knows, the servers read; neither waits for the
-//! other longer than a copy takes, so that a probe is answered while a store is not.
+//! The daemon writes to its board and the servers read it. Neither waits for the other longer than a copy
+//! takes, so that a probe is answered even while the store is not reachable.
 
 mod document;
 mod metrics;
@@ -33,52 +33,52 @@ pub struct Board {
 }
 
 impl Board {
-    /// The board of a daemon that starts now.
+    /// Creates the board of a daemon that starts now.
     pub fn new(instance: &str, store: &str) -> Board {
         let origin = Origin { instance: instance.to_owned(), store: store.to_owned(), started: unix_now() };
         Board { origin, state: Mutex::default() }
     }
 
-    /// Whether the daemon has been ready. As in flannel it never goes back.
+    /// Tells whether the daemon has ever been ready. As in flannel, this is final.
     pub fn was_ready(&self) -> bool {
         self.state().was_ready
     }
 
-    /// How far the daemon is.
+    /// Sets the daemon's phase.
     pub fn set_phase(&self, phase: Phase) {
         let mut state = self.state();
         state.phase = phase;
         state.was_ready |= phase == Phase::Ready;
         if phase == Phase::Stopping {
-            // Whoever stops the engine must be the last to hold it.
+            // The daemon must hold the last reference to stop the engine.
             state.engine = None;
         }
     }
 
-    /// The engine whose counters to show.
+    /// Sets the engine whose counters to show.
     pub fn set_engine(&self, engine: &Arc<Engine>) {
         self.state().engine = Some(Arc::clone(engine));
     }
 
-    /// The engine and the plan as they are now.
+    /// Returns the current engine and plan.
     pub fn datapath(&self) -> (Option<Arc<Engine>>, Option<Arc<Plan>>) {
         let state = self.state();
         (state.engine.clone(), state.plan.clone())
     }
 
-    /// What carries the tunnels.
+    /// Sets the interface that carries the tunnels.
     pub fn set_underlay(&self, underlay: &Underlay) {
         self.state().underlay = Some(underlay.clone());
     }
 
-    /// Our own lease, which was just written to the store.
+    /// Sets this node's lease, just written to the store.
     pub fn set_own(&self, own: &Lease) {
         let mut state = self.state();
         state.own = Some(own.clone());
         state.renewed = Some(unix_now());
     }
 
-    /// Our own lease as the run before has left it; the store has not confirmed it yet.
+    /// Sets this node's lease as the previous run left it, not yet confirmed by the store.
     pub fn set_remembered(&self, own: &Lease) {
         let mut state = self.state();
         state.own = Some(own.clone());
@@ -90,17 +90,17 @@ impl Board {
         self.state().store_health = Some(health.clone());
     }
 
-    /// How the host should look.
+    /// Sets the plan.
     pub fn set_plan(&self, plan: &Arc<Plan>) {
         self.state().plan = Some(Arc::clone(plan));
     }
 
-    /// Files that this daemon has made.
+    /// Sets the list of files that this daemon created.
     pub fn set_files(&self, files: Vec<String>) {
         self.state().files = files;
     }
 
-    /// The host was compared with the plan.
+    /// Records one comparison of the host with the plan.
     pub fn reconciled(&self, changes: usize, failures: Vec<String>) {
         let reconcile = &mut self.state().reconcile;
         reconcile.runs += 1;
@@ -108,7 +108,7 @@ impl Board {
         reconcile.failures = failures;
     }
 
-    /// Does one request to the store and notes how long it took.
+    /// Runs one request to the store and records its duration.
     pub async fn timed<T, E>(
         &self,
         operation: &'static str,
@@ -125,12 +125,12 @@ impl Board {
         result
     }
 
-    /// Everything, for `loden status`.
+    /// Renders the board for `loden status`.
     pub fn document(&self) -> Document {
         document::of(&self.origin, &self.state())
     }
 
-    /// Everything that is a number, in Prometheus' text format.
+    /// Renders the board's numbers in Prometheus' text format.
     pub fn metrics(&self) -> String {
         metrics::render(&self.origin, &self.state(), unix_now())
     }

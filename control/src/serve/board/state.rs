@@ -1,4 +1,4 @@
-//! What a board holds.
+//! The content of a board.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use store::Health;
 use crate::plan::Plan;
 use crate::underlay::Underlay;
 
-/// The daemon that a board belongs to.
+/// The identity of a board's daemon.
 #[derive(Debug)]
 pub(super) struct Origin {
-    /// Its name among those of this host.
+    /// The daemon's name among those of this host.
     pub(super) instance: String,
-    /// Its store.
+    /// The store, as given on the command line.
     pub(super) store: String,
-    /// Unix seconds of its start.
+    /// Time of the start in Unix seconds.
     pub(super) started: u64,
 }
 
-/// How far the daemon is. It only goes forward.
+/// The phase of a daemon's life. It only advances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// Talking to the store, or waiting for a configuration in it.
+    /// Waiting for the store, or for a configuration in it.
     #[default]
     Starting,
-    /// All is in place.
+    /// Everything is in place.
     Ready,
-    /// Ending.
+    /// Shutting down.
     Stopping,
 }
 
@@ -55,7 +55,7 @@ impl std::fmt::Debug for State {
     }
 }
 
-/// What bringing the host to the plan came to.
+/// The outcome of comparing the host with the plan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reconcile {
     pub(super) runs: u64,
@@ -63,7 +63,7 @@ pub(super) struct Reconcile {
     pub(super) failures: Vec<String>,
 }
 
-/// Requests of one kind to the store.
+/// The requests of one kind to the store.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Calls {
     pub(super) count: u64,
@@ -72,7 +72,7 @@ pub(super) struct Calls {
 }
 
 impl Phase {
-    /// One word.
+    /// Returns the phase as one word.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Starting => "starting",

@@ -1,4 +1,4 @@
-//! Which subnet a node gets, for stores that choose one.
+//! The choice of a node's subnet, for stores that choose one.
 
 use std::collections::BTreeSet;
 
@@ -122,7 +122,7 @@ async fn fifty_nodes_at_once() {
         let leases = join_all(handles.iter().enumerate().map(|(node, store)| {
             let value = format!(r#"{{"PublicIP":"192.0.2.{node}","PublicIPv6":null}}"#);
             let wish = wish(&config, &value);
-            async move { acquire(&store, &wish).await.unwrap() }
+            async move { acquire(store, &wish).await.unwrap() }
         }))
         .await;
         let distinct: BTreeSet<SubnetKey> = leases.iter().map(|lease| lease.key).collect();

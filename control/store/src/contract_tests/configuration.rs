@@ -1,4 +1,4 @@
-//! The network configuration: kept as text, waited for where it can still come.
+//! The network configuration: kept as text, and waited for while it can still come.
 
 use super::*;
 
@@ -21,7 +21,7 @@ async fn a_configuration_that_can_still_come_is_waited_for() {
         assert_eq!(store.network(None).await, Err(StoreError::Passing(Cause::Unconfigured)));
         store.set_net_config("not even JSON").await.unwrap();
         let error = store.network(None).await.unwrap_err();
-        // Others of the cluster may mend it; in a store of this machine nobody else will.
+        // Others of the cluster may correct it; in a store of this machine nobody else will.
         assert_eq!(error.is_passing(), matches!(bench, Bench::Etcd(_)));
         assert!(matches!(error, StoreError::Passing(Cause::Config(_)) | StoreError::Fatal(Cause::Config(_))));
         let text = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;

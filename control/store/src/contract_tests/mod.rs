@@ -1,7 +1,7 @@
-//! One suite, every store.
+//! One suite for every store.
 //!
-//! Each case runs over all stores and speaks to them through handles as separate daemons would. The
-//! fixture writes rows as an administrator would, so that a case can start from any state.
+//! Each case runs against all stores and uses handles as separate daemons would. The fixture writes rows as
+//! an administrator would, so that a case can start from any state.
 
 mod allocation;
 mod configuration;
@@ -18,11 +18,15 @@ use super::*;
 
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
 const TWO: &str = r#"{"PublicIP":"192.0.2.2","PublicIPv6":null}"#;
-const VXLAN: &str = r#"{"PublicIP":"192.0.2.3","PublicIPv6":"2001:db8::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#;
-/// Far beyond what a step takes; a case that waits this long has failed.
+const VXLAN: &str = concat!(
+    r#"{"PublicIP":"192.0.2.3","PublicIPv6":"2001:db8::3","BackendType":"vxlan","#,
+    r#""BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"#,
+    r#""BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#
+);
+/// Longest wait of a case, far beyond the time of a step.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A store's data and a way in beside its handles.
+/// A store's data, with access beside its handles.
 pub(crate) enum Bench {
     Sqlite(TempDir),
     Memory(Memory),
@@ -54,7 +58,7 @@ impl Bench {
         }
     }
 
-    /// A new handle, as another daemon would open.
+    /// Opens a new handle, as another daemon would.
     pub(crate) async fn handle(&self) -> Store {
         match self {
             Bench::Sqlite(_) => Store::open(Spec::Sqlite(self.path())).await.unwrap(),
@@ -121,8 +125,8 @@ pub(crate) async fn next(watch: &mut Watch) -> Event {
     tokio::time::timeout(PATIENCE, watch.next()).await.expect("no event came")
 }
 
-/// For comparisons between handles: etcd counts what is left of a life in whole seconds, and a watch takes
-/// another's life for a full one. A full life becomes the same for all.
+/// Blurs a full life for comparisons between handles: etcd counts the rest of a life in whole seconds, and a
+/// watch assumes a full life for another node's lease.
 fn blurred(lease: &Lease) -> Lease {
     let full = unix_now() + LEASE_TTL.as_secs();
     let expires = lease.expires.map(|end| if end.abs_diff(full) < 60 { u64::MAX } else { end });

@@ -1,4 +1,4 @@
-//! An administrator publishes another address than the node wishes: the lease is the node's all the same.
+//! An administrator publishes another address than the node wishes, and the lease is still the node's.
 
 use super::*;
 
@@ -40,7 +40,7 @@ async fn a_node_knows_its_lease_whatever_address_is_published() {
         let store = bench.handle().await;
         let own = overwritten(&bench, &store, VXLAN).await;
         let wished = attrs(VXLAN);
-        // Whichever event of the change is looked at, and however late.
+        // Whichever event of the change arrives, and however late.
         let published = |attrs| Lease { attrs, ..own.published.clone() };
         for seen in [at(THERE, VXLAN), wished.clone()] {
             assert_eq!(store.holder(&wished, &published(seen)), Holder::Us);
@@ -66,7 +66,7 @@ async fn a_new_start_takes_the_lease_back() {
         assert_eq!((again.key(), &again.wished), (own.key(), &attrs(VXLAN)));
         assert_eq!(again.published.attrs, at(THERE, VXLAN));
         assert_eq!(only_lease(&store).await, again.published);
-        // Nobody becomes its holder by wishing the address that is published.
+        // Wishing the published address does not make another node the holder.
         let other = bench.handle().await.acquire(&wish(&plain(), &at(THERE, ONE).to_json())).await.unwrap();
         assert_ne!(other.key(), own.key());
     }
@@ -103,7 +103,7 @@ async fn an_update_is_done_once_and_keeps_the_overwritten_address() {
         }
         assert_eq!(updates, 1);
         assert_eq!(only_lease(&store).await, own.published);
-        // Who knows only the wish before has lost it.
+        // A caller that knows only the former wish has lost it.
         let former = Owned { wished: attrs(ONE), ..own };
         assert!(matches!(store.update(&former, &attrs(ONE)).await, Err(StoreError::Lost { .. })));
     }

@@ -1,4 +1,4 @@
-//! Whose a lease is, what it says and for how long.
+//! The holder of a lease, its attributes and its life.
 
 use super::*;
 
@@ -7,9 +7,9 @@ async fn a_new_start_publishes_new_attributes_under_the_old_subnet() {
     for bench in Bench::all() {
         let (store, config) = (bench.handle().await, plain());
         let with_mac = |mac: &str| {
-            format!(
-                r#"{{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
-            )
+            let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+            let start = r#""PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan""#;
+            format!(r#"{{{start},"BackendData":{data}}}"#)
         };
         let first = acquire(&store, &wish(&config, &with_mac("02:00:00:00:00:01"))).await.unwrap();
         let second = acquire(&store, &wish(&config, &with_mac("02:00:00:00:00:02"))).await.unwrap();
@@ -43,7 +43,7 @@ async fn an_update_changes_what_the_lease_says_and_keeps_a_reservation_one() {
             assert_eq!((updated.key, &updated.attrs), (lease.key, &attrs(TWO)));
             assert_eq!(updated.expires.is_none(), expires.is_none());
             assert_eq!(only_lease(&store).await, updated);
-            // Who knows only what it said before has lost it.
+            // A caller that knows only the former attributes has lost it.
             assert!(matches!(update(&store, &lease, &attrs(ONE)).await, Err(StoreError::Lost { .. })));
         }
     }
@@ -62,9 +62,9 @@ async fn a_lease_that_is_not_ours_any_more_is_not_renewed() {
         bench.put_row(&text, "rubbish", later()).await;
         assert_eq!(renew(&store, &lease).await.unwrap_err(), lost("another node wrote to it"));
         bench.put_row(&text, ONE, Some(unix_now())).await;
-        assert_eq!(renew(&store, &lease).await.unwrap_err(), lost("it ran out or was removed"));
+        assert_eq!(renew(&store, &lease).await.unwrap_err(), lost("it expired or was removed"));
         assert!(!store.remove(&lease.key).await.unwrap());
-        assert_eq!(renew(&store, &lease).await.unwrap_err(), lost("it ran out or was removed"));
+        assert_eq!(renew(&store, &lease).await.unwrap_err(), lost("it expired or was removed"));
         assert_eq!(store.leases().await.unwrap(), []);
     }
 }

@@ -1,7 +1,7 @@
 //! Calls to etcd: one connection at a time, to whichever endpoint answers.
 //!
-//! A call that an endpoint leaves without an answer goes to the next one. It may have been carried out
-//! all the same, so whoever changes something by a call must be able to bear it twice.
+//! A call that an endpoint does not answer goes to the next endpoint. The first endpoint may have carried it
+//! out all the same, so every call that writes must be safe to repeat.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -25,13 +25,13 @@ use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 
-/// Patience with a call, divided among the endpoints, and what each gets at least.
+/// Time limit of a call, divided among the endpoints, and the least share of an endpoint.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
-/// A peer that vanished without a word is found out by a ping. etcd closes connections that ping more
-/// often than every 5 s.
+/// Time between two pings, which detect a server that vanished silently. etcd closes connections that ping
+/// more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
-/// More than a page of the largest values that etcd takes by default (1.5 MiB each).
+/// Largest response: more than a page of the largest values that etcd takes by default (1.5 MiB each).
 const LARGEST_ANSWER: usize = 256 << 20;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
@@ -54,11 +54,11 @@ struct Shared {
 /// The connection in use.
 #[derive(Debug, Default)]
 struct Link {
-    /// Which of the endpoints.
+    /// Index of the endpoint.
     endpoint: usize,
     channel: Option<Channel>,
     token: Token,
-    /// Counts connections and tokens, so that of several calls that fail together one replaces them.
+    /// Number of connections and tokens so far: of several calls that fail together, one replaces them.
     generation: u64,
 }
 
@@ -66,12 +66,12 @@ struct Link {
 enum Token {
     #[default]
     Unknown,
-    /// None given, or none wanted: etcd's authentication is off, or knows us by our certificate.
+    /// No token needed: no user is given, etcd's authentication is off, or our certificate identifies us.
     None,
     Some(MetadataValue<Ascii>),
 }
 
-/// What a call goes out with.
+/// A connection, ready for one call.
 #[derive(Clone)]
 struct Line {
     channel: Channel,
@@ -80,24 +80,24 @@ struct Line {
     endpoint: usize,
 }
 
-/// What to do about a call that failed.
+/// Why a call failed, by what to do next.
 enum Failure {
-    /// The endpoint is of no use now.
+    /// The endpoint does not work now: go to the next one.
     Unreachable(String),
-    /// The token is not valid, or one is wanted.
+    /// The token is invalid or missing: get a new one.
     Token(Status),
-    /// An answer.
+    /// An answer: return it.
     Refused(Status),
 }
 
 impl Client {
-    /// Checks the options; connects with the first call.
+    /// Checks the options. The first call connects.
     pub(super) fn new(config: Config) -> Result<Client, EtcdError> {
         let targets = config.targets()?;
         targets.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
         let keys = Keys::new(&config.prefix);
         let shared = Shared { config, targets, keys, link: Mutex::default() };
-        // Files that cannot be read are better known at once; they are read anew for each connection.
+        // Report unreadable files at once; each connection reads them again.
         shared.endpoint(0)?;
         Ok(Client { shared: Arc::new(shared) })
     }
@@ -106,7 +106,7 @@ impl Client {
         &self.shared.keys
     }
 
-    /// One request, one answer.
+    /// Sends one request and returns its answer.
     pub(super) async fn call<Q, A>(
         &self,
         tried: &'static str,
@@ -120,7 +120,7 @@ impl Client {
         self.attempt(tried, |line| send(line, method, request.clone())).await
     }
 
-    /// Opens a watch that ends when its server loses the cluster's leader. Its first response has come.
+    /// Opens a watch that ends when its server loses the cluster's leader. Returns after the first response.
     pub(super) async fn watch(
         &self,
         tried: &'static str,
@@ -129,18 +129,19 @@ impl Client {
         self.attempt(tried, |line| open(line, request.clone())).await
     }
 
-    /// The next connection asks for a new token: a watch is refused without saying why.
+    /// Drops the token, so that the next connection asks for a new one: etcd rejects a watch without the
+    /// reason.
     pub(super) async fn forget_token(&self) {
         self.shared.link.lock().await.token = Token::Unknown;
     }
 
-    /// The endpoint in use, as given.
+    /// Returns the endpoint in use, as given.
     pub(super) async fn endpoint(&self) -> String {
         let endpoint = self.shared.link.lock().await.endpoint;
         self.shared.address(endpoint)
     }
 
-    /// Every endpoint gets a try, and one more is for a connection that has died unnoticed.
+    /// Tries every endpoint once, and one of them again for a connection that has died unnoticed.
     async fn attempt<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         tried: &'static str,
@@ -174,13 +175,13 @@ impl Client {
                 }
             }
         }
-        let (endpoint, answer) = failure.unwrap_or((0, "it wants a new token again and again".into()));
+        let (endpoint, answer) = failure.unwrap_or((0, "it rejected every new token".into()));
         Err(EtcdError::Unreachable { tried, endpoint: shared.address(endpoint), answer })
     }
 }
 
 impl Shared {
-    /// A connection with a token, as far as there is none yet.
+    /// Returns a connection with a token, both made if they do not exist yet.
     async fn line(&self) -> Result<Line, Failure> {
         let mut link = self.link.lock().await;
         let channel = match &link.channel {
@@ -215,7 +216,7 @@ impl Shared {
         }
     }
 
-    /// Away from an endpoint, unless another call has left it already.
+    /// Leaves an endpoint, unless another call has left it already.
     async fn next_endpoint(&self, endpoint: usize, generation: Option<u64>) {
         let mut link = self.link.lock().await;
         if link.endpoint == endpoint && generation.is_none_or(|generation| generation == link.generation) {
@@ -280,7 +281,7 @@ impl Shared {
                 let (config, leases) = (lossy(self.keys.config()), lossy(self.keys.leases()));
                 EtcdError::Denied { tried, endpoint, answer, config, leases }
             }
-            // etcd answers so to a wrong password, and to none.
+            // etcd gives this answer to a wrong password and to a missing one.
             Code::InvalidArgument
                 if answer.contains("authentication failed") || answer.contains("user name") =>
             {
@@ -299,12 +300,12 @@ async fn authenticate(line: Line, name: String, password: String) -> Result<Toke
                 token.set_sensitive(true);
                 Ok(Token::Some(token))
             }
-            Err(_) => Err(Failure::Refused(Status::internal("its token is no text"))),
+            Err(_) => Err(Failure::Refused(Status::internal("its token is not text"))),
         },
         Err(Failure::Refused(status)) if status.message().contains("authentication is not enabled") => {
             Ok(Token::None)
         }
-        // Nothing a new token could mend.
+        // A new token would not help.
         Err(Failure::Token(status)) => Err(Failure::Refused(status)),
         Err(failure) => Err(failure),
     }
@@ -324,7 +325,7 @@ where
 
 async fn open(line: Line, create: WatchCreateRequest) -> Result<Streaming<WatchResponse>, Failure> {
     let mut grpc = ready(&line).await?;
-    // The stream of requests stays open: its end would end the watch.
+    // Keep the stream of requests open: its end would end the watch.
     let requests = stream::iter([WatchRequest { create_request: Some(create) }]).chain(stream::pending());
     let mut request = signed(&line, Request::new(requests));
     request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
@@ -360,7 +361,7 @@ fn classify(status: Status) -> Failure {
     Failure::Refused(status)
 }
 
-/// What a status says, and what lies beneath it.
+/// Returns the message of a status with its causes.
 pub(super) fn explain(status: &Status) -> String {
     match status.source() {
         Some(source) => reason(source),
@@ -368,7 +369,7 @@ pub(super) fn explain(status: &Status) -> String {
     }
 }
 
-/// The chain of an error's causes without the repetitions that transports put on top.
+/// Returns the chain of an error's causes without the repetitions that transports put on top.
 fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut next = Some(error);

@@ -1,4 +1,4 @@
-//! Where etcd is and how to prove who we are: flannel's `--etcd-*` options as one value.
+//! etcd's endpoints and our credentials: flannel's `--etcd-*` options as one value.
 
 use std::path::{Path, PathBuf};
 
@@ -11,23 +11,23 @@ use super::EtcdError;
 const ENDPOINTS: [&str; 2] = ["http://127.0.0.1:4001", "http://127.0.0.1:2379"];
 const PREFIX: &str = "/coreos.com/network";
 
-/// How to reach an etcd cluster. The default is flannel's.
+/// How to reach an etcd cluster. The defaults are flannel's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `http://HOST:PORT`, `https://HOST:PORT` or `HOST:PORT`; tried in order. The scheme of the first
     /// decides for all, as in flannel; without one there is TLS if a TLS file is given.
     pub endpoints: Vec<String>,
-    /// What all keys begin with. May be empty; slashes are cleaned as Go's `path.Join` does.
+    /// The prefix of all keys. May be empty; slashes are cleaned as Go's `path.Join` does.
     pub prefix: String,
-    /// Certificates that the servers must descend from, in PEM; `None`: the system's.
+    /// The certificate authorities of the servers, in PEM; `None`: the system's.
     pub ca_file: Option<PathBuf>,
     /// Our certificate in PEM. Used only together with `key_file`.
     pub cert_file: Option<PathBuf>,
-    /// Its key in PEM.
+    /// The key of our certificate in PEM.
     pub key_file: Option<PathBuf>,
-    /// User of etcd's own authentication; used only together with a password.
+    /// The user of etcd's own authentication; used only together with a password.
     pub username: String,
-    /// Its password.
+    /// The user's password.
     pub password: Option<Secret>,
 }
 
@@ -51,17 +51,18 @@ pub(super) struct Targets {
     /// `http://…` or `https://…`, as the first endpoint says.
     pub(super) addresses: Vec<String>,
     pub(super) tls: bool,
-    /// What was given and is not used.
+    /// Warnings about options that are ignored.
     pub(super) complaints: Vec<String>,
 }
 
 impl Config {
-    /// Checks the endpoints and settles on one scheme.
+    /// Checks the endpoints and chooses one scheme for all.
     pub(super) fn targets(&self) -> Result<Targets, EtcdError> {
         let mut complaints = Vec::new();
         if given(&self.cert_file).is_some() != given(&self.key_file).is_some() {
-            complaints
-                .push("etcd: a client certificate needs both files, its own and its key's; not used".into());
+            complaints.push(
+                "etcd: a client certificate needs both --etcd-certfile and --etcd-keyfile; ignored".into(),
+            );
         }
         let parts: Vec<(Option<bool>, &str)> =
             self.endpoints.iter().map(|endpoint| split(endpoint)).collect::<Result<_, _>>()?;
@@ -73,40 +74,40 @@ impl Config {
         let scheme = if tls { "https" } else { "http" };
         if parts.iter().any(|(wish, _)| wish.is_some_and(|wish| wish != tls)) {
             complaints
-                .push(format!("etcd: endpoints of two schemes; the first decides, so all are {scheme}"));
+                .push(format!("etcd: endpoints mix http and https; the first decides, so all use {scheme}"));
         }
         if files && !tls {
-            complaints.push("etcd: the first endpoint is http, so the TLS files are not used".into());
+            complaints.push("etcd: the first endpoint is http; TLS files ignored".into());
         }
         if self.username.is_empty() != self.password.is_none() {
-            complaints.push("etcd: a user name needs a password and the reverse; neither is used".into());
+            complaints.push("etcd: a user name needs a password and vice versa; both ignored".into());
         }
         let addresses = parts.into_iter().map(|(_, host)| format!("{scheme}://{host}")).collect();
         Ok(Targets { addresses, tls, complaints })
     }
 
-    /// Certificates that the servers must descend from.
+    /// Returns the file of the servers' certificate authorities.
     pub(super) fn authority_file(&self) -> Option<&Path> {
         given(&self.ca_file)
     }
 
-    /// Our certificate and its key, if both are given.
+    /// Returns our certificate and its key, if both are given.
     pub(super) fn identity_files(&self) -> Option<(&Path, &Path)> {
         given(&self.cert_file).zip(given(&self.key_file))
     }
 
-    /// User and password, if both are given.
+    /// Returns user and password, if both are given.
     pub(super) fn user(&self) -> Option<(&str, &Secret)> {
         self.password.as_ref().filter(|_| !self.username.is_empty()).map(|secret| (&*self.username, secret))
     }
 }
 
-/// Unit files write an empty value for "none".
+/// Returns the path unless it is empty, which is how unit files write "none".
 fn given(path: &Option<PathBuf>) -> Option<&Path> {
     path.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Whether an endpoint asks for TLS, and its `HOST:PORT`.
+/// Splits an endpoint into whether it asks for TLS and `HOST:PORT`.
 fn split(endpoint: &str) -> Result<(Option<bool>, &str), EtcdError> {
     let text = endpoint.trim();
     let (tls, host) = match text.split_once("://") {
@@ -116,7 +117,7 @@ fn split(endpoint: &str) -> Result<(Option<bool>, &str), EtcdError> {
         None => (None, text),
     };
     if host.contains('@') {
-        // Not repeated: what stands before the sign may be a password.
+        // Without the text: a password may stand before the @.
         return Err(unusable("", "a user in an endpoint is not supported; write --etcd-username"));
     }
     let host = host.strip_suffix('/').unwrap_or(host);

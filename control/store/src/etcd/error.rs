@@ -1,77 +1,77 @@
-//! What etcd can answer instead: each one line, with what to do next and no secret in it.
+//! The errors of etcd: each one line, with what to do next and no secret in it.
 
 /// Why etcd did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EtcdError {
-    /// An option that cannot be used.
+    /// An unusable option.
     #[error("etcd: {option} {value:?}: {problem}")]
     Option {
-        /// As on flanneld's command line.
+        /// The option as flanneld spells it.
         option: &'static str,
-        /// As given.
+        /// The value as given.
         value: String,
-        /// What is wrong, and what to write instead.
+        /// The problem, and what to write instead.
         problem: String,
     },
     /// No endpoint answered in time.
-    #[error("etcd: cannot {tried}: {endpoint}: {answer}; see that etcd runs there and can be reached")]
+    #[error("etcd: cannot {tried}: {endpoint}: {answer}; check that etcd runs there and can be reached")]
     Unreachable {
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// The last one that was asked.
+        /// The last endpoint that was asked.
         endpoint: String,
-        /// What the system said.
+        /// The system's answer.
         answer: String,
     },
-    /// etcd does not let us.
+    /// etcd denied access.
     #[error(
-        "etcd: cannot {tried}: {endpoint}: {answer}; see the user name, the password, and that the user's \
-         roles allow to read {config} and to read and write the prefix {leases}"
+        "etcd: cannot {tried}: {endpoint}: {answer}; check the user name, the password, and that the \
+         user's roles allow reading {config} and reading and writing the prefix {leases}"
     )]
     Denied {
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// Who was asked.
+        /// The endpoint that was asked.
         endpoint: String,
-        /// What it said.
+        /// The endpoint's answer.
         answer: String,
-        /// Key of the configuration.
+        /// The key of the configuration.
         config: String,
-        /// What the keys of all leases begin with.
+        /// The prefix of all leases' keys.
         leases: String,
     },
     /// Any other refusal.
-    #[error("etcd: cannot {tried}: {endpoint}: {answer}; etcd's log says more")]
+    #[error("etcd: cannot {tried}: {endpoint}: {answer}; etcd's log has the details")]
     Refused {
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// Who was asked.
+        /// The endpoint that was asked.
         endpoint: String,
-        /// What it said.
+        /// The endpoint's answer.
         answer: String,
     },
-    /// What we looked at was compacted meanwhile.
-    #[error("etcd: cannot {tried}: the revision was compacted; try again")]
+    /// The revision that was asked for has been compacted meanwhile.
+    #[error("etcd: cannot {tried}: the revision was compacted; the leases have to be listed again")]
     Compacted {
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
     },
-    /// Other nodes were faster each time.
-    #[error("etcd: no lease: other nodes took each subnet that was chosen, {rounds} times; try again")]
+    /// Other nodes were faster in every attempt.
+    #[error("etcd: no lease: other nodes were faster in all {rounds} attempts; try again")]
     Contended {
-        /// How often it was tried.
+        /// The number of attempts.
         rounds: u32,
     },
     /// A network without IPv4.
     #[error(
-        "etcd: an IPv6-only network cannot be kept here, because stock flannel nodes cannot read its keys; \
-         set Network beside IPv6Network, or use another store"
+        "etcd: an IPv6-only network cannot be stored in etcd, because stock flannel nodes cannot read \
+         its keys; set Network beside IPv6Network, or use another store"
     )]
     Ipv6Only,
 }
 
 impl EtcdError {
-    /// Whether it may be gone at the next try, without a change of our own options.
+    /// Returns true if the next attempt may succeed without a change of our own options.
     pub fn is_passing(&self) -> bool {
         !matches!(self, EtcdError::Option { .. } | EtcdError::Ipv6Only)
     }

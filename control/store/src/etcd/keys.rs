@@ -1,4 +1,4 @@
-//! Where flannel keeps what: `<prefix>/config` and `<prefix>/subnets/<key>`.
+//! flannel's keys: `<prefix>/config` and `<prefix>/subnets/<key>`.
 
 use model::lease::SubnetKey;
 
@@ -6,7 +6,7 @@ use model::lease::SubnetKey;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Keys {
     config: String,
-    /// Without a slash at its end: stock nodes list and watch `…/subnets` as a bare prefix.
+    /// Without a trailing slash: stock nodes list and watch `…/subnets` as a bare prefix.
     subnets: String,
 }
 
@@ -19,12 +19,12 @@ impl Keys {
         self.config.as_bytes()
     }
 
-    /// First key of the leases' range.
+    /// Returns the first key of the leases' range.
     pub(super) fn leases(&self) -> &[u8] {
         self.subnets.as_bytes()
     }
 
-    /// First key behind it.
+    /// Returns the first key after the leases' range.
     pub(super) fn leases_end(&self) -> Vec<u8> {
         let mut end = self.subnets.clone().into_bytes();
         // The name ends in `s`, so the last byte can be raised.
@@ -38,15 +38,15 @@ impl Keys {
         format!("{}/{key}", self.subnets).into_bytes()
     }
 
-    /// What is left of a stored key without the part that all have in common. A key that merely begins
-    /// like ours comes back whole, and then does not pass for a lease.
+    /// Returns a stored key without the part that all leases' keys share. A key that merely begins like ours
+    /// is returned whole, and then does not parse as a lease's.
     pub(super) fn tail(&self, key: &[u8]) -> String {
         let below = key.strip_prefix(self.leases()).and_then(|rest| rest.strip_prefix(b"/"));
         String::from_utf8_lossy(below.unwrap_or(key)).into_owned()
     }
 }
 
-/// As Go's `path.Join(prefix, name)`, by which flannel makes its keys.
+/// Joins two parts as Go's `path.Join` does, by which flannel makes its keys.
 fn join(prefix: &str, name: &str) -> String {
     let rooted = prefix.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();

@@ -1,4 +1,4 @@
-//! All leases, page by page. Each entry is understood on its own: a broken one spoils no other.
+//! Lists all leases, page by page. Each entry is read on its own: a broken one affects no other.
 
 use std::collections::BTreeMap;
 
@@ -11,26 +11,26 @@ use super::keys::Keys;
 use super::messages::{KeyValue, RangeRequest, RangeResponse};
 use crate::rows::{self, Row};
 
-/// Entries a page: with the largest values that etcd takes by default, 1.5 MiB, a page is 192 MiB.
+/// Entries per page: with the largest values that etcd takes by default, 1.5 MiB, a page is 192 MiB.
 const PAGE: i64 = 128;
-/// How often to begin again when what we list is compacted meanwhile.
+/// How often to start over when the revision is compacted meanwhile.
 const RESTARTS: u32 = 3;
-/// No lease is larger; what is, is not kept in memory.
+/// Longest value of a lease; a longer one is not kept in memory.
 const LONGEST_VALUE: usize = 64 << 10;
-/// The longest key of a lease is shorter by far.
+/// Longest key to print whole; a lease's is shorter by far.
 const LONGEST_KEY: usize = 256;
-/// More complaints than these are not told one by one.
+/// Most complaints to log one by one.
 const MOST_COMPLAINTS: usize = 1000;
 
 /// The leases as of one revision.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     pub(super) leases: Vec<Lease>,
-    /// How each of them is stored.
+    /// How each lease is stored.
     pub(super) stored: BTreeMap<SubnetKey, Stored>,
-    /// Subnets that are named by an entry of no other use.
+    /// Subnets of unreadable entries.
     pub(super) unreadable: Vec<SubnetKey>,
-    /// What is wrong with an entry, by the entry's key.
+    /// The problem of each unreadable entry, by the entry's key.
     pub(super) complaints: BTreeMap<String, String>,
     pub(super) revision: i64,
 }
@@ -38,24 +38,24 @@ pub(super) struct Listing {
 /// How a key is stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Stored {
-    /// Id of its etcd lease; 0 for a reservation.
+    /// Id of the key's etcd lease; 0 for a reservation.
     pub(super) lease: i64,
-    /// Revision of its last change.
+    /// Revision of the key's last change.
     pub(super) modified: i64,
 }
 
-/// One entry, understood.
+/// One entry, as it was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Lease(Lease),
-    /// No lease, and why; but it may name a subnet, which is held then.
+    /// Not a lease. If its key names a subnet, that subnet is held.
     Broken {
         held: Option<SubnetKey>,
         complaint: String,
     },
 }
 
-/// What was said about broken entries, so that it is said once.
+/// Complaints about broken entries that have been logged, so that each is logged once.
 #[derive(Debug, Default)]
 pub(super) struct Complaints(BTreeMap<String, String>);
 
@@ -65,21 +65,21 @@ impl Stored {
     }
 }
 
-/// Reads the leases, all of one revision.
+/// Lists the leases, all of one revision.
 pub(super) async fn all(
     client: &Client,
     tried: &'static str,
     end: impl Fn(i64) -> Option<u64>,
 ) -> Result<Listing, EtcdError> {
     let mut restarts = 0;
-    'anew: loop {
+    'restart: loop {
         let mut listing = Listing::default();
         let mut page = Page::first(client.keys());
         loop {
             let answer = match page.read(client, tried, false).await {
                 Err(EtcdError::Compacted { .. }) if restarts < RESTARTS => {
                     restarts += 1;
-                    continue 'anew;
+                    continue 'restart;
                 }
                 answer => answer?,
             };
@@ -94,7 +94,7 @@ pub(super) async fn all(
     }
 }
 
-/// Every subnet that a key names, and the revision that created the key.
+/// Lists every subnet that a key names, with the revision that created the key.
 pub(super) async fn keys(client: &Client, tried: &'static str) -> Result<Vec<(SubnetKey, i64)>, EtcdError> {
     let mut found = Vec::new();
     let mut page = Page::first(client.keys());
@@ -108,7 +108,7 @@ pub(super) async fn keys(client: &Client, tried: &'static str) -> Result<Vec<(Su
     }
 }
 
-/// Reads one entry. `end` knows when an etcd lease runs out.
+/// Reads one entry. `end` returns the expiry of an etcd lease.
 pub(super) fn understand(keys: &Keys, kv: &KeyValue, end: impl Fn(i64) -> Option<u64>) -> Entry {
     let key = name(keys, kv);
     let held = key.parse::<SubnetKey>().ok();
@@ -119,8 +119,7 @@ pub(super) fn understand(keys: &Keys, kv: &KeyValue, end: impl Fn(i64) -> Option
         };
     }
     if kv.value.len() > LONGEST_VALUE {
-        let complaint =
-            format!("row {key}: a value of {} bytes, and a lease has some hundred", kv.value.len());
+        let complaint = format!("row {key}: a value of {} bytes; a lease has a few hundred", kv.value.len());
         return Entry::Broken { held, complaint };
     }
     if held.is_some_and(|held| !held.is_readable_by_flannel()) {
@@ -138,7 +137,7 @@ pub(super) fn understand(keys: &Keys, kv: &KeyValue, end: impl Fn(i64) -> Option
     }
 }
 
-/// A key as complaints call it.
+/// Returns a key as complaints print it.
 pub(super) fn name(keys: &Keys, kv: &KeyValue) -> String {
     if kv.key.len() <= LONGEST_KEY {
         return keys.tail(&kv.key);
@@ -163,7 +162,7 @@ impl Listing {
 }
 
 impl Complaints {
-    /// After a listing: warns of what is new, forgets what is gone.
+    /// Takes over the complaints of a listing: logs the new ones, drops those that are gone.
     pub(super) fn replace(&mut self, current: &BTreeMap<String, String>) {
         self.0.retain(|name, _| current.contains_key(name));
         for (name, complaint) in current {
@@ -177,7 +176,9 @@ impl Complaints {
         }
         match self.0.len() {
             ..MOST_COMPLAINTS => tracing::warn!("lease store: {complaint}; skipped"),
-            MOST_COMPLAINTS => tracing::warn!("lease store: and more entries that make no sense; skipped"),
+            MOST_COMPLAINTS => {
+                tracing::warn!("lease store: further unreadable entries; skipped, not logged one by one")
+            }
             _ => return,
         }
         self.0.insert(name.to_owned(), complaint.to_owned());
@@ -210,11 +211,11 @@ impl Page {
         }
         match answer.kvs.last() {
             Some(last) => {
-                // The next key there can be.
+                // The next possible key.
                 self.0.key = last.key.clone();
                 self.0.key.push(0);
             }
-            // A page without entries is the last one, whatever it says.
+            // A page without entries is the last one, even if etcd announces more.
             None => answer.more = false,
         }
         Ok(answer)

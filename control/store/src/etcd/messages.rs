@@ -20,7 +20,7 @@ pub(super) struct KeyValue {
     pub(super) mod_revision: i64,
     #[prost(bytes = "vec", tag = "5")]
     pub(super) value: Vec<u8>,
-    /// 0: none, the key never runs out.
+    /// 0: none, the key never expires.
     #[prost(int64, tag = "6")]
     pub(super) lease: i64,
 }
@@ -29,7 +29,7 @@ pub(super) struct KeyValue {
 pub(super) struct RangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
-    /// First key behind the range; empty: the one key.
+    /// First key after the range; empty: the one key.
     #[prost(bytes = "vec", tag = "2")]
     pub(super) range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
@@ -121,7 +121,7 @@ pub(super) struct TxnResponse {
     pub(super) succeeded: bool,
 }
 
-/// An answer in which nothing interests us.
+/// An answer without a field that we read.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Done {}
 
@@ -176,7 +176,7 @@ pub(super) struct AuthenticateResponse {
     pub(super) token: String,
 }
 
-/// Its only member of a `oneof` that we send.
+/// The only member of a `oneof` that we send.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchRequest {
     #[prost(message, optional, tag = "1")]
@@ -206,7 +206,7 @@ pub(super) struct WatchResponse {
     pub(super) created: bool,
     #[prost(bool, tag = "4")]
     pub(super) canceled: bool,
-    /// Not 0: what was asked for is compacted, this is the oldest there is.
+    /// If not 0, the revision asked for is compacted, and this is the oldest one left.
     #[prost(int64, tag = "5")]
     pub(super) compact_revision: i64,
     #[prost(string, tag = "6")]

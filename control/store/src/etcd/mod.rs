@@ -1,15 +1,15 @@
 //! The store that flannel clusters use: etcd v3, every key and value as flannel writes it.
 //!
-//! etcd ends leases by itself and says so in the watch. When one ends costs a call to find out, so only
-//! the list of all leases asks for all ends. Elsewhere the lease that this handle holds has its true end, and
-//! another node's the latest there can be: a full life from now.
+//! etcd expires leases by itself and reports that in the watch. An expiry costs a call to find out, so only
+//! the list of all leases asks for all of them. Elsewhere the lease that this handle holds has its true
+//! expiry, and another node's the latest possible one: a full life from now.
 //!
 //! ```text
 //! config    flannel's --etcd-* options
 //! keys      prefix, configuration, leases
 //! messages  etcd's protocol
 //! client    calls, fail-over, tokens
-//! list      all leases, page by page, each entry understood on its own
+//! list      all leases, page by page, each entry read on its own
 //! watch     from etcd's events to ours
 //! ```
 
@@ -43,12 +43,12 @@ use watch::Follower;
 pub use config::Config;
 pub use error::EtcdError;
 
-/// How often to choose anew after another node was faster. flannel means 10, which is too few when
-/// thousands of nodes start at once and choose among the same hundred subnets.
+/// Attempts to acquire a lease while other nodes are faster. flannel makes 10, too few when thousands of
+/// nodes start at once and choose among the same hundred subnets.
 const ROUNDS: u32 = 40;
-/// Longest random pause between two rounds.
+/// Longest random pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// How many ends of leases to ask for at a time.
+/// How many expiries to ask for at a time.
 const PARALLEL: usize = 16;
 /// How many of our own grants to remember.
 const GRANTS: usize = 16;
@@ -76,21 +76,21 @@ pub struct Etcd {
 /// What a handle remembers.
 #[derive(Debug, Default)]
 struct Memory {
-    /// The lease that it acquired last.
+    /// The lease that was acquired last.
     own: Option<SubnetKey>,
-    /// Ends of the etcd leases that it was granted, by their ids. The newest few.
+    /// Expiries of the newest few etcd leases that were granted to us, by their ids.
     ends: BTreeMap<i64, u64>,
     complaints: Complaints,
 }
 
 impl Etcd {
-    /// Checks the options and reads the TLS files. The cluster need not be there yet: it is asked by the
-    /// first call.
+    /// Checks the options and reads the TLS files. The cluster need not be up yet: the first call connects to
+    /// it.
     pub fn open(config: Config) -> Result<Etcd, EtcdError> {
         Ok(Etcd { client: Client::new(config)?, memory: Arc::default(), ttl: LEASE_TTL })
     }
 
-    /// The same store with leases of another length from now on.
+    /// Changes the life of leases granted from now on.
     pub fn with_ttl(self, ttl: Duration) -> Etcd {
         Etcd { ttl, ..self }
     }
@@ -134,7 +134,7 @@ impl Etcd {
             let key = self.client.keys().lease(&lease.key);
             let request = RangeRequest { key, ..RangeRequest::default() };
             let answer: RangeResponse = self.client.call(RENEW, RANGE, &request).await?;
-            let kv = answer.kvs.first().ok_or_else(|| lost("it ran out or was removed"))?;
+            let kv = answer.kvs.first().ok_or_else(|| lost("it expired or was removed"))?;
             let attrs = std::str::from_utf8(&kv.value).ok().and_then(|text| LeaseAttrs::parse(text).ok());
             if attrs.as_ref() != Some(&lease.attrs) {
                 return Err(lost("another node wrote to it"));
@@ -177,7 +177,8 @@ impl Etcd {
         Watch::start(Follower::new(self.clone()))
     }
 
-    /// One round: list, decide, write if nothing that was decided upon has changed. `None`: it has.
+    /// Makes one attempt: lists, decides, and writes if nothing that the decision rests on has changed, else
+    /// `None`.
     async fn try_acquire(&self, wish: &Wish<'_>) -> Result<Option<Lease>, StoreError> {
         let listing = self.list(ACQUIRE).await?;
         let decision = allocator::decide(wish, &listing.leases, &listing.unreadable, &mut rand::rng())?;
@@ -200,7 +201,7 @@ impl Etcd {
     }
 
     /// Stores `lease` for a new full life if the key is still as `stored` says, `None` meaning absent. A
-    /// reservation stays one. Gives the lease and how it is stored now; `None` if the key has changed.
+    /// reservation stays one. Returns the lease and how it is stored now; `None` if the key has changed.
     async fn write(
         &self,
         tried: &'static str,
@@ -223,7 +224,7 @@ impl Etcd {
         Ok(answer.succeeded.then_some((written, Stored { lease: id, modified })))
     }
 
-    /// Deletes a key unless it has changed; whether it is gone.
+    /// Deletes a key unless it has changed. Returns true if it is gone.
     async fn delete(&self, key: &SubnetKey, stored: &Stored) -> Result<bool, EtcdError> {
         let key = self.client.keys().lease(key);
         let guard = unchanged(&key, stored.modified);
@@ -245,7 +246,7 @@ impl Etcd {
         self.client.call(tried, TXN, &request).await
     }
 
-    /// A new etcd lease: its id and its end.
+    /// Asks for a new etcd lease and returns its id and its expiry.
     async fn grant(&self, tried: &'static str) -> Result<(i64, u64), EtcdError> {
         let now = unix_now();
         let request = LeaseGrantRequest { ttl: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX) };
@@ -260,8 +261,8 @@ impl Etcd {
         Ok((granted.id, end))
     }
 
-    /// Gives an etcd lease back that no key needs any more. With keys it is left alone: they would go too,
-    /// be it that an administrator hung several on one lease, or that a write of ours succeeded after all.
+    /// Revokes an etcd lease that no key needs any more. One with keys is left alone, because they would be
+    /// deleted too: an administrator may have attached several, or a write of ours succeeded after all.
     async fn retire(&self, tried: &'static str, id: i64) {
         if id == 0 {
             return;
@@ -275,11 +276,11 @@ impl Etcd {
             Ok::<(), EtcdError>(())
         };
         if let Err(error) = retired.await {
-            tracing::debug!("an etcd lease of ours stays until it runs out: {error}");
+            tracing::debug!("cannot revoke an etcd lease of ours, left to expire: {error}");
         }
     }
 
-    /// When an etcd lease ends.
+    /// Returns the expiry of an etcd lease.
     async fn end(&self, tried: &'static str, id: i64) -> Result<u64, EtcdError> {
         let known = self.lock().ends.get(&id).copied();
         if let Some(end) = known {
@@ -290,8 +291,8 @@ impl Etcd {
         Ok(unix_now().saturating_add(left.ttl.max(0).unsigned_abs()))
     }
 
-    /// Whether an overlapping key is older than ours of `revision`. Of two nodes that write such keys at
-    /// once the younger finds the older and gives way; a stock node looks for none.
+    /// Returns true if an overlapping key is older than ours of `revision`. Of two nodes that write such keys
+    /// at once, the one with the younger key finds the older and gives way; a stock node does not look.
     async fn is_late(&self, key: &SubnetKey, revision: i64) -> Result<bool, EtcdError> {
         let others = list::keys(&self.client, ACQUIRE).await?;
         Ok(others.into_iter().any(|(other, created)| other.overlaps(key) && created < revision))
@@ -303,7 +304,7 @@ impl Etcd {
         Ok(listing)
     }
 
-    /// The end of an etcd lease as far as it is known without a call.
+    /// Returns the expiry of an etcd lease as far as it is known without a call.
     fn likely_end(&self, id: i64) -> Option<u64> {
         let known = || self.lock().ends.get(&id).copied();
         (id != 0).then(|| known().unwrap_or_else(|| unix_now().saturating_add(LEASE_TTL.as_secs())))

@@ -1,4 +1,4 @@
-//! Against a real etcd: what only a cluster can go through.
+//! Cases of a cluster alone, against a real etcd.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,8 +16,15 @@ use crate::{Cause, Event, Watch};
 const PREFIX: &str = "/coreos.com/network";
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
 const TWO: &str = r#"{"PublicIP":"192.0.2.2","PublicIPv6":null}"#;
-const VXLAN: &str = r#"{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#;
-const WIREGUARD: &str = r#"{"PublicIP":"192.0.2.8","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXoxMjM0NTY=","Port":51820}}"#;
+const VXLAN: &str = concat!(
+    r#"{"PublicIP":"192.0.2.7","PublicIPv6":"2001:db8::7","BackendType":"vxlan","#,
+    r#""BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"#,
+    r#""BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#
+);
+const WIREGUARD: &str = concat!(
+    r#"{"PublicIP":"192.0.2.8","PublicIPv6":null,"BackendType":"wireguard","#,
+    r#""BackendData":{"PublicKey":"YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXoxMjM0NTY=","Port":51820}}"#
+);
 
 /// Writes a row as an administrator would, for the contract's cases: below the default prefix, with an
 /// etcd lease that ends at `expires`; one that has ended leaves no row.
@@ -43,7 +50,7 @@ async fn put(server: &Server, key: &[u8], value: &[u8], expires: Option<u64>) {
     let Done {} = client.call("test", PUT, &request).await.unwrap();
 }
 
-/// How to reach it.
+/// How to reach the server.
 pub(crate) fn config(server: &Server) -> Config {
     Config { endpoints: vec![server.endpoint()], ..Config::default() }
 }
@@ -85,13 +92,13 @@ fn grants(server: &Server) -> BTreeSet<String> {
     server.etcdctl(&["lease", "list"]).lines().skip(1).map(str::to_owned).collect()
 }
 
-/// One line that says what to do and tells no secret.
 fn revision(server: &Server) -> String {
     let status = server.etcdctl(&["endpoint", "status", "-w", "json"]);
     let revision = status.split("\"revision\":").nth(1).unwrap();
     revision.chars().take_while(char::is_ascii_digit).collect()
 }
 
+/// One line that says what to do and holds no secret.
 fn assert_clear(error: &impl std::fmt::Display) {
     let line = error.to_string();
     assert!(!line.contains('\n') && line.starts_with("etcd") && !line.contains("s3cret"), "{line}");
@@ -116,7 +123,7 @@ async fn keys_and_values_are_flannels_to_the_byte() {
     }
     expected.sort();
     assert_eq!(stored(&server, ""), expected);
-    // Each with a lease of a day of its own.
+    // Each has its own lease of a day.
     let grants = grants(&server);
     assert_eq!(grants.len(), 3);
     for id in grants {
@@ -272,7 +279,7 @@ async fn nodes_of_both_kinds_that_race_for_few_subnets() {
         assert!(leases[..index].iter().all(|other| !other.key.overlaps(&lease.key)), "{}", lease.key);
     }
     assert_eq!(stored(&server, PREFIX).len(), 24);
-    // What was granted for a lost race was given back.
+    // Grants for a lost race were revoked.
     assert_eq!(grants(&server).len(), 24);
 }
 
@@ -293,7 +300,7 @@ async fn the_younger_of_two_overlapping_keys_gives_way() {
     let (_, second) = store.write("test", &younger, None).await.unwrap().unwrap();
     assert!(!store.is_late(&older.key, first.modified).await.unwrap());
     assert!(store.is_late(&younger.key, second.modified).await.unwrap());
-    // And a write under an existing key is refused.
+    // And a write under an existing key is rejected.
     assert_eq!(store.write("test", &older, None).await.unwrap(), None);
     assert_eq!(grants(&server).len(), 2);
 }
@@ -545,7 +552,7 @@ async fn an_endpoint_that_is_down_is_passed_over() {
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", dead.local_addr().unwrap());
     drop(dead);
-    // Not one cluster, so that it shows who answered.
+    // Two clusters, so that the answer shows who gave it.
     let endpoints = vec![address, one.endpoint(), two.endpoint()];
     let store = Etcd::open(Config { endpoints, ..Config::default() }).unwrap();
     store.set_net_config("one").await.unwrap();
@@ -620,7 +627,7 @@ async fn ten_thousand_leases_and_a_thousand_changes() {
     }
     assert_eq!(changed.len(), 1_000);
     assert_eq!(store.leases().await.unwrap().len(), 10_000);
-    // One more finds its place among them.
+    // One more lease fits among them.
     let tight = network(r#""Network":"10.3.0.0/16","SubnetLen":30"#);
     let lease = store.acquire(&wish(&tight, VXLAN)).await.unwrap();
     assert!(lease.subnet().unwrap().ip().octets()[2] >= 156, "{}", lease.key);

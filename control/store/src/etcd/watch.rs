@@ -14,12 +14,12 @@ use crate::{Cause, Event, StoreError};
 
 const TRIED: &str = "watch the leases";
 
-/// What was seen so far.
+/// The state of a watch.
 pub(super) struct Follower {
     store: Etcd,
-    /// Subnets that the reader of the events knows to be held.
+    /// Subnets that the receiver of the events takes as held.
     known: BTreeSet<SubnetKey>,
-    /// First revision not yet seen; `None`: list them all.
+    /// First revision not yet seen; `None`: list all leases.
     next: Option<i64>,
 }
 
@@ -37,8 +37,8 @@ impl Follower {
         let request = WatchCreateRequest {
             key: keys.leases().to_vec(),
             range_end: keys.leases_end(),
-            // One before what is next: where that is a removal and was just compacted, etcd would leave it out in
-            // silence (etcd-io/etcd#18089, mended in 2024), but not what is older.
+            // One before what is next: where that is a removal and was just compacted, etcd would leave it
+            // out in silence (etcd-io/etcd#18089, fixed in 2024), but not what is older.
             start_revision: (start - 1).max(1),
             progress_notify: true,
             fragment: true,
@@ -47,7 +47,7 @@ impl Follower {
         loop {
             let response = match responses.message().await {
                 Ok(Some(response)) => response,
-                Ok(None) => return Err(self.broken("it ended the watch".to_owned()).await),
+                Ok(None) => return Err(self.broken("the server ended the watch".to_owned()).await),
                 Err(status) => return Err(self.broken(explain(&status)).await),
             };
             if response.canceled {
@@ -58,7 +58,7 @@ impl Follower {
         }
     }
 
-    /// A snapshot; gives the revision from which to watch.
+    /// Sends a snapshot and returns the revision to watch from.
     async fn list(&mut self, sink: &mut Sink) -> Result<i64, Halt> {
         let mut listing = self.store.list(TRIED).await?;
         let own = self.store.lock().own;
@@ -86,10 +86,10 @@ impl Follower {
             self.handle(sink, event).await?;
         }
         self.next = match last {
-            // The rest of this revision is to come: after a break, all of it again.
+            // The rest of this revision is to come: after a failure, all of it again.
             Some(last) if response.fragment => self.next.max(Some(last)),
             Some(last) => self.next.max(Some(last + 1)),
-            // What comes first says where the cluster is, not where we are.
+            // The first response carries the cluster's revision, not ours.
             None if response.created || response.fragment => self.next,
             // A progress report: everything up to here was delivered.
             None => self.next.max(Some(revision + 1)),
@@ -112,7 +112,7 @@ impl Follower {
             Entry::Lease(mut lease) => {
                 self.store.lock().complaints.remove(&name(keys, kv));
                 if kv.lease != 0 && self.store.lock().own == Some(lease.key) {
-                    // A lease that is gone by now has its removal on the way.
+                    // If the lease is gone by now, its removal is on the way.
                     lease.expires = self.store.end(TRIED, kv.lease).await.ok().or(lease.expires);
                 }
                 self.known.insert(lease.key);
@@ -131,7 +131,7 @@ impl Follower {
         self.gone(sink, kv).await
     }
 
-    /// What is stored under this key is no lease any more, if it was one.
+    /// Sends the removal of the lease that this key held, if it held one.
     async fn gone(&mut self, sink: &mut Sink, kv: &KeyValue) -> Result<(), Halt> {
         let keys = self.store.client.keys();
         let key = keys.tail(&kv.key).parse::<SubnetKey>().ok();
@@ -145,7 +145,7 @@ impl Follower {
         if response.compact_revision != 0 {
             return EtcdError::Compacted { tried: TRIED }.into();
         }
-        // An old token is among the reasons, and is not always named.
+        // An old token may be the reason, which etcd does not always name.
         self.store.client.forget_token().await;
         let endpoint = self.store.client.endpoint().await;
         let answer = response.cancel_reason;

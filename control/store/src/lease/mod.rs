@@ -1,9 +1,10 @@
-//! The life of a lease, decided without a clock, a random source or a store: all three are arguments.
+//! The life of a lease, decided without a clock, a random source or a store of its own: all three are
+//! arguments.
 //!
 //! ```text
-//! allocator   which subnet a node gets, given all that are held
+//! allocator   which subnet a node gets, given all held ones
 //! renewal     when to renew, retry or start over
-//! ledger      the peers, out of snapshots and single changes
+//! ledger      the set of peers, from snapshots and single changes
 //! ```
 
 pub mod allocator;
@@ -13,12 +14,12 @@ pub mod renewal;
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 
-/// What a node asks a store for.
+/// A node's request for a lease.
 #[derive(Debug, Clone)]
 pub struct Wish<'a> {
     /// The pools to choose from.
     pub config: &'a NetConfig,
-    /// What to publish. The public address in it also finds the lease of an earlier run.
+    /// The attributes to publish. Their public address also finds the lease of an earlier run.
     pub attrs: LeaseAttrs,
     /// The subnets of an earlier run as `subnet.env` recorded them.
     pub previous: Option<SubnetKey>,
@@ -27,28 +28,28 @@ pub struct Wish<'a> {
 /// One change of the set of leases, our own among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// All leases there are; whatever is not among them is gone.
+    /// All leases; any other lease is gone.
     Snapshot(Vec<Lease>),
-    /// A lease that is new, or whose attributes or expiry are.
+    /// A lease that is new, or has new attributes or a new expiry.
     Put(Lease),
-    /// A lease that was given up or ran out.
+    /// A lease that was removed or has expired.
     Removed(SubnetKey),
 }
 
-/// Our own lease: what is stored, and what we asked for. The two may differ: an administrator may overwrite the public
-/// address (flannel's `public-ip-overwrite`), and then the peers have to use that one.
+/// Our own lease, as stored and as asked for. The two may differ: an administrator may overwrite the public
+/// address (flannel's `public-ip-overwrite`), and then the peers have to use the administrator's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned {
-    /// As it is stored: what the peers see.
+    /// The lease as stored, which is what the peers see.
     pub published: Lease,
-    /// What this node asked to publish.
+    /// The attributes that this node asked to publish.
     pub wished: LeaseAttrs,
 }
 
-/// Who holds a lease that is stored under our key.
+/// The holder of a lease that is stored under our key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// We, even if what is published differs from what we wished.
+    /// We, even if the published attributes differ from the wish.
     Us,
     /// Another daemon that publishes our address.
     Rival,
@@ -57,20 +58,20 @@ pub enum Holder {
 }
 
 impl Owned {
-    /// A lease that is published as it was wished.
+    /// Makes our own lease of one that is published as wished.
     pub fn as_wished(published: Lease) -> Owned {
         let wished = published.attrs.clone();
         Owned { published, wished }
     }
 
-    /// Its subnets.
+    /// Returns the subnets.
     pub fn key(&self) -> SubnetKey {
         self.published.key
     }
 }
 
-/// Says who holds a lease with the attributes `stored`, where nobody but its holder writes to a lease: it is ours if
-/// it says what we wished.
+/// Returns the holder of a lease with the attributes `stored`, in a store where only its holder writes to a
+/// lease: it is ours if it has the attributes that we wished.
 pub(crate) fn holder(wished: &LeaseAttrs, stored: &LeaseAttrs) -> Holder {
     if wished == stored {
         Holder::Us

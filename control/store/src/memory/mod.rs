@@ -1,7 +1,7 @@
-//! The fake: the same promises as the real stores, gone with the process.
+//! The fake store: it keeps the same promises as the real ones and ends with the process.
 //!
-//! It can do what an administrator does to a node of Kubernetes: publish another address than the node wished. Rows
-//! hold wishes; whoever reads them sees what is published.
+//! Like an administrator of Kubernetes, a test can publish another address than the node wished. Rows hold
+//! the wishes; all readers get the published attributes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,7 +25,7 @@ pub struct Memory {
     ttl: Duration,
 }
 
-/// What a watch needs of it.
+/// A poller's source.
 struct Changes {
     shared: Arc<Shared>,
     revisions: watch::Receiver<u64>,
@@ -41,14 +41,14 @@ struct Shared {
 struct Contents {
     config: Option<String>,
     rows: BTreeMap<String, Row>,
-    /// The address to publish for the node of a key; `None` where that was taken back. A node with an entry is known
-    /// by its key, as in Kubernetes by its name, and no longer by its address.
+    /// The address to publish for the node of a key; `None` after that was taken back. A node with an entry
+    /// is identified by its key, as in Kubernetes by its name, and no longer by its address.
     overwrites: BTreeMap<String, Option<Ipv4Addr>>,
     revision: u64,
 }
 
 impl Memory {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Memory {
         let shared = Shared {
             contents: Mutex::default(),
@@ -58,7 +58,7 @@ impl Memory {
         Memory { shared: Arc::new(shared), ttl: LEASE_TTL }
     }
 
-    /// The same store with leases of another length from now on.
+    /// Changes the life of leases granted by this handle.
     pub fn with_ttl(self, ttl: Duration) -> Memory {
         Memory { ttl, ..self }
     }
@@ -178,7 +178,7 @@ impl Source for Changes {
 }
 
 impl Shared {
-    /// One indivisible step, announced if it changed anything.
+    /// Runs one atomic step and wakes the watches if it changed anything.
     fn step<T>(&self, step: impl FnOnce(&mut Contents) -> T) -> T {
         let mut contents = self.lock();
         let outcome = step(&mut contents);
@@ -200,7 +200,7 @@ impl Contents {
         self.rows.values().cloned().collect()
     }
 
-    /// The rows as everybody sees them.
+    /// Returns the rows as all readers get them.
     fn published(&mut self, now: u64) -> Vec<Row> {
         let mut rows = self.purge(now);
         for row in &mut rows {
@@ -213,7 +213,7 @@ impl Contents {
         rows
     }
 
-    /// A lease as it was just written, which is as its node wished it.
+    /// Returns our own lease for a row, which holds the wish.
     fn owned(&self, lease: Lease) -> Owned {
         let mut own = Owned::as_wished(lease);
         if let Some(Some(address)) = self.overwrites.get(&own.key().to_string()) {

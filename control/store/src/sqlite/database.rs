@@ -1,4 +1,4 @@
-//! The file behind a handle: opening and refusing it, transactions on it, and what its answers mean.
+//! The file behind a handle: opening or rejecting it, transactions on it, and the meaning of its errors.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -15,14 +15,15 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use super::error::SqliteError;
 use crate::rows::{Row, Table};
 
-/// How every sqlite 3 database begins, and the length of its header (sqlite.org/fileformat2.html, 1.3).
+/// The first bytes of every sqlite 3 database, and the length of its header (sqlite.org/fileformat2.html,
+/// 1.3).
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_LEN: u64 = 100;
 /// The index of a write-ahead log grows in steps of this many bytes (sqlite.org/walformat.html, 2.3).
 const LOG_INDEX_LEN: u64 = 32_768;
-/// "lode": marks the file as ours (the sqlite header's application id).
+/// "lode", which marks the file as ours (the sqlite header's application id).
 const APPLICATION_ID: i64 = 0x6c6f_6465;
-/// Newest schema this code knows (the sqlite header's user version).
+/// The newest schema known here (the sqlite header's user version).
 pub(super) const SCHEMA_VERSION: i64 = 1;
 /// `value` is the text etcd would hold; `expires` is unix seconds, or NULL for a reservation.
 const SCHEMA: &str = "
@@ -40,15 +41,15 @@ pub(super) struct Database {
     path: PathBuf,
     lock_wait: Duration,
     connection: Connection,
-    /// After the connection, so that it is given back only when that is closed.
+    /// Declared after the connection, so that it is released only when the connection is closed.
     claim: Claim,
 }
 
-/// Device and inode: another file under the same name is another store.
+/// Device and inode; another file under the same name is another store.
 type Identity = (u64, u64);
 
-/// Files that this process has connections to, with their number. To close any descriptor of such a
-/// file would drop the locks of them all (fcntl_locking(2)), and sqlite knows only of its own.
+/// The number of this process's connections to each file. Closing any descriptor of such a file drops the
+/// locks of all of them (fcntl_locking(2)), and sqlite knows only its own descriptors.
 static OPEN: Mutex<BTreeMap<Identity, usize>> = Mutex::new(BTreeMap::new());
 
 /// One connection's entry in [`OPEN`].
@@ -62,14 +63,14 @@ impl Database {
         let connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(lock_wait).map_err(failed)?;
         write_ahead(&connection, lock_wait).map_err(failed)?;
-        // A commit then needs no flush. What a power cut may take is the last renewals, of all daemons alike.
+        // A commit then needs no flush. A power cut may lose the last renewals, of all daemons alike.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         let mut database = Database { path, lock_wait, connection, claim };
         database.transact(TRIED, |step| step.settle_schema())?;
         Ok(database)
     }
 
-    /// One transaction, if the file still has its name.
+    /// Runs one transaction, if the file still has its name.
     pub(super) fn step<T, E: From<SqliteError>>(
         &mut self,
         tried: &'static str,
@@ -77,7 +78,7 @@ impl Database {
     ) -> Result<T, E> {
         match std::fs::metadata(&self.path) {
             Ok(file) if (file.dev(), file.ino()) == self.claim.0 => {}
-            // What we have open then has no name: a write to it would reach nobody.
+            // The open file has no name any more: nobody would see a write to it.
             Ok(_) => return Err(SqliteError::Removed { path: self.path.clone() }.into()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(SqliteError::Removed { path: self.path.clone() }.into());
@@ -107,7 +108,7 @@ impl Drop for Database {
     fn drop(&mut self) {
         let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.claim.0);
         if !named {
-            // The last connection to close removes the log by name, which by now may be another file's.
+            // The last connection to close removes the log by its name, which by now may be another file's.
             let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
     }
@@ -155,7 +156,7 @@ impl Step<'_> {
         sql(&self.transaction).map_err(|error| explain(self.path, self.lock_wait, self.tried, error))
     }
 
-    /// Creates the tables in an empty file; refuses a file that is not ours or is damaged.
+    /// Creates the tables in an empty file; rejects a file that is not ours or is damaged.
     fn settle_schema(&mut self) -> Result<(), SqliteError> {
         let number = |query| self.run(|sql| sql.query_row(query, [], |row| row.get::<_, i64>(0)));
         let application = number("PRAGMA application_id")?;
@@ -175,7 +176,7 @@ impl Step<'_> {
                 sql.pragma_update(None, "user_version", SCHEMA_VERSION)
             });
         }
-        // Version 1 is the first; whoever adds a second one migrates here, step by step, before the check.
+        // Version 1 is the first; a second one has to migrate here, step by step, before the check.
         if version < SCHEMA_VERSION {
             return Err(SqliteError::Foreign { path: self.path.to_owned(), found: application });
         }
@@ -204,13 +205,13 @@ impl Table for Step<'_> {
     fn live(&mut self, now: u64) -> Result<Vec<Row>, SqliteError> {
         self.run(|sql| {
             if sql.execute("DELETE FROM leases WHERE expires <= ?1", [seconds(now)])? > 0 {
-                tracing::debug!("lease store: removed leases that have run out");
+                tracing::debug!("lease store: removed expired leases");
             }
             let mut query = sql.prepare("SELECT key, value, expires FROM leases ORDER BY key")?;
             let rows = query.query_map([], |row| {
                 let expires = match row.get_ref(2)? {
                     ValueRef::Integer(seconds) => u64::try_from(seconds).ok(),
-                    // Text or a fraction is no time: the row then counts as a reservation.
+                    // Text or a fraction is not a time: the row counts as a reservation.
                     _ => None,
                 };
                 Ok(Row { key: text(row.get_ref(0)?)?, value: text(row.get_ref(1)?)?, expires })
@@ -231,9 +232,9 @@ impl Table for Step<'_> {
     }
 }
 
-/// Creates the file if need be, for its owner alone: the configuration in it may hold a shared key. Refuses
-/// what does not begin as a database does, for sqlite writes over a short file of another kind. Returns
-/// device and inode.
+/// Creates the file if necessary, for its owner alone, because the configuration in it may hold a shared key.
+/// Rejects a file that does not begin like a database, because sqlite overwrites a short file of another
+/// kind. Returns device and inode.
 fn prepare_file(path: &Path) -> Result<Identity, SqliteError> {
     const TRIED: &str = "open it";
     let directory = match path.parent() {
@@ -261,8 +262,8 @@ fn prepare_file(path: &Path) -> Result<Identity, SqliteError> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Sets the journal mode. Sqlite does not wait for this lock itself, and daemons start together. Where
-/// the filesystem cannot do write-ahead logging, sqlite stays with a rollback journal, which will do.
+/// Sets the journal mode. Sqlite does not wait for this lock itself, and daemons start together. On a
+/// filesystem without write-ahead logging sqlite keeps a rollback journal, which is enough.
 fn write_ahead(connection: &Connection, lock_wait: Duration) -> rusqlite::Result<()> {
     let started = Instant::now();
     loop {
@@ -302,14 +303,14 @@ fn explain(path: &Path, lock_wait: Duration, tried: &'static str, error: rusqlit
         Some(ErrorCode::DatabaseCorrupt) => SqliteError::Corrupt { path, tried, answer },
         Some(ErrorCode::NotADatabase) => SqliteError::NotADatabase { path, tried, answer },
         Some(ErrorCode::DiskFull) => SqliteError::DiskFull { path, tried, answer },
-        // No room for the log's index is an I/O error to sqlite.
+        // Sqlite reports a lack of room for the log's index as an I/O error.
         Some(ErrorCode::SystemIoFailure) if is_on_a_full_disk(&path) => {
             SqliteError::DiskFull { path, tried, answer }
         }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             SqliteError::NoPermission { path, tried, answer }
         }
-        // A schema that lost a table, or a row of a kind that no insert of ours leaves.
+        // A schema without one of its tables, or a row of a kind that no insert of ours leaves.
         Some(ErrorCode::Unknown) | None => SqliteError::Corrupt { path, tried, answer },
         Some(_) => SqliteError::System { path, tried, answer },
     }
@@ -319,7 +320,7 @@ fn is_on_a_full_disk(path: &Path) -> bool {
     statvfs(path).is_ok_and(|disk| disk.blocks_available() * disk.fragment_size() < LOG_INDEX_LEN)
 }
 
-/// Sqlite describes damage in several lines.
+/// Joins the lines of an answer: sqlite describes damage in several.
 fn one_line(answer: &str) -> String {
     answer.replace('\n', " ")
 }

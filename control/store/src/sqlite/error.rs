@@ -1,38 +1,38 @@
-//! What a file can answer instead: each one line, with the path in it and what to do next.
+//! The errors of the sqlite store: each one line, with the file's path and what to do next.
 
 use std::path::PathBuf;
 
-/// Why the file did not take a step.
+/// Why a step on the file failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SqliteError {
-    /// Another process held the file's lock all the time.
+    /// Another process held the file's lock for longer than we wait.
     #[error(
         "store {}: cannot {tried}: another process held its lock for {waited} s; \
-         see who has it open (fuser {0}) and end that process, or try again", .path.display()
+         find it with fuser {0} and end it, or try again", .path.display()
     )]
     Locked {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// How long, in seconds.
+        /// Seconds waited.
         waited: u64,
     },
-    /// A database, but a damaged one.
+    /// A damaged database.
     #[error(
         "store {}: cannot {tried}: the file is damaged ({answer}); stop all daemons that use it, \
-         move it away together with its -wal and -shm files, and start again: \
-         set the network configuration, and each daemon takes back its subnet", .path.display()
+         move it away together with its -wal and -shm files, and restart them: \
+         set the network configuration again, and each daemon takes its subnet back", .path.display()
     )]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// What the database said.
+        /// The database's answer.
         answer: String,
     },
-    /// Some other file.
+    /// A file of another kind.
     #[error(
         "store {}: cannot {tried}: not a sqlite database ({answer}); \
          name another path, or move this file away", .path.display()
@@ -40,14 +40,15 @@ pub enum SqliteError {
     NotADatabase {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// What the database said.
+        /// The database's answer.
         answer: String,
     },
     /// A database of another program.
     #[error(
-        "store {}: a sqlite database, but not a lease store (application id {found:#x}); name another path", .path.display()
+        "store {}: a sqlite database, but not a lease store (application id {found:#x}); name another path",
+        .path.display()
     )]
     Foreign {
         /// The file.
@@ -63,22 +64,25 @@ pub enum SqliteError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// Schema number in the file.
+        /// The file's schema number.
         found: i64,
-        /// Newest schema number we know.
+        /// The newest schema number known here.
         known: i64,
     },
-    /// No room for a page.
-    #[error("store {}: cannot {tried}: no space left on its filesystem ({answer}); free some and try again", .path.display())]
+    /// The filesystem has no room for a page.
+    #[error(
+        "store {}: cannot {tried}: no space left on its filesystem ({answer}); free some and try again",
+        .path.display()
+    )]
     DiskFull {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// What the system said.
+        /// The system's answer.
         answer: String,
     },
-    /// The file, its directory or the filesystem may not be written.
+    /// The file, its directory or the filesystem is not writable.
     #[error(
         "store {}: cannot {tried}: {answer}; every daemon needs to read and write the file \
          and to create files beside it: run as its owner, or name another path", .path.display()
@@ -86,20 +90,23 @@ pub enum SqliteError {
     NoPermission {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// What the system said.
+        /// The system's answer.
         answer: String,
     },
-    /// Nowhere to put the file.
-    #[error("store {}: directory {} does not exist; create it, or name another path", .path.display(), .directory.display())]
+    /// The file's directory does not exist.
+    #[error(
+        "store {}: directory {} does not exist; create it, or name another path",
+        .path.display(), .directory.display()
+    )]
     NoDirectory {
         /// The file.
         path: PathBuf,
-        /// What is missing.
+        /// The missing directory.
         directory: PathBuf,
     },
-    /// The file that was opened no longer has its name.
+    /// The open file no longer has its name.
     #[error(
         "store {}: removed or replaced while in use; restart all daemons that use it", .path.display()
     )]
@@ -107,21 +114,24 @@ pub enum SqliteError {
         /// The file.
         path: PathBuf,
     },
-    /// Anything else the system may answer.
-    #[error("store {}: cannot {tried}: {answer}; try again, and check the filesystem if it stays so", .path.display())]
+    /// Any other answer of the system.
+    #[error(
+        "store {}: cannot {tried}: {answer}; try again, and check the filesystem if it happens again",
+        .path.display()
+    )]
     System {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted step.
         tried: &'static str,
-        /// What the system said.
+        /// The system's answer.
         answer: String,
     },
 }
 
 impl SqliteError {
-    /// Whether the next try may succeed although nobody mends anything. The daemon does not wait for a file of its
-    /// own machine: a person has to look at each of these.
+    /// Returns true if the next attempt may succeed although nobody has changed anything: never, because the
+    /// file is on this machine, and each of these errors needs a person.
     pub fn is_passing(&self) -> bool {
         false
     }

@@ -1,10 +1,9 @@
-//! The embedded store: one sqlite file, shared by the daemons of one machine whatever their network
-//! namespaces.
+//! The embedded store: one sqlite file, shared by the daemons of one machine across network namespaces.
 //!
-//! Each handle has a thread that owns a connection, so the control thread never waits for a lock. Every
-//! look and every change is one `BEGIN IMMEDIATE` transaction. For a look that costs a lock, and buys
-//! this: inotify reports a commit's bytes before sqlite makes them visible, and a plain read in between
-//! would miss the change with no second hint to come. Waiting for the writer's lock waits out that gap.
+//! Each handle has a thread that owns a connection, so the control thread never waits for a lock. Every look
+//! and every change is one `BEGIN IMMEDIATE` transaction. A look needs the lock because inotify reports a
+//! commit's bytes before sqlite makes them visible: a plain read in between would miss the change, and no
+//! second hint would follow. Waiting for the writer's lock closes that gap.
 //!
 //! Triggers count a revision, so a change made by hand with the `sqlite3` program is seen like any other.
 
@@ -29,9 +28,9 @@ use database::{Database, Step, text};
 
 pub use error::SqliteError;
 
-/// Patience with another process's lock. A step holds it for milliseconds.
+/// Longest wait for another process's lock. A step holds it for milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// Look this often where the kernel grants no inotify.
+/// Time between two looks where inotify cannot be had.
 const WITHOUT_INOTIFY: Duration = Duration::from_secs(1);
 
 /// A handle to the file. Clones share its thread, which ends with the last of them.
@@ -42,19 +41,19 @@ pub struct Sqlite {
     path: PathBuf,
 }
 
-/// How a handle behaves.
+/// The options of a handle.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Life of a lease.
+    /// The life of a lease.
     pub ttl: Duration,
-    /// Patience with another process's lock.
+    /// Longest wait for another process's lock.
     pub lock_wait: Duration,
 }
 
-/// What a watch needs of it.
+/// A poller's source.
 struct Changes {
     store: Sqlite,
-    /// Absent where the kernel grants none.
+    /// `None` where inotify cannot be had.
     directory: Option<EventStream<Vec<u8>>>,
 }
 
@@ -67,12 +66,12 @@ impl Default for Options {
 }
 
 impl Sqlite {
-    /// Opens the file at `path`, creating it, but not its directory, if it is not there.
+    /// Opens the file at `path`. Creates the file if it does not exist, but not its directory.
     pub async fn open(path: impl AsRef<Path>) -> Result<Sqlite, SqliteError> {
         Sqlite::open_with(path, Options::default()).await
     }
 
-    /// The same with other options.
+    /// Opens the file at `path` with other options than the default.
     pub async fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, SqliteError> {
         let path = path.as_ref().to_owned();
         let (jobs, inbox) = mpsc::channel::<Job>();
@@ -149,7 +148,7 @@ impl Sqlite {
             Ok(events) => Some(events),
             Err(error) => {
                 tracing::warn!(
-                    "store {}: cannot watch its directory: {error}; looking at it every second instead \
+                    "store {}: cannot watch its directory: {error}; polling the file every second instead \
                      (raise fs.inotify.max_user_instances or max_user_watches)",
                     self.path.display()
                 );
@@ -193,16 +192,16 @@ impl Source for Changes {
             match events.next().await {
                 Some(Ok(event)) => {
                     let about = event.name.unwrap_or_default();
-                    // Without a name: the directory itself, or an overflow of the queue.
+                    // An event without a name is about the directory itself, or an overflow of the queue.
                     if about.is_empty() || about.as_encoded_bytes().starts_with(name) {
                         break;
                     }
                 }
-                // The kernel gave up on the queue; the sleep keeps a broken one from spinning.
+                // The queue is broken; the sleep keeps this loop from spinning.
                 Some(Err(_)) | None => return tokio::time::sleep(WITHOUT_INOTIFY).await,
             }
         }
-        // One commit is several writes: one look for all of them.
+        // One commit is several writes, and one look is enough for all of them.
         while let Some(Some(Ok(_))) = events.next().now_or_never() {}
     }
 

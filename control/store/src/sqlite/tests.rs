@@ -1,4 +1,4 @@
-//! What only a file can go through: damage, locks, other programs, other people's hands.
+//! Cases of a file alone: damage, locks, other programs, changes by hand.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,7 @@ async fn open_error(path: &Path) -> SqliteError {
     Sqlite::open(path).await.unwrap_err()
 }
 
-/// One line, the path in it, and something to do.
+/// One line that names the path and says what to do.
 fn assert_clear(error: &impl std::fmt::Display, path: &Path) {
     let line = error.to_string();
     assert!(!line.contains('\n') && line.contains(&*path.to_string_lossy()) && line.contains(';'), "{line}");
@@ -316,7 +316,9 @@ proptest! {
 
     /// A damaged file gives leases or an error, never a panic.
     #[test]
-    fn flipped_bytes(flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40), head: bool) {
+    fn flipped_bytes(
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40), head: bool,
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let directory = TempDir::new().unwrap();

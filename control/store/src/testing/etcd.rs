@@ -1,5 +1,5 @@
-//! A real etcd for tests, on a loopback address of its own or in a namespace of the test's, which ends with its
-//! value.
+//! A real etcd for tests, on a loopback address of its own or in a namespace of the test. Dropping the value
+//! ends it.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Nothing here takes longer unless it is broken.
+/// Longest time for any step; more means failure.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A running, or killed, etcd.
+/// An etcd, running or killed.
 #[derive(Debug)]
 pub struct Server {
     child: Option<Child>,
@@ -21,24 +21,24 @@ pub struct Server {
     address: Ipv4Addr,
     port: u16,
     security: Security,
-    /// What to put before each command, so that it runs where the server is.
+    /// The words before each command that make it run where the server is.
     inside: Vec<String>,
     /// User and password for `etcdctl`.
     user: Option<String>,
 }
 
-/// Who may talk to it.
+/// Who may connect to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Security {
     /// Everybody.
     None,
     /// Everybody, over TLS.
     Tls,
-    /// Who has a certificate of the same authority.
+    /// Clients with a certificate of the same authority.
     ClientCertificate,
 }
 
-/// Whether a test with etcd can run. Prints what is missing; in CI that is a failure.
+/// Returns whether a test with etcd can run. Prints what is missing; in CI a missing program is a failure.
 pub fn ready() -> bool {
     let programs = ["etcd", "etcdctl", "openssl", "setpriv"];
     let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
@@ -54,7 +54,7 @@ pub fn ready() -> bool {
 }
 
 impl Server {
-    /// An empty one that answers.
+    /// Starts an empty server and waits until it answers.
     pub fn start(security: Security) -> Server {
         static COUNT: AtomicU16 = AtomicU16::new(0);
         // An address for this process, a pair of ports for each server in it: no two can collide.
@@ -64,14 +64,14 @@ impl Server {
         Server::start_at_place(security, address, port, Vec::new())
     }
 
-    /// An empty one in the network namespace of this path, where `address` is an address.
+    /// Starts an empty server in the network namespace of this path, on `address`.
     pub fn start_in(security: Security, namespace: &Path, address: Ipv4Addr) -> Server {
         let inside = vec!["nsenter".to_owned(), format!("--net={}", namespace.display())];
         Server::start_at_place(security, address, 2379, inside)
     }
 
     fn start_at_place(security: Security, address: Ipv4Addr, port: u16, inside: Vec<String>) -> Server {
-        // Memory where there is some: etcd syncs each write.
+        // In memory if possible: etcd syncs each write.
         let directory = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
         if security != Security::None {
             make_certificates(directory.path(), address);
@@ -81,17 +81,17 @@ impl Server {
         server
     }
 
-    /// `http://…` or `https://…`.
+    /// Returns the URL of the server.
     pub fn endpoint(&self) -> String {
         self.url(self.port)
     }
 
-    /// A file that was made for it: `ca.pem`, `client.pem`, `client.key`, `stranger.pem`.
+    /// Returns the path of a file made for the server: `ca.pem`, `client.pem`, `client.key`, `stranger.pem`.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Ends it without a chance to say goodbye.
+    /// Kills the server.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -99,12 +99,12 @@ impl Server {
         }
     }
 
-    /// Starts it again, with what it had stored.
+    /// Starts the server again with what it had stored.
     pub fn restart(&mut self) {
         self.start_at(self.port);
     }
 
-    /// Runs `step` while nobody at the usual address can see it: another port, and then back.
+    /// Moves the server to another port while `step` runs, so that clients of the usual one do not see it.
     pub fn aside(&mut self, step: impl FnOnce(&Server)) {
         let port = self.port;
         self.port += 5;
@@ -114,7 +114,7 @@ impl Server {
         self.start_at(port);
     }
 
-    /// The output of `etcdctl`, which must succeed.
+    /// Runs `etcdctl`, which must succeed, and returns its output.
     pub fn etcdctl(&self, arguments: &[&str]) -> String {
         let output = self.command().args(arguments).output().unwrap();
         let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -122,7 +122,7 @@ impl Server {
         out.into_owned()
     }
 
-    /// Puts the content of a file, which may be larger than a command line.
+    /// Puts the content of a file, which may be longer than a command line.
     pub fn put_file(&self, key: &str, value: &Path) {
         let input = std::fs::File::open(value).unwrap();
         let output = self.command().args(["put", key]).stdin(input).output().unwrap();
@@ -153,7 +153,7 @@ impl Server {
     fn command(&self) -> Command {
         let mut command = self.program("etcdctl");
         command.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.endpoint());
-        // Its own patience is 2 s to log in, which a busy machine can take.
+        // The default limit for a login is 2 s, which a busy machine can exceed.
         let patience = format!("{}s", LIMIT.as_secs());
         command.args(["--dial-timeout", &patience, "--command-timeout", &patience]);
         command.args(self.user.iter().flat_map(|user| ["--user", user.as_str()]));
@@ -164,7 +164,7 @@ impl Server {
         command
     }
 
-    /// `program` where the server is.
+    /// Returns a command for `program` where the server is.
     fn program(&self, program: &str) -> Command {
         let mut words = self.inside.iter().map(String::as_str).chain([program]);
         let mut command = Command::new(words.next().unwrap_or(program));
@@ -182,7 +182,7 @@ impl Server {
         command.status().is_ok_and(|status| status.success())
     }
 
-    /// It listens before it leads, and refuses whoever asks too early.
+    /// Returns true once the server has become leader: it listens before that and rejects requests.
     fn answers(&self) -> bool {
         self.command().args(["get", "anything"]).output().is_ok_and(|output| output.status.success())
     }
@@ -191,12 +191,12 @@ impl Server {
         self.kill();
         let (client, peer) = (self.url(port), format!("http://{}:{}", self.address, self.port_of_peers()));
         let mut command = self.program("setpriv");
-        // Also gone when the test is.
+        // Ends with the test.
         command.args(["--pdeathsig", "KILL", "etcd", "--name", "test", "--log-level", "error"]);
         command.args(["--initial-cluster", &format!("test={peer}"), "--initial-advertise-peer-urls", &peer]);
         command.args(["--listen-peer-urls", &peer]);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        // A member alone has nobody to wait for before it leads.
+        // A single member need not wait for others before it leads.
         command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
         command.arg("--data-dir").arg(self.file("data"));
         if self.security != Security::None {
@@ -230,7 +230,7 @@ impl Drop for Server {
     }
 }
 
-/// An authority with certificates for a server at `address` and a client, and one that nobody knows.
+/// Creates an authority with certificates for a server at `address` and a client, and an unknown authority.
 fn make_certificates(directory: &Path, address: Ipv4Addr) {
     let openssl = |arguments: &str| {
         let output =
@@ -249,7 +249,8 @@ fn make_certificates(directory: &Path, address: Ipv4Addr) {
         std::fs::write(directory.join("extension"), extension).unwrap();
         openssl(&format!("req {KEY} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
         openssl(&format!(
-            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 30 -extfile extension"
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 30 \
+             -extfile extension"
         ));
     }
 }

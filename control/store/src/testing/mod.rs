@@ -1,4 +1,4 @@
-//! Servers of stores for tests, real ones. Only for tests: what goes wrong here is a panic.
+//! Real servers of stores, for tests alone: a failure here is a panic.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as a question that every wait asks, so that guards clean up in order.
+//! Ctrl-C and SIGTERM as a flag that every wait checks, so that guards clean up in order.
 
 use std::sync::mpsc;
 use std::thread;
@@ -8,19 +8,19 @@ use anyhow::Context as _;
 use load::Stop;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How often a wait asks.
+/// How often a wait checks the flag.
 const STEP: Duration = Duration::from_millis(20);
 
-/// The person at the terminal, or the system, wants the demo to end.
+/// The error of a demo that was asked to end, by the user or by the system.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(crate) struct Interrupted;
 
-/// Whether a signal has come.
+/// A flag that a signal sets.
 pub(crate) struct Interrupt(Stop);
 
 impl Interrupt {
-    /// From here on SIGINT, SIGTERM and SIGHUP no longer end the process: ask [`Interrupt::check`].
+    /// Catches SIGINT, SIGTERM and SIGHUP, which no longer end the process: see [`Interrupt::check`].
     pub(crate) fn watch() -> anyhow::Result<Self> {
         let stop = Stop::default();
         let seen = stop.clone();
@@ -33,22 +33,22 @@ impl Interrupt {
         Ok(Interrupt(stop))
     }
 
-    /// An error once a signal has come.
+    /// Returns an error once a signal has arrived.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         if self.0.requested() { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Whether a signal has come.
+    /// Tells whether a signal has arrived.
     pub(crate) fn requested(&self) -> bool {
         self.0.requested()
     }
 
-    /// For the load generator, which ends its runs by the same sign.
+    /// Returns the flag for the load generator, which ends its runs on the same signal.
     pub(crate) fn stop(&self) -> &Stop {
         &self.0
     }
 
-    /// Sleeps, but not through a signal.
+    /// Sleeps, unless a signal arrives.
     pub(crate) fn sleep(&self, time: Duration) -> Result<(), Interrupted> {
         let end = Instant::now() + time;
         loop {

@@ -1,4 +1,4 @@
-//! A demo that was left up: what it consists of, how to look inside, how to remove it.
+//! A demo that was left running: its parts, how to enter a pod, and how to remove it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,41 +11,41 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// Every demo's name begins so; the process id follows.
+/// The prefix of every demo's name; the process id follows.
 pub(crate) const PREFIX: &str = "loden-demo-";
 
-/// The file in the demo's directory that says what there is to remove.
+/// The file in the demo's directory that lists what to remove.
 const FILE: &str = "demo.json";
 
-/// How long the daemons may take to end before they are forced.
+/// How long the daemons may take to exit before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What a demo consists of.
+/// The parts of a demo.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
-    /// Names its namespaces and its directory.
+    /// The demo's name, which its namespaces and its directory share.
     pub(crate) name: String,
-    /// The namespaces are visible only from inside a user namespace that its processes hold open.
+    /// Whether the namespaces are visible only inside a user namespace that the processes keep alive.
     pub(crate) own_user_namespace: bool,
-    /// By name under /run/netns.
+    /// Names of the network namespaces under /run/netns.
     pub(crate) namespaces: Vec<String>,
     /// The daemons, in the order of the hosts.
     pub(crate) processes: Vec<Member>,
 }
 
-/// A process, told apart from a later one with the same id by its start time.
+/// A process, identified by its id and start time, since ids are reused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
     id: u32,
-    /// In clock ticks since boot, proc_pid_stat(5) field 22.
+    /// Start time in clock ticks since boot, proc_pid_stat(5) field 22.
     started: u64,
 }
 
 impl Member {
-    /// The running process `id`; `None` if there is none.
+    /// Returns the running process `id`; `None` if there is none.
     pub(crate) fn of(id: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // Field 2 is the program's name in parentheses and may hold anything, even blanks.
+        // Field 2 is the program's name in parentheses, which may contain anything, including blanks.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_ascii_whitespace();
         let state = fields.next()?;
@@ -65,14 +65,14 @@ impl Member {
 }
 
 impl Kept {
-    /// Writes the description into the demo's directory.
+    /// Writes the description to the demo's directory.
     pub(crate) fn write(&self, place: &Path) -> anyhow::Result<()> {
         let file = place.join(FILE);
         fs::write(&file, serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// The command that opens a shell in the pod of host `number`.
+    /// Returns the command that opens a shell in the pod of host `number`.
     pub(crate) fn enter(&self, number: usize) -> String {
         let net = format!("nsenter --net=/run/netns/{}-p{number}", self.name);
         match self.processes.first() {
@@ -83,17 +83,17 @@ impl Kept {
         }
     }
 
-    /// The command that removes everything.
+    /// Returns the command that removes the demo.
     pub(crate) fn removal(&self) -> String {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("loden"));
         format!("{} demo --remove {}", program.display(), self.name)
     }
 }
 
-/// Removes the demo `name`, whether it was kept or died: processes, namespaces, files.
+/// Removes the processes, namespaces and files of the demo `name`, whether it was kept or crashed.
 pub(crate) fn remove(name: &str) -> anyhow::Result<()> {
     if !name.starts_with(PREFIX) || name.contains('/') {
-        bail!("{name} is no demo: their names begin with {PREFIX}");
+        bail!("{name} is not a demo: the names of demos begin with {PREFIX}");
     }
     let place = std::env::temp_dir().join(name);
     let file = place.join(FILE);
@@ -101,7 +101,7 @@ pub(crate) fn remove(name: &str) -> anyhow::Result<()> {
     let kept: Kept =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
     stop(&kept.processes)?;
-    // In a user namespace they went with the last process.
+    // Those in a user namespace end with its last process.
     if !kept.own_user_namespace {
         for namespace in kept.namespaces.iter().filter(|namespace| namespace.starts_with(name)) {
             Namespace::remove(namespace)?;
@@ -119,12 +119,12 @@ fn stop(processes: &[Member]) -> anyhow::Result<()> {
         }
     }
     match processes.iter().find(|process| process.alive()) {
-        Some(process) => bail!("process {} does not end, not even by SIGKILL", process.id),
+        Some(process) => bail!("process {} does not exit, not even after SIGKILL", process.id),
         None => Ok(()),
     }
 }
 
-/// The demos that are there, for a reader who mistyped the name.
+/// Lists the existing demos, as a hint for a mistyped name.
 fn candidates() -> String {
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
@@ -132,7 +132,7 @@ fn candidates() -> String {
         .filter(|name| name.starts_with(PREFIX))
         .collect();
     names.sort();
-    if names.is_empty() { "; no demo is up".to_owned() } else { format!("; up: {}", names.join(", ")) }
+    if names.is_empty() { "; no demo exists".to_owned() } else { format!("; existing: {}", names.join(", ")) }
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_known_by_its_start() {
+    fn a_process_is_identified_by_its_start() {
         let own = Member::of(std::process::id()).unwrap();
         assert!(own.alive());
         assert!(!Member { started: own.started + 1, ..own }.alive());
@@ -148,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn strange_names_are_refused() {
+    fn invalid_names_are_rejected() {
         for name in ["", "x", "loden-demo-../x", "loden-demo-0-none"] {
             assert!(remove(name).is_err());
         }
     }
 
     #[test]
-    fn entering_depends_on_the_rights_it_was_made_with() {
+    fn the_command_to_enter_depends_on_the_user_namespace() {
         let mut kept = Kept {
             name: "loden-demo-7".to_owned(),
             own_user_namespace: false,

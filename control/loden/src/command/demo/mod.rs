@@ -1,12 +1,12 @@
-//! `loden demo`: a small cluster on this machine, from nothing to figures and back to nothing.
+//! `loden demo`: builds a small cluster on this machine, measures it and removes it.
 //!
 //! ```text
-//! stage      hosts, pods and one real `loden run` per host; gone when its value is dropped
+//! stage      hosts, pods and one real `loden run` per host; removed on drop
 //! trial      pings every pair, measures between the first two pods
-//! report     what came out: one table, or JSON
-//! progress   what is going on, on stderr
-//! interrupt  Ctrl-C and SIGTERM as a question that every wait asks
-//! kept       a demo that was left up, and how to remove it
+//! report     the outcome: one table, or JSON
+//! progress   progress messages on stderr
+//! interrupt  Ctrl-C and SIGTERM as a flag that every wait checks
+//! kept       a demo that was left running, and its removal
 //! ```
 
 mod interrupt;
@@ -30,23 +30,23 @@ use progress::Progress;
 use report::{HostLine, Report};
 use stage::Stage;
 
-/// What a shell reports for a process that Ctrl-C ended.
+/// The exit code that a shell reports for a process ended by Ctrl-C.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// Runs the demo. Exit code 1 if a pair of pods does not reach each other or a measurement fails, 130
-/// after Ctrl-C; in every case nothing is left behind unless `--keep` asked for it.
+/// Runs the demo. The exit code is 1 if a pair of pods cannot reach each other or a measurement fails, and
+/// 130 after Ctrl-C; nothing is ever left behind, except with `--keep`.
 ///
-/// Call it before the process has a second thread: without root it moves into a user namespace.
+/// Must be called while the process has one thread: without root, it enters a user namespace.
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     if let Some(name) = &options.remove {
         kept::remove(name)?;
-        eprintln!("{name} is removed");
+        eprintln!("removed {name}");
         return Ok(ExitCode::SUCCESS);
     }
     if options.ipv6 && !options.backend.carries_ipv6() {
         let name = options.backend.name();
         bail!(
-            "--ipv6 needs --backend vxlan, wireguard or host-gw: the {name} backend carries IPv4 only, as flannel's"
+            "--ipv6 needs --backend vxlan, wireguard or host-gw: like flannel's, the {name} backend carries IPv4 only"
         );
     }
     let own_user_namespace = !lab::userns::privileged();
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     match perform(options, own_user_namespace, &interrupt) {
         Err(error) if error.is::<Interrupted>() || error.is::<load::Error>() && interrupt.requested() => {
-            eprintln!("interrupted; everything is removed");
+            eprintln!("interrupted; everything removed");
             Ok(ExitCode::from(EXIT_INTERRUPTED))
         }
         outcome => outcome,
@@ -86,7 +86,7 @@ fn perform(
     let hosts = stage.lab().hosts().iter().zip(stage.networks());
     let hosts = hosts.map(|(host, network)| HostLine::new(host, network)).collect();
     let mut report = Report::new(options, hosts, pairs, figures, problems);
-    for text in stage.last_words(&report.failed_hosts()) {
+    for text in stage.log_ends(&report.failed_hosts()) {
         eprintln!("{text}");
     }
     if options.keep {
@@ -101,14 +101,14 @@ fn perform(
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Without this device no daemon can start: better one line now than one from each host.
+/// Checks for the device that every daemon needs, so that a missing one gives one error and not one per host.
 fn check_tun() -> anyhow::Result<()> {
     let path = "/dev/net/tun";
     File::options().read(true).write(true).open(path).map(drop).map_err(|error| {
         let next = match error.kind() {
-            ErrorKind::PermissionDenied => "run as root, or let users have it: chmod 0666 /dev/net/tun",
+            ErrorKind::PermissionDenied => "run as root, or give users access: chmod 0666 /dev/net/tun",
             _ => "load the driver: modprobe tun",
         };
-        anyhow!("open {path}: {error}; {next}")
+        anyhow!("cannot open {path}: {error}; {next}")
     })
 }

@@ -1,11 +1,11 @@
-//! What is going on, on stderr: a moving line on a terminal, plain lines elsewhere.
+//! Progress on stderr: a spinner on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Says what the demo is doing.
+/// Shows the current step of the demo.
 pub(crate) struct Progress {
     spinner: Option<ProgressBar>,
 }
@@ -23,7 +23,7 @@ impl Progress {
         Progress { spinner }
     }
 
-    /// A new step begins.
+    /// Shows a new step.
     pub(crate) fn step(&self, text: impl Into<String>) {
         let text = text.into();
         match &self.spinner {
@@ -32,14 +32,14 @@ impl Progress {
         }
     }
 
-    /// How far the step is; shown only where the line can be replaced.
+    /// Shows a detail of the step, on a terminal only.
     pub(crate) fn detail(&self, text: impl Into<String>) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(text.into());
         }
     }
 
-    /// Frees the line for other output.
+    /// Clears the line for other output.
     pub(crate) fn done(&self) {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();

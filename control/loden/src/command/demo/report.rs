@@ -1,4 +1,4 @@
-//! What came out of a demo: JSON as it is, or one table for a reader.
+//! The outcome of a demo, as JSON or as one table.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
@@ -14,21 +14,21 @@ use super::kept::Kept;
 use super::trial::{Figures, Pair, family};
 use crate::options::{Backend, DemoOptions};
 
-/// Up to this many hosts every pair has a line of its own.
+/// Up to this many hosts, every pair has its own line.
 const FEW_HOSTS: usize = 5;
 
 /// The outcome of a demo.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Every pair reaches each other and every measurement gave figures.
+    /// Whether every ping succeeded and every measurement gave figures.
     pub(crate) ok: bool,
     pub(crate) backend: Backend,
     pub(crate) hosts: Vec<HostLine>,
     pub(crate) pairs: Vec<Pair>,
     pub(crate) figures: Vec<Figures>,
-    /// What went wrong in the measurements.
+    /// Failures of the measurements.
     pub(crate) problems: Vec<String>,
-    /// Set if everything was left up.
+    /// Set if the demo was left running.
     pub(crate) kept: Option<Kept>,
 }
 
@@ -69,7 +69,7 @@ impl Report {
         Report { ok, backend: options.backend, hosts, pairs, figures, problems, kept: None }
     }
 
-    /// The numbers of the hosts at either end of a pair that failed.
+    /// Returns the numbers of the hosts at either end of a failed pair.
     pub(crate) fn failed_hosts(&self) -> BTreeSet<usize> {
         self.failures().flat_map(|pair| [pair.from, pair.to]).collect()
     }
@@ -82,7 +82,7 @@ impl Report {
         self.pairs.iter().map(|pair| family(&pair.address)).collect()
     }
 
-    /// A line for every pair, or for every source if there are many.
+    /// Groups the pairs into lines: one per pair, or one per source if there are many hosts.
     fn ping_rows(&self) -> Vec<(String, Vec<&Pair>)> {
         let mut rows: Vec<(String, Vec<&Pair>)> = Vec::new();
         for pair in &self.pairs {
@@ -146,7 +146,7 @@ impl Display for Report {
         write!(out, "{table}")?;
         for pair in self.failures() {
             let problem = pair.problem.as_deref().unwrap_or("no reply");
-            write!(out, "\npod {} does not reach pod {}: {problem}", pair.from, pair.to)?;
+            write!(out, "\npod {} cannot reach pod {}: {problem}", pair.from, pair.to)?;
         }
         for problem in &self.problems {
             write!(out, "\n{problem}")?;
@@ -159,7 +159,7 @@ impl Display for Report {
     }
 }
 
-/// One cell: a time, a range of times, or how many came through.
+/// Renders one cell: a time, a range of times, or the number of replies.
 fn outcome(wanted: &str, pairs: &[&Pair]) -> String {
     let times: Vec<Option<f64>> =
         pairs.iter().filter(|pair| family(&pair.address) == wanted).map(|pair| pair.round_trip_us).collect();
@@ -201,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_pair_is_named_and_its_hosts_blamed() {
+    fn a_failed_pair_is_reported_with_its_hosts() {
         let report = report(3, vec![pair(1, 2, Some(210.0)), pair(1, 3, None), pair(2, 1, Some(190.0))]);
         assert_eq!(report.failed_hosts(), BTreeSet::from([1, 3]));
         let text = report.to_string();
         assert!(text.contains("IPv4 0.21 ms"), "{text}");
         assert!(text.contains("IPv4 FAILED (0 of 1)"), "{text}");
-        assert!(text.contains("pod 1 does not reach pod 3: ping: no reply"), "{text}");
+        assert!(text.contains("pod 1 cannot reach pod 3: ping: no reply"), "{text}");
     }
 
     #[test]

@@ -17,20 +17,20 @@ use super::kept::{self, Kept, Member};
 use super::progress::Progress;
 use crate::options::DemoOptions;
 
-/// How long all daemons together may take to write their subnet files.
+/// How long the daemons together may take to write their subnet files.
 const READY: Duration = Duration::from_secs(30);
 
-/// How often the files are looked for.
+/// How often the files are checked for.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The kind of file that the daemon writes once it is ready.
+/// The extension of the file that a daemon writes once it is ready.
 const SUBNET_FILE: &str = "subnet.env";
 
-/// The cluster networks: flannel's own example, and a unique local prefix beside it.
+/// The cluster networks: flannel's own example, and a unique local prefix.
 const NETWORK: &str = "10.244.0.0/16";
 const IPV6_NETWORK: &str = "fd00:10:244::/56";
 
-/// Everything that a demo makes. Dropping it stops the daemons, removes the namespaces and deletes the
+/// Everything that a demo creates. Dropping it stops the daemons, removes the namespaces and deletes the
 /// files, in this order.
 pub(crate) struct Stage {
     daemons: Vec<Process>,
@@ -41,7 +41,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Makes the hosts and a directory for their files; both bear the demo's name.
+    /// Creates the hosts and a directory for their files, both with the demo's name.
     pub(crate) fn build(
         options: &DemoOptions,
         progress: &Progress,
@@ -50,13 +50,13 @@ impl Stage {
         progress.step(format!("building {} hosts, a switch and {0} pods", options.hosts));
         let topology = Topology::new(kept::PREFIX, options.hosts.into());
         let name = topology.prefix.clone();
-        // The name is the whole file name, so that `--remove NAME` finds it.
+        // The directory has exactly the demo's name, so that `--remove NAME` finds it.
         let place = tempfile::Builder::new()
             .prefix(&name)
             .rand_bytes(0)
             .permissions(Permissions::from_mode(0o700))
             .tempdir()
-            .context("cannot make a directory for the demo's files")?;
+            .context("cannot create a directory for the demo's files")?;
         let lab = Lab::build(&topology)?;
         interrupt.check()?;
         Ok(Stage { daemons: Vec::new(), lab, place, name, networks: Vec::new() })
@@ -72,7 +72,7 @@ impl Stage {
         progress.step(format!("starting loden run on {} hosts", options.hosts));
         let program = match &options.program {
             Some(program) => program.clone(),
-            None => std::env::current_exe().context("cannot find this program's own file")?,
+            None => std::env::current_exe().context("cannot find this program's own path")?,
         };
         let config = net_config(options);
         for host in self.lab.hosts() {
@@ -81,13 +81,13 @@ impl Stage {
                 .args(["run", "--iface", host.uplink(), "--net-config-json", &config, "--store"])
                 .arg(format!("sqlite:{}", self.place.path().join("leases.db").display()))
                 .args(["--public-ip", &host.underlay().to_string()])
-                // Hosts without a firewall need no rules, and no iptables to make them.
+                // Hosts without a firewall need no rules, and therefore no iptables.
                 .args(["--iptables-forward-rules=false", "--require-br-netfilter=false"])
                 .arg("--subnet-file")
                 .arg(self.file(host, SUBNET_FILE))
                 .arg("--run-dir")
                 .arg(self.place.path())
-                // All would share the usual place of the key, and be one peer.
+                // With the default path, all daemons would share one key and be one peer.
                 .env("WIREGUARD_KEY_FILE", self.file(host, "key"))
                 .stdout(Stdio::null());
             if options.ipv6 {
@@ -99,7 +99,7 @@ impl Stage {
         self.await_subnets(progress, interrupt)
     }
 
-    /// Gives every pod the address and the MTU that its host's subnet file says.
+    /// Gives every pod the address and the MTU from its host's subnet file.
     pub(crate) fn connect_pods(&mut self, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<()> {
         progress.step("connecting the pods");
         for (host, network) in self.lab.hosts_mut().iter_mut().zip(&self.networks) {
@@ -113,13 +113,13 @@ impl Stage {
         &self.lab
     }
 
-    /// What each host's subnet file said, in the order of the hosts.
+    /// Returns the networks from the subnet files, in the order of the hosts.
     pub(crate) fn networks(&self) -> &[PodNetwork] {
         &self.networks
     }
 
-    /// Returns the last words of the daemons on the `failed` hosts, and of every daemon that has ended.
-    pub(crate) fn last_words(&mut self, failed: &BTreeSet<usize>) -> Vec<String> {
+    /// Returns the end of the log of the daemons on the `failed` hosts, and of every daemon that has exited.
+    pub(crate) fn log_ends(&mut self, failed: &BTreeSet<usize>) -> Vec<String> {
         let mut texts = Vec::new();
         for (index, daemon) in self.daemons.iter_mut().enumerate() {
             let number = index + 1;
@@ -128,19 +128,19 @@ impl Stage {
                 continue;
             }
             let state = ended.map_or("is running".to_owned(), |status| format!("ended, {status}"));
-            let words = daemon.stderr_tail();
-            let words = if words.is_empty() { "(it said nothing)" } else { words.as_str() };
-            texts.push(format!("host {number}: loden run {state}; its last words:\n{words}"));
+            let log_end = daemon.stderr_tail();
+            let log_end = if log_end.is_empty() { "(empty)" } else { log_end.as_str() };
+            texts.push(format!("host {number}: loden run {state}; end of its log:\n{log_end}"));
         }
         texts
     }
 
-    /// Writes down what there is to remove, for `loden demo --remove`.
+    /// Records what to remove, for `loden demo --remove`.
     pub(crate) fn describe(&self, own_user_namespace: bool) -> anyhow::Result<()> {
         self.description(own_user_namespace).write(self.place.path())
     }
 
-    /// Leaves everything up.
+    /// Leaves everything running.
     pub(crate) fn keep(mut self, own_user_namespace: bool) -> Kept {
         let kept = self.description(own_user_namespace);
         for daemon in std::mem::take(&mut self.daemons) {
@@ -160,7 +160,7 @@ impl Stage {
         }
     }
 
-    /// A host's own file of this kind.
+    /// Returns the path of a host's file with this extension.
     fn file(&self, host: &Host, kind: &str) -> PathBuf {
         self.place.path().join(format!("host{}.{kind}", host.number()))
     }
@@ -173,7 +173,7 @@ impl Stage {
             let file = self.file(host, SUBNET_FILE);
             if let Ok(text) = fs::read_to_string(&file) {
                 let network = pod_network(&text)
-                    .with_context(|| format!("host {number}: {} says too little:\n{text}", file.display()))?;
+                    .with_context(|| format!("host {number}: {} is incomplete:\n{text}", file.display()))?;
                 self.networks.push(network);
                 progress.detail(format!("waiting for subnets: {} of {total}", self.networks.len()));
                 continue;
@@ -187,7 +187,7 @@ impl Stage {
                 }
                 if late {
                     bail!(
-                        "host {number}: loden run wrote no {} within {} s; its last words:\n{}",
+                        "host {number}: loden run wrote no {} within {} s; end of its log:\n{}",
                         file.display(),
                         READY.as_secs(),
                         daemon.stderr_tail()
@@ -201,7 +201,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // All at once; the guards then wait for one after the other.
+        // Signals all daemons first; their guards then wait for them one by one.
         for daemon in &mut self.daemons {
             let _ = daemon.signal(Signal::SIGTERM);
         }
@@ -217,7 +217,7 @@ fn net_config(options: &DemoOptions) -> String {
     config.to_string()
 }
 
-/// What a pod on this host gets; `None` unless the file names an MTU and a subnet.
+/// Parses what a pod on this host gets; `None` unless the file has an MTU and a subnet.
 fn pod_network(text: &str) -> Option<PodNetwork> {
     let recorded = model::subnet_env::parse(text);
     let network = PodNetwork { ipv4: recorded.subnet(), ipv6: recorded.ipv6_subnet(), mtu: recorded.mtu? };

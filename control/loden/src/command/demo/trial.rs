@@ -1,4 +1,4 @@
-//! What is tried on the finished cluster: a ping for every pair, load between the first two pods.
+//! The tests of the finished cluster: a ping for every pair, and load between the first two pods.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use super::progress::Progress;
 /// How long one ping may take.
 const PING: Duration = Duration::from_millis(500);
 
-/// How long the last host may need to learn of the others after its subnet file is there.
+/// How long the last host may take to learn the others after it has written its subnet file.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// Payload of a ping and of a small datagram, in bytes.
 const SMALL: usize = 64;
 
-/// Sent before what is counted.
+/// How long to send before the measurement.
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// One ordered pair of pods in one family.
@@ -28,13 +28,13 @@ pub(crate) struct Pair {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) address: IpAddr,
-    /// `None`: no ping came back.
+    /// Round trip of the ping; `None` without a reply.
     pub(crate) round_trip_us: Option<f64>,
-    /// Why not.
+    /// The reason for a missing reply.
     pub(crate) problem: Option<String>,
 }
 
-/// The load between the first two pods in one family.
+/// Measurements between the first two pods in one family.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figures {
     pub(crate) family: &'static str,
@@ -43,8 +43,8 @@ pub(crate) struct Figures {
     pub(crate) rtt: Option<RttReport>,
 }
 
-/// Pings every ordered pair in every family, again and again for those that fail until they have had time
-/// to learn of each other. An error only for an interruption: a pair that fails says so itself.
+/// Pings every ordered pair in every family. Pairs that fail are retried until the hosts have had time to
+/// learn each other. Returns an error only if interrupted: a failed pair records its own problem.
 pub(crate) fn ping_pairs(lab: &Lab, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     for from in lab.hosts() {
@@ -82,8 +82,8 @@ pub(crate) fn ping_pairs(lab: &Lab, progress: &Progress, interrupt: &Interrupt) 
     Ok(pairs)
 }
 
-/// Measures from the first pod to the second in every family, for `time` each; returns the figures and
-/// what went wrong.
+/// Measures from the first pod to the second in every family, for `time` each. Returns the figures and the
+/// failures.
 pub(crate) fn measure(
     lab: &Lab,
     time: Duration,
@@ -124,7 +124,7 @@ pub(crate) fn measure(
     Ok((figures, problems))
 }
 
-/// `IPv4` or `IPv6`.
+/// Returns `IPv4` or `IPv6`.
 pub(crate) fn family(address: &IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }

@@ -1,33 +1,33 @@
-//! What the doctor finds, as `loden doctor --json` shows it.
+//! The doctor's findings, as `loden doctor --json` prints them.
 
 use serde::Serialize;
 
-/// Everything the doctor found.
+/// All findings on one host.
 #[derive(Debug, Serialize)]
 pub(crate) struct Diagnosis {
     /// Kernel release and machine: `6.18.44 x86_64`.
     pub kernel: String,
-    /// Whether `loden run` can work here at all.
+    /// Whether `loden run` can work on this host at all.
     pub can_run: bool,
-    /// One entry per question, grouped.
+    /// One entry per question, ordered by group.
     pub findings: Vec<Finding>,
-    /// What the datapath would use, by feature name.
+    /// The features of the datapath, and whether each would be used.
     pub chosen: Vec<Choice>,
 }
 
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// Heading it stands under.
+    /// Heading of the finding.
     pub group: &'static str,
-    /// What was asked for.
+    /// What was examined.
     pub name: String,
     /// The answer.
     pub verdict: Verdict,
-    /// Details: a value, or why something is missing.
+    /// A value, or the reason why something is missing.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// What the gap costs.
+    /// The cost of the gap.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub cost: &'static str,
     /// How to close the gap.
@@ -35,17 +35,17 @@ pub(crate) struct Finding {
     pub fix: &'static str,
 }
 
-/// How an answer is to be taken.
+/// The meaning of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
-    /// There, and works.
+    /// Available and working.
     Yes,
-    /// Not there; loden does without.
+    /// Not available; loden works without.
     No,
-    /// Not there; loden cannot do without.
+    /// Not available; loden cannot run without.
     Needed,
-    /// Could not be found out.
+    /// Could not be determined.
     Unknown,
     /// A fact, neither good nor bad.
     Fact,
@@ -54,9 +54,9 @@ pub(crate) enum Verdict {
 /// One feature of the datapath.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Choice {
-    /// Its name, as `--without` knows it.
+    /// The feature's name, as in `--without`.
     pub feature: &'static str,
-    /// Whether it would be used.
+    /// Whether the datapath would use it.
     pub used: bool,
     /// Why not.
     #[serde(skip_serializing_if = "String::is_empty")]

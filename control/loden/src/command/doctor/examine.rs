@@ -1,4 +1,4 @@
-//! The questions, and what each missing answer costs.
+//! The doctor's questions, with the cost of each gap.
 
 use std::env;
 use std::fs;
@@ -19,9 +19,9 @@ const SELF_TEST: &str = "Self-test: bytes sent through each offload and compared
 const RIGHTS: &str = "Capabilities";
 const HOST: &str = "This host";
 const FIREWALL: &str = "Firewall tools";
-const LATER: &str = "For later, not used yet";
+const LATER: &str = "Not used yet";
 
-/// Asks everything. What cannot be asked becomes a finding, never an error.
+/// Examines the host. A question that cannot be answered becomes a finding, never an error.
 pub(super) async fn examine() -> Diagnosis {
     let tun = probe::tun_details();
     let report = selftest::run(&Switches::default());
@@ -53,21 +53,21 @@ fn of_tun(tun: &TunProbe) -> Vec<Finding> {
             TUN,
             "several queues",
             &tun.multi_queue,
-            "one worker for all traffic: no more than one core forwards",
+            "a single worker handles all traffic: at most one core forwards",
             "a kernel from 3.8 on",
         ),
         gap(
             TUN,
             "TCP super-packets (tso)",
             &tun.tso,
-            "bulk TCP costs a system call for each packet instead of one for 64 KiB",
+            "bulk TCP needs one system call per packet instead of one per 64 KiB",
             "a kernel from 2.6.27 on, or a seccomp profile that allows TUNSETOFFLOAD",
         ),
         gap(
             TUN,
             "UDP super-packets (uso)",
             &tun.uso,
-            "QUIC and other bulk UDP cost a system call for each packet; TCP does not mind",
+            "QUIC and other bulk UDP need one system call per packet; TCP is not affected",
             "a kernel from 6.2 on",
         ),
     ]
@@ -79,14 +79,14 @@ fn of_sockets() -> Vec<Finding> {
             SOCKETS,
             "UDP_SEGMENT (gso)",
             &probe::udp_segment(),
-            "each datagram passes the network stack on its own when sent",
+            "each sent datagram passes the network stack separately",
             "a kernel from 4.18 on, or a seccomp profile that allows it",
         ),
         gap(
             SOCKETS,
             "UDP_GRO (gro)",
             &probe::udp_gro(),
-            "each datagram passes the network stack on its own when received",
+            "each received datagram passes the network stack separately",
             "a kernel from 5.0 on, or a seccomp profile that allows it",
         ),
     ]
@@ -99,13 +99,13 @@ fn of_self_test(report: &Report) -> Vec<Finding> {
             Outcome::Broken(why) => (
                 No,
                 why.clone(),
-                "the kernel grants it and corrupts what goes through; loden does without",
+                "the kernel offers it but corrupts data; loden does not use it",
                 "another kernel release",
             ),
             Outcome::Untested(why) => (
                 Unknown,
                 why.clone(),
-                "a broken offload is noticed only once traffic flows",
+                "a broken offload goes unnoticed until traffic flows",
                 "run as root or allow user namespaces",
             ),
         };
@@ -117,13 +117,15 @@ fn of_self_test(report: &Report) -> Vec<Finding> {
 
 fn of_rights() -> Vec<Finding> {
     let cost = |name| match name {
-        "CAP_NET_ADMIN" => {
-            ("no device, address or route can be set", "grant it; loden needs no other for vxlan and udp")
-        }
-        "CAP_SYS_RESOURCE" => {
-            ("socket buffers stay within net.core.rmem_max and wmem_max", "raise those two instead")
-        }
-        _ => ("nothing today", "grant it if a later feature asks for it"),
+        "CAP_NET_ADMIN" => (
+            "devices, addresses and routes cannot be configured",
+            "grant it; vxlan and udp need no other capability",
+        ),
+        "CAP_SYS_RESOURCE" => (
+            "socket buffers are limited to net.core.rmem_max and wmem_max",
+            "grant it, or raise these two sysctls",
+        ),
+        _ => ("nothing today", "grant it if a later feature needs it"),
     };
     let finding = |(name, probe): (&'static str, Probe)| {
         let (cost, fix) = cost(name);
@@ -142,7 +144,7 @@ async fn of_host() -> Vec<Finding> {
     }
     let bridge = gaps.iter().find(|gap| gap.what.starts_with("br_netfilter"));
     findings.push(match bridge {
-        // flannel refuses to start without it, and so does `loden run` unless told otherwise.
+        // flannel refuses to start without it, and so does `loden run` by default.
         Some(gap) => {
             Finding { cost: gap.cost, fix: gap.fix, ..plain(HOST, "br_netfilter", Needed, String::new()) }
         }
@@ -160,7 +162,7 @@ fn forwarding(ipv6: bool) -> Finding {
     match sysctls::forwards(ipv6) {
         Some(true) => plain(HOST, name, Yes, String::new()),
         Some(false) => plain(HOST, name, No, String::new()),
-        None => plain(HOST, name, Unknown, "the kernel does not say".into()),
+        None => plain(HOST, name, Unknown, "the kernel does not report it".into()),
     }
 }
 
@@ -187,8 +189,8 @@ fn of_firewall() -> Vec<Finding> {
     let finding = |tool| match in_path(tool) {
         Some(path) => plain(FIREWALL, tool, Yes, path),
         None => Finding {
-            cost: "no masquerading and no forward rules by this tool; --ip-masq is refused without it",
-            fix: "install iptables or nftables, whichever mode the configuration asks for",
+            cost: "this tool cannot add masquerade and forward rules; --ip-masq fails without it",
+            fix: "install iptables or nftables, depending on the configured mode",
             ..plain(FIREWALL, tool, No, String::new())
         },
     };
@@ -242,7 +244,7 @@ fn plain(group: &'static str, name: &str, verdict: Verdict, detail: String) -> F
 }
 
 fn in_path(tool: &str) -> Option<String> {
-    // Daemons often run with a PATH that lacks these two.
+    // The PATH of a daemon often lacks these directories.
     let path = env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin"].map(Into::into);
     let candidates = env::split_paths(&path).chain(usual).map(|directory| directory.join(tool));

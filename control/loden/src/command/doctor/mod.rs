@@ -1,8 +1,8 @@
-//! `loden doctor`: what this kernel and container grant, what would be used of it, what each gap costs and
-//! how to close it.
+//! `loden doctor`: reports what this kernel and container allow, what the datapath would use, what each gap
+//! costs and how to close it.
 //!
-//! Nothing is guessed from version numbers: features are asked for and given back, and the offloads carry
-//! bytes that are compared. Nothing is left behind or changed.
+//! Nothing is inferred from version numbers: each feature is acquired and released, and the offloads carry
+//! bytes that are compared. Nothing is changed or left behind.
 
 mod diagnosis;
 mod examine;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use crate::options::DoctorOptions;
 
-/// Examines the host and prints the diagnosis. Exit code 0 when loden can run here, 1 when not.
+/// Examines the host and prints the diagnosis. The exit code is 0 if loden can run here, else 1.
 pub(crate) async fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let diagnosis = examine::examine().await;
     let mut out = stdout();
@@ -21,7 +21,7 @@ pub(crate) async fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
         true => serde_json::to_string_pretty(&diagnosis)? + "\n",
         false => render::text(&diagnosis, out.is_terminal()),
     };
-    // Whoever closed the pipe has read enough.
+    // A reader that closed the pipe has read enough.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     Ok(if diagnosis.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

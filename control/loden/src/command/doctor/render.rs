@@ -1,4 +1,4 @@
-//! The diagnosis for a reader: one aligned table, with what a gap costs under the gap.
+//! Renders the diagnosis as one aligned table, with the cost of each gap below it.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ const YELLOW: &str = "33";
 const RED: &str = "31";
 const BOLD: &str = "1";
 
-/// The whole text. `colours` for a terminal.
+/// Renders the diagnosis; `colours` is for a terminal.
 pub(super) fn text(diagnosis: &Diagnosis, colours: bool) -> String {
     let paint = |text: &str, colour: &str| match colours {
         true => format!("\x1b[{colour}m{text}\x1b[0m"),
@@ -24,11 +24,11 @@ pub(super) fn text(diagnosis: &Diagnosis, colours: bool) -> String {
             let _ = writeln!(out, "\n{}", paint(group, BOLD));
         }
         let (word, colour) = word(finding);
-        // Padded before it is painted: escape codes have no width.
+        // Padding comes before the colour: escape codes have no width.
         let answer = paint(&format!("{word:<7}"), colour);
         let line = format!("  {:<width$}  {answer}  {}", finding.name, finding.detail);
         let _ = writeln!(out, "{}", line.trim_end());
-        for (label, text) in [("costs", finding.cost), ("to close", finding.fix)] {
+        for (label, text) in [("cost", finding.cost), ("fix", finding.fix)] {
             if !text.is_empty() {
                 let _ = writeln!(out, "  {:width$}  {:7}  {label}: {text}", "", "");
             }
@@ -43,7 +43,7 @@ pub(super) fn text(diagnosis: &Diagnosis, colours: bool) -> String {
     }
     let verdict = match diagnosis.can_run {
         true => paint("loden can run here.", GREEN),
-        false => paint("loden cannot run here: see what is marked \"needed\".", RED),
+        false => paint("loden cannot run here: see the entries marked \"needed\".", RED),
     };
     let _ = writeln!(out, "\n{verdict}");
     out
@@ -71,7 +71,7 @@ loden doctor on Linux 6.1.0 x86_64
 
 TUN
   /dev/net/tun    needed   it is missing
-                           to close: modprobe tun
+                           fix: modprobe tun
   several queues  yes
 
 This host
@@ -81,7 +81,7 @@ The datapath would use
   tso             yes
   uso             no       refused
 
-loden cannot run here: see what is marked \"needed\".
+loden cannot run here: see the entries marked \"needed\".
 ";
         assert_eq!(text(&diagnosis(), false), expected);
     }
@@ -94,7 +94,7 @@ loden cannot run here: see what is marked \"needed\".
         for (number, part) in painted.split('\x1b').enumerate() {
             bare += if number == 0 { part } else { part.split_once('m').expect("an escape").1 };
         }
-        // Blanks at the end of a line are inside the colour and so survive there.
+        // Trailing blanks of a line are inside the colour and therefore kept.
         let trimmed: Vec<&str> = bare.lines().map(str::trim_end).collect();
         assert_eq!(trimmed, text(&diagnosis(), false).lines().collect::<Vec<_>>());
     }

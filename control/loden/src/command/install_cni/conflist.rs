@@ -1,4 +1,4 @@
-//! The configuration: made, checked, and its place among others.
+//! Generates and checks CNI configurations, and finds those that take precedence.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::options::InstallCniOptions;
 
-/// Endings that runtimes read.
-const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
+/// The file name extensions that runtimes read.
+const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// In flannel's order.
+/// A list of plugins, with the keys in flannel's order.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct List<'a> {
@@ -34,7 +34,7 @@ struct Flannel<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Delegate {
-    /// A pod reaches itself by its service.
+    /// Lets a pod reach itself through its service.
     hairpin_mode: bool,
     is_default_gateway: bool,
 }
@@ -51,15 +51,15 @@ struct Capabilities {
     port_mappings: bool,
 }
 
-/// What flannel's manifest has, with the values of `options`.
+/// Generates the configuration of flannel's manifest, with the values of `options`.
 pub(super) fn generate(options: &InstallCniOptions, plugin: &str) -> anyhow::Result<String> {
-    // The rule of CNI for names of networks: they become file names.
+    // CNI's rule for network names, which become file names.
     let mut letters = options.network.chars();
     let good = letters.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && letters.all(|letter| letter.is_ascii_alphanumeric() || "_.-".contains(letter));
     ensure!(
         good,
-        "--network {:?} is no name for CNI: a letter or digit, then letters, digits, _ . -",
+        "--network {:?} is not a valid CNI name: a letter or digit, then letters, digits, _ . -",
         options.network
     );
     let subnet_file =
@@ -79,38 +79,38 @@ pub(super) fn generate(options: &InstallCniOptions, plugin: &str) -> anyhow::Res
     Ok(serde_json::to_string_pretty(&list).context("cannot write the configuration as JSON")? + "\n")
 }
 
-/// Whether a runtime can read this at all: an object with a type of its own, or with plugins that have one each, in a
-/// file whose name ends as runtimes expect it of the one or the other.
+/// Checks that a runtime can read this configuration: an object with a type, or with a list of plugins that
+/// each have one, in a file with the extension that runtimes expect for that kind.
 pub(super) fn check(bytes: &[u8], file_name: &str) -> anyhow::Result<()> {
-    let json: Value = serde_json::from_slice(bytes).context("it is no JSON")?;
+    let json: Value = serde_json::from_slice(bytes).context("it is not JSON")?;
     let has_type = |plugin: &Value| plugin.get("type").is_some_and(Value::is_string);
     let good = match json.get("plugins") {
         Some(Value::Array(plugins)) => !plugins.is_empty() && plugins.iter().all(has_type),
         Some(_) => false,
         None => has_type(&json),
     };
-    ensure!(good, "it has no list \"plugins\" whose members have a \"type\"");
+    ensure!(good, "it has no list \"plugins\" whose members each have a \"type\"");
     ensure!(json.get("name").is_some_and(Value::is_string), "it has no \"name\"");
-    let (what, endings): (_, &[&str]) = match json.get("plugins") {
+    let (what, extensions): (_, &[&str]) = match json.get("plugins") {
         Some(_) => ("a list of plugins", &["conflist"]),
         None => ("a single plugin", &["conf", "json"]),
     };
-    let ending = Path::new(file_name).extension();
-    let endings: Vec<String> = endings.iter().map(|one| format!(".{one}")).collect();
+    let extension = Path::new(file_name).extension();
+    let extensions: Vec<String> = extensions.iter().map(|one| format!(".{one}")).collect();
     ensure!(
-        ending.is_some_and(|ending| endings.iter().any(|one| ending == &one[1..])),
-        "it is {what}, and runtimes read that from a file that ends in {} alone, not from {file_name:?}: name it so",
-        endings.join(" or ")
+        extension.is_some_and(|extension| extensions.iter().any(|one| extension == &one[1..])),
+        "it is {what}, which runtimes read only from a file named *{}, not from {file_name:?}: rename the file",
+        extensions.join(" or *")
     );
     Ok(())
 }
 
-/// Configurations that runtimes would take before ours, in their order.
+/// Lists the configurations that runtimes would use before ours, in the runtimes' order.
 pub(super) fn earlier(directory: &Path, ours: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let is_one = |name: &String| {
-        Path::new(name).extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known))
+        Path::new(name).extension().is_some_and(|end| EXTENSIONS.iter().any(|known| end == *known))
     };
     let mut names: Vec<String> = names.filter(|name| name.as_str() < ours && is_one(name)).collect();
     names.sort();

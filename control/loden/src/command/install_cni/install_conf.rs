@@ -1,6 +1,6 @@
-//! `loden install-conf`: one configuration, copied whole with its mode.
+//! `loden install-conf`: copies one configuration atomically, with its mode.
 //!
-//! What flannel's manifest starts as `/opt/bin/install-conf`; the binary does the same when it is called by that name.
+//! flannel's manifest starts it as `/opt/bin/install-conf`; the binary does the same under that name.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,15 +12,15 @@ use control::persist::atomic_file;
 use super::{directory, given};
 use crate::options::InstallConfOptions;
 
-/// The subcommand, and flannel's program.
+/// The name of the subcommand and of flannel's program.
 pub(crate) const NAME: &str = "install-conf";
 
-/// Whether the program was called by the name of flannel's.
-pub(crate) fn is_named_so(program: Option<&OsStr>) -> bool {
+/// Tells whether the program was called `install-conf`.
+pub(crate) fn is_program_name(program: Option<&OsStr>) -> bool {
     crate::options::is_called(program, &[NAME])
 }
 
-/// Copies it, and prints one line.
+/// Copies the configuration and prints one line.
 pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
     let wanted = given(&options.source, options.target.clone())?;
     directory(atomic_file::parent(&wanted.path), "TARGET")?;
@@ -28,9 +28,9 @@ pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
         let next = match error.source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => "mount its directory writable",
             io::ErrorKind::PermissionDenied => "run as root",
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room",
-            io::ErrorKind::IsADirectory => "name a file, not a directory",
-            _ => "look at its directory",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space",
+            io::ErrorKind::IsADirectory => "give a file name, not a directory",
+            _ => "check its directory",
         };
         anyhow!("{error}; {next}")
     })?;

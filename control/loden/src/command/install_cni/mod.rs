@@ -1,7 +1,8 @@
-//! `loden install-cni`: the plugin and its configuration, where container runtimes look for them.
+//! `loden install-cni`: installs the plugin and its configuration where container runtimes look for them.
 //!
-//! Does what flannel's init containers do. The binary comes first and the configuration last, since its presence
-//! tells a runtime that the node is ready for pods. Every file is there whole or as it was; a plugin that runs goes on.
+//! Does the work of flannel's init containers. The configuration is written last, because its presence tells
+//! a runtime that the node is ready for pods. Each file is replaced atomically, so that a running plugin
+//! continues.
 
 mod conflist;
 pub(crate) mod install_conf;
@@ -17,16 +18,17 @@ use control::persist::atomic_file;
 
 use crate::options::{InstallCniOptions, PLUGIN};
 
-/// A file that is to be somewhere.
+/// A file to install.
 struct Wanted {
     path: PathBuf,
     bytes: Vec<u8>,
     mode: u32,
 }
 
-/// Installs, and prints one line for each file.
+/// Installs the files and prints one line for each.
 pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
-    // All is read and checked first: what is wrong with the second file must not leave the first one behind.
+    // Everything is read and checked first: a fault in the second file must not leave the first one
+    // installed.
     let mut wanted = plugin_files(options)?;
     wanted.extend(conf_file(options)?);
     for file in &wanted {
@@ -37,7 +39,7 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     if !options.skip_conf {
         for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
             eprintln!(
-                "loden: {} comes before {}, and runtimes take the first: remove it if pods are to use this network",
+                "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
             );
@@ -51,19 +53,19 @@ fn plugin_files(options: &InstallCniOptions) -> anyhow::Result<Vec<Wanted>> {
         Some(path) => path.clone(),
         None => {
             let program =
-                std::env::current_exe().context("cannot find out where this program is; use --plugin")?;
+                std::env::current_exe().context("cannot find this program's own path; use --plugin")?;
             atomic_file::parent(&program).join(PLUGIN)
         }
     };
     let bytes = fs::read(&source).with_context(|| {
-        format!("cannot read the plugin {}; say where it is with --plugin", source.display())
+        format!("cannot read the plugin {}; set its path with --plugin", source.display())
     })?;
     ensure!(
         bytes.starts_with(b"\x7fELF") || bytes.starts_with(b"#!"),
-        "{} is no program; say where the plugin is with --plugin",
+        "{} is not a program; set the plugin's path with --plugin",
         source.display()
     );
-    ensure!(!options.name.is_empty(), "--name is empty: the plugin needs a name to be called by");
+    ensure!(!options.name.is_empty(), "--name is empty: the plugin needs at least one name");
     directory(&options.bin_dir, "--bin-dir")?;
     let file = |name: &String| {
         plain_name(name, "--name")?;
@@ -83,42 +85,41 @@ fn conf_file(options: &InstallCniOptions) -> anyhow::Result<Option<Wanted>> {
         let plugin = options.name.first().map_or(PLUGIN, String::as_str);
         let bytes = conflist::generate(options, plugin)?.into_bytes();
         conflist::check(&bytes, &options.conf_name).with_context(|| {
-            format!("--conf-name {:?} is no name for a generated configuration", options.conf_name)
+            format!("--conf-name {:?} does not suit a generated configuration", options.conf_name)
         })?;
         return Ok(Some(Wanted { path, bytes, mode: 0o644 }));
     };
     given(source, path).map(Some)
 }
 
-/// A configuration as it is to be at `path`, with the mode of its source.
+/// Reads and checks a configuration to install at `path`, with the mode of its source.
 fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
     let read = || -> io::Result<(Vec<u8>, u32)> {
         Ok((fs::read(source)?, fs::metadata(source)?.permissions().mode()))
     };
     let (bytes, mode) =
         read().with_context(|| format!("cannot read the configuration {}", source.display()))?;
-    conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy()).with_context(|| {
-        format!("{} is not installed: runtimes would take the node's network down", source.display())
-    })?;
+    conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy())
+        .with_context(|| format!("{} not installed: it would break the node's network", source.display()))?;
     Ok(Wanted { path, bytes, mode })
 }
 
-/// A name with a slash would land anywhere.
+/// Rejects a name that is a path: the file could land anywhere.
 fn plain_name(name: &str, flag: &str) -> anyhow::Result<()> {
     let plain = !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != "..";
-    ensure!(plain, "{flag} {name:?} is no file name");
+    ensure!(plain, "{flag} {name:?} is not a file name");
     Ok(())
 }
 
-/// A directory that is not there is often a mount that was forgotten, so it is not made.
+/// Checks that a directory exists. A missing one is often a forgotten mount, so it is not created.
 fn directory(path: &Path, flag: &str) -> anyhow::Result<()> {
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => Ok(()),
-        Ok(_) => bail!("{flag} {} is no directory", path.display()),
+        Ok(_) => bail!("{flag} {} is not a directory", path.display()),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "cannot use {flag} {0}; in a container mount the host's, elsewhere make it with `mkdir -p {0}`, or name \
-                 another with {flag}",
+                "cannot use {flag} {0}; in a container, mount the host's directory, elsewhere create it with \
+                 `mkdir -p {0}`, or choose another with {flag}",
                 path.display()
             )
         }),
@@ -129,14 +130,14 @@ fn advise(error: atomic_file::WriteError, options: &InstallCniOptions) -> anyhow
     let flag = if error.path.starts_with(&options.bin_dir) { "--bin-dir" } else { "--conf-dir" };
     let next = match error.source.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {
-            format!("mount it writable, or name a writable directory to the runtime and with {flag}")
+            format!("mount it writable, or configure a writable directory in the runtime and with {flag}")
         }
         io::ErrorKind::PermissionDenied => "run as root".to_owned(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room".to_owned(),
-        io::ErrorKind::IsADirectory => "remove the directory that is in its place".to_owned(),
-        _ => format!("look at the directory, or name another with {flag}"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space".to_owned(),
+        io::ErrorKind::IsADirectory => "remove the directory of that name".to_owned(),
+        _ => format!("check the directory, or choose another with {flag}"),
     };
-    anyhow!("{error}; {next}. Run it again: what is installed already stays")
+    anyhow!("{error}; {next}, then run the command again: files already installed stay")
 }
 
 #[cfg(test)]

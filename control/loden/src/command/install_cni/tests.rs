@@ -2,7 +2,7 @@ use super::*;
 use clap::Parser;
 use proptest::prelude::*;
 
-/// What flannel's manifest installs, byte by byte as JSON.
+/// The configuration of flannel's manifest.
 const MANIFEST: &str = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true}},{"type":"portmap","capabilities":{"portMappings":true}}]}"#;
 
 #[test]
@@ -27,7 +27,7 @@ fn its_values_can_be_chosen() {
 }
 
 #[test]
-fn what_no_runtime_can_read_is_refused() {
+fn configurations_that_no_runtime_can_read_are_rejected() {
     const SINGLE: &str = r#"{"name":"x","type":"flannel"}"#;
     for (good, name) in [(MANIFEST, "1.conflist"), (SINGLE, "1.conf"), (SINGLE, "a.b.json")] {
         conflist::check(good.as_bytes(), name).expect(good);
@@ -36,17 +36,17 @@ fn what_no_runtime_can_read_is_refused() {
         (
             MANIFEST,
             "10-flannel.conf",
-            "a list of plugins, and runtimes read that from a file that ends in .conflist",
+            "a list of plugins, which runtimes read only from a file named *.conflist",
         ),
         (MANIFEST, "10-flannel.json", ".conflist"),
         (MANIFEST, "conflist", ".conflist"),
         (
             SINGLE,
             "10-flannel.conflist",
-            "a single plugin, and runtimes read that from a file that ends in .conf or .json",
+            "a single plugin, which runtimes read only from a file named *.conf or *.json",
         ),
         (SINGLE, "10-flannel.conf.bak", "10-flannel.conf.bak"),
-        (SINGLE, "", ".conf or .json"),
+        (SINGLE, "", "*.conf or *.json"),
     ] {
         let error = conflist::check(text.as_bytes(), name).expect_err(name).to_string();
         assert!(error.contains(said), "{error}");
@@ -61,12 +61,12 @@ fn what_no_runtime_can_read_is_refused() {
 #[test]
 fn flannels_program_is_known_by_its_name() {
     for (name, is) in [("/opt/bin/install-conf", true), ("install-conf", true), ("loden", false)] {
-        assert_eq!(install_conf::is_named_so(Some(name.as_ref())), is, "{name}");
+        assert_eq!(install_conf::is_program_name(Some(name.as_ref())), is, "{name}");
     }
 }
 
 #[test]
-fn what_runtimes_would_take_first_is_found() {
+fn configurations_that_runtimes_use_first_are_found() {
     let directory = tempfile::tempdir().expect("a directory");
     for name in ["05-a.conf", "09-b.conflist", "07-c.txt", "99-d.conf", "10-flannel.conflist"] {
         fs::write(directory.path().join(name), "").expect("a file");
@@ -86,7 +86,7 @@ fn advice_fits_the_systems_answer() {
     assert!(text.contains("mount it writable") && text.contains("--bin-dir"), "{text}");
     assert!(said("/etc/cni/net.d/x", io::ErrorKind::Other).contains("--conf-dir"));
     assert!(said("/etc/cni/net.d/x", io::ErrorKind::PermissionDenied).contains("run as root"));
-    assert!(said("/etc/cni/net.d/x", io::ErrorKind::StorageFull).contains("make room"));
+    assert!(said("/etc/cni/net.d/x", io::ErrorKind::StorageFull).contains("free some space"));
 }
 
 proptest! {

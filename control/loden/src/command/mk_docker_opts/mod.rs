@@ -1,8 +1,8 @@
-//! `loden mk-docker-opts`: dockerd's network options from `subnet.env`, for dockerd's unit to read.
+//! `loden mk-docker-opts`: turns `subnet.env` into dockerd's network options, for dockerd's unit to read.
 //!
-//! Output and flags are those of flannel's `mk-docker-opts.sh`; the binary does the same when it is called by that
-//! name. Unlike the script it runs nothing of what the file says, and a file that is not there is an error: dockerd
-//! would start with a subnet of its own choice.
+//! Output and flags are those of flannel's `mk-docker-opts.sh`; the binary does the same under that name.
+//! Unlike the script, it does not execute the file, and a missing file is an error: dockerd would otherwise
+//! choose a subnet of its own.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,48 +16,49 @@ use model::subnet_env;
 
 use crate::options::{DockerOptsOptions, is_called};
 
-/// The subcommand.
+/// The name of the subcommand.
 pub(crate) const NAME: &str = "mk-docker-opts";
 
-/// What begins the name of a variable that is one option of dockerd's.
+/// The prefix of a variable that holds one option of dockerd's.
 const PREFIX: &str = "DOCKER_OPT_";
 const SUBNET: &str = "FLANNEL_SUBNET";
 const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
-/// Whether the program was called by the script's name.
-pub(crate) fn is_named_so(program: Option<&OsStr>) -> bool {
+/// Tells whether the program was called by the script's name.
+pub(crate) fn is_program_name(program: Option<&OsStr>) -> bool {
     is_called(program, &[NAME, "mk-docker-opts.sh"])
 }
 
-/// Reads the subnet file and writes dockerd's.
+/// Reads the subnet file and writes dockerd's options.
 pub(crate) fn run(options: &DockerOptsOptions) -> anyhow::Result<ExitCode> {
     let environment =
         std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
     let subnet_file = match fs::read_to_string(&options.subnet_file) {
         Ok(text) => text,
         Err(error) if environment_has_a_subnet(&environment) => {
-            tracing::debug!(path = %options.subnet_file.display(), %error, "only the environment counts");
+            tracing::debug!(path = %options.subnet_file.display(), %error, "no subnet file; using the environment");
             String::new()
         }
         Err(error) => {
             return Err(error).with_context(|| {
                 format!(
-                    "cannot read {}; the daemon writes it once this node has its subnet: start it first, or name \
-                     its --subnet-file with -f",
+                    "cannot read {}; the daemon writes it once this node has a subnet: start the daemon first, or \
+                     give its --subnet-file with -f",
                     options.subnet_file.display()
                 )
             });
         }
     };
     let output = render(options, &subnet_file, environment)
-        .with_context(|| format!("nothing usable in {}", options.subnet_file.display()))?;
+        .with_context(|| format!("cannot use {}", options.subnet_file.display()))?;
     atomic_file::write(&options.docker_file, output.as_bytes(), 0o644)
-        .context("dockerd's options are not written; choose another file with -d")?;
+        .context("cannot write dockerd's options; choose another file with -d")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The whole text. Variables of the environment count as in a shell that reads the file: those of the file win.
+/// Renders the options. Variables of the environment count as in a shell that sources the file, which takes
+/// precedence.
 pub(crate) fn render(
     options: &DockerOptsOptions,
     subnet_file: &str,
@@ -65,7 +66,7 @@ pub(crate) fn render(
 ) -> anyhow::Result<String> {
     ensure!(
         is_identifier(&options.key),
-        "-k {:?} is no name of a variable: letters, digits and _ only",
+        "-k {:?} is not a variable name: letters, digits and _ only",
         options.key
     );
     let lookup = |key: &str| {
@@ -74,21 +75,24 @@ pub(crate) fn render(
     };
     let Some(subnet) = lookup(SUBNET) else {
         bail!(
-            "{SUBNET} is missing: the node has no IPv4 subnet, and dockerd's --bip needs one. Look at `loden status`"
+            "{SUBNET} is missing: the node has no IPv4 subnet, which dockerd's --bip needs; check `loden status`"
         );
     };
-    // Slash and all: without it dockerd would take a single address.
+    // The prefix length is required: without it dockerd would use a single address.
     let parsed = subnet.contains('/').then(|| subnet.parse::<Ipv4Network>().ok()).flatten();
-    ensure!(parsed.is_some(), "{SUBNET}={subnet:?} is no IPv4 address with its prefix, like 10.244.1.1/24");
+    ensure!(
+        parsed.is_some(),
+        "{SUBNET}={subnet:?} is not an IPv4 address with prefix length, such as 10.244.1.1/24"
+    );
     let all = environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && is_identifier(name));
     let mut all: BTreeMap<String, String> = all.map(|(name, value)| (name.clone(), value.clone())).collect();
     all.insert(format!("{PREFIX}BIP"), format!("--bip={subnet}"));
     if let Some(mtu) = lookup(MTU) {
-        ensure!(mtu.parse::<u32>().is_ok(), "{MTU}={mtu:?} is no number of bytes");
+        ensure!(mtu.parse::<u32>().is_ok(), "{MTU}={mtu:?} is not a number of bytes");
         all.insert(format!("{PREFIX}MTU"), format!("--mtu={mtu}"));
     }
     if let Some(masquerade) = lookup(IPMASQ).filter(|_| !options.no_ip_masq) {
-        // Who masquerades twice hides the pods' addresses from each other.
+        // Masquerading twice would hide the pods' addresses from each other.
         let dockers = match masquerade.as_str() {
             "true" => false,
             "false" => true,
@@ -110,7 +114,7 @@ pub(crate) fn render(
     Ok(text)
 }
 
-/// An assignment that a shell and systemd read alike (systemd.exec(5), EnvironmentFile=).
+/// Renders an assignment that a shell and systemd read alike (systemd.exec(5), EnvironmentFile=).
 fn line(name: &str, value: &str) -> String {
     let mut text = format!("{name}=\"");
     for letter in value.chars() {

@@ -48,25 +48,25 @@ fn variables_of_the_environment_count_and_the_file_wins() {
 }
 
 #[test]
-fn what_dockerd_would_not_take_is_refused_with_the_reason() {
+fn values_that_dockerd_would_reject_are_errors() {
     for (from, to, said) in [
         ("FLANNEL_SUBNET=10.1.74.1/24", "", "FLANNEL_SUBNET is missing"),
-        ("10.1.74.1/24", "10.1.74.1", "no IPv4 address with its prefix"),
-        ("10.1.74.1/24", "\"$(reboot)/24\"", "no IPv4 address"),
-        ("1472", "big", "no number of bytes"),
+        ("10.1.74.1/24", "10.1.74.1", "not an IPv4 address with prefix length"),
+        ("10.1.74.1/24", "\"$(reboot)/24\"", "not an IPv4 address"),
+        ("1472", "big", "not a number of bytes"),
         ("IPMASQ=false", "IPMASQ=maybe", "neither true nor false"),
     ] {
         let error = made(&[], &SAMPLE.replace(from, to), &[]).expect_err(to);
         assert!(error.to_string().contains(said), "{error}");
     }
     let error = made(&["-k", "1 2"], SAMPLE, &[]).expect_err("a key").to_string();
-    assert!(error.contains("no name of a variable"), "{error}");
+    assert!(error.contains("not a variable name"), "{error}");
 }
 
 #[test]
 fn both_names_of_the_script_are_known() {
     for (name, is) in [("/opt/bin/mk-docker-opts.sh", true), ("mk-docker-opts", true), ("loden", false)] {
-        assert_eq!(is_named_so(Some(OsStr::new(name))), is, "{name}");
+        assert_eq!(is_program_name(Some(OsStr::new(name))), is, "{name}");
     }
 }
 

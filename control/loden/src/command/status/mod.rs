@@ -1,4 +1,4 @@
-//! `loden status`: asks the daemons of this host and prints what they say.
+//! `loden status`: queries the daemons of this host and prints their status.
 
 mod render;
 
@@ -6,27 +6,27 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use control::persist::instance::Places;
-use control::serve::status_socket::{ask, is_absent};
+use control::persist::instance::Instance;
+use control::serve::status_socket::{is_absent, query};
 
 use crate::options::StatusOptions;
 
-/// Asks the daemons and prints what they say.
+/// Queries the daemons and prints their status.
 pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
-    let places = match &options.instance {
-        Some(name) => vec![Places::new(name, &options.run_dir)?],
-        None => Places::all(&options.run_dir),
+    let instances = match &options.instance {
+        Some(name) => vec![Instance::new(name, &options.run_dir)?],
+        None => Instance::all(&options.run_dir),
     };
     let mut documents = Vec::new();
-    for places in &places {
-        match ask(&places.socket()) {
+    for instance in &instances {
+        match query(&instance.socket()) {
             Ok(document) => documents.push(document),
-            Err(error) if is_absent(&error) => eprintln!("{}: not running", places.name()),
-            Err(error) => return Err(error).with_context(|| cannot_ask(&places.socket())),
+            Err(error) if is_absent(&error) => eprintln!("{}: not running", instance.name()),
+            Err(error) => return Err(error).with_context(|| cannot_query(&instance.socket())),
         }
     }
     if documents.is_empty() {
-        bail!("no daemon runs with --run-dir {}; loden run starts one", options.run_dir.display());
+        bail!("no daemon runs with --run-dir {}; start one with loden run", options.run_dir.display());
     }
     if options.json {
         println!("{:#}", serde_json::json!({ "daemons": documents }));
@@ -37,6 +37,6 @@ pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cannot_ask(path: &Path) -> String {
-    format!("cannot ask the daemon at {}; the socket is for root alone", path.display())
+fn cannot_query(path: &Path) -> String {
+    format!("cannot query the daemon at {}; only root can use the socket", path.display())
 }

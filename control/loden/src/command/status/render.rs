@@ -1,11 +1,11 @@
-//! A status document as aligned text.
+//! Renders a status document as aligned text.
 
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use control::serve::board::{Document, TunnelDocument};
 
-/// Peers to list before the rest is a number.
+/// Maximum number of peers to list; the rest are counted.
 const PEERS: usize = 50;
 /// Width of the left column.
 const WIDTH: usize = 12;
@@ -23,11 +23,11 @@ fn at(document: &Document, now: u64) -> String {
     if let Some(lease) = &document.lease {
         let written = match lease.renewed {
             Some(renewed) => format!("written {} ago", span(now.saturating_sub(renewed))),
-            None => "from memory, the store has not answered yet".to_owned(),
+            None => "from memory, not yet confirmed by the store".to_owned(),
         };
         let end = match lease.expires {
-            Some(expires) => format!("ends in {}", span(expires.saturating_sub(now))),
-            None => "a reservation".to_owned(),
+            Some(expires) => format!("expires in {}", span(expires.saturating_sub(now))),
+            None => "reserved".to_owned(),
         };
         row(&mut out, "lease", &format!("{}, {written}, {end}", lease.key));
     }
@@ -50,14 +50,14 @@ fn at(document: &Document, now: u64) -> String {
     row(&mut out, "store", &format!("{} {}", document.store.name, calls.join(", ")));
     if let Some(since) = document.store.blind_since {
         let blind = span(now.saturating_sub(since));
-        row(&mut out, "", &format!("leases cannot be read since {blind}: peers may have changed"));
+        row(&mut out, "", &format!("leases unreadable for {blind}: peers may have changed"));
     }
     let reconcile = &document.reconcile;
-    row(&mut out, "compared", &format!("{} times, {} changes", reconcile.runs, reconcile.changes));
+    row(&mut out, "reconciled", &format!("{} times, {} changes", reconcile.runs, reconcile.changes));
     reconcile.failures.iter().for_each(|failure| row(&mut out, "failing", failure));
     document.tunnels.iter().for_each(|each| tunnel(&mut out, each));
     if !document.direct.is_empty() {
-        row(&mut out, "direct", &format!("{} peers by kernel routes", document.direct.len()));
+        row(&mut out, "direct", &format!("{} peers through kernel routes", document.direct.len()));
         for route in document.direct.iter().take(PEERS) {
             row(
                 &mut out,
@@ -67,7 +67,7 @@ fn at(document: &Document, now: u64) -> String {
         }
     }
     for ignored in &document.ignored {
-        row(&mut out, "no peer", &format!("{}: {}", ignored.lease, ignored.reason));
+        row(&mut out, "ignored", &format!("{}: {}", ignored.lease, ignored.reason));
     }
     on_this_host(&mut out, document);
     out
@@ -116,11 +116,11 @@ fn on_this_host(out: &mut String, document: &Document) {
         made.push(format!("device {} with {} routes", tunnel.device, tunnel.routes));
     }
     if !document.direct.is_empty() {
-        made.push(format!("{} routes by {}", document.direct.len(), document.direct[0].interface));
+        made.push(format!("{} routes through {}", document.direct.len(), document.direct[0].interface));
     }
     made.extend(document.files.iter().map(|file| format!("file {file}")));
     for (position, text) in made.iter().enumerate() {
-        row(out, if position == 0 { "made here" } else { "" }, text);
+        row(out, if position == 0 { "created" } else { "" }, text);
     }
 }
 
@@ -189,10 +189,10 @@ mod tests {
         assert_eq!(
             at(&document, 8200),
             "instance     flannel: ready for 2 h, process 7, loden 0.1.0\n\
-             lease        10.244.1.0-24, written 60 min ago, ends in 23 h\n\
+             lease        10.244.1.0-24, written 60 min ago, expires in 23 h\n\
              underlay     eth0, MTU 1500, published 192.0.2.1\n\
              store\n\
-             compared     0 times, 0 changes\n\
+             reconciled   0 times, 0 changes\n\
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
                dropped    3 no_route\n\
@@ -200,7 +200,7 @@ mod tests {
              peers        2\n             \
                           10.244.2.0/24   192.0.2.2:8472  02:00:00:00:00:02\n             \
                           10.244.13.0/24  192.0.2.2:8472  02:00:00:00:00:02\n\
-             made here    device flannel.1 with 2 routes\n             \
+             created      device flannel.1 with 2 routes\n             \
                           file /run/flannel/subnet.env\n"
         );
     }

@@ -1,4 +1,4 @@
-//! Which subnet a node gets: the one it has, the one it had, or a random free one.
+//! The choice of a node's subnet: the one it has, the one it had, or a random free one.
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use model::cidr;
@@ -9,14 +9,14 @@ use rand::seq::IndexedRandom;
 
 use super::{Wish, same_node};
 
-/// Free subnets to look at before choosing, as in flannel: enough that two nodes that start together
-/// seldom choose alike, few enough that subnets stay close to the first.
+/// Free subnets to choose from, as in flannel: enough that two nodes that start together seldom choose the
+/// same one, few enough that subnets stay close to the first.
 const CANDIDATES: usize = 100;
 
-/// What to do to the stored leases, in one step.
+/// Changes to the stored leases, to be made in one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// Leases of this node that the configuration no longer allows: remove them.
+    /// Leases of this node to remove, which the configuration no longer allows.
     pub remove: Vec<SubnetKey>,
     /// The subnets to hold.
     pub key: SubnetKey,
@@ -38,8 +38,8 @@ pub struct OutOfSubnets {
     held: usize,
 }
 
-/// Decides for `wish`. `leases` are those that have not run out; `unreadable` are keys whose value means
-/// nothing to us but which are held all the same.
+/// Decides which subnet fulfils `wish`. `leases` are those that have not expired; `unreadable` are keys whose
+/// value cannot be read but which are held all the same.
 ///
 /// The order is flannel's: a lease with our public address, the previous subnets, a random choice.
 pub fn decide(
@@ -104,7 +104,7 @@ pub fn choose(
     }
 }
 
-/// Whether the configuration lets a node hold exactly these subnets.
+/// Returns true if the configuration lets a node hold exactly these subnets.
 pub fn allows(config: &NetConfig, key: &SubnetKey) -> bool {
     let ipv4 = match (config.ipv4, key.ipv4()) {
         (Some(pool), Some(subnet)) => pool.allows(subnet),
@@ -122,8 +122,9 @@ fn pick(free: Option<Walk>, random: &mut impl Rng) -> Option<u128> {
     candidates.choose(random).copied()
 }
 
-/// The bases of free subnets in ascending order. Each step passes a subnet or a taken range, so a walk
-/// of a hundred is as long as the list of leases at most, whatever the sizes.
+/// The base addresses of free subnets in ascending order. Each step passes a subnet or a taken range, so a
+/// walk over a hundred free subnets takes at most a hundred steps more than there are leases, whatever the
+/// sizes.
 struct Walk {
     next: Option<u128>,
     last: u128,
@@ -133,7 +134,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// `None` for a length that no subnet can have.
+    /// Starts a walk; `None` for a length that no subnet can have.
     fn new(first: u128, last: u128, width: u32, length: u8, mut taken: Vec<(u128, u128)>) -> Option<Walk> {
         let step = 1u128.checked_shl(width.checked_sub(length.into())?)?;
         taken.sort_unstable();
@@ -154,7 +155,7 @@ impl Iterator for Walk {
             let base = self.next.filter(|base| *base <= self.last)?;
             let end = base + (self.step - 1);
             match self.taken.next_if(|(start, _)| *start <= end) {
-                // Sorted by start, so what ends before this subnet is behind us for good.
+                // Sorted by start, so a range that ends before this subnet does not matter any more.
                 Some((_, taken_end)) if taken_end < base => {}
                 Some((_, taken_end)) => {
                     self.next =

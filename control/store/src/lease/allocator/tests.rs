@@ -234,7 +234,8 @@ proptest! {
         let mut base = min.next_multiple_of(step);
         while base <= max && plain.len() < 20 {
             let end = base + step - 1;
-            match taken.iter().filter(|(start, last)| *start <= end && *last >= base).map(|(_, last)| last).max() {
+            let touching = taken.iter().filter(|(start, last)| *start <= end && *last >= base);
+            match touching.map(|(_, last)| last).max() {
                 Some(last) => base = (last + 1).next_multiple_of(step),
                 None => {
                     plain.push(base);
@@ -247,14 +248,18 @@ proptest! {
     }
 
     #[test]
-    fn no_pool_makes_it_panic_or_hang(min: u128, max: u128, length: u8, held: Vec<(u128, u128)>, width in 0..=255u32) {
+    fn no_pool_makes_it_panic_or_hang(
+        min: u128, max: u128, length: u8, held: Vec<(u128, u128)>, width in 0..=255u32,
+    ) {
         if let Some(walk) = Walk::new(min, max, width, length, held) {
             prop_assert!(walk.take(CANDIDATES).count() <= CANDIDATES);
         }
     }
 
     #[test]
-    fn a_choice_is_allowed_and_free(seed: u64, held in proptest::collection::vec((0..=255u8, 17..=28u8), 0..200)) {
+    fn a_choice_is_allowed_and_free(
+        seed: u64, held in proptest::collection::vec((0..=255u8, 17..=28u8), 0..200),
+    ) {
         let held: Vec<SubnetKey> = held
             .into_iter()
             .filter_map(|(third, length)| {

@@ -1,4 +1,4 @@
-//! The peers: snapshots and single changes in, one complete set without our own lease out.
+//! The set of peers: takes in snapshots and single changes, and leaves our own lease out.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use super::Event;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseSet(BTreeMap<SubnetKey, Lease>);
 
-/// What an event meant.
+/// The effect of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
-    /// A peer came, went or published something else. A renewal alone is no change: nothing that is
+    /// True if a peer came, went or published something else. A renewal alone is no change: nothing that is
     /// built from the set depends on an expiry.
     pub peers: bool,
-    /// What became of our own lease.
+    /// What the event said about our own lease.
     pub own: Own,
 }
 
@@ -25,13 +25,13 @@ pub struct Change {
 pub enum Own {
     /// Nothing.
     Unchanged,
-    /// It was written, by us or by somebody else: see [`Ledger::own`].
+    /// Our lease was written, by us or by somebody else: see [`Ledger::own`].
     Written,
-    /// It is gone: it ran out, or an administrator removed it.
+    /// Our lease is gone: it expired, or an administrator removed it.
     Removed,
 }
 
-/// Keeps the set. Feed it every event of a watch, the snapshot first.
+/// Keeps the set of peers. Feed it every event of a watch, the snapshot first.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     own_key: Option<SubnetKey>,
@@ -40,12 +40,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An empty set for the node that holds `own_key`.
+    /// Creates an empty set for the node that holds `own_key`.
     pub fn new(own_key: Option<SubnetKey>) -> Ledger {
         Ledger { own_key, own: None, peers: LeaseSet::default() }
     }
 
-    /// After a new acquisition: `own_key` is ours from now on, and the one before, if still stored, is a
+    /// Declares `own_key` as ours after a new acquisition. The former lease, if still stored, becomes a
     /// peer's like any other.
     pub fn set_own(&mut self, own_key: SubnetKey) -> Change {
         if self.own_key == Some(own_key) {
@@ -81,12 +81,12 @@ impl Ledger {
         }
     }
 
-    /// All peers.
+    /// Returns all peers.
     pub fn peers(&self) -> &LeaseSet {
         &self.peers
     }
 
-    /// Our own lease as the store last showed it.
+    /// Returns our own lease as the store last reported it.
     pub fn own(&self) -> Option<&Lease> {
         self.own.as_ref()
     }
@@ -109,22 +109,22 @@ impl Ledger {
 }
 
 impl LeaseSet {
-    /// The leases, in the order of their keys.
+    /// Iterates over the leases in the order of their keys.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Lease> {
         self.0.values()
     }
 
-    /// How many there are.
+    /// Returns the number of leases.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no leases.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The lease of exactly these subnets.
+    /// Returns the lease of exactly these subnets.
     pub fn get(&self, key: &SubnetKey) -> Option<&Lease> {
         self.0.get(key)
     }

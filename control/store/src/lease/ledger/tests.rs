@@ -1,4 +1,4 @@
-//! What the ledger keeps, and what it calls a change.
+//! The ledger's contents, and what counts as a change.
 
 use model::lease::LeaseAttrs;
 use proptest::prelude::*;
@@ -90,7 +90,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// The set is what a plain map would hold, and "changed" is what a comparison would say.
+    /// The set equals a plain map's contents, and "changed" equals the result of a comparison.
     #[test]
     fn the_ledger_agrees_with_a_plain_map(events in proptest::collection::vec(any_event(), 0..30)) {
         let mut ledger = Ledger::new(Some(key(1)));

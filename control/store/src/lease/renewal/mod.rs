@@ -1,29 +1,29 @@
-//! When to renew: now in, next deadline out.
+//! Decides when to renew a lease: takes the time, returns the next deadline.
 //!
-//! Call [`Renewal::poll`] with the time and do what it says: sleep until the deadline, renew, or acquire
-//! anew. Report the outcome by one of the `handle_*` calls and poll again. All times are unix seconds.
+//! Call [`Renewal::poll`] with the time and do what it returns: sleep until the deadline, renew, or acquire
+//! again. Report the outcome by one of the `handle_*` calls and poll again. All times are unix seconds.
 
 use std::time::Duration;
 
 use model::lease::Lease;
 
-/// Wait after a failure, as in flannel.
+/// Seconds to wait after a failure, as in flannel.
 const RETRY: u64 = 60;
-/// Least wait after a success. It matters only when a lease lasts no longer than the margin.
+/// Least seconds to wait after a success. Matters only when a lease lasts no longer than the margin.
 const PAUSE: u64 = 60;
 
-/// What to do now.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing before this time; `None`: nothing until an event of the watch.
+    /// Do nothing before this time; `None`: before an event of the watch.
     Sleep(Option<u64>),
-    /// Renew the lease, which is still good.
+    /// Renew the lease, which is still valid.
     Renew,
-    /// The lease is void: acquire anew, the old subnet as the wish.
+    /// The lease is void: acquire it again, asking for the old subnet.
     Acquire,
 }
 
-/// The state of our own lease.
+/// The renewal state of our own lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Renewal {
     margin: u64,
@@ -34,20 +34,20 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// For a lease that was acquired at `now` and is to be renewed when `margin` of its life is left.
+    /// Starts with a lease that was acquired at `now`, to be renewed when `margin` of its life is left.
     pub fn new(lease: &Lease, margin: Duration, now: u64) -> Renewal {
         let mut renewal = Renewal { margin: margin.as_secs(), expires: None, void: false, due: None };
         renewal.handle_renewed(lease, now);
         renewal
     }
 
-    /// What to do at `now`.
+    /// Returns what to do at `now`.
     pub fn poll(&self, now: u64) -> Step {
-        // A void lease keeps no deadline of its own: only a failure to acquire delays the next try.
+        // A void lease has no deadline of its own: only a failure to acquire delays the next attempt.
         let void = self.void || self.expires.is_some_and(|expires| expires <= now);
         match self.due {
             Some(due) if now < due && (self.void || !void) => {
-                // Whatever the next try, the end of the lease is a deadline too.
+                // Whenever the next attempt is due, the expiry of the lease is a deadline too.
                 let end = self.expires.filter(|_| !self.void).unwrap_or(due);
                 Step::Sleep(Some(due.min(end)))
             }
@@ -57,7 +57,7 @@ impl Renewal {
         }
     }
 
-    /// The store renewed the lease, or gave a new one.
+    /// Takes in that the store renewed the lease or gave a new one.
     pub fn handle_renewed(&mut self, lease: &Lease, now: u64) {
         self.void = false;
         self.expires = lease.expires;
@@ -67,13 +67,13 @@ impl Renewal {
         });
     }
 
-    /// The store could not be asked. The next try is a minute later.
+    /// Takes in that the request failed. The next attempt is a minute later.
     pub fn handle_failure(&mut self, now: u64) {
         self.void |= self.expires.is_some_and(|expires| expires <= now);
         self.due = Some(now.saturating_add(RETRY));
     }
 
-    /// The lease is gone or is another node's: the watch saw it removed, or the renewal said so.
+    /// Takes in that the lease is gone or another node's, as the watch or a renewal reported.
     pub fn handle_lost(&mut self) {
         self.void = true;
         self.due = None;

@@ -33,7 +33,7 @@ fn a_failure_is_retried_each_minute_until_the_end_and_beyond() {
     assert_eq!(renewal.poll(DAY - 3_600), Step::Sleep(Some(DAY - 3_540)));
     assert_eq!(renewal.poll(DAY - 3_540), Step::Renew);
     renewal.handle_failure(DAY - 20);
-    // The end comes before the next try.
+    // The expiry comes before the next attempt.
     assert_eq!(renewal.poll(DAY - 20), Step::Sleep(Some(DAY)));
     assert_eq!(renewal.poll(DAY), Step::Acquire);
     renewal.handle_failure(DAY);
@@ -44,7 +44,7 @@ fn a_failure_is_retried_each_minute_until_the_end_and_beyond() {
 }
 
 #[test]
-fn a_lost_lease_is_acquired_anew_at_once() {
+fn a_lost_lease_is_acquired_again_at_once() {
     let mut renewal = Renewal::new(&lease(Some(DAY)), HOUR, 0);
     renewal.handle_lost();
     assert_eq!(renewal.poll(10), Step::Acquire);
@@ -89,7 +89,9 @@ fn a_lease_shorter_than_the_margin_is_not_renewed_without_pause() {
 proptest! {
     /// Driven by its own deadlines, it never sleeps past the end and never asks twice in one second.
     #[test]
-    fn deadlines_lie_ahead(margin in 0..100_000u64, outcomes in proptest::collection::vec((0..4u8, 0..100_000u64), 1..40)) {
+    fn deadlines_lie_ahead(
+        margin in 0..100_000u64, outcomes in proptest::collection::vec((0..4u8, 0..100_000u64), 1..40),
+    ) {
         let mut now = 1_000_000;
         let mut expires = now + DAY;
         let mut renewal = Renewal::new(&lease(Some(expires)), Duration::from_secs(margin), now);
