@@ -22,7 +22,7 @@ fn nodes_join_and_outlive_their_etcd() {
     for (config, why) in [
         ("{\"Network\":", "not a JSON object"),
         ("{}", "Network = (absent)"),
-        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family is left"),
+        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family would be left"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "Backend.Type = \"vxlna\""),
     ] {
         etcdctl(&cluster, &format!("put /coreos.com/network/config '{config}'"));
