@@ -342,6 +342,28 @@ impl Counters {
     }
 }
 
+/// Gives an option of the command another value.
+pub fn replace(command: &mut Command, option: &str, value: &str) {
+    let mut args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let at = args.iter().position(|arg| arg == option).expect("an option");
+    args[at + 1] = value.into();
+    let mut changed = Command::new(command.get_program());
+    changed.args(args);
+    *command = changed;
+}
+
+/// The route to a peer, as `ip route show dev` has it.
+pub fn route(lease: &Lease) -> String {
+    let subnet = lease.subnet().expect("IPv4");
+    format!("{subnet} via {} onlink", subnet.network())
+}
+
+/// The same for IPv6, with the preference that follows cut off.
+pub fn route_v6(lease: &Lease) -> String {
+    let subnet = lease.ipv6_subnet().expect("IPv6");
+    format!("{subnet} via {} metric 1024 onlink", subnet.network())
+}
+
 /// The address `count` after `base`.
 pub fn nth(base: IpAddr, count: u32) -> IpAddr {
     match base {

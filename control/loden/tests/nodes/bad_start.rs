@@ -12,7 +12,7 @@ use lab::{Wiring, mounts};
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
 
-use crate::common::{self, Cluster, PORT, VXLAN};
+use crate::common::{self, Cluster, PORT, VXLAN, replace};
 
 const PROBES: &str = "10256";
 
@@ -277,14 +277,4 @@ fn refused_with(cluster: &Cluster, command: &mut Command, there: &str) -> String
         fs::rename(&aside, &log).expect("the log");
     }
     lines[0].to_owned()
-}
-
-/// Gives an option of the command another value.
-fn replace(command: &mut Command, option: &str, value: &str) {
-    let mut args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let at = args.iter().position(|arg| arg == option).expect("an option");
-    args[at + 1] = value.into();
-    let mut changed = Command::new(command.get_program());
-    changed.args(args);
-    *command = changed;
 }

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use lab::Wiring;
-use model::lease::Lease;
 use nix::sys::signal::Signal;
 
-use crate::common::{self, Cluster, DUAL, Daemon, UDP, VXLAN};
+use crate::common::{self, Cluster, DUAL, Daemon, UDP, VXLAN, route, route_v6};
 
 #[test]
 fn signals_end_it_in_good_order() {
@@ -183,16 +182,6 @@ fn a_single_family_writes_four_lines() {
 
 fn cluster(name: &str, hosts: usize, config: &str) -> Option<Cluster> {
     common::ready(&["ip"]).then(|| Cluster::build(name, hosts, Wiring::Switch, config))
-}
-
-fn route(lease: &Lease) -> String {
-    let subnet = lease.subnet().expect("IPv4");
-    format!("{subnet} via {} onlink", subnet.network())
-}
-
-fn route_v6(lease: &Lease) -> String {
-    let subnet = lease.ipv6_subnet().expect("IPv6");
-    format!("{subnet} via {} metric 1024 onlink", subnet.network())
 }
 
 fn sorted(lines: &str) -> Vec<&str> {
