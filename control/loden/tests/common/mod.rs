@@ -95,20 +95,26 @@ impl Cluster {
         self.file("leases.db")
     }
 
-    /// `loden run` for a host, with all it needs.
+    /// `loden run` for a host, with the cluster's store and configuration.
     pub fn command(&self, number: usize) -> Command {
-        let host = self.host(number);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        let store = format!("sqlite:{}", self.store().display());
+        let mut command = self.command_with(number, &["--net-config-json", &self.config, "--store", &store]);
+        command.arg("--run-dir").arg(self.place.path());
         command
-            .args(["run", "--iface", host.uplink(), "--net-config-json", &self.config, "--store"])
-            .arg(format!("sqlite:{}", self.store().display()))
-            .arg("--subnet-file")
-            .arg(self.file(&format!("host{number}.env")))
-            .arg("--counters-file")
-            .arg(self.file(&format!("host{number}.json")))
-            .arg("--run-dir")
-            .arg(self.place.path())
-            .stdout(Stdio::null());
+    }
+
+    /// The same with its leases in etcd and its records in the directory `run`.
+    pub fn etcd_command(&self, number: usize, endpoint: &str) -> Command {
+        let mut command = self.command_with(number, &["--etcd-endpoints", endpoint]);
+        command.arg("--run-dir").arg(self.file("run"));
+        command
+    }
+
+    fn command_with(&self, number: usize, store: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.args(["run", "--iface", self.host(number).uplink()]).args(store);
+        command.arg("--subnet-file").arg(self.file(&format!("host{number}.env")));
+        command.arg("--counters-file").arg(self.file(&format!("host{number}.json"))).stdout(Stdio::null());
         command
     }
 

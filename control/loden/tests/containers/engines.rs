@@ -34,20 +34,8 @@ fn containers_of_podman_talk_across_hosts() {
         engine.run(&["load", "-i", &archive.display().to_string()]);
         engine
     });
-    let port = format!("{HOST_PORT}:80");
-    for (engine, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
-        let server = image::server(name);
-        let line = [&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat();
-        engine.run(&line);
-    }
-    let end = |number: usize, name: &'static str| {
-        let engine = &engines[number - 1];
-        End::asked(number, name, move |line| engine.run(&["exec", name, "/bin/sh", "-c", line]))
-    };
-    talk::check(&cluster, [&end(1, "one"), &end(2, "two")], &[false]);
-    for (engine, name) in engines.iter().zip(["one", "two"]) {
-        engine.run(&["rm", "-f", "-t", "0", name]);
-    }
+    let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
+    talk_across(&cluster, &run, &["rm", "-f", "-t", "0"]);
     talk::finish(&cluster, daemons);
 }
 
@@ -77,21 +65,29 @@ fn containers_of_docker_talk_across_hosts() {
         engine.run(&["import", &files.display().to_string(), IMAGE]);
         engine
     });
+    let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
+    talk_across(&cluster, &run, &["rm", "-f"]);
+    talk::finish(&cluster, daemons);
+}
+
+/// Runs a command line of an engine and returns what it printed.
+type Run<'a> = Box<dyn Fn(&[&str]) -> String + 'a>;
+
+/// Starts a container on each host, lets them talk, and removes them.
+fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
     let port = format!("{HOST_PORT}:80");
-    for (engine, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
+    for (run, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
         let server = image::server(name);
-        let line = [&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat();
-        engine.run(&line);
+        run(&[&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat());
     }
     let end = |number: usize, name: &'static str| {
-        let engine = &engines[number - 1];
-        End::asked(number, name, move |line| engine.run(&["exec", name, "/bin/sh", "-c", line]))
+        let run = &engines[number - 1];
+        End::asked(number, name, move |line| run(&["exec", name, "/bin/sh", "-c", line]))
     };
-    talk::check(&cluster, [&end(1, "one"), &end(2, "two")], &[false]);
-    for (engine, name) in engines.iter().zip(["one", "two"]) {
-        engine.run(&["rm", "-f", name]);
+    talk::check(cluster, [&end(1, "one"), &end(2, "two")], &[false]);
+    for (run, name) in engines.iter().zip(["one", "two"]) {
+        run(&[remove, &[name]].concat());
     }
-    talk::finish(&cluster, daemons);
 }
 
 /// podman has no daemon: each command is one.

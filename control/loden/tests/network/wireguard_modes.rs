@@ -3,7 +3,6 @@
 //! say (docs/compatibility.md).
 
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
 use lab::Wiring;
 use store::testing::etcd::{Security, Server};
@@ -108,19 +107,7 @@ fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) 
 fn start(cluster: &Cluster, etcd: Option<&Server>, node: usize) -> Daemon {
     let mut command = match etcd {
         None => cluster.command(node),
-        Some(etcd) => {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-            command
-                .args(["run", "--iface", cluster.host(node).uplink(), "--etcd-endpoints", &etcd.endpoint()])
-                .arg("--subnet-file")
-                .arg(cluster.file(&format!("host{node}.env")))
-                .arg("--counters-file")
-                .arg(cluster.file(&format!("host{node}.json")))
-                .arg("--run-dir")
-                .arg(cluster.place.path())
-                .stdout(Stdio::null());
-            command
-        }
+        Some(etcd) => cluster.etcd_command(node, &etcd.endpoint()),
     };
     command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{node}")));
     let mut daemon = cluster.spawn(node, &mut command);

@@ -5,7 +5,6 @@ use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -195,17 +194,7 @@ fn cluster(name: &str, hosts: usize) -> (Cluster, Server) {
 }
 
 fn start(cluster: &Cluster, number: usize, endpoint: &str) -> Daemon {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-    command.args([
-        "run",
-        "--iface",
-        cluster.host(number).uplink(),
-        "--etcd-endpoints",
-        endpoint,
-        "--subnet-file",
-    ]);
-    command.arg(cluster.file(&format!("host{number}.env"))).arg("--run-dir").arg(cluster.file("run"));
-    cluster.spawn(number, command.stdout(Stdio::null()))
+    cluster.spawn(number, &mut cluster.etcd_command(number, endpoint))
 }
 
 /// Large values do not fit a command line.

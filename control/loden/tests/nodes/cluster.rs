@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,22 +140,13 @@ impl World {
 
     fn start(&mut self, node: usize) {
         let cluster = &self.cluster;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-        command
-            .args(["run", "--iface", cluster.host(node).uplink(), "--etcd-endpoints", &self.etcd.endpoint()])
-            .arg("--etcd-cafile")
-            .arg(self.etcd.file("ca.pem"))
-            .arg("--etcd-certfile")
-            .arg(self.etcd.file("client.pem"))
-            .arg("--etcd-keyfile")
-            .arg(self.etcd.file("client.key"))
-            .args(["--etcd-username", "flannel"])
-            .env("FLANNELD_ETCD_PASSWORD", "flannel")
-            .arg("--subnet-file")
-            .arg(cluster.file(&format!("host{node}.env")))
-            .arg("--run-dir")
-            .arg(cluster.file("run"))
-            .stdout(Stdio::null());
+        let mut command = cluster.etcd_command(node, &self.etcd.endpoint());
+        for (option, file) in
+            [("--etcd-cafile", "ca.pem"), ("--etcd-certfile", "client.pem"), ("--etcd-keyfile", "client.key")]
+        {
+            command.arg(option).arg(self.etcd.file(file));
+        }
+        command.args(["--etcd-username", "flannel"]).env("FLANNELD_ETCD_PASSWORD", "flannel");
         if node == JUMPY {
             // Leases end by the wall clock; waits are by the other one, which does not jump.
             command

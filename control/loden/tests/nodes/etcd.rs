@@ -31,14 +31,7 @@ fn nodes_join_and_outlive_their_etcd() {
         assert!(first.is_running());
     }
     etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
-    first.await_ready();
-    let mut second = start(&cluster, 2);
-    second.await_ready();
-    for number in [1, 2] {
-        cluster.connect_pod(number);
-        cluster.await_routes(number, 1);
-    }
-    ping(&cluster, 1, 2, false);
+    let mut second = join(&mut cluster, &mut first);
     let keys = subnets(&cluster);
     assert_eq!(keys.len(), 2, "{keys:?}");
 
@@ -71,14 +64,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     let etcd = start_etcd(&cluster);
     etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
     let mut first = start(&cluster, 1);
-    first.await_ready();
-    let mut second = start(&cluster, 2);
-    second.await_ready();
-    for number in [1, 2] {
-        cluster.connect_pod(number);
-        cluster.await_routes(number, 1);
-    }
-    ping(&cluster, 1, 2, false);
+    let _second = join(&mut cluster, &mut first);
     // The first has written down that there is a second, which it does every ten seconds.
     await_until("the record", || state(&cluster, 1).contains("198.18.0.2"));
     let values = etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/");
@@ -144,12 +130,20 @@ fn state(cluster: &Cluster, number: usize) -> String {
 }
 
 fn start(cluster: &Cluster, number: usize) -> Daemon {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-    let iface = cluster.host(number).uplink();
-    command.args(["run", "--iface", iface, "--etcd-endpoints", &endpoint(cluster), "--subnet-file"]);
-    command.arg(cluster.file(&format!("host{number}.env"))).stdout(Stdio::null());
-    command.arg("--run-dir").arg(cluster.file("run"));
-    cluster.spawn(number, &mut command)
+    cluster.spawn(number, &mut cluster.etcd_command(number, &endpoint(cluster)))
+}
+
+/// Makes the first daemon ready, then starts the second, and joins their pods.
+fn join(cluster: &mut Cluster, first: &mut Daemon) -> Daemon {
+    first.await_ready();
+    let mut second = start(cluster, 2);
+    second.await_ready();
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+        cluster.await_routes(number, 1);
+    }
+    ping(cluster, 1, 2, false);
+    second
 }
 
 /// On the first host, for all.
