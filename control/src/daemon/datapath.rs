@@ -16,13 +16,14 @@ const FAN: u16 = 16;
 
 /// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
 /// planned yet. New devices are down. The numbers that the tables have are for the [`Applier`](crate::apply::Applier).
-pub(super) fn start(
+pub(super) fn open(
     settings: &Settings,
     context: &Context,
     outline: &Outline,
     planned: &[Tunnel],
-    switches: Switches,
+    memory: &mut Remembered,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
+    let switches = switches(settings, outline, memory);
     let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
         queues: 0,
@@ -50,7 +51,7 @@ pub(super) fn keep(engine: &Engine) {
 
 /// What may be used of the kernel's help: what the command line allows and the self-test has seen working. The test
 /// takes a good part of a start and means the same until the next boot, so a restart remembers it.
-pub(super) fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> Switches {
+fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> Switches {
     let wanted = without(&settings.workers.without);
     if outline.tunnels.is_empty() {
         return wanted;

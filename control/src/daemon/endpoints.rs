@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::DaemonError;
+use super::error::DaemonError;
 use crate::persist::instance::{Instance, Lock};
 use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;

@@ -1,8 +1,12 @@
-//! What the log has said already, so that a state of affairs is reported once and not every few seconds.
+//! What the log has reported already, so that a state of affairs is reported once and not every few seconds.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
 
-use crate::apply::Applied;
+use engine::{Event, Notice};
+
+use super::error::DaemonError;
 use crate::plan::{Ignored, Plan, Route, Tunnel};
 
 /// The last state that was reported.
@@ -14,40 +18,41 @@ pub(super) struct Report {
     failures: BTreeSet<String>,
     peers: Option<Vec<usize>>,
     /// The counters file could not be written.
-    pub(super) counters_failed: bool,
+    counters_failed: bool,
 }
 
 impl Report {
-    /// Reports peers that are new among those left out, changed numbers of peers, and new failures.
-    pub(super) fn tell(&mut self, plan: &Plan, applied: &Applied) {
+    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was applied with
+    /// so many `changes`.
+    pub(super) fn report_plan(&mut self, plan: &Plan, changes: usize) {
         let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();
         for lease in ignored.difference(&self.ignored) {
             tracing::warn!(lease = %lease.subnet, "not a peer: {}", lease.reason);
         }
         self.ignored = ignored;
-        self.tell_ways(plan);
+        self.report_ways(plan);
         let tunnelled = plan.tunnels.iter().map(Tunnel::nodes);
         let direct = plan.direct.iter().map(|direct| direct.routes.len());
         let peers: Vec<usize> = tunnelled.chain(direct).collect();
         if self.peers.as_ref() != Some(&peers) {
             for (tunnel, peers) in plan.tunnels.iter().zip(&peers) {
-                tracing::info!(device = %tunnel.link.device, peers, changes = applied.changes, "applied");
+                tracing::info!(device = %tunnel.link.device, peers, changes, "applied");
             }
             if let Some(direct) = &plan.direct {
                 let (device, routes) = (&direct.interface, direct.routes.len());
-                tracing::info!(%device, routes, changes = applied.changes, "applied without a tunnel");
+                tracing::info!(%device, routes, changes, "applied without a tunnel");
             }
             self.peers = Some(peers);
         }
-        self.tell_failures(applied.failures.iter().map(ToString::to_string).collect());
     }
 
     /// Reports which peers are reached without a tunnel, and why others are not.
-    fn tell_ways(&mut self, plan: &Plan) {
+    fn report_ways(&mut self, plan: &Plan) {
         let Some(direct) = plan.direct.as_ref().filter(|_| !plan.tunnels.is_empty()) else { return };
         let routes: BTreeSet<Route> = direct.routes.iter().copied().collect();
         for route in routes.difference(&self.direct) {
-            tracing::info!(subnet = %route.to, via = ?route.via, "on our link: reached without the tunnel");
+            let via = route.via.map(|gateway| gateway.to_string()).unwrap_or_default();
+            tracing::info!(subnet = %route.to, via, "on our link: reached without the tunnel");
         }
         let detours: BTreeSet<Ignored> = direct.detours.iter().cloned().collect();
         for detour in detours.difference(&self.detours) {
@@ -57,13 +62,40 @@ impl Report {
     }
 
     /// Reports the failures that were not there the last time, and those that are gone.
-    pub(super) fn tell_failures(&mut self, failures: BTreeSet<String>) {
+    pub(super) fn report_failures(&mut self, failures: impl Iterator<Item = String>) {
+        let failures: BTreeSet<String> = failures.collect();
         for failure in failures.difference(&self.failures) {
-            tracing::warn!("{failure}; it is tried again and again");
+            tracing::warn!("{failure}; retrying");
         }
-        for mended in self.failures.difference(&failures) {
-            tracing::info!("no longer: {mended}");
+        for resolved in self.failures.difference(&failures) {
+            tracing::info!("resolved: {resolved}");
         }
         self.failures = failures;
     }
+
+    /// Reports that the counters file could not be written, the first time.
+    pub(super) fn report_counters(&mut self, path: &Path, error: &io::Error) {
+        if !std::mem::replace(&mut self.counters_failed, true) {
+            tracing::warn!(path = %path.display(), %error, "cannot write the counters");
+        }
+    }
+}
+
+/// Reports what a worker says besides its counters. A worker that has failed ends the daemon.
+pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonError> {
+    let Notice { tunnel, worker, event, .. } = notice;
+    let worker = worker.place();
+    let device = plan.tunnels.get(tunnel).map_or("", |tunnel| tunnel.link.device.as_str());
+    match event {
+        Event::UnderlayDowngraded => {
+            tracing::warn!(device, worker, "the kernel rejected a batch of datagrams; batching disabled");
+        }
+        Event::OverlayDowngraded { tcp, udp } => {
+            let kept = |on| if on { "on" } else { "off" };
+            let (tcp, udp) = (kept(tcp), kept(udp));
+            tracing::warn!(device, worker, tcp, udp, "the TUN rejected a super-packet; offloads reduced");
+        }
+        Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
+    }
+    Ok(())
 }

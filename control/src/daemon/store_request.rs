@@ -1,57 +1,59 @@
-//! Requests to the store about our own lease: one at a time, beside the loop, because a store that hangs must not
-//! keep the node from its other work.
+//! The request to the store that is under way, beside the loop: a store that hangs must not keep the node from its
+//! other work.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
-use model::lease::{Lease, LeaseAttrs};
+use store::{Store, Wish};
 
-use super::DaemonError;
-use store::{Holder, Owned, Store, StoreError};
+use super::error::DaemonError;
+use super::reconciler::{Answer, Request};
+use super::wait_for_store;
+use crate::serve::board::Board;
+use crate::settings::Settings;
 
 /// The request under way, if there is one.
 #[derive(Default)]
 pub(super) struct StoreRequest {
     request: Option<Pin<Box<dyn Future<Output = Answer>>>>,
-    /// What the request wishes to publish: an event that shows it is no stranger's.
-    wishes: Option<LeaseAttrs>,
-}
-
-/// What a request came to.
-pub(super) enum Answer {
-    /// After a start from memory: the store has the same configuration and gave us this lease.
-    Confirmed(Result<Owned, DaemonError>),
-    /// After a start from memory: the store has another configuration.
-    Reconfigured,
-    /// The lease was renewed.
-    Renewed(Result<Owned, StoreError>),
-    /// A lost lease was taken again, or another one given.
-    Acquired(Result<Owned, StoreError>),
-    /// Changed attributes were published.
-    Published(Result<Owned, StoreError>),
 }
 
 impl StoreRequest {
-    /// Whether no request is under way.
-    pub(super) fn is_idle(&self) -> bool {
-        self.request.is_none()
+    /// Starts a request in the place of one under way.
+    pub(super) fn start(&mut self, request: Request, store: &Store, board: &Arc<Board>, settings: &Settings) {
+        let (store, board, settings) = (store.clone(), Arc::clone(board), settings.clone());
+        self.request = Some(Box::pin(carry_out(request, store, board, settings)));
     }
 
-    /// Whether the request under way wrote the lease that is stored.
-    pub(super) fn wrote(&self, store: &Store, stored: &Lease) -> bool {
-        self.wishes.as_ref().is_some_and(|wished| store.holder(wished, stored) == Holder::Us)
-    }
-
-    /// Starts a request that wishes to publish `wished`, in the place of one under way.
-    pub(super) fn ask(&mut self, wished: LeaseAttrs, request: impl Future<Output = Answer> + 'static) {
-        self.wishes = Some(wished);
-        self.request = Some(Box::pin(request));
-    }
-
-    /// Waits for the answer; for ever while nothing is asked. Nothing is lost if the wait is dropped half-way.
+    /// Waits for the answer, forever while nothing is asked. Nothing is lost if the wait is dropped half-way.
     pub(super) async fn answer(&mut self) -> Answer {
         let Some(request) = &mut self.request else { return std::future::pending().await };
         let answer = request.await;
-        (self.request, self.wishes) = (None, None);
+        self.request = None;
         answer
+    }
+}
+
+async fn carry_out(request: Request, store: Store, board: Arc<Board>, settings: Settings) -> Answer {
+    match request {
+        Request::Confirm { config, wished, key } => {
+            match wait_for_store::network_config(&store, &settings).await {
+                Ok((_, stored)) if stored != config => return Answer::Reconfigured,
+                Ok(_) => {}
+                Err(error) => return Answer::Confirmed(Err(error)),
+            }
+            let lease = wait_for_store::first_lease(&store, &config, wished, Some(key));
+            Answer::Confirmed(board.timed("acquire", lease).await.map_err(DaemonError::from))
+        }
+        Request::Renew(own) => Answer::Renewed(board.timed("renew", store.renew(&own)).await),
+        Request::Acquire { config, wished, key, give_back } => {
+            if let Some(other) = give_back {
+                // Nobody uses it; if the store does not answer it runs out.
+                let _ = store.remove(&other).await;
+            }
+            let wish = Wish { config: &config, attrs: wished, previous: Some(key) };
+            Answer::Acquired(board.timed("acquire", store.acquire(&wish)).await)
+        }
+        Request::Publish { own, wished } => Answer::Published(store.update(&own, &wished).await),
     }
 }

@@ -8,7 +8,7 @@ use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
-use super::DaemonError;
+use super::error::DaemonError;
 use crate::settings::Settings;
 use store::{Owned, Store, StoreError, Wish};
 

@@ -176,9 +176,7 @@ fn a_host_that_changes_under_it_is_borne() {
     let text = fs::read_to_string(&place).expect("subnet.env");
     fs::remove_file(&place).expect("remove");
     fs::create_dir(&place).expect("a directory in its place");
-    await_until("the complaint", || {
-        daemons[0].said("host1.env") && daemons[0].words().contains("tried again")
-    });
+    await_until("the complaint", || daemons[0].said("host1.env") && daemons[0].words().contains("retrying"));
     ping(&cluster, 1, 2, false);
     fs::remove_dir(&place).expect("remove");
     await_until("the file", || fs::read_to_string(&place).is_ok_and(|now| now == text));

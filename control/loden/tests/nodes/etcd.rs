@@ -22,7 +22,7 @@ fn nodes_join_and_outlive_their_etcd() {
     for (config, why) in [
         ("{\"Network\":", "not a JSON object"),
         ("{}", "Network = (absent)"),
-        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family is left"),
+        (r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#, "no address family would be left"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "Backend.Type = \"vxlna\""),
     ] {
         etcdctl(&cluster, &format!("put /coreos.com/network/config '{config}'"));
@@ -85,7 +85,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     assert!(status.contains("leases unreadable for"), "{status}");
 
     let etcd = start_etcd(&cluster);
-    await_until("the store's word", || first.said("the store has confirmed what we remembered"));
+    await_until("the store's word", || first.said("the store has confirmed the remembered lease"));
     assert_eq!(etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/"), values);
     ping(&cluster, 1, 2, false);
 
@@ -100,7 +100,9 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
         ),
     );
     first = start(&cluster, 1);
-    await_until("another subnet", || first.said("the store gave us another subnet: starting anew"));
+    await_until("another subnet", || {
+        first.said("the store gave us another subnet; restarting from the store")
+    });
     await_until("a lease", || subnets(&cluster).len() == 3);
     await_until("its peers", || first.words().matches("ready lease=").count() == 2);
     cluster.await_routes(1, 2);
@@ -114,7 +116,7 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     first = start(&cluster, 1);
     await_until("the other device", || cluster.shell(1, "ip -o link").contains("flannel.7"));
     await_until("the end of the first", || !cluster.shell(1, "ip -o link").contains("flannel.1:"));
-    assert!(first.said("the network configuration is not what it was"), "{}", first.words());
+    assert!(first.said("the network configuration has changed since the last run"), "{}", first.words());
     drop(etcd);
 }
 

@@ -1,0 +1,60 @@
+//! What the plan of a node that starts depends on besides leases, and the place for its tunnels.
+
+use model::backend::Backend;
+use model::net_config::NetConfig;
+use rtnetlink::Handle;
+
+use super::error::DaemonError;
+use super::{look, traffic};
+use crate::apply::takeover;
+use crate::persist::remembered::Remembered;
+use crate::persist::wireguard_key;
+use crate::plan::{self, Context, Identity, Outline};
+use crate::serve::board::Board;
+use crate::settings::Settings;
+use crate::underlay::reach::Reach;
+
+/// Collects what the plan depends on. The ways to the peers and what commands print are still missing.
+pub(super) async fn collect(
+    config: NetConfig,
+    settings: &Settings,
+    netlink: &Handle,
+    memory: &mut Remembered,
+    board: &Board,
+) -> Result<Context, DaemonError> {
+    traffic::check(&settings.traffic, &config)?;
+    let underlay = look::choose_uplink(netlink, &settings.uplink, &config).await?;
+    board.set_underlay(&underlay);
+    let found = takeover::look(netlink, &config).await?;
+    let known = memory.identity().unwrap_or_else(|| Identity::from_random(rand::random()));
+    let identity = found.over(&known);
+    memory.set_identity(&identity);
+    let private_key = match &config.backend {
+        Backend::Wireguard(_) => {
+            let path = wireguard_key::path(|name| std::env::var_os(name));
+            Some(wireguard_key::load(&path, rand::random)?)
+        }
+        _ => None,
+    };
+    Ok(Context {
+        config,
+        underlay,
+        identity,
+        ip_masq: settings.traffic.masquerade,
+        extension_data: None,
+        reach: Reach::new(),
+        private_key,
+    })
+}
+
+/// Outlines the tunnels to open, and makes the place for them free.
+pub(super) async fn outline(
+    context: &Context,
+    netlink: &Handle,
+    memory: &Remembered,
+) -> Result<Outline, DaemonError> {
+    let outline = plan::outline(context)?;
+    outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    takeover::make(netlink, &outline, memory.devices()).await?;
+    Ok(outline)
+}

@@ -1,0 +1,223 @@
+//! A node that forwards: its parts, and the loop that carries out what the reconciler decides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures::FutureExt;
+use store::{Event, Store, Watch};
+use tokio::signal::unix::Signal;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use super::error::DaemonError;
+use super::host::Host;
+use super::look;
+use super::reconciler::{Action, End, HostState, Now, Reconciler};
+use super::report::{self, Report};
+use super::store_request::StoreRequest;
+use super::wait_for_store;
+use crate::apply::{Applied, ApplyError, subnet_file};
+use crate::netlink::Changes;
+use crate::persist::remembered::Remembered;
+use crate::plan::Plan;
+use crate::serve::board::{Board, Phase};
+use crate::serve::counters_file::{self, CountersFile};
+use crate::serve::wireguard_socket::Sockets;
+use crate::settings::Settings;
+use crate::traffic::Keeper;
+
+/// How often counters are written out and the workers' notices are read.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A node that forwards.
+pub(super) struct Node<'a> {
+    pub(super) settings: &'a Settings,
+    /// Decides what is done.
+    pub(super) reconciler: Reconciler,
+    pub(super) store: Store,
+    pub(super) store_request: StoreRequest,
+    pub(super) watch: Watch,
+    /// The kernel reports changes of the host here.
+    pub(super) changes: Changes,
+    pub(super) host: Host,
+    pub(super) memory: Remembered,
+    pub(super) board: Arc<Board>,
+    pub(super) report: Report,
+    pub(super) is_ready: bool,
+    pub(super) counters_file: Option<CountersFile>,
+    /// The rules stay in place as long as this does.
+    pub(super) rules: Keeper,
+    /// Removed with the node.
+    pub(super) _sockets: Option<Sockets>,
+}
+
+impl Node<'_> {
+    /// Keeps the node as planned until it cannot go on; `Ok` if it has to be started again from the store.
+    pub(super) async fn serve(&mut self, log_counters: &mut Signal) -> Result<(), DaemonError> {
+        match self.follow(log_counters).await {
+            Ok(never) => match never {},
+            Err(End::Restart) => Ok(()),
+            Err(End::Failed { error, give_back }) => {
+                if let Some(other) = give_back {
+                    // Nobody uses it; if the store does not answer it runs out.
+                    let _ = self.store.remove(&other).await;
+                }
+                Err(*error)
+            }
+        }
+    }
+
+    async fn follow(&mut self, log_counters: &mut Signal) -> Result<std::convert::Infallible, End> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while let Some(action) = self.reconciler.poll_action(now())? {
+                self.carry_out(action).await;
+            }
+            let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
+            tokio::select! {
+                event = self.watch.next() => self.take_events(event)?,
+                answer = self.store_request.answer() => {
+                    let holder = |wished: &_, stored: &_| self.store.holder(wished, stored);
+                    self.reconciler.handle_answer(answer, holder, now())?;
+                }
+                // One report is enough; the rest stays unread until the comparison.
+                () = self.changes.happened(), if self.reconciler.wants_reports() => {
+                    self.reconciler.handle_report(now());
+                }
+                () = next_action => {}
+                _ = tick.tick() => self.tick()?,
+                _ = log_counters.recv() => counters_file::log(self.host.engine()),
+            }
+        }
+    }
+
+    /// Takes in an event with all that are there already: ten thousand leases are not ten thousand turns.
+    fn take_events(&mut self, first: Event) -> Result<(), End> {
+        let mut next = Some(first);
+        while let Some(event) = next {
+            let holder = |wished: &_, stored: &_| self.store.holder(wished, stored);
+            self.reconciler.handle_event(event, holder, now())?;
+            next = self.watch.next().now_or_never();
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Ask(request) => {
+                self.store_request.start(*request, &self.store, &self.board, self.settings);
+            }
+            Action::RecordLease => {
+                self.board.set_own(&self.reconciler.inputs().own().published);
+                // A start from memory needs to know that it is still good.
+                self.remember();
+            }
+            Action::LookAtUplink => {
+                // What was reported so far is looked at now.
+                self.changes.forget();
+                let config = &self.reconciler.inputs().context().config;
+                let seen = look::uplink(self.host.netlink(), &self.settings.uplink, config).await;
+                self.reconciler.handle_uplink(seen, now());
+                self.board.set_underlay(&self.reconciler.inputs().context().underlay);
+            }
+            Action::Reopen(plan) => {
+                let inputs = self.reconciler.inputs();
+                let opened = self.host.reopen(self.settings, inputs, &plan, &mut self.memory).await;
+                self.board.set_engine(self.host.engine());
+                self.reconciler.handle_opened(opened);
+            }
+            Action::LookAtWays => {
+                let inputs = self.reconciler.inputs();
+                let reach = look::ways(self.host.netlink(), inputs.context(), inputs.peers()).await;
+                self.reconciler.handle_reach(reach, now());
+            }
+            Action::Apply(plan) => self.apply(plan).await,
+        }
+    }
+
+    /// Brings the host to the plan. What could not be done is logged once and retried.
+    async fn apply(&mut self, plan: Arc<Plan>) {
+        self.board.set_plan(&plan);
+        let result = self.host.apply(plan).await;
+        let state = match &result {
+            Ok(applied) if applied.failures.is_empty() => HostState::AsPlanned,
+            Err(ApplyError::DeviceGone(_)) => HostState::DeviceGone,
+            _ => HostState::Different,
+        };
+        let is_final = self.reconciler.handle_applied(state, now());
+        match result {
+            Ok(applied) => self.show_applied(&applied),
+            Err(ApplyError::DeviceGone(device)) if !is_final => {
+                tracing::warn!(%device, "the device was removed; recreating it");
+            }
+            Err(error) => {
+                self.board.reconciled(0, vec![error.to_string()]);
+                let failures = [error.to_string()].into_iter().chain(self.reconciler.problems());
+                self.report.report_failures(failures);
+            }
+        }
+    }
+
+    pub(super) fn show_applied(&mut self, applied: &Applied) {
+        let failures: Vec<String> = applied.failures.iter().map(ToString::to_string).collect();
+        self.board.reconciled(applied.changes, failures.clone());
+        self.report.report_plan(self.host.plan(), applied.changes);
+        self.report.report_failures(failures.into_iter().chain(self.reconciler.problems()));
+        if applied.is_promised() && !std::mem::replace(&mut self.is_ready, true) {
+            self.announce_ready();
+        }
+    }
+
+    /// Pods may come: `subnet.env` is written, and all that it promises is in place.
+    fn announce_ready(&self) {
+        let lease = self.reconciler.inputs().own().key();
+        tracing::info!(%lease, subnet_file = %self.settings.subnet_file.display(), "ready");
+        self.board.set_phase(Phase::Ready);
+        let store = self.store.clone();
+        // In a task of its own: a store that hangs must not keep the node from its other work.
+        tokio::spawn(async move { wait_for_store::announce_ready(&store).await });
+    }
+
+    fn tick(&mut self) -> Result<(), DaemonError> {
+        for notice in self.host.engine().notices() {
+            report::report_notice(self.host.plan(), notice)?;
+        }
+        // Nobody reports changes of a file.
+        if !subnet_file::is_written(&self.settings.subnet_file, &self.host.plan().subnet_env) {
+            self.reconciler.handle_difference(now());
+        }
+        self.write_counters();
+        let inputs = self.reconciler.inputs();
+        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers());
+        Ok(())
+    }
+
+    pub(super) fn remember(&mut self) {
+        let inputs = self.reconciler.inputs();
+        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers());
+    }
+
+    fn write_counters(&mut self) {
+        let Some(file) = &mut self.counters_file else { return };
+        if let Err(error) = file.write(self.host.engine()) {
+            self.report.report_counters(file.path(), &error);
+        }
+    }
+
+    /// Stops the workers. What the node has made stays.
+    pub(super) async fn stop(mut self) {
+        self.write_counters();
+        self.remember();
+        // The rules themselves stay, as in flannel.
+        drop(self.rules);
+        self.host.stop().await;
+        let lease = self.reconciler.inputs().own().key();
+        tracing::info!(%lease, "stopped; what was made here stays for the next start, loden cleanup removes it");
+    }
+}
+
+/// Reads both clocks.
+pub(super) fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Now { instant: Instant::now(), unix }
+}

@@ -1,0 +1,291 @@
+//! Our own lease: when to ask the store for it, and what events and answers say of it.
+//!
+//! A lease has what we wish to publish and what is published, which differ where an administrator has overwritten
+//! our public address. Whether to publish is decided between wishes; peers see what is published.
+
+use std::time::{Duration, Instant};
+
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
+use model::net_config::NetConfig;
+use store::StoreError;
+use store::lease::ledger::Own;
+use store::lease::renewal::{Renewal, Step};
+use store::lease::{Holder, Owned};
+
+use super::end::End;
+use super::now::Now;
+use super::request::{Answer, Request};
+use crate::daemon::error::DaemonError;
+
+/// Longest sleep before the wall clock is read again: expiries are points of it, and it may jump.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+const TAKEN: &str = "another node took the subnet; restart to get a new one";
+const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
+
+/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one request at a
+/// time, and hand every event and answer to `handle_*`; a lease that these return is ours as it is stored now.
+#[derive(Debug)]
+pub(crate) struct OwnLease {
+    renewal: Renewal,
+    /// The store has given us the lease in this run.
+    confirmed: bool,
+    /// A request is under way.
+    busy: bool,
+    /// Other wishes that the store was asked to publish since it last gave us the lease, each once. It may have done
+    /// so although the answer got lost.
+    asked: Vec<LeaseAttrs>,
+    /// By how many wishes, ours and then those of `asked`, the store was asked for the lease in vain.
+    searched: usize,
+    /// Another lease that the store gave instead.
+    give_back: Option<SubnetKey>,
+    /// What we wished earlier in this run, each once: a late event that shows it is no stranger's.
+    former: Vec<LeaseAttrs>,
+    /// The lease was removed while a request that writes it was under way.
+    removed_meanwhile: bool,
+    /// The lease as an event showed it while a request was under way, perhaps later than the answer was given.
+    shown_meanwhile: Option<Lease>,
+    /// A wish that the store does not know is to be published at the next chance.
+    publish: bool,
+    /// Why the store does not know our wish.
+    unpublished: Option<String>,
+}
+
+impl OwnLease {
+    /// For a lease that the store gave at `now`, to be renewed when `margin` of its life is left.
+    pub(crate) fn acquired(own: &Owned, margin: Duration, now: u64) -> OwnLease {
+        OwnLease {
+            renewal: Renewal::new(&own.published, margin, now),
+            confirmed: true,
+            busy: false,
+            asked: Vec::new(),
+            searched: 0,
+            give_back: None,
+            former: Vec::new(),
+            removed_meanwhile: false,
+            shown_meanwhile: None,
+            publish: false,
+            unpublished: None,
+        }
+    }
+
+    /// For a lease of an earlier run, to be confirmed by the store.
+    pub(crate) fn remembered(own: &Owned, margin: Duration, now: u64) -> OwnLease {
+        OwnLease { confirmed: false, ..OwnLease::acquired(own, margin, now) }
+    }
+
+    /// Returns the request that is due, none while one is under way. `wished` is what is to be published now.
+    pub(crate) fn poll_request(
+        &mut self,
+        own: &Owned,
+        wished: &LeaseAttrs,
+        config: &NetConfig,
+        now: u64,
+    ) -> Option<Request> {
+        if self.busy {
+            return None;
+        }
+        let request = match self.renewal.poll(now) {
+            _ if !self.confirmed => {
+                Request::Confirm { config: config.clone(), wished: wished.clone(), key: own.key() }
+            }
+            Step::Renew => Request::Renew(own.clone()),
+            Step::Acquire => {
+                let mut wishes = std::iter::once(&own.wished).chain(&self.asked);
+                let wished = wishes.nth(self.searched).unwrap_or(&own.wished).clone();
+                let give_back = self.give_back.take();
+                Request::Acquire { config: config.clone(), wished, key: own.key(), give_back }
+            }
+            Step::Sleep(_) if std::mem::take(&mut self.publish) && own.wished != *wished => {
+                Request::Publish { own: own.clone(), wished: wished.clone() }
+            }
+            Step::Sleep(_) => return None,
+        };
+        self.busy = true;
+        if *request.wished() != own.wished {
+            add(&mut self.asked, request.wished());
+        }
+        Some(request)
+    }
+
+    /// Returns when to poll for a request again, if nothing happens before.
+    pub(crate) fn poll_timeout(&self, now: Now) -> Option<Instant> {
+        if self.busy {
+            return None;
+        }
+        match self.renewal.poll(now.unix) {
+            Step::Sleep(due) if self.confirmed && !self.publish => due.map(|due| {
+                now.instant + Duration::from_secs(due.saturating_sub(now.unix)).min(LONGEST_SLEEP)
+            }),
+            _ => Some(now.instant),
+        }
+    }
+
+    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by this.
+    pub(crate) fn publish(&mut self, own: &Owned, wished: &LeaseAttrs) {
+        self.publish = own.wished != *wished;
+        if !self.publish {
+            self.unpublished = None;
+        }
+    }
+
+    /// Returns why the store does not know our wish, if an attempt has failed.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.unpublished.as_deref()
+    }
+
+    /// Takes in what an event said about our lease. `holder` tells by a wish whose lease the stored one is.
+    pub(crate) fn handle_event(
+        &mut self,
+        event: Own,
+        stored: Option<&Lease>,
+        own: &Owned,
+        holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
+        now: u64,
+    ) -> Result<Option<Owned>, End> {
+        match (event, stored) {
+            // What is stored is from before the run: the confirmation under way will write it again.
+            _ if !self.confirmed => Ok(None),
+            (Own::Unchanged, _) | (Own::Written, None) => Ok(None),
+            (Own::Removed, _) => {
+                tracing::warn!(lease = %own.key(), "our lease was removed from the store; acquiring it again");
+                self.removed_meanwhile = self.busy;
+                self.renewal.handle_lost();
+                Ok(None)
+            }
+            (Own::Written, Some(stored)) => self.handle_written(stored, own, holder, now),
+        }
+    }
+
+    /// Takes in an answer of the store.
+    pub(crate) fn handle_answer(
+        &mut self,
+        answer: Answer,
+        own: &Owned,
+        holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
+        now: u64,
+    ) -> Result<Option<Owned>, End> {
+        let key = own.key();
+        self.busy = false;
+        let removed_meanwhile = std::mem::take(&mut self.removed_meanwhile);
+        let shown_meanwhile = self.shown_meanwhile.take();
+        let mut granted = match answer {
+            Answer::Reconfigured => {
+                tracing::warn!(
+                    "the network configuration has changed since the last run; restarting from the store"
+                );
+                return Err(End::Restart);
+            }
+            Answer::Confirmed(Err(error)) => return Err(error.into()),
+            Answer::Confirmed(Ok(granted)) if granted.key() != key => {
+                let now = granted.key();
+                tracing::warn!(was = %key, %now, "the store gave us another subnet; restarting from the store");
+                return Err(End::Restart);
+            }
+            Answer::Confirmed(Ok(granted)) => {
+                tracing::info!(lease = %key, "the store has confirmed the remembered lease");
+                self.confirmed = true;
+                granted
+            }
+            Answer::Acquired(Ok(granted)) if granted.key() != key => {
+                if self.searched < self.asked.len() {
+                    self.searched += 1;
+                    self.give_back = Some(granted.key());
+                    self.renewal.handle_lost();
+                    return Ok(None);
+                }
+                // Pods already have addresses of the old subnet: only a restart can change it.
+                let error = Box::new(lost(key, TAKEN));
+                return Err(End::Failed { error, give_back: Some(granted.key()) });
+            }
+            Answer::Acquired(Err(StoreError::OutOfSubnets(error))) => {
+                return Err(lost(key, &error.to_string()).into());
+            }
+            Answer::Renewed(Ok(granted)) | Answer::Acquired(Ok(granted)) => granted,
+            Answer::Published(Ok(granted)) => {
+                let attrs = granted.published.attrs.to_json();
+                tracing::info!(lease = %key, attrs, "published the changed attributes");
+                self.unpublished = None;
+                granted
+            }
+            Answer::Renewed(Err(StoreError::Lost { why, .. })) => {
+                tracing::warn!(lease = %key, why, "our lease is no longer stored as ours; acquiring it again");
+                self.renewal.handle_lost();
+                return Ok(None);
+            }
+            Answer::Published(Err(StoreError::Lost { why, .. })) => {
+                self.unpublished = Some(format!("our lease {key} is no longer stored as ours: {why}"));
+                self.renewal.handle_lost();
+                return Ok(None);
+            }
+            Answer::Renewed(Err(error)) | Answer::Acquired(Err(error)) => {
+                tracing::warn!("cannot renew our lease, retrying in a minute: {error}");
+                self.renewal.handle_failure(now);
+                return Ok(None);
+            }
+            Answer::Published(Err(error)) => {
+                self.unpublished = Some(format!("cannot publish the changed attributes: {error}"));
+                return Ok(None);
+            }
+        };
+        tracing::info!(lease = %key, "lease renewed");
+        // If the event is the older one, another will follow.
+        if let Some(shown) = shown_meanwhile.filter(|shown| holder(&granted.wished, shown) == Holder::Us) {
+            granted.published = shown;
+        }
+        self.accept(&granted, own, now);
+        std::mem::take(&mut self.asked).iter().for_each(|wish| add(&mut self.former, wish));
+        if removed_meanwhile {
+            self.renewal.handle_lost();
+        }
+        Ok(Some(granted))
+    }
+
+    /// Takes in our lease as somebody, perhaps we, has written it.
+    fn handle_written(
+        &mut self,
+        stored: &Lease,
+        own: &Owned,
+        holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
+        now: u64,
+    ) -> Result<Option<Owned>, End> {
+        let is_ours = |wish: &LeaseAttrs| holder(wish, stored) == Holder::Us;
+        let mut wishes = std::iter::once(&own.wished).chain(&self.asked);
+        if let Some(wished) = wishes.find(|wish| is_ours(wish)).cloned() {
+            let granted = Owned { published: stored.clone(), wished };
+            self.accept(&granted, own, now);
+            self.shown_meanwhile = self.busy.then(|| stored.clone());
+            return Ok(Some(granted));
+        }
+        if self.former.iter().any(is_ours) {
+            return Ok(None);
+        }
+        // Two daemons that publish one address would take the lease from each other forever, so the one that finds
+        // itself replaced gives up.
+        let rival = holder(&own.wished, stored) == Holder::Rival;
+        Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
+    }
+
+    /// The store has our lease, as `granted`.
+    fn accept(&mut self, granted: &Owned, own: &Owned, now: u64) {
+        self.renewal.handle_renewed(&granted.published, now);
+        self.searched = 0;
+        if granted.wished != own.wished {
+            add(&mut self.former, &own.wished);
+        }
+    }
+}
+
+fn add(wishes: &mut Vec<LeaseAttrs>, wish: &LeaseAttrs) {
+    if !wishes.contains(wish) {
+        wishes.push(wish.clone());
+    }
+}
+
+fn lost(lease: SubnetKey, why: &str) -> DaemonError {
+    DaemonError::LeaseLost { lease, why: why.to_owned() }
+}
+
+#[cfg(test)]
+#[path = "own_lease_tests.rs"]
+mod tests;
