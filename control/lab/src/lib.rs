@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Everything below `topology` depends on nothing above it. Devices live as long as their namespace, so a
-//! [`Namespace`] is the only guard that a device needs. Guards clean up on unwinding too. Nothing here
-//! runs another program or touches a device outside the namespaces made here, and nothing panics but [`Needs::are_met`]
-//! in CI.
+//! [`Namespace`] is the only guard that a device needs. Guards clean up on unwinding too. Nothing here runs
+//! another program or touches a device outside the namespaces made here, and nothing panics but
+//! [`Needs::are_met`] in CI.
 
 mod error;
 mod link;

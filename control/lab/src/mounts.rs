@@ -10,8 +10,8 @@ use crate::Error;
 
 const NOTHING: Option<&str> = None;
 
-/// Runs `work` on a thread with a mount namespace of its own: nobody else sees what it mounts, and its mounts end with
-/// it. A panic of `work` is passed on.
+/// Runs `work` on a thread with a mount namespace of its own: nobody else sees what it mounts, and its mounts
+/// end with it. A panic of `work` is passed on.
 pub fn private<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, Error> {
     let inside = || -> Result<R, Error> {
         unshare(CloneFlags::CLONE_NEWNS)

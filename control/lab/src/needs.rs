@@ -45,8 +45,8 @@ impl Needs {
         self
     }
 
-    /// Returns true if nothing is missing. Otherwise prints what is; with `CI` in the environment that is a failure,
-    /// so that nothing is skipped there unseen.
+    /// Returns true if nothing is missing. Otherwise prints what is; with `CI` in the environment that is a
+    /// failure, so that nothing is skipped there unseen.
     pub fn are_met(self) -> bool {
         if self.missing.is_empty() {
             return true;

@@ -14,8 +14,9 @@ const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// What a reader can do when the kernel refuses.
-const NEXT: &str = "run it as root (sudo), or let users make namespaces: sysctl user.max_user_namespaces=10000 \
-                    and, where they exist, kernel.unprivileged_userns_clone=1 and \
+const NEXT: &str = "run it as root (sudo), or let users make namespaces: sysctl \
+                    user.max_user_namespaces=10000 and, where they exist, \
+                    kernel.unprivileged_userns_clone=1 and \
                     kernel.apparmor_restrict_unprivileged_userns=0";
 
 /// Whether this process may make network namespaces and devices as it is.

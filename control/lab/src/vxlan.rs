@@ -76,8 +76,8 @@ impl Namespace {
         })
     }
 
-    /// Enters many peers over one connection, `at_once` of them under way together. With one, each request waits for
-    /// the answer to the one before.
+    /// Enters many peers over one connection, `at_once` of them under way together. With one, each request
+    /// waits for the answer to the one before.
     pub fn add_vxlan_peers(&self, device: &str, peers: &[VxlanPeer], at_once: usize) -> Result<(), Error> {
         let index = self.link(device)?.index;
         self.request(

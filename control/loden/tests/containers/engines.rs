@@ -13,7 +13,7 @@ use crate::setup::{self, Setup};
 use crate::talk::{self, End, HOST_PORT};
 
 const IMAGE: &str = "loden.test/busybox:1";
-/// An engine's place waits for the end.
+/// The command line of a cage that only waits.
 const REST: &str = "sleep infinity";
 
 #[test]
@@ -70,10 +70,10 @@ fn containers_of_docker_talk_across_hosts() {
     talk::finish(&cluster, daemons);
 }
 
-/// Runs a command line of an engine and returns what it printed.
+/// Runs a command line of an engine and returns its output.
 type Run<'a> = Box<dyn Fn(&[&str]) -> String + 'a>;
 
-/// Starts a container on each host, lets them talk, and removes them.
+/// Starts a container on each host, checks that they reach each other, and removes them.
 fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
     let port = format!("{HOST_PORT}:80");
     for (run, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
@@ -90,7 +90,7 @@ fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
     }
 }
 
-/// podman has no daemon: each command is one.
+/// podman has no daemon.
 struct Podman {
     cage: Cage,
     flags: Vec<String>,
@@ -121,7 +121,7 @@ impl Podman {
     }
 }
 
-/// Later ones are built without it.
+/// Returns whether podman supports CNI, which later versions are built without.
 fn podman_has_cni() -> bool {
     let output = Command::new("podman").arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -129,7 +129,7 @@ fn podman_has_cni() -> bool {
     version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major < 5)
 }
 
-/// Limits above the process's own are refused where root may not raise them.
+/// The ulimits are explicit, because podman's defaults fail where root may not raise limits.
 fn podman_config(setup: &Setup) -> String {
     format!(
         r#"[containers]
@@ -175,7 +175,7 @@ impl Docker {
     }
 
     fn run(&self, arguments: &[&str]) -> String {
-        self.try_run(arguments).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.words()))
+        self.try_run(arguments).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.log_text()))
     }
 
     fn try_run(&self, arguments: &[&str]) -> Result<String, String> {

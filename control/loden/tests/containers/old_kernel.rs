@@ -1,6 +1,7 @@
-//! A host whose kernel has TUN and no tunnel of its own joins a cluster, and its pod talks to a pod of containerd.
+//! A host whose kernel has TUN and no tunnels joins a cluster, and its pod reaches a pod of containerd.
 //!
-//! The guest's kernel has the modules tun, bridge and veth and what these need, and no iptables. The lease store is etcd.
+//! The guest's kernel has the modules tun, bridge and veth and their dependencies, and no iptables. The lease
+//! store is etcd.
 
 use std::fs;
 
@@ -15,7 +16,7 @@ use crate::setup::{self, Setup, fetch};
 
 /// The guest on the lab's underlay, beside host 1.
 const GUEST: &str = "198.18.0.200";
-/// Where the guest's daemon writes it, by default.
+/// The default of `--subnet-file`.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 #[test]
@@ -63,7 +64,9 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     guest.load_spare();
     guest.shell(&format!(
         "{joins} > /shared/daemon.log 2>&1 &
-         until [ -e {SUBNET_FILE} ]; do kill -0 $! && sleep 0.1 || {{ cat /shared/daemon.log; exit 1; }}; done"
+         until [ -e {SUBNET_FILE} ]; do
+             kill -0 $! && sleep 0.1 || {{ cat /shared/daemon.log; exit 1; }}
+         done"
     ));
     let words = guest.shell(&make_pod(&fetch(address, 80, "name"), &fetch(address, 80, "cgi-bin/who")));
     let value = |name: &str| {
@@ -87,7 +90,8 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     assert!(drops.unexplained_drops().is_empty(), "{:?}", drops.drops());
 }
 
-/// Makes a pod by the plugin as a runtime would call it, and lets it fetch `name` and `who`, and serve a file.
+/// Returns a script that creates a pod through the plugin, runs `name` and `who` in it, and serves a file
+/// from it.
 fn make_pod(name: &str, who: &str) -> String {
     let conf = r#"{"name":"cbr0","cniVersion":"0.3.1","type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true,"ipMasq":false}}"#;
     format!(

@@ -33,7 +33,7 @@ fn a_start_leaves_what_flannel_would_and_a_stop_leaves_it_there() {
     let start = r#"{"PublicIP":"198.18.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":""#;
     assert!(json.starts_with(start), "{json}");
 
-    assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.words());
+    assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.log_text());
     assert!(
         cluster.shell(1, "ip -o link | grep flannel || true").contains("flannel.1"),
         "as flannel's stays"
@@ -42,7 +42,7 @@ fn a_start_leaves_what_flannel_would_and_a_stop_leaves_it_there() {
     assert_eq!(cluster.leases().len(), 1, "the lease is kept");
 
     let mut again = cluster.start(1, &[]);
-    await_until("the store's word", || again.said("the store has confirmed"));
+    await_until("the store's word", || again.logged("the store has confirmed"));
     await_until("the lease", || cluster.lease(1).expires >= lease.expires);
     assert_eq!(cluster.lease(1).key, lease.key, "the same subnet by the same address");
     assert_eq!(cluster.lease(1).attrs, lease.attrs, "peers need not learn a new MAC address");
@@ -90,7 +90,7 @@ fn counters_are_a_file_and_log_lines() {
     let mut daemon = cluster.start(1, &["--without", "uso,gro", "--workers", "1"]);
     await_until("the counters", || daemon.counters_file.exists());
     daemon.process.signal(Signal::SIGUSR1).expect("signal");
-    await_until("the log line", || daemon.said("counters are not zero"));
+    await_until("the log line", || daemon.logged("counters are not zero"));
     daemon.end(Signal::SIGTERM);
     let text = fs::read_to_string(&daemon.counters_file).expect("counters");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -114,7 +114,7 @@ fn a_stolen_lease_ends_the_daemon() {
     }
     let thief = lab::Process::spawn(cluster.host(1).namespace(), &mut thief).expect("a process");
     assert_eq!(daemon.await_end().code(), Some(1));
-    assert!(daemon.said("another daemon publishes the same address"), "{}", daemon.words());
+    assert!(daemon.logged("another daemon publishes the same address"), "{}", daemon.log_text());
     drop(thief);
 }
 
@@ -155,13 +155,13 @@ fn a_start_that_cannot_succeed_is_one_line_and_leaves_nothing() {
         }
         let mut daemon = cluster.spawn(1, &mut command);
         let status = daemon.await_end();
-        let words = daemon.words();
+        let words = daemon.log_text();
         assert_eq!(status.code(), Some(1), "{expected}: {words}");
         let last = words.lines().last().unwrap_or_default();
         assert!(last.starts_with("loden: ") && last.contains(expected), "{expected}: {words}");
         assert_eq!(words.lines().filter(|line| line.starts_with("loden: ")).count(), 1, "{words}");
         assert!(!daemon.subnet_file.exists(), "{expected}");
-        cluster.shell(1, "ip link del v0 2>/dev/null; ip link show flannel.1 type bridge >/dev/null 2>&1 && ip link del flannel.1; true");
+        cluster.shell(1, "ip link del v0 2>/dev/null; ip link del flannel.1 type bridge 2>/dev/null; true");
         assert_eq!(cluster.shell(1, "ip -o link | grep flannel || true"), "", "{expected}");
     }
 }
@@ -200,8 +200,8 @@ fn without_rights_it_says_which() {
     command.args(["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
     command.arg(usual.get_program()).args(usual.get_args());
     let mut daemon = cluster.spawn(1, &mut command);
-    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
-    let words = daemon.words();
+    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.log_text());
+    let words = daemon.log_text();
     assert!(words.lines().last().is_some_and(|line| line.contains("CAP_NET_ADMIN")), "{words}");
     assert!(cluster.leases().is_empty(), "a node that cannot forward takes no lease");
 }
