@@ -1,8 +1,9 @@
 //! What stands where our devices are to stand.
 //!
-//! A host that ran stock flannel has a kernel tunnel of the very name. flannel itself replaces a device of its name
-//! that does not fit, and so do we; its link address goes on, so that peers need not learn a new one. Devices that
-//! a run of ours with another configuration has left go too. A device of another kind is nobody's to touch.
+//! A host that ran stock flannel has a kernel tunnel of the very name. flannel itself replaces a device of
+//! its name that does not fit, and so do we; its link address goes on, so that peers need not learn a new
+//! one. Devices that a run of ours with another configuration has left go too. A device of another kind is
+//! nobody's to touch.
 
 use model::backend::Backend;
 use model::net_config::NetConfig;
@@ -43,8 +44,8 @@ pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, Netlink
     Ok(found)
 }
 
-/// Removes flannel's kernel devices that have the names of ours, and devices of our own that `left` names, that
-/// nobody has open and that have no place in the outline.
+/// Removes flannel's kernel devices that have the names of ours, and devices of our own that `left` names,
+/// that nobody has open and that have no place in the outline.
 pub async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {

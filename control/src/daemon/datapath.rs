@@ -14,8 +14,9 @@ use crate::settings::Settings;
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
 
-/// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
-/// planned yet. New devices are down. The numbers that the tables have are for the [`Applier`](crate::apply::Applier).
+/// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where
+/// nothing is planned yet. New devices are down. The numbers that the tables have are for the
+/// [`Applier`](crate::apply::Applier).
 pub(super) fn open(
     settings: &Settings,
     context: &Context,
@@ -49,8 +50,8 @@ pub(super) fn keep(engine: &Engine) {
     }
 }
 
-/// What may be used of the kernel's help: what the command line allows and the self-test has seen working. The test
-/// takes a good part of a start and means the same until the next boot, so a restart remembers it.
+/// What may be used of the kernel's help: what the command line allows and the self-test has seen working.
+/// The test takes a good part of a start and means the same until the next boot, so a restart remembers it.
 fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> Switches {
     let wanted = without(&settings.workers.without);
     if outline.tunnels.is_empty() {

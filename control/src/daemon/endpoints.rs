@@ -20,8 +20,8 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Takes the instance's name and opens the servers. A host without a place for our files gets a daemon all
-    /// the same, after a warning; a name or a port that is taken is an error.
+    /// Takes the instance's name and opens the servers. A host without a place for our files gets a daemon
+    /// all the same, after a warning; a name or a port that is taken is an error.
     pub(super) async fn open(settings: &Settings) -> Result<Endpoints, DaemonError> {
         let places = Instance::of(settings)?;
         let board = Arc::new(Board::new(places.name(), &settings.store.to_string()));
@@ -31,7 +31,10 @@ impl Endpoints {
         };
         let lock = lock.inspect_err(|error| {
             let directory = settings.run_dir.display();
-            tracing::warn!(%directory, %error, "no place for our files: no loden status, and a restart starts anew");
+            tracing::warn!(
+                %directory, %error,
+                "no place for our files: no loden status, and a restart starts anew"
+            );
         });
         let health = match settings.health {
             Some(address) => Some(http::serve(address, &board).await?),

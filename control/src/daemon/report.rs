@@ -22,8 +22,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was applied with
-    /// so many `changes`.
+    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was
+    /// applied with so many `changes`.
     pub(super) fn report_plan(&mut self, plan: &Plan, changes: usize) {
         let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();
         for lease in ignored.difference(&self.ignored) {

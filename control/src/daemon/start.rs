@@ -1,12 +1,13 @@
 //! How a node comes up.
 //!
-//! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An error on
-//! the way ends the process; what it leaves is the devices, and the next start takes them and the lease back. Only
-//! `subnet.env` may come later: the node forwards for the pods that it has, and is not ready before.
+//! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An
+//! error on the way ends the process; what it leaves is the devices, and the next start takes them and the
+//! lease back. Only `subnet.env` may come later: the node forwards for the pods that it has, and is not ready
+//! before.
 //!
-//! From memory, where an earlier run has left what is needed: the same with its configuration and leases, and the
-//! tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if it says
-//! something else, the node starts again from the store.
+//! From memory, where an earlier run has left what is needed: the same with its configuration and leases, and
+//! the tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if
+//! it says something else, the node starts again from the store.
 
 use std::sync::Arc;
 
@@ -203,8 +204,8 @@ impl<'a> Beginning<'a> {
     }
 }
 
-/// Tells whether a lease of an earlier run was wished with the addresses that are published now. What an administrator
-/// has published in their place does not matter.
+/// Tells whether a lease of an earlier run was wished with the addresses that are published now. What an
+/// administrator has published in their place does not matter.
 fn is_at_its_address(own: &Owned, outline: &Outline) -> bool {
     let (then, now) = (&own.wished, &outline.attrs);
     then.public_ip == now.public_ip && then.public_ipv6 == now.public_ipv6

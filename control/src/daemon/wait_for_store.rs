@@ -15,8 +15,8 @@ use store::{Owned, Store, StoreError, Wish};
 /// How often to try again, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Waits for the network configuration, after putting the one from the command line into the store. Returns its text
-/// as well.
+/// Waits for the network configuration, after putting the one from the command line into the store. Returns
+/// its text as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,

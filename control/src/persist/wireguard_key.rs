@@ -31,8 +31,8 @@ pub enum KeyError {
     },
     /// The file does not contain a key.
     #[error(
-        "{} does not contain a private key, 32 bytes in base64; remove the file to have a new key created and \
-         published",
+        "{} does not contain a private key, 32 bytes in base64; remove the file to have a new key created \
+         and published",
         .path.display()
     )]
     Content {

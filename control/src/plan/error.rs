@@ -9,7 +9,8 @@ pub(super) const NO_IPV4: &str =
 pub enum PlanError {
     /// The tunnel headers leave too little room.
     #[error(
-        "MTU {outer} leaves {inner} bytes after {overhead} bytes of tunnel headers, but {family} needs {least}; raise the MTU of {interface} or Backend.MTU"
+        "MTU {outer} leaves {inner} bytes after {overhead} bytes of tunnel headers, but {family} needs \
+         {least}; raise the MTU of {interface} or Backend.MTU"
     )]
     MtuTooSmall {
         /// The MTU of the underlay.

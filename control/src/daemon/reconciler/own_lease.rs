@@ -1,7 +1,7 @@
 //! Our own lease: when to ask the store for it, and what events and answers say of it.
 //!
-//! A lease has what we wish to publish and what is published, which differ where an administrator has overwritten
-//! our public address. Whether to publish is decided between wishes; peers see what is published.
+//! A lease has what we wish to publish and what is published, which differ where an administrator has
+//! overwritten our public address. Whether to publish is decided between wishes; peers see what is published.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 const TAKEN: &str = "another node took the subnet; restart to get a new one";
 const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
 
-/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one request at a
-/// time, and hand every event and answer to `handle_*`; a lease that these return is ours as it is stored now.
+/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one
+/// request at a time, and hand every event and answer to `handle_*`; a lease that these return is ours as it
+/// is stored now.
 #[derive(Debug)]
 pub(crate) struct OwnLease {
     renewal: Renewal,
@@ -32,8 +33,8 @@ pub(crate) struct OwnLease {
     confirmed: bool,
     /// A request is under way.
     busy: bool,
-    /// Other wishes that the store was asked to publish since it last gave us the lease, each once. It may have done
-    /// so although the answer got lost.
+    /// Other wishes that the store was asked to publish since it last gave us the lease, each once. It may
+    /// have done so although the answer got lost.
     asked: Vec<LeaseAttrs>,
     /// By how many wishes, ours and then those of `asked`, the store was asked for the lease in vain.
     searched: usize,
@@ -43,7 +44,8 @@ pub(crate) struct OwnLease {
     former: Vec<LeaseAttrs>,
     /// The lease was removed while a request that writes it was under way.
     removed_meanwhile: bool,
-    /// The lease as an event showed it while a request was under way, perhaps later than the answer was given.
+    /// The lease as an event showed it while a request was under way, perhaps later than the answer was
+    /// given.
     shown_meanwhile: Option<Lease>,
     /// A wish that the store does not know is to be published at the next chance.
     publish: bool,
@@ -121,7 +123,8 @@ impl OwnLease {
         }
     }
 
-    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by this.
+    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by
+    /// this.
     pub(crate) fn publish(&mut self, own: &Owned, wished: &LeaseAttrs) {
         self.publish = own.wished != *wished;
         if !self.publish {
@@ -148,7 +151,10 @@ impl OwnLease {
             _ if !self.confirmed => Ok(None),
             (Own::Unchanged, _) | (Own::Written, None) => Ok(None),
             (Own::Removed, _) => {
-                tracing::warn!(lease = %own.key(), "our lease was removed from the store; acquiring it again");
+                tracing::warn!(
+                    lease = %own.key(),
+                    "our lease was removed from the store; acquiring it again"
+                );
                 self.removed_meanwhile = self.busy;
                 self.renewal.handle_lost();
                 Ok(None)
@@ -179,7 +185,10 @@ impl OwnLease {
             Answer::Confirmed(Err(error)) => return Err(error.into()),
             Answer::Confirmed(Ok(granted)) if granted.key() != key => {
                 let now = granted.key();
-                tracing::warn!(was = %key, %now, "the store gave us another subnet; restarting from the store");
+                tracing::warn!(
+                    was = %key, %now,
+                    "the store gave us another subnet; restarting from the store"
+                );
                 return Err(End::Restart);
             }
             Answer::Confirmed(Ok(granted)) => {
@@ -209,7 +218,10 @@ impl OwnLease {
                 granted
             }
             Answer::Renewed(Err(StoreError::Lost { why, .. })) => {
-                tracing::warn!(lease = %key, why, "our lease is no longer stored as ours; acquiring it again");
+                tracing::warn!(
+                    lease = %key, why,
+                    "our lease is no longer stored as ours; acquiring it again"
+                );
                 self.renewal.handle_lost();
                 return Ok(None);
             }
@@ -260,8 +272,8 @@ impl OwnLease {
         if self.former.iter().any(is_ours) {
             return Ok(None);
         }
-        // Two daemons that publish one address would take the lease from each other forever, so the one that finds
-        // itself replaced gives up.
+        // Two daemons that publish one address would take the lease from each other forever, so the one that
+        // finds itself replaced gives up.
         let rival = holder(&own.wished, stored) == Holder::Rival;
         Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
     }
