@@ -98,7 +98,11 @@ fn stock_flannels_device_makes_room_and_its_address_goes_on() {
     let attrs = cluster.lease(1).attrs.to_json();
     assert!(kernel.iter().all(|(_, mac)| attrs.contains(mac)), "{attrs}");
     for (device, _) in kernel {
-        assert!(daemon.said(&format!("replacing the kernel's tunnel device device={device}")), "{}", daemon.words());
+        assert!(
+            daemon.said(&format!("replacing the kernel's tunnel device device={device}")),
+            "{}",
+            daemon.words()
+        );
         assert!(cluster.shell(1, &format!("ip -d link show {device}")).contains("tun type tun"));
     }
     drop(daemon);
