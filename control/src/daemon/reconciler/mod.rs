@@ -52,7 +52,8 @@ pub(crate) enum Action {
     RecordLease,
     /// Look at the host's interfaces; [`Reconciler::handle_uplink`] takes what is seen.
     LookAtUplink,
-    /// Close the tunnels and open them as outlined, with the tables of this plan; [`Reconciler::handle_opened`] takes the result.
+    /// Close the tunnels and open them as outlined, with the tables of this plan;
+    /// [`Reconciler::handle_opened`] takes the result.
     Reopen(Arc<Plan>),
     /// Ask the kernel for the ways to the peers; [`Reconciler::handle_reach`] takes them.
     LookAtWays,
@@ -81,8 +82,9 @@ enum Step {
     Apply,
 }
 
-/// Decides what a node does. Feed it events by `handle_*` as they come; carry out what [`Reconciler::poll_action`]
-/// returns until it returns none; wait for an event, but not beyond [`Reconciler::poll_timeout`].
+/// Decides what a node does. Feed it events by `handle_*` as they come; carry out what
+/// [`Reconciler::poll_action`] returns until it returns none; wait for an event, but not beyond
+/// [`Reconciler::poll_timeout`].
 #[derive(Debug)]
 pub(crate) struct Reconciler {
     inputs: Inputs,
@@ -222,8 +224,8 @@ impl Reconciler {
         self.inputs.set_reach(reach, now.instant);
     }
 
-    /// Takes in what applying the plan came to; returns false if it is tried once more at once, with tunnels that are
-    /// opened again.
+    /// Takes in what applying the plan came to; returns false if it is tried once more at once, with tunnels
+    /// that are opened again.
     pub(crate) fn handle_applied(&mut self, state: HostState, now: Now) -> bool {
         if state == HostState::DeviceGone && !std::mem::replace(&mut self.reopened, true) {
             self.steps.extend([Step::Reopen, Step::Apply]);

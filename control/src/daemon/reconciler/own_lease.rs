@@ -1,7 +1,7 @@
 //! Our own lease: when to ask the store for it, and what events and answers say of it.
 //!
-//! A lease has what we wish to publish and what is published, which differ where an administrator has overwritten
-//! our public address. Whether to publish is decided between wishes; peers see what is published.
+//! A lease has what we wish to publish and what is published, which differ where an administrator has
+//! overwritten our public address. Whether to publish is decided between wishes; peers see what is published.
 
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 const TAKEN: &str = "another node took the subnet; restart to get a new one";
 const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
 
-/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one request at a
-/// time, and hand every event and answer to `handle_*`; a lease that these return is ours as it is stored now.
+/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one
+/// request at a time, and hand every event and answer to `handle_*`; a lease that these return is ours as it
+/// is stored now.
 #[derive(Debug)]
 pub(crate) struct OwnLease {
     renewal: Renewal,
@@ -39,7 +40,8 @@ pub(crate) struct OwnLease {
     give_back: Option<SubnetKey>,
     /// The lease was removed while a request that writes it was under way.
     removed_meanwhile: bool,
-    /// The lease as an event showed it while a request was under way, perhaps later than the answer was given.
+    /// The lease as an event showed it while a request was under way, perhaps later than the answer was
+    /// given.
     shown_meanwhile: Option<Lease>,
     /// A wish that the store does not know is to be published at the next chance.
     publish: bool,
@@ -113,7 +115,8 @@ impl OwnLease {
         }
     }
 
-    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by this.
+    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by
+    /// this.
     pub(crate) fn publish(&mut self, own: &Owned, wished: &LeaseAttrs) {
         self.publish = own.wished != *wished;
         if !self.publish {
@@ -144,7 +147,8 @@ impl OwnLease {
                 Ok(None)
             }
             (Own::Removed, _) => {
-                tracing::warn!(lease = %own.key(), "our lease was removed from the store; acquiring it again");
+                let lease = own.key();
+                tracing::warn!(%lease, "our lease was removed from the store; acquiring it again");
                 self.removed_meanwhile = self.busy;
                 self.renewal.handle_lost();
                 Ok(None)
@@ -191,7 +195,11 @@ impl OwnLease {
             Answer::Confirmed(Err(error)) => Err(error.into()),
             Answer::Confirmed(Ok(granted)) if granted.key() != key => {
                 let now = granted.key();
-                tracing::warn!(was = %key, %now, "the store gave us another subnet; restarting from the store");
+                tracing::warn!(
+                    was = %key,
+                    %now,
+                    "the store gave us another subnet; restarting from the store"
+                );
                 Err(End::Restart)
             }
             Answer::Confirmed(Ok(granted)) => {
@@ -220,7 +228,8 @@ impl OwnLease {
                 Ok(Some(granted))
             }
             Answer::Renewed(Err(StoreError::Lost { why, .. })) => {
-                tracing::warn!(lease = %key, why, "our lease is no longer stored as ours; acquiring it again");
+                let lost = "our lease is no longer stored as ours; acquiring it again";
+                tracing::warn!(lease = %key, why, "{lost}");
                 self.renewal.handle_lost();
                 Ok(None)
             }
@@ -257,8 +266,8 @@ impl OwnLease {
             self.shown_meanwhile = self.busy.then(|| stored.clone());
             return Ok(Some(Owned { published: stored.clone(), wished }));
         }
-        // Two daemons that publish one address would take the lease from each other forever, so the one that finds
-        // itself replaced gives up.
+        // Two daemons that publish one address would take the lease from each other forever, so the one that
+        // finds itself replaced gives up.
         let rival = holder(&own.wished, stored) == Holder::Rival;
         Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
     }

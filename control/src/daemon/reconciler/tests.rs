@@ -134,8 +134,9 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 proptest! {
-    /// After any sequence of uplink, lease and publication events the applied plan equals the plan made from scratch
-    /// of the final inputs; and a node that has settled writes nothing to the store and applies nothing out of turn.
+    /// After any sequence of uplink, lease and publication events the applied plan equals the plan made from
+    /// scratch of the final inputs; and a node that has settled writes nothing to the store and applies
+    /// nothing out of turn.
     #[test]
     fn the_applied_plan_is_that_of_the_final_inputs(
         by_node: bool,

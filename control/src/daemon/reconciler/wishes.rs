@@ -1,8 +1,8 @@
 //! What we have wished to publish in this run: the store may show any of it.
 //!
-//! An answer may get lost after the store has done what it was asked, and events may be late. So a lease that shows one
-//! of these wishes is ours, and a lost lease is looked for by each of them. The last event is right: events come in the
-//! order of what they show.
+//! An answer may get lost after the store has done what it was asked, and events may be late. So a lease that
+//! shows one of these wishes is ours, and a lost lease is looked for by each of them. The last event is
+//! right: events come in the order of what they show.
 
 use model::lease::LeaseAttrs;
 use store::lease::Owned;
