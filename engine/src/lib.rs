@@ -1,8 +1,8 @@
 //! The worker loop: one worker per core, run to completion.
 //!
 //! ```text
-//! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, and a wire with socket 0 of each port
-//!    ▲                               └──► worker 1: queue 1 of each TUN, and a wire with socket 1 of each port
+//! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, wire with socket 0 of each port
+//!    ▲                               └──► worker 1: queue 1 of each TUN, wire with socket 1 of each port
 //!    └── status(), notices() ◄── counter pages, few events
 //! ```
 //!

@@ -1,10 +1,10 @@
 //! WireGuard: the workers' part and the keeper's.
 //!
 //! ```text
-//!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages                 ┌──────────┐
-//!  worker 1 ─┴──────────────────────── bounded, never waits ──────────────────►│  keeper  │◄── FromControl: peers
-//!      ▲                                                                       └────┬─────┘
-//!      └──── ToWorker: sessions to use and to forget, by a mailbox with a flag ─────┘
+//!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages            ┌──────────┐
+//!  worker 1 ─┴──────────────────────── bounded, never blocks ────────────►│  keeper  │◄── FromControl: peers
+//!      ▲                                                                  └────┬─────┘
+//!      └──── ToWorker: sessions to use and to forget, in a mailbox ────────────┘
 //! ```
 //!
 //! Workers only seal and open ([`crypt`]). Handshakes and timers run on a separate thread per tunnel

@@ -137,3 +137,80 @@ impl<U: Underlay> Outlet<'_, U> {
         &mut self.wire.arena
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use io::memory::{self, Datagram, MemoryConfig, MemoryUnderlay, UnderlayHandle};
+    use io::{PeerId, Shape};
+
+    use super::*;
+
+    fn port(host: u8, shape: Shape) -> (MemoryUnderlay, UnderlayHandle) {
+        let local = ([192, 0, 2, host], 8472).into();
+        memory::underlay(local, MemoryConfig { shape, gro: false, ..MemoryConfig::default() })
+    }
+
+    fn datagram(byte: u8) -> Datagram {
+        let (from, to) = (([192, 0, 2, 9], 8472).into(), ([192, 0, 2, 1], 8472).into());
+        Datagram { from, to, lane: 0, ecn: 0, bytes: vec![byte; 4] }
+    }
+
+    /// What each tunnel was handed in one turn.
+    fn turn(wire: &mut Wire<MemoryUnderlay>) -> Vec<(usize, Vec<Vec<u8>>)> {
+        let mut handed = Vec::new();
+        wire.receive(|tunnel, arena, received| {
+            assert!(received.iter().all(|one| one.at as usize >= ARENA_HEADERS), "room for headers");
+            let bytes = |one: &Received| arena[one.at as usize..(one.at + one.len) as usize].to_vec();
+            handed.push((tunnel, received.iter().map(bytes).collect()));
+        });
+        handed
+    }
+
+    #[test]
+    fn each_tunnel_gets_what_its_port_brings_and_sends_by_it() {
+        let (first, first_peer) = port(1, Shape { slots: 2, len: 8 });
+        let (second, second_peer) = port(2, Shape { slots: 5, len: 100 });
+        let mut wire = Wire::new(vec![(1, first), (0, second)]);
+        (0..3).for_each(|byte| first_peer.inject(datagram(byte)));
+        (10..13).for_each(|byte| second_peer.inject(datagram(byte)));
+        let handed = turn(&mut wire);
+        let of = |bytes: Range<u8>| bytes.map(|byte| vec![byte; 4]).collect::<Vec<_>>();
+        assert_eq!(handed, [(1, of(0..2)), (1, of(2..3)), (0, of(10..13))], "each by its own shape");
+
+        for (tunnel, peer) in [(0, &second_peer), (1, &first_peer)] {
+            let transmit = Transmit {
+                to: ([192, 0, 2, 9], 8472).into(),
+                peer: PeerId(0),
+                lane: 0,
+                first_span: 0,
+                span_count: 1,
+                segment_size: 3,
+                segments: 1,
+                ecn: 0,
+            };
+            let span = 0..3;
+            let sent = wire.outlet(tunnel).transmit(b"one", std::slice::from_ref(&span), &[transmit]).sent;
+            let arrived: Vec<_> = peer.collect().into_iter().map(|datagram| datagram.bytes).collect();
+            assert_eq!((sent, arrived), (1, vec![b"one".to_vec()]));
+            assert_eq!(wire.counters(tunnel).map(|counters| counters.writes), Some(1));
+        }
+        assert_eq!(wire.counters(2), None);
+    }
+
+    #[test]
+    fn a_port_is_left_alone_once_it_is_empty_and_asked_a_bounded_number_of_times() {
+        let (port, peer) = port(1, Shape { slots: 2, len: 8 });
+        let mut wire = Wire::new(vec![(0, port)]);
+        (0..9).for_each(|byte| peer.inject(datagram(byte)));
+        assert_eq!(turn(&mut wire).len(), BUDGET);
+        assert!(wire.is_ready(), "all slots were full");
+        assert_eq!(turn(&mut wire).len(), 1);
+        assert!(!wire.is_ready());
+        let calls = wire.counters(0).map(|counters| counters.read_calls);
+        peer.inject(datagram(9));
+        assert_eq!(turn(&mut wire), []);
+        assert_eq!(wire.counters(0).map(|counters| counters.read_calls), calls, "nothing was reported");
+        wire.rouse();
+        assert_eq!(turn(&mut wire).len(), 1);
+    }
+}
