@@ -1,4 +1,4 @@
-//! Reasons why no plan is possible.
+//! Errors of the planner.
 
 /// The error for an IPv6-only node whose backend carries IPv4 only.
 pub(super) const NO_IPV4: &str =

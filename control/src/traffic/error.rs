@@ -1,4 +1,4 @@
-//! Reasons why rules could not be added or removed.
+//! Errors of traffic rules.
 
 use super::program::ProgramError;
 use crate::netlink::NetlinkError;

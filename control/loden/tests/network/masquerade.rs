@@ -198,7 +198,7 @@ fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
         let mut command = world.command(1);
         let mut daemon = world.spawn(1, &mut without_bridges(command.arg("--require-br-netfilter=false")));
         daemon.await_ready();
-        assert!(daemon.logged("br_netfilter is not there: "), "{}", daemon.log_text());
+        assert!(daemon.logged("br_netfilter is not loaded: "), "{}", daemon.log_text());
         daemon.end(Signal::SIGTERM);
         drop(world);
         let world = cluster(&config("nftables"));

@@ -101,7 +101,11 @@ fn stock_flannels_device_makes_room_and_its_address_goes_on() {
     let attrs = cluster.lease(1).attrs.to_json();
     assert!(kernel.iter().all(|(_, mac)| attrs.contains(mac)), "{attrs}");
     for (device, _) in kernel {
-        assert!(daemon.logged(&format!("makes room for ours device={device}")), "{}", daemon.log_text());
+        assert!(
+            daemon.logged(&format!("replacing the kernel's tunnel device device={device}")),
+            "{}",
+            daemon.log_text()
+        );
         assert!(cluster.shell(1, &format!("ip -d link show {device}")).contains("tun type tun"));
     }
     drop(daemon);

@@ -6,6 +6,7 @@
 //! ```text
 //! inputs      all that the plan is made of; nothing of it changes without a new plan
 //! own_lease   when to ask the store for our lease, and what it says of it
+//! wishes      what we have wished to publish in this run
 //! uplink      when another interface, address or MTU is taken up
 //! pace        how soon a change of the peers is acted on
 //! schedule    when the whole host is compared with the plan
@@ -19,6 +20,7 @@ mod pace;
 mod request;
 mod schedule;
 mod uplink;
+mod wishes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
