@@ -11,7 +11,7 @@
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
 //! | [`netns`], [`thread`] | a private network namespace and a core for one thread | no |
-//! | [`mask`] | hiding kernel features from tests | no |
+//! | [`mask`] | hiding kernel features, for tests | no |
 //! | `sys` | one wrapper per system call | through the modules above |
 //!
 //! `sys` depends on no other module; `tun`, `udp`, `raw` and `wait` use `sys`. No module knows packet

@@ -7,7 +7,7 @@ use batch::{Received, Transmit};
 
 use crate::wait::Waiter;
 
-/// How a port lays out what one receive call brings.
+/// The layout of the slots that one receive call fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Maximum number of slots, each for one [`Received`].

@@ -14,7 +14,7 @@ use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum;
 use crate::offload::segment::SuperPacket;
-use crate::outbox::{Datagram, Outbox};
+use crate::outbox::{Destination, Outbox};
 use crate::reply::{self, Complaint};
 use crate::space::{bytes, bytes_mut};
 use crate::template::TEMPLATE_MAX;
@@ -103,7 +103,7 @@ pub fn queue(
     counters: &mut Direction,
 ) -> Verdict {
     let Bound { peer, inner, .. } = bound;
-    let datagram = Datagram {
+    let destination = Destination {
         peer: peer.id,
         to: peer.remote,
         lane: flow::lane(inner.flow_hash(), lanes),
@@ -122,7 +122,7 @@ pub fn queue(
         let start = bound.at - prefix as u32;
         peer.template.write(bytes_mut(arena, &(start..bound.at)), inner);
         end = end.max(start);
-        outbox.push(&datagram, start..end, end..end);
+        outbox.push(&destination, start..end, end..end);
         counters.segments += 1;
         return Verdict::ToUnderlay(1);
     };
@@ -132,7 +132,7 @@ pub fn queue(
     let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
         let template = header.start..header.start + prefix as u32;
         peer.template.write(bytes_mut(arena, &template), inner);
-        outbox.push(&datagram, header, payload);
+        outbox.push(&destination, header, payload);
         datagrams += 1;
     });
     outbox.space = space;

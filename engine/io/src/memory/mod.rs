@@ -16,7 +16,7 @@ use crate::{Overlay, PortCounters, Received, Shape, Transmit, TransmitOutcome, U
 /// How an in-memory underlay behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryConfig {
-    /// What one receive call brings.
+    /// The slots of one receive call.
     pub shape: Shape,
     /// Whether a run of datagrams counts as one write, as with UDP_SEGMENT. Does not affect the datagrams.
     pub segment: bool,

@@ -32,8 +32,7 @@ pub struct RawConfig {
     pub protocol: u8,
     /// The local address that packets are sent to.
     pub local: Ipv4Addr,
-    /// What one receive call brings; up to [`udp::MAX_SLOTS`] slots. A packet that a device joined needs 64
-    /// KiB.
+    /// The slots of one receive call, up to [`udp::MAX_SLOTS`]. A packet that a device joined needs 64 KiB.
     pub shape: Shape,
     /// Whether to move several packets per call (sendmmsg, recvmmsg).
     pub mmsg: bool,

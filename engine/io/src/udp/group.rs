@@ -97,7 +97,7 @@ impl Underlay for UdpGroup {
     /// others.
     fn receive(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
         out.clear();
-        // All ports together have the slots of one.
+        // The ports share the slots of one port.
         let len = self.shape.len;
         let end = arena.len().min(at + self.shape.bytes());
         let arena = &mut arena[..end];

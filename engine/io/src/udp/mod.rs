@@ -44,7 +44,7 @@ pub struct UdpConfig {
     pub send_from: Option<IpAddr>,
     /// Number of sending sockets, shared by all workers, if `send_from` is set; 0 counts as 1.
     pub fan: usize,
-    /// What one receive call brings; up to [`MAX_SLOTS`] slots. A run of joined datagrams needs 64 KiB.
+    /// The slots of one receive call, up to [`MAX_SLOTS`]. A run of joined datagrams needs 64 KiB.
     pub shape: Shape,
     /// Whether to send a run of datagrams in one call (UDP_SEGMENT).
     pub segment: bool,
@@ -208,7 +208,7 @@ impl UdpPort {
         &self.notes
     }
 
-    /// Receives as [`Underlay::receive`] does, except that it keeps what `out` holds already.
+    /// Receives like [`Underlay::receive`], but keeps the records that are already in `out`.
     fn receive_more(&mut self, arena: &mut [u8], at: usize, out: &mut Vec<Received>) -> io::Result<()> {
         self.receiver.receive(self.listen.as_fd(), arena, at, self.shape, out, &mut self.counters)
     }

@@ -50,7 +50,7 @@ impl Receiver {
         self.mmsg = false;
     }
 
-    /// Implements [`crate::Underlay::receive`], except that it keeps what `out` holds already.
+    /// Implements [`crate::Underlay::receive`], but keeps the records that are already in `out`.
     pub(crate) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
