@@ -353,20 +353,17 @@ impl Crypt {
             return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
         }
         let id = inbound.session.peer;
-        match inbound.session.receive_standing(self.now) {
-            Standing::Good => {}
-            Standing::Rekey => {
-                if self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
-                    inbound.session.retry_rekey();
-                }
-            }
-            Standing::Expired => return Err(DropReason::WgExpired),
+        if inbound.session.has_expired(self.now) {
+            return Err(DropReason::WgExpired);
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
         // If two workers open a first record at the same moment, the other one may have claimed the window.
         let ours = owner.is_some() || inbound.session.claim(self.worker);
         if !ours || !inbound.window.get_or_insert_default().accept(header.counter) {
             return Err(DropReason::WgReplay);
+        }
+        if inbound.session.is_rekey_due(self.now) && self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
+            inbound.session.retry_rekey();
         }
         let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {

@@ -110,3 +110,46 @@ fn waiting_packets_are_sent_in_order_with_their_own_peers_session() {
     assert!(!crypt.refresh(&mut counters));
     assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "still waiting");
 }
+
+/// Builds the record that the peer of `session` would send with this counter.
+fn from_peer(session: &Session, counter: u64, len: usize) -> Vec<u8> {
+    let keys = Keys { send: [2; 32], receive: [1; 32] };
+    let other = Session::new(PeerId(0), (session.remote, session.local), &keys, false, 1);
+    let mut record = vec![0; OVERHEAD + len.next_multiple_of(PADDING)];
+    other.seal(&mut record, len, usize::from(MTU), counter).unwrap();
+    record
+}
+
+/// Adds a peer with an address, and a session that is used for sending if `send` is true.
+fn add(shared: &Shared, peer: u32, session: &Arc<Session>, send: bool) {
+    shared.mailboxes[0].put(ToWorker::Peer(PeerId(peer), Some(at(1)), Arc::new(Pulse::default())));
+    shared.mailboxes[0].put(ToWorker::Session(Arc::clone(session), send));
+}
+
+#[test]
+fn only_an_authentic_record_requests_a_rekey() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut counters = Counters::default();
+    let session = session(4, 40);
+    add(&shared, 4, &session, true);
+    crypt.refresh(&mut counters);
+    crypt.now = 170_000;
+    let mut arrive = |crypt: &mut Crypt, mut record: Vec<u8>| {
+        let len = record.len() as u32;
+        crypt.open(&mut record, 0..len, at(1), 0, &mut counters).map(|opened| opened.is_some())
+    };
+    let mut forged = from_peer(&session, 0, 100);
+    forged[20] ^= 1;
+    assert_eq!(arrive(&mut crypt, forged), Err(DropReason::WgForged));
+    assert!(reports(&shared).is_empty(), "a forgery has no effect");
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Ok(true));
+    let wanted = |shared: &Shared| {
+        reports(shared).iter().filter(|mail| matches!(mail, FromWorker::Want(PeerId(4)))).count()
+    };
+    assert_eq!(wanted(&shared), 1);
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Err(DropReason::WgReplay));
+    session.retry_rekey();
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Err(DropReason::WgReplay));
+    assert_eq!(wanted(&shared), 0, "nor has a replay");
+}
