@@ -122,14 +122,18 @@ impl Crypt {
         (OVERHEAD + PADDING - 1) as u32
     }
 
-    /// Reads the clock and processes the keeper's mail. Returns whether waiting packets now have a session;
-    /// see [`Crypt::seal_staged`].
+    /// Reads the clock and processes the keeper's mail.
     #[inline]
-    pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
+    pub(crate) fn refresh(&mut self, counters: &mut Counters) {
         self.now = self.clock.now();
         if self.mailbox.is_full() {
             self.take_mail(counters);
         }
+    }
+
+    /// Whether waiting packets now have a session; see [`Crypt::seal_staged`].
+    #[inline]
+    pub(crate) fn has_unblocked(&self) -> bool {
         !self.unblocked.is_empty()
     }
 
@@ -156,6 +160,9 @@ impl Crypt {
                     };
                     let peer = self.peers.entry(id).or_insert_with(new);
                     (peer.endpoint, peer.reported) = (endpoint, endpoint);
+                    if peer.session.is_some() && !peer.staged.is_empty() {
+                        self.unblocked.push(id);
+                    }
                 }
                 ToWorker::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |peer| peer.staged.len());
