@@ -13,7 +13,7 @@ use crate::scenario::{Load, Subject, Testbed};
 #[derive(Debug, Parser)]
 #[command(name = "loden-bench", version, disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -21,15 +21,15 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measure, print the table, keep the raw results. Needs root.
+    /// Measure, print the table and keep the raw results. Requires root.
     Run(RunOptions),
-    /// Measure what many peers cost: traffic, idle CPU, joins, memory. Needs root.
+    /// Measure the cost of many peers: traffic, idle CPU, joins, memory. Requires root.
     Scale(ScaleOptions),
-    /// Measure what a restart costs among many peers. Needs root.
+    /// Measure the cost of a restart with many peers. Requires root.
     Restart(ScaleOptions),
-    /// Print the table of earlier runs again, from their raw results.
+    /// Print the table of earlier runs from their raw results.
     Report(ReportOptions),
-    /// Show what can be measured.
+    /// List testbeds, subjects and loads.
     List,
 }
 
@@ -48,24 +48,26 @@ pub struct RunOptions {
           default_values = ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart"])]
     pub loads: Vec<Load>,
     /// Rounds per testbed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     pub rounds: u32,
     /// Seconds per load.
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Wait up to so many seconds before each round for an idle machine; go on with a note if it is not.
-    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = patience)]
+    /// Seconds to wait before each round for an idle machine; if it stays busy, continue with a note.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds_or_none)]
     pub settle: f64,
-    /// Subject the others are compared to; the first one measured if this one is not.
+    /// Subject to compare the others to; if it is not measured, the first one is used.
     #[arg(long, value_name = "SUBJECT", default_value = "kernel:vxlan")]
     pub baseline: Subject,
-    /// The loden program [default: beside this one].
+    /// The loden program [default: next to this one].
     #[arg(long, value_name = "PATH")]
     pub loden: Option<PathBuf>,
     /// Extra flags for `loden run`, in one argument: "--workers 1 --pin".
     #[arg(long, value_name = "FLAGS", default_value = "", allow_hyphen_values = true)]
     pub loden_args: String,
-    /// Write the raw results to this file, after every round.
+    /// Write the raw results to this file after every round.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -73,28 +75,33 @@ pub struct RunOptions {
 /// `loden-bench scale` and `loden-bench restart`.
 #[derive(Clone, Debug, Args)]
 pub struct ScaleOptions {
-    /// Peers where there are many.
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=50_000))]
+    /// Number of peers of the large cluster.
+    #[arg(
+        long, value_name = "N", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(100..=50_000),
+    )]
     pub peers: u32,
     /// Rounds of each part.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     pub rounds: u32,
     /// Seconds per load.
     #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Seconds to watch the daemons while nothing happens.
+    /// Seconds to watch the idle daemons.
     #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
     pub idle: f64,
-    /// Wait up to so many seconds before each round for an idle machine; go on with a note if it is not.
-    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = patience)]
+    /// Seconds to wait before each round for an idle machine; if it stays busy, continue with a note.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds_or_none)]
     pub settle: f64,
-    /// The loden program [default: beside this one].
+    /// The loden program [default: next to this one].
     #[arg(long, value_name = "PATH")]
     pub loden: Option<PathBuf>,
     /// Extra flags for `loden run`, in one argument: "--workers 1 --pin".
     #[arg(long, value_name = "FLAGS", default_value = "", allow_hyphen_values = true)]
     pub loden_args: String,
-    /// Write the raw results into this directory, a file for each page.
+    /// Write the raw results into this directory, one file per page.
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
@@ -108,34 +115,34 @@ pub struct ReportOptions {
     /// Print Markdown, for a document.
     #[arg(long)]
     pub markdown: bool,
-    /// Write one SVG per testbed, load and figure into this directory; one level deeper by file if
-    /// several are given.
+    /// Write one SVG per testbed, load and figure into this directory, or with several files into a
+    /// subdirectory for each.
     #[arg(long, value_name = "DIR")]
     pub plot: Option<PathBuf>,
 }
 
 impl RunOptions {
-    /// What to measure; a name given twice counts once.
+    /// Returns the plan; names given twice count once.
     pub fn plan(&self) -> Plan {
         Plan {
-            testbeds: once(&self.testbeds),
-            subjects: once(&self.subjects),
-            loads: once(&self.loads),
+            testbeds: unique(&self.testbeds),
+            subjects: unique(&self.subjects),
+            loads: unique(&self.loads),
             rounds: self.rounds,
             seconds: self.seconds,
             settle: Duration::from_secs_f64(self.settle),
         }
     }
 
-    /// The subject to compare to.
+    /// Returns the subject to compare the others to.
     pub fn baseline(&self) -> Subject {
-        let asked = self.subjects.contains(&self.baseline).then_some(self.baseline);
-        asked.or(self.subjects.first().copied()).unwrap_or(self.baseline)
+        let measured = self.subjects.contains(&self.baseline).then_some(self.baseline);
+        measured.or(self.subjects.first().copied()).unwrap_or(self.baseline)
     }
 }
 
 impl ScaleOptions {
-    /// What to measure.
+    /// Returns the parameters of the measurement.
     pub fn plan(&self) -> scale::Options {
         scale::Options {
             peers: self.peers as usize,
@@ -148,7 +155,7 @@ impl ScaleOptions {
     }
 }
 
-/// The text of `loden-bench list`: names with their meaning.
+/// Returns the text of `loden-bench list`: names and descriptions.
 pub fn list() -> String {
     let mut lines = vec!["testbeds".to_owned()];
     lines.extend(describe::<Testbed>());
@@ -167,20 +174,24 @@ fn describe<T: ValueEnum>() -> Vec<String> {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    within(text, 0.1)
+    seconds_from(text, 0.1)
 }
 
-fn patience(text: &str) -> Result<f64, String> {
-    within(text, 0.0)
+fn seconds_or_none(text: &str) -> Result<f64, String> {
+    seconds_from(text, 0.0)
 }
 
-/// A number of seconds from `least` to an hour.
-fn within(text: &str, least: f64) -> Result<f64, String> {
+/// Parses a number of seconds from `min` to an hour.
+fn seconds_from(text: &str, min: f64) -> Result<f64, String> {
     let seconds = text.parse::<f64>().map_err(|e| e.to_string())?;
-    if (least..=3600.0).contains(&seconds) { Ok(seconds) } else { Err(format!("{least} to 3600 seconds")) }
+    if (min..=3600.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err(format!("must be {min} to 3600 seconds"))
+    }
 }
 
-fn once<T: Copy + PartialEq>(given: &[T]) -> Vec<T> {
+fn unique<T: Copy + PartialEq>(given: &[T]) -> Vec<T> {
     let mut kept = Vec::new();
     for value in given {
         if !kept.contains(value) {
@@ -204,12 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn defaults_are_the_whole_programme() {
+    fn the_defaults_measure_everything() {
         let options = run_options(&[]);
         assert_eq!((options.rounds, options.seconds), (5, 3.0));
         let plan = options.plan();
@@ -218,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_keep_the_order_given_and_doubles_count_once() {
+    fn filters_keep_the_given_order_and_duplicates_count_once() {
         let options = run_options(&[
             "--subjects",
             "none:routes,loden:udp,none:routes",
@@ -236,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_arguments_are_rejected() {
         for arguments in [
             ["--seconds", "0"],
             ["--seconds", "nan"],
@@ -254,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_names_and_explains_everything() {
+    fn the_list_names_and_describes_everything() {
         let list = list();
         assert!(list.contains("  W                Wire-like"), "{list}");
         assert!(

@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// What turns testbed I into W, on both ends of the underlay pair. GRO stays on: it is what a real
-/// NIC's driver does on receipt. Checksums are finished before the wire, or the receiver would see
-/// packets that no wire delivers and UDP_GRO would merge nothing.
+/// The features that turn testbed I into W, on both ends of the underlay pair. GRO stays on, because the
+/// drivers of real NICs use it. Checksums are completed before the wire; otherwise the receiver would see
+/// packets that no wire delivers, and UDP_GRO would merge nothing.
 pub const WIRE_LIKE: [(&str, bool); 7] = [
     ("tso", false),
     ("gso", false),
@@ -16,10 +16,10 @@ pub const WIRE_LIKE: [(&str, bool); 7] = [
     ("tx-udp_tnl-csum-segmentation", false),
 ];
 
-/// Directories searched beside `PATH`: Debian keeps ethtool where an ordinary user's PATH ends.
+/// Directories to search after `PATH`: Debian installs ethtool in one that an ordinary user's PATH lacks.
 const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// Arguments of ethtool that set `features` on `device`.
+/// Returns the arguments of ethtool that set `features` on `device`.
 pub fn set_features(device: &str, features: &[(&str, bool)]) -> Vec<String> {
     let mut arguments = vec!["-K".to_owned(), device.to_owned()];
     for (feature, on) in features {
@@ -29,7 +29,7 @@ pub fn set_features(device: &str, features: &[(&str, bool)]) -> Vec<String> {
     arguments
 }
 
-/// Where ethtool is; the error says how to get it.
+/// Finds ethtool; the error says how to install it.
 pub fn find() -> Result<PathBuf, String> {
     find_in(std::env::var_os("PATH"))
         .ok_or_else(|| "testbed W needs the ethtool program: apt-get install ethtool".to_owned())

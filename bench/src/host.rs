@@ -1,4 +1,4 @@
-//! Where a run took place: kernel, CPU, cores, commit, date.
+//! The environment of a run: kernel, CPU, cores, commit, date.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::raw::Environment;
 
-/// Seconds of a day without leap seconds, as POSIX counts them.
+/// Seconds in a day without leap seconds, as POSIX counts them.
 const DAY: u64 = 86_400;
 
-/// Gathers what can be known; what cannot be is `unknown` and no error.
+/// Collects the environment; what cannot be determined is `unknown`.
 pub fn observe() -> Environment {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Environment {
@@ -23,7 +23,7 @@ pub fn observe() -> Environment {
     }
 }
 
-/// `2026-11-22T12:34:56Z`; times before 1970 show as 1970.
+/// Formats a time as `2026-11-22T12:34:56Z`; times before 1970 become 1970.
 pub fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, rest) = (seconds / DAY, seconds % DAY);
@@ -31,8 +31,8 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
-/// Day number since 1970-01-01 to (year, month, day), Gregorian. Counts from 1 March 0000, so that
-/// the leap day ends a year, in 400-year eras.
+/// Converts a day number since 1970-01-01 to the Gregorian (year, month, day). Counts in 400-year eras from 1
+/// March 0000, so that the leap day is the last of a year.
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -44,7 +44,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// x86 names the model; other architectures may only say which machine they are.
+/// Returns the CPU model as on x86, or the machine's model, which may be all that other architectures report.
 fn cpu_model(cpuinfo: &str) -> String {
     let value = |key: &str| {
         let mut pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
@@ -55,7 +55,7 @@ fn cpu_model(cpuinfo: &str) -> String {
         .unwrap_or_else(|| format!("unknown {}", std::env::consts::ARCH))
 }
 
-/// The commit of the checkout that this program was built in, or else of the current directory.
+/// Returns the commit of the checkout that this program was built in, or else of the current directory.
 fn commit() -> String {
     let beside_program = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
     let places = [beside_program, Some(PathBuf::from("."))];

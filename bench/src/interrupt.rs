@@ -7,17 +7,17 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Cheap to clone; all clones see the same flag.
+/// The flag, shared by all clones.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
-/// The error with which an interrupted run returns.
+/// The error of an interrupted run.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; everything is removed")]
+#[error("interrupted; everything was removed")]
 pub struct Interrupted;
 
 impl Interrupt {
-    /// Starts to listen for SIGINT, SIGTERM and SIGHUP. From here on they no longer end the process.
+    /// Starts to listen for SIGINT, SIGTERM and SIGHUP, which no longer end the process after that.
     pub fn listen() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let entered = runtime.enter();
@@ -49,7 +49,7 @@ impl Interrupt {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// An error once the flag is set.
+    /// Returns an error once the flag is set.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
     }

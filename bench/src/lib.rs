@@ -1,18 +1,19 @@
-//! The harness: measures loden beside other ways to carry pod packets, and reports medians of ratios.
+//! The harness: measures loden side by side with other ways to carry pod packets, and reports medians of
+//! ratios.
 //!
 //! ```text
-//! scenario    what can be measured, by name
-//! subject     a system under test on a testbed of its own
+//! scenario    the names of testbeds, subjects, loads and figures
+//! subject     a system under test on its own testbed
 //! load        a load generator in the pods
 //! probe       CPU time and counters around a load
 //! run         rounds: all of the above, interleaved
 //! raw         the results as JSON
-//! scale       many peers: what they cost, and a restart among them
-//! report      raw results to a table, a page, plots
+//! scale       the cost of many peers, and of a restart among them
+//! report      tables, pages and plots from raw results
 //! ```
 //!
-//! It starts the programs it measures and links none of them. `report` and `raw` need neither root nor
-//! Linux features, so old results can be shown anywhere.
+//! The harness starts the programs that it measures and links none of them. `report` and `raw` need neither
+//! root nor Linux features, so old results can be viewed anywhere.
 
 pub mod affinity;
 pub mod cli;

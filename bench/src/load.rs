@@ -1,4 +1,4 @@
-//! The load generator in the pods: `loden load`, the same one that the demo uses.
+//! The load generator in the pods: `loden load`, which the demo uses as well.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -17,13 +17,13 @@ use crate::interrupt::Interrupted;
 use crate::scenario::Load;
 use crate::subject::{Context, Standing};
 
-/// How often a waiting harness looks: rarely, because each look takes CPU from what is measured.
+/// Polling interval of a waiting harness: long, because each poll takes CPU from the measurement.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How much longer than asked a load may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Time that a load may take beyond its nominal duration.
+const GRACE: Duration = Duration::from_secs(15);
 
-/// How long the first load through a fresh subject may take to succeed.
+/// Time limit for the first load through a new subject to succeed.
 const READY: Duration = Duration::from_secs(10);
 
 /// Length of that first load, in seconds.
@@ -38,20 +38,20 @@ const PORT: u16 = 5299;
 /// Port of the server that is bound to one CPU.
 const PORT_APART: u16 = 5300;
 
-/// The answering side in pod B. Dropping it ends it.
+/// The server in pod B. Dropping it stops the server.
 pub struct Server {
     process: Process,
     address: SocketAddr,
 }
 
-/// What one load yielded.
+/// The result of one load.
 #[derive(Debug)]
 pub struct Measured {
-    /// The figures that the load itself knows, by metric key.
+    /// The figures that the load reported, by metric key.
     pub metrics: BTreeMap<String, f64>,
     /// Payload bytes carried, for bulk loads.
     pub bulk_bytes: Option<f64>,
-    /// The generator's answer as it came.
+    /// The generator's reply, unmodified.
     pub reply: Value,
 }
 
@@ -70,7 +70,7 @@ impl Server {
         context: &Context,
     ) -> Result<Measured> {
         if load == Load::RoundTripApart {
-            let [here, there] = affinity::two()?.context("pods on different CPUs need two CPUs")?;
+            let [here, there] = affinity::two_cpus()?.context("pods on different CPUs need two CPUs")?;
             let mut apart = Self::start_on(Some(there), PORT_APART, standing, context)?;
             return apart.measure_from(Some(here), load, seconds, standing, context);
         }
@@ -99,11 +99,11 @@ impl Server {
         let mut command = Command::new(&context.loden);
         command.args(arguments(load, self.address, seconds)).stdout(Stdio::piped());
         let process = spawn(standing.client(), &mut command, cpu)?;
-        let text = finish(process, Duration::from_secs_f64(seconds) + PATIENCE, context)?;
+        let text = finish(process, Duration::from_secs_f64(seconds) + GRACE, context)?;
         if let Some(status) = self.process.try_wait()? {
-            bail!("the load server ended, {status}: {}", self.process.stderr_tail());
+            bail!("the load server exited ({status}): {}", self.process.stderr_tail());
         }
-        understand(&text).with_context(|| format!("loden load answered: {}", text.trim()))
+        parse_reply(&text).with_context(|| format!("unexpected reply of loden load: {}", text.trim()))
     }
 
     fn await_path(&mut self, standing: &Standing, context: &Context) -> Result<()> {
@@ -112,7 +112,7 @@ impl Server {
             match self.measure_from(None, Load::RoundTrip, FIRST_SECONDS, standing, context) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is::<Interrupted>() || Instant::now() > deadline => {
-                    return Err(error.context("no packet came from pod to pod and back"));
+                    return Err(error.context("the pods cannot reach each other"));
                 }
                 Err(_) => thread::sleep(POLL),
             }
@@ -120,8 +120,8 @@ impl Server {
     }
 }
 
-/// Starts `command` in `namespace`, bound to `cpu` if one is given. A child keeps the affinity of the
-/// thread that made it, so that thread binds itself first and ends afterwards.
+/// Starts `command` in `namespace`, bound to `cpu` if given. A child inherits the affinity of the thread that
+/// starts it, so that thread binds itself first and ends afterwards.
 fn spawn(namespace: &Namespace, command: &mut Command, cpu: Option<usize>) -> Result<Process> {
     let Some(cpu) = cpu else { return Ok(Process::spawn(namespace, command)?) };
     let start = || -> Result<Process> {
@@ -131,22 +131,22 @@ fn spawn(namespace: &Namespace, command: &mut Command, cpu: Option<usize>) -> Re
     thread::scope(|scope| scope.spawn(start).join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
-/// Waits for the end of a load and returns what it printed. An interruption ends it early.
-fn finish(mut process: Process, patience: Duration, context: &Context) -> Result<String> {
-    let deadline = Instant::now() + patience;
-    // Its answer is far below what a pipe holds, so it can be read at the end.
+/// Waits for the end of a load and returns its output. An interruption ends the load early.
+fn finish(mut process: Process, timeout: Duration, context: &Context) -> Result<String> {
+    let deadline = Instant::now() + timeout;
+    // The reply fits easily into the pipe, so it can be read at the end.
     let mut stdout = process.child().and_then(|child| child.stdout.take()).context("no pipe to the load")?;
     let status = loop {
         context.interrupt.check()?;
         if let Some(status) = process.try_wait()? {
             break status;
         }
-        ensure!(Instant::now() < deadline, "the load did not end within {} s", patience.as_secs());
+        ensure!(Instant::now() < deadline, "the load did not finish within {} s", timeout.as_secs());
         thread::sleep(POLL);
     };
     let mut text = String::new();
-    stdout.read_to_string(&mut text).context("cannot read the load's answer")?;
-    ensure!(status.success(), "the load failed, {status}: {}", process.stderr_tail());
+    stdout.read_to_string(&mut text).context("cannot read the load's reply")?;
+    ensure!(status.success(), "the load failed ({status}): {}", process.stderr_tail());
     Ok(text)
 }
 
@@ -160,13 +160,13 @@ fn arguments(load: Load, server: SocketAddr, seconds: f64) -> Vec<String> {
     };
     let mut arguments = vec!["load".to_owned(), mode.to_owned(), server.to_string()];
     arguments.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()]));
-    // Without a warm-up the bytes counted are those that the CPU time was spent on.
+    // Without a warm-up, so that the counted bytes match the CPU time.
     arguments.extend(["--seconds", &seconds.to_string(), "--warm-up", "0"].map(str::to_owned));
     arguments
 }
 
-/// Picks the figures out of the generator's answer.
-fn understand(text: &str) -> Result<Measured> {
+/// Extracts the figures from the generator's reply.
+fn parse_reply(text: &str) -> Result<Measured> {
     let reply: Value = serde_json::from_str(text)?;
     let number =
         |key: &str| reply.get(key).and_then(Value::as_f64).with_context(|| format!("no number {key}"));
@@ -188,7 +188,7 @@ fn understand(text: &str) -> Result<Measured> {
             insert("rtt_p50_us", number("p50_us")?);
             insert("rtt_p99_us", number("p99_us")?);
         }
-        _ => bail!("no mode that is known here"),
+        _ => bail!("unknown mode"),
     }
     Ok(Measured { metrics, bulk_bytes, reply })
 }
@@ -214,23 +214,23 @@ mod tests {
     }
 
     #[test]
-    fn bulk_answers_give_bytes() {
-        let measured = understand(r#"{"mode":"tcp","bytes":1000,"gbit_per_s":9.5,"new":[1]}"#).unwrap();
+    fn bulk_replies_give_bytes() {
+        let measured = parse_reply(r#"{"mode":"tcp","bytes":1000,"gbit_per_s":9.5,"new":[1]}"#).unwrap();
         assert_eq!(measured.metrics["gbit_per_s"], 9.5);
         assert_eq!(measured.bulk_bytes, Some(1000.0));
         assert_eq!(measured.reply["new"][0], 1);
     }
 
     #[test]
-    fn datagram_answers_give_rate_and_loss() {
+    fn datagram_replies_give_rate_and_loss() {
         let text = r#"{"mode":"udp","packets_per_s":80000.0,"sent":1000,"received":750}"#;
-        let metrics = understand(text).unwrap().metrics;
+        let metrics = parse_reply(text).unwrap().metrics;
         assert_eq!((metrics["delivered_kpps"], metrics["lost_percent"]), (80.0, 25.0));
     }
 
     #[test]
-    fn round_trip_answers_give_percentiles() {
-        let metrics = understand(r#"{"mode":"rtt","p50_us":40,"p99_us":90.5}"#).unwrap().metrics;
+    fn round_trip_replies_give_percentiles() {
+        let metrics = parse_reply(r#"{"mode":"rtt","p50_us":40,"p99_us":90.5}"#).unwrap().metrics;
         assert_eq!((metrics["rtt_p50_us"], metrics["rtt_p99_us"]), (40.0, 90.5));
     }
 
@@ -245,7 +245,7 @@ mod tests {
             r#"{"mode":"rtt","p50_us":"x"}"#,
             r#"{"mode":"udp","packets_per_s":1,"sent":0,"received":0}"#,
         ] {
-            assert!(understand(text).is_err(), "{text:?}");
+            assert!(parse_reply(text).is_err(), "{text:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `loden-bench`: parse, run or report, exit code; nothing else.
+//! `loden-bench`: parses the command line, runs the subcommand and sets the exit code.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,14 +14,14 @@ use bench::subject::Context;
 use bench::{ethtool, host, run, scale};
 use clap::Parser as _;
 
-/// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
+/// Exit code after Ctrl-C, as in shells: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let answer = match Cli::parse().command {
         Command::Run(options) => measure(&options),
-        Command::Scale(options) => many(&options, scale::scale),
-        Command::Restart(options) => many(&options, scale::restart),
+        Command::Scale(options) => measure_many(&options, scale::scale),
+        Command::Restart(options) => measure_many(&options, scale::restart),
         Command::Report(options) => show(&options).map(|()| ExitCode::SUCCESS),
         Command::List => {
             println!("{}", list());
@@ -34,10 +34,10 @@ fn main() -> ExitCode {
     })
 }
 
-/// Success only if every sample was taken.
+/// Runs the measurement. Succeeds only if every sample was taken.
 fn measure(options: &RunOptions) -> Result<ExitCode> {
     let plan = options.plan();
-    ensure!(lab::userns::privileged(), "making network namespaces needs root: run it with sudo");
+    ensure!(lab::userns::privileged(), "creating network namespaces requires root: run with sudo");
     if plan.testbeds.contains(&Testbed::WireLike) {
         ethtool::find().map_err(anyhow::Error::msg)?;
     }
@@ -70,17 +70,17 @@ fn measure(options: &RunOptions) -> Result<ExitCode> {
     }
     ended?;
     if !raw.failures.is_empty() {
-        bail!("{} of {} samples or starts failed", raw.failures.len(), plan.samples());
+        bail!("{} of {} samples failed, or could not start", raw.failures.len(), plan.samples());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Among many peers.
-fn many(
+/// Runs a measurement with many peers.
+fn measure_many(
     options: &ScaleOptions,
     measure: impl Fn(&scale::Options, &Context, &Environment) -> Result<()>,
 ) -> Result<ExitCode> {
-    ensure!(lab::userns::privileged(), "making network namespaces needs root: run it with sudo");
+    ensure!(lab::userns::privileged(), "creating network namespaces requires root: run with sudo");
     let context = context(options.loden.as_deref(), &options.loden_args)?;
     measure(&options.plan(), &context, &host::observe())?;
     Ok(ExitCode::SUCCESS)
@@ -117,7 +117,7 @@ fn heading(file: &Path, style: Style) -> String {
     if style == Style::Markdown { format!("## {name}\n") } else { format!("{name}\n") }
 }
 
-/// The program given, or the one beside this.
+/// Returns the path of the given program, or of the one next to this program.
 fn loden(given: Option<&Path>) -> Result<PathBuf> {
     let path = match given {
         Some(path) => path.to_path_buf(),
@@ -125,9 +125,9 @@ fn loden(given: Option<&Path>) -> Result<PathBuf> {
             std::env::current_exe().context("cannot find this program's own path")?.with_file_name("loden")
         }
     };
-    // Absolute, because the daemons may be started with another current directory.
+    // Absolute, because the daemons may be started in another directory.
     let path = path.canonicalize().with_context(|| {
-        format!("no loden program at {}: cargo build --release -p loden, or give --loden", path.display())
+        format!("no loden program at {}: run cargo build --release -p loden, or set --loden", path.display())
     })?;
     Ok(path)
 }

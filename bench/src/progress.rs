@@ -1,4 +1,4 @@
-//! What the user sees while a run goes on, on stderr: a bar on a terminal, a line per sample elsewhere.
+//! Progress of a run on stderr: a bar on a terminal, a line per sample elsewhere.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a run of `samples`, saved to `output` if there is one.
+    /// Creates the display for a run of `samples`, saved to `output` if given.
     pub fn new(samples: usize, output: Option<PathBuf>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(samples as u64);
@@ -30,12 +30,12 @@ impl Progress {
         Progress { bar, output }
     }
 
-    /// A line per sample, wherever it goes, and nothing saved.
+    /// Creates a display of one line per sample that saves nothing.
     pub fn lines() -> Self {
         Progress { bar: None, output: None }
     }
 
-    /// Takes the bar off the terminal.
+    /// Removes the bar from the terminal.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -67,7 +67,7 @@ impl Watcher for Progress {
     }
 }
 
-/// `I round 2 kernel:vxlan tcp-1: 9.53 Gbit/s, 1.21 CPU s/GB`
+/// Formats a sample as `I round 2 kernel:vxlan tcp-1: 9.53 Gbit/s, 1.21 CPU s/GB`.
 fn figures(sample: &Sample) -> String {
     let known = METRICS.iter().filter_map(|metric| Some((metric, sample.metrics.get(metric.key)?)));
     let figures: Vec<_> = known.map(|(m, value)| format!("{value:.*} {}", m.decimals, m.label)).collect();
@@ -86,7 +86,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn a_sample_in_one_line() {
+    fn a_sample_is_one_line() {
         let metrics = BTreeMap::from([("cpu_s_per_gb".to_owned(), 1.206), ("gbit_per_s".to_owned(), 9.5)]);
         let sample = Sample {
             testbed: "I".into(),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_start_in_one_line() {
+    fn a_failed_start_is_one_line() {
         let failure =
             Failure { testbed: "W".into(), subject: "s".into(), round: 1, error: "no".into(), load: None };
         assert_eq!(describe(&failure), "W round 1 s start: failed: no");

@@ -1,4 +1,4 @@
-//! The raw JSON of a run: everything a report needs, and every sample it was made from.
+//! The raw JSON of a run: every sample, and everything else that a report needs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,16 +14,16 @@ pub const SCHEMA: u32 = 1;
 pub struct Raw {
     /// [`SCHEMA`] of the writer.
     pub schema: u32,
-    /// Where it was measured.
+    /// The environment of the run.
     pub environment: Environment,
-    /// With what settings.
+    /// The settings of the run.
     pub settings: Settings,
     /// Every sample of every round, in the order taken.
     pub samples: Vec<Sample>,
-    /// What could not be measured, in the order met.
+    /// Failed measurements, in order of occurrence.
     #[serde(default)]
     pub failures: Vec<Failure>,
-    /// What a reader must know before trusting the figures.
+    /// Notes that a reader must know before trusting the figures.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -45,14 +45,14 @@ pub struct Environment {
     pub command_line: Vec<String>,
 }
 
-/// What the run was asked for.
+/// The settings of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Settings {
     /// Rounds per testbed.
     pub rounds: u32,
     /// Seconds per load.
     pub seconds: f64,
-    /// Subject to which the others are compared.
+    /// Subject that the others are compared to.
     pub baseline: String,
     /// Extra flags given to `loden run`.
     pub loden_args: Vec<String>,
@@ -71,13 +71,13 @@ pub struct Sample {
     pub round: u32,
     /// The figures, by key of [`crate::scenario::METRICS`].
     pub metrics: BTreeMap<String, f64>,
-    /// CPU seconds of the whole machine while the load ran, by kind (`busy`, `softirq`, …).
+    /// CPU seconds of the whole machine during the load, by kind (`busy`, `softirq`, …).
     #[serde(default)]
     pub cpu_seconds: BTreeMap<String, f64>,
-    /// By host: how far each counter of the daemon moved during the load.
+    /// The change of each of the daemon's counters during the load, by host.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub counters: BTreeMap<String, BTreeMap<String, f64>>,
-    /// What the load generator answered, untouched.
+    /// The load generator's reply, unmodified.
     #[serde(default)]
     pub reply: serde_json::Value,
 }
@@ -89,28 +89,28 @@ pub struct Failure {
     pub testbed: String,
     /// Subject by name.
     pub subject: String,
-    /// Load by name; none if the subject itself failed.
+    /// Load by name; `None` if the subject itself failed.
     pub load: Option<String>,
     /// Round, from 1.
     pub round: u32,
-    /// What went wrong.
+    /// The error.
     pub error: String,
 }
 
-/// Reads a raw file; says which file and what is wrong with it.
+/// Reads a raw file; the error names the file and the problem.
 pub fn read(path: &Path) -> Result<Raw> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| format!("{} is not a raw result of loden-bench", path.display()))
 }
 
-/// Parses raw JSON and refuses layouts it does not know.
+/// Parses raw JSON; rejects unknown schemas.
 pub fn parse(text: &str) -> Result<Raw> {
     let raw: Raw = serde_json::from_str(text)?;
-    ensure!(raw.schema == SCHEMA, "schema {} instead of {SCHEMA}", raw.schema);
+    ensure!(raw.schema == SCHEMA, "schema {} is not supported, only {SCHEMA}", raw.schema);
     Ok(raw)
 }
 
-/// Writes a raw file whole: a reader sees the old content or the new.
+/// Writes a raw file atomically: a reader sees either the old content or the new.
 pub fn write(path: &Path, raw: &Raw) -> Result<()> {
     let text = serde_json::to_string_pretty(raw)?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn another_schema_is_refused_by_number() {
+    fn another_schema_is_rejected_by_number() {
         let text = serde_json::to_string(&Raw { schema: 9, ..small() }).unwrap();
         assert!(parse(&text).unwrap_err().to_string().contains("schema 9"));
     }

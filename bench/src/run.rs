@@ -1,8 +1,8 @@
 //! Takes the samples: testbed by testbed, round by round, the subjects in turn for every load.
 //!
-//! In a round all subjects stand side by side, each on hosts and pods of its own, and one load after
-//! the other visits them in order: A B C, A B C. So the two halves of a ratio are neighbours in time,
-//! and every round meets freshly started subjects, whose luck with hashes and queues differs.
+//! In a round all subjects run side by side, each on its own hosts and pods, and each load measures them in
+//! order: A B C, A B C. So the two values of a ratio are close in time, and every round has newly started
+//! subjects, whose luck with hashes and queues differs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,53 +18,54 @@ use crate::raw::{Failure, Raw, Sample};
 use crate::scenario::{Load, Subject, Testbed, name_of};
 use crate::subject::{Context, Standing};
 
-/// How long the machine is watched at a time before a round, and the share of it that may be busy unnoticed.
+/// Interval over which the machine's load is measured before a round, and the busy share that still counts as
+/// idle.
 const IDLE_WATCH: Duration = Duration::from_millis(500);
 const IDLE_LIMIT: f64 = 0.05;
 
-/// How long to wait for a daemon's next writing of its counters, which it does every second.
-const COUNTERS_PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit for a daemon's next write of its counters, which happens every second.
+const COUNTERS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes of a GB (CPU seconds) and of a GiB (syscalls).
+/// Bytes of a GB (for CPU seconds) and of a GiB (for syscalls).
 const GB: f64 = 1e9;
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// What to measure.
+/// The measurements to take.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// One after the other.
+    /// Testbeds, one after another.
     pub testbeds: Vec<Testbed>,
-    /// Interleaved.
+    /// Subjects, interleaved.
     pub subjects: Vec<Subject>,
-    /// In this order, each against every subject.
+    /// Loads in this order, each against every subject.
     pub loads: Vec<Load>,
     /// Rounds per testbed.
     pub rounds: u32,
     /// Seconds per load.
     pub seconds: f64,
-    /// How long to wait for an idle machine before each round.
+    /// Time to wait for an idle machine before each round.
     pub settle: Duration,
 }
 
-/// Told about every step, for a progress line.
+/// An observer of every step, for a progress display.
 pub trait Watcher {
-    /// Something begins.
+    /// Reports the start of a step.
     fn begins(&mut self, what: &str);
-    /// A sample is taken, or could not be.
+    /// Reports a sample, or its failure.
     fn ends(&mut self, outcome: Result<&Sample, &Failure>);
-    /// A round is over; `raw` holds all until now.
+    /// Reports the end of a round; `raw` holds everything so far.
     fn round_over(&mut self, raw: &Raw) -> Result<()>;
 }
 
 impl Plan {
-    /// How many samples a complete run takes.
+    /// Returns the number of samples of a complete run.
     pub fn samples(&self) -> usize {
         self.testbeds.len() * self.rounds as usize * self.subjects.len() * self.loads.len()
     }
 }
 
-/// Runs the whole plan into `raw`. What fails is recorded and the rest goes on; only an interruption
-/// or a failing watcher ends the run early. Nothing is left standing in either case.
+/// Runs the whole plan into `raw`. Failures are recorded and the rest continues; only an interruption or a
+/// failing watcher ends the run early. Nothing is left running in either case.
 pub fn run(plan: &Plan, context: &Context, raw: &mut Raw, watcher: &mut dyn Watcher) -> Result<()> {
     for testbed in &plan.testbeds {
         for round in 1..=plan.rounds {
@@ -84,7 +85,7 @@ struct Turn<'a> {
 }
 
 struct Contender {
-    // The server leaves before the namespaces.
+    // Dropped first: the server before the namespaces.
     server: Server,
     standing: Standing,
     subject: Subject,
@@ -199,10 +200,10 @@ impl Turn<'_> {
     }
 }
 
-/// Waits for an idle machine; the busy share in percent if it stays busy although nothing is asked of it: noise
-/// from outside, or a subject that spins and so takes CPU from the others.
-pub(crate) fn settle(patience: Duration, context: &Context) -> Result<Option<f64>> {
-    let deadline = Instant::now() + patience;
+/// Waits for an idle machine. Returns the busy share in percent if the machine stays busy without a load:
+/// noise from outside, or a subject that spins and takes CPU from the others.
+pub(crate) fn settle(limit: Duration, context: &Context) -> Result<Option<f64>> {
+    let deadline = Instant::now() + limit;
     loop {
         context.interrupt.check()?;
         let busy = watch_busy()?;
@@ -215,7 +216,7 @@ pub(crate) fn settle(patience: Duration, context: &Context) -> Result<Option<f64
     }
 }
 
-/// The busy share of the machine over a short while.
+/// Measures the busy share of the machine over a short interval.
 fn watch_busy() -> Result<f64> {
     let before = cpu::observe()?;
     thread::sleep(IDLE_WATCH);
@@ -224,9 +225,9 @@ fn watch_busy() -> Result<f64> {
     Ok(get("busy") / (get("busy") + get("idle") + get("iowait")).max(f64::MIN_POSITIVE))
 }
 
-/// Counters by host as written after `moment`. Before a load the last writing will do: the subject has
-/// stood still for longer than the daemon takes to write again.
+/// Reads the counters that each host wrote after `moment`. Before a load the latest write suffices, because
+/// the subject has been idle for longer than the daemon's write interval.
 fn read_counters(standing: &Standing, moment: SystemTime) -> BTreeMap<String, counters::Counters> {
-    let read = |file: &Path| counters::read_after(file, moment, COUNTERS_PATIENCE);
+    let read = |file: &Path| counters::read_after(file, moment, COUNTERS_TIMEOUT);
     standing.counters_files().filter_map(|(host, file)| Some((host.to_owned(), read(file)?))).collect()
 }

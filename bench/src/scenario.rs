@@ -1,22 +1,22 @@
-//! What can be measured: testbeds, subjects and loads by name, and the figures a load yields.
+//! Testbeds, subjects and loads by name, and the figures that loads yield.
 //!
-//! The names are the contract of the raw JSON and of the command line; a report knows nothing else
-//! about them, so files written by an older or newer harness stay readable.
+//! The names are the contract of the raw JSON and of the command line; a report knows nothing else about
+//! them, so files from older and newer versions of the harness stay readable.
 
 use clap::ValueEnum;
 
-/// How the two hosts are joined.
+/// The connection between the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Testbed {
-    /// Ideal: the underlay veth pair as it comes, every offload on; a 64 KiB packet crosses it whole.
+    /// Ideal: the underlay veth pair with every offload on, so a 64 KiB packet crosses in one piece.
     #[value(name = "I")]
     Ideal,
-    /// Wire-like: offloads of the underlay veth pair off, so packets cross at wire size, checksummed.
+    /// Wire-like: offloads of the underlay veth pair off, so packets cross at wire size, with checksums.
     #[value(name = "W")]
     WireLike,
 }
 
-/// A system under test: what carries packets between the pods.
+/// A system under test, which carries packets between the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Subject {
     /// `loden run` on both hosts, flannel's vxlan backend.
@@ -31,21 +31,21 @@ pub enum Subject {
     /// The reference implementation of WireGuard in userspace.
     #[value(name = "wireguard-go")]
     WireguardGo,
-    /// Cloudflare's (`cargo install boringtun-cli`).
+    /// Cloudflare's WireGuard in userspace (`cargo install boringtun-cli`).
     #[value(name = "boringtun-cli")]
     Boringtun,
-    /// Mullvad's (`cargo install gotatun-cli`).
+    /// Mullvad's WireGuard in userspace (`cargo install gotatun-cli`).
     #[value(name = "gotatun-cli")]
     Gotatun,
     /// The kernel's vxlan device with route, neighbour and FDB entries as flannel sets them.
     #[value(name = "kernel:vxlan")]
     KernelVxlan,
-    /// Plain routes between the hosts and no tunnel: an upper bound.
+    /// Plain routes between the hosts without a tunnel: an upper bound.
     #[value(name = "none:routes")]
     NoneRoutes,
 }
 
-/// What the pods send each other.
+/// The traffic between the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Load {
     /// Bulk TCP from pod A to pod B, one stream.
@@ -54,21 +54,21 @@ pub enum Load {
     /// Bulk TCP from pod A to pod B, four streams.
     #[value(name = "tcp-4")]
     Tcp4,
-    /// 64-byte UDP datagrams sent as fast as one flow goes; what pod B receives counts.
+    /// 64-byte UDP datagrams at the full speed of one flow, as counted by pod B.
     #[value(name = "udp64-1")]
     Udp64Flows1,
-    /// 64-byte UDP datagrams over 64 flows; what pod B receives counts.
+    /// 64-byte UDP datagrams over 64 flows, as counted by pod B.
     #[value(name = "udp64-64")]
     Udp64Flows64,
-    /// UDP request and response, one outstanding; the scheduler places both pods.
+    /// UDP request and response, one at a time; the scheduler places both pods.
     #[value(name = "rtt")]
     RoundTrip,
-    /// The same with the pods on different CPUs, as on two machines.
+    /// UDP request and response with the pods on different CPUs, as on two machines.
     #[value(name = "rtt-apart")]
     RoundTripApart,
 }
 
-/// Which direction of a figure is the good one.
+/// The better direction of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
     /// More is better: throughput, packets.
@@ -77,22 +77,22 @@ pub enum Better {
     Lower,
 }
 
-/// One figure that a load yields, as named in the raw JSON.
+/// One figure of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
     /// Key in a sample's `metrics`.
     pub key: &'static str,
-    /// What a table calls it, with its unit.
+    /// Label in a table, with the unit.
     pub label: &'static str,
-    /// Digits after the point in a table.
+    /// Number of decimals in a table.
     pub decimals: usize,
-    /// Which direction is good.
+    /// The better direction.
     pub better: Better,
-    /// Whether a ratio to the baseline says anything.
+    /// Whether a ratio to the baseline is meaningful.
     pub compared: bool,
 }
 
-/// Every figure, in the order in which a table shows them.
+/// Every figure, in the order of a table.
 pub const METRICS: &[Metric] = &[
     metric("gbit_per_s", "Gbit/s", 2, Better::Higher, true),
     metric("delivered_kpps", "kpps delivered", 1, Better::Higher, true),
@@ -113,7 +113,7 @@ pub const METRICS: &[Metric] = &[
     metric("first_ms", "ms start to first packet", 1, Better::Lower, false),
 ];
 
-/// The name used on the command line and in the raw JSON.
+/// Returns the name used on the command line and in the raw JSON.
 pub fn name_of<T: ValueEnum>(value: T) -> String {
     value.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-//! Subjects that need no daemon, standing on real namespaces: packets cross, and nothing stays behind.
+//! Subjects without daemons in real namespaces: packets cross, and nothing is left behind.
 
-// Helpers of tests may panic as tests do; clippy.toml covers only the test functions themselves.
+// clippy.toml allows unwrap only in test functions, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use bench::scenario::{Subject, Testbed};
 use bench::subject::{Context, Standing};
 use lab::{Namespace, Needs};
 
-fn possible() -> bool {
+fn can_run() -> bool {
     Needs::root().programs(&["ethtool"]).are_met()
 }
 
@@ -41,7 +41,7 @@ fn assert_pods_meet(subject: Subject, testbed: Testbed, slot: usize, largest: us
 
 #[test]
 fn pods_meet_over_plain_routes() {
-    if possible() {
+    if can_run() {
         assert_pods_meet(Subject::NoneRoutes, Testbed::Ideal, 10, 1472);
         assert_pods_meet(Subject::NoneRoutes, Testbed::WireLike, 11, 1472);
     }
@@ -49,7 +49,7 @@ fn pods_meet_over_plain_routes() {
 
 #[test]
 fn pods_meet_over_kernel_vxlan() {
-    if possible() {
+    if can_run() {
         assert_pods_meet(Subject::KernelVxlan, Testbed::Ideal, 12, 1422);
         assert_pods_meet(Subject::KernelVxlan, Testbed::WireLike, 13, 1422);
     }
@@ -57,7 +57,7 @@ fn pods_meet_over_kernel_vxlan() {
 
 #[test]
 fn the_wire_like_underlay_segments_and_finishes_checksums() {
-    if !possible() {
+    if !can_run() {
         return;
     }
     let standing = Standing::start(Subject::NoneRoutes, Testbed::WireLike, 14, &context()).unwrap();
@@ -73,14 +73,14 @@ fn the_wire_like_underlay_segments_and_finishes_checksums() {
         "tx-udp-segmentation: off",
         "tx-udp_tnl-segmentation: off",
     ] {
-        assert!(text.contains(line), "{line} is not in:\n{text}");
+        assert!(text.contains(line), "no {line} in:\n{text}");
     }
     drop(standing);
 }
 
 #[test]
 fn a_subject_that_cannot_start_leaves_nothing() {
-    if possible() {
+    if can_run() {
         let error = Standing::start(Subject::LodenVxlan, Testbed::Ideal, 15, &context()).err().unwrap();
         assert!(format!("{error:#}").contains("--loden"), "{error:#}");
         assert_eq!(names(15), [""; 0]);

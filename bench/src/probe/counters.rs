@@ -1,7 +1,7 @@
-//! The daemon's counters, read from the file that `loden run --counters-file` keeps fresh.
+//! The daemon's counters, read from the file that `loden run --counters-file` updates.
 //!
-//! Nothing here knows a counter by name: every number found in the JSON is kept under its path, so
-//! that a counter added to the engine shows up in the raw results by itself.
+//! Every number in the JSON is kept under its path, without a list of counters, so that a counter added to
+//! the engine appears in the raw results automatically.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,40 +10,40 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-/// Every number of the file by its path (`a.b.0.c`).
+/// Every number in the file by its path (`a.b.0.c`).
 pub type Counters = BTreeMap<String, f64>;
 
-/// How often the file is looked at while waiting for the next writing.
+/// Polling interval while waiting for the next write of the file.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Name of the counter from which syscalls per GiB are derived, wherever it stands in the file.
+/// Name of the counter from which syscalls per GiB are derived, at any path in the file.
 const SYSCALLS: &str = "syscalls";
 
-/// Waits until the file has been written after `moment`, then reads it. Falls back on what is there
-/// when `patience` is over; `None` if there is no readable file at all.
-pub fn read_after(path: &Path, moment: SystemTime, patience: Duration) -> Option<Counters> {
-    let deadline = Instant::now() + patience;
+/// Waits until the file has been written after `moment`, then reads it. After the timeout reads the existing
+/// file; `None` if no file is readable.
+pub fn read_after(path: &Path, moment: SystemTime, timeout: Duration) -> Option<Counters> {
+    let deadline = Instant::now() + timeout;
     while !is_newer(path, moment) && Instant::now() < deadline {
         thread::sleep(POLL);
     }
     parse(&std::fs::read_to_string(path).ok()?)
 }
 
-/// Numbers of a JSON text by path. `None` if it is not JSON.
+/// Parses the numbers of a JSON text by path; `None` if it is not JSON.
 pub fn parse(text: &str) -> Option<Counters> {
     let mut counters = Counters::new();
     flatten(&serde_json::from_str(text).ok()?, String::new(), &mut counters);
     Some(counters)
 }
 
-/// How far each counter moved; those that stood still are left out, those that are new count from 0.
+/// Returns the change of each counter; unchanged ones are left out, new ones count from 0.
 pub fn difference(before: &Counters, after: &Counters) -> Counters {
     let moved = after.iter().map(|(key, now)| (key, now - before.get(key).copied().unwrap_or(0.0)));
     moved.filter(|(_, step)| *step != 0.0).map(|(key, step)| (key.clone(), step)).collect()
 }
 
-/// System calls among moved counters: the sum of those of that name that stand highest in the file, so
-/// that a total is not added to its parts. `None` if no such counter is there.
+/// Returns the number of system calls among changed counters: the sum of those at the least depth in the
+/// file, so that a total is not added to its parts. `None` if there is no such counter.
 pub fn syscalls(moved: &Counters) -> Option<f64> {
     let named = || moved.iter().filter(|(key, _)| key.rsplit('.').next() == Some(SYSCALLS));
     let depth = |key: &str| key.split('.').count();
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_found_wherever_they_stand() {
+    fn numbers_are_found_at_any_depth() {
         let counters =
             parse(r#"{"syscalls":7,"workers":[{"reads":1},{"reads":2.5}],"name":"x","up":true}"#).unwrap();
         let found: Vec<_> = counters.iter().map(|(k, v)| (k.as_str(), *v)).collect();
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_moved_is_kept() {
+    fn only_changed_counters_are_kept() {
         let before = parse(r#"{"a":1,"b":5}"#).unwrap();
         let after = parse(r#"{"a":1,"b":8,"c":2}"#).unwrap();
         let moved = difference(&before, &after);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_no_counters() {
+    fn noise_has_no_counters() {
         assert_eq!(parse(""), None);
         assert_eq!(parse("{\"a\":"), None);
         assert_eq!(parse("\"text\""), Some(Counters::new()));

@@ -1,7 +1,7 @@
 //! Busy time of the whole machine from `/proc/stat`.
 //!
-//! The whole machine and not the subject's processes, because most of a tunnel's work is done by the
-//! kernel on somebody's behalf: softirq on whichever core, the sender's system call, the daemon.
+//! The whole machine and not just the subject's processes, because the kernel does most of a tunnel's work
+//! elsewhere: in softirq on any core, in the sender's system calls and in the daemon's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,10 +10,10 @@ use std::io;
 /// `guest_nice` follow, but are already part of `user` and `nice`.
 const KINDS: [&str; 8] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"];
 
-/// Kinds in which a CPU did nothing.
+/// Kinds in which a CPU was not busy.
 const REST: [&str; 2] = ["idle", "iowait"];
 
-/// Ticks spent since boot by all CPUs together, by kind, in the order of `KINDS`.
+/// Ticks since boot of all CPUs together, by kind, in the order of `KINDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticks([u64; KINDS.len()]);
 
@@ -24,9 +24,8 @@ pub fn observe() -> io::Result<Ticks> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat has no usable cpu line"))
 }
 
-/// Finds the line of all CPUs. `None` if it is absent or not numbers.
-/// Kernels before 2.6.11 end before `steal`: fields that are missing from the end count as zero,
-/// but the four that every kernel has must be there.
+/// Parses the line of all CPUs; `None` if it is missing or not numeric. Kernels before 2.6.11 have no
+/// `steal`: missing fields at the end count as zero, but the first four must be present.
 pub fn parse(text: &str) -> Option<Ticks> {
     let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let mut ticks = [0; KINDS.len()];
@@ -38,16 +37,16 @@ pub fn parse(text: &str) -> Option<Ticks> {
     (found >= 4).then_some(Ticks(ticks))
 }
 
-/// Ticks per second in which `/proc/stat` counts.
+/// Returns the number of ticks per second in `/proc/stat`.
 pub fn ticks_per_second() -> f64 {
-    let answer = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
-    // USER_HZ is 100 on every architecture Rust supports.
-    answer.ok().flatten().map_or(100.0, |ticks| ticks as f64)
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+    // USER_HZ is 100 on every architecture that Rust supports.
+    ticks.ok().flatten().map_or(100.0, |ticks| ticks as f64)
 }
 
 impl Ticks {
-    /// Seconds by kind between `earlier` and this, plus `busy`: all but idle and iowait.
-    /// iowait may run backwards (the kernel says so); a negative step counts as zero.
+    /// Returns the seconds since `earlier` by kind, plus `busy`: all but idle and iowait. iowait may
+    /// decrease, as the kernel documents; a negative step counts as zero.
     pub fn seconds_since(&self, earlier: &Ticks, ticks_per_second: f64) -> BTreeMap<String, f64> {
         let mut busy = 0;
         let mut seconds = BTreeMap::new();
@@ -70,7 +69,7 @@ mod tests {
     const STAT: &str = "cpu  100 1 50 1000 7 2 30 4 60 0\ncpu0 50 0 25 500 3 1 15 2 30 0\nintr 1 2 3\n";
 
     #[test]
-    fn busy_leaves_out_idle_iowait_and_does_not_count_guests_twice() {
+    fn busy_excludes_idle_and_iowait_and_counts_guests_once() {
         let before = parse(STAT).unwrap();
         let after = parse("cpu  150 1 80 1200 9 4 90 5 110 0\n").unwrap();
         let seconds = after.seconds_since(&before, 100.0);
@@ -88,12 +87,12 @@ mod tests {
     }
 
     #[test]
-    fn the_line_may_come_later_and_be_short() {
+    fn the_line_may_be_late_and_short() {
         assert_eq!(parse("intr 5\ncpu 1 2 3 4\n"), Some(Ticks([1, 2, 3, 4, 0, 0, 0, 0])));
     }
 
     #[test]
-    fn noise_is_refused() {
+    fn noise_is_rejected() {
         for text in [
             "",
             "cpu",

@@ -1,4 +1,4 @@
-//! A page made from raw JSON alone: what was measured where, one row per testbed, load and figure.
+//! A page made from raw JSON only: the environment, and one row per testbed, load and figure.
 
 pub mod pivot;
 pub mod plot;
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use crate::raw::Raw;
 
-/// What the page is written for.
+/// The medium of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// A terminal.
@@ -18,7 +18,7 @@ pub enum Style {
     Markdown,
 }
 
-/// The whole page: environment, method, table, then notes and failures, which belong to the figures.
+/// Renders the page: environment, method and table, then notes and failures, which belong to the figures.
 pub fn page(raw: &Raw, style: Style) -> String {
     let mut page = String::new();
     let bullet = if style == Style::Markdown { "- " } else { "" };
@@ -59,7 +59,7 @@ fn postscript(raw: &Raw) -> Vec<String> {
     notes.chain(failures(raw)).collect()
 }
 
-/// One line per kind of failure, with the rounds in which it happened.
+/// Returns one line per kind of failure, with the affected rounds.
 fn failures(raw: &Raw) -> Vec<String> {
     let mut kinds: Vec<(String, String, Vec<String>)> = Vec::new();
     for failure in &raw.failures {
@@ -87,7 +87,7 @@ mod tests {
 
     fn assert_golden(style: Style, golden: &str, name: &str) {
         let page = page(&raw::parse(FIXTURE).unwrap(), style);
-        assert_eq!(page, golden, "{name} differs; the page is now:\n{page}");
+        assert_eq!(page, golden, "{name} differs; the page is:\n{page}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Samples turned into rows: one per testbed, load and figure; one column per subject.
+//! The samples as a table: one row per testbed, load and figure; one column per subject.
 
 use crate::raw::{Raw, Sample};
 use crate::report::stats::{Summary, ratios, summarise};
 use crate::scenario::{METRICS, Metric};
 
-/// Columns and rows of a table, in the order to show them.
+/// Columns and rows of a table, in order.
 #[derive(Debug)]
 pub struct Pivot {
     /// Subjects by name, the baseline first.
@@ -22,7 +22,7 @@ pub struct Row {
     pub load: String,
     /// The figure.
     pub metric: &'static Metric,
-    /// One per subject, in the order of [`Pivot::subjects`]; none where a subject has no sample.
+    /// One per subject, in the order of [`Pivot::subjects`]; `None` for a subject without a sample.
     pub cells: Vec<Option<Cell>>,
 }
 
@@ -31,17 +31,17 @@ pub struct Row {
 pub struct Cell {
     /// (round, value), in the order taken.
     pub values: Vec<(u32, f64)>,
-    /// Sum of the values.
+    /// Summary of the values.
     pub summary: Summary,
-    /// Sum of the per-round ratios to the baseline; none for the baseline itself, for a figure that
-    /// is not compared, or without a common round.
+    /// Summary of the per-round ratios to the baseline; `None` for the baseline itself, for a figure that is
+    /// not compared, and without a common round.
     pub ratio: Option<Summary>,
 }
 
-/// Makes the table of a run. Figures that no subject has in a testbed and load give no row.
+/// Builds the table of a run. Figures that no subject has for a testbed and load give no row.
 pub fn pivot(raw: &Raw) -> Pivot {
     let mut subjects = in_order(raw, |s| &s.subject);
-    // A stable sort: the baseline moves to the front, the others stay as they were.
+    // The sort is stable: the baseline moves to the front, the others keep their order.
     subjects.sort_by_key(|subject| *subject != raw.settings.baseline);
     let mut rows = Vec::new();
     for testbed in in_order(raw, |s| &s.testbed) {

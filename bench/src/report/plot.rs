@@ -1,4 +1,5 @@
-//! One SVG per testbed, load and figure: every round a dot, the median a bar, one column per subject.
+//! One SVG per testbed, load and figure: one column per subject, with the median as a bar and every round as
+//! a dot.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +15,9 @@ const SIZE: (u32, u32) = (560, 320);
 /// Half the width of a median bar, in columns.
 const HALF_BAR: f64 = 0.3;
 
-/// Writes the pictures into `dir`, which is made if need be. Returns their paths.
+/// Writes the pictures into `dir`, creating it if needed. Returns their paths.
 pub fn write(pivot: &Pivot, dir: &Path) -> Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut written = Vec::new();
     for row in &pivot.rows {
         let path = dir.join(file_name(row));
@@ -27,7 +28,7 @@ pub fn write(pivot: &Pivot, dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// `I-tcp-1-gbit_per_s.svg`; whatever a file name should not hold becomes a dash.
+/// Returns a name such as `I-tcp-1-gbit_per_s.svg`; characters unsuitable for a file name become dashes.
 fn file_name(row: &Row) -> String {
     let name = format!("{}-{}-{}", row.testbed, row.load, row.metric.key);
     let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
@@ -44,7 +45,7 @@ fn draw(subjects: &[String], row: &Row, into: &mut String) -> Result<(), Box<dyn
     let root = SVGBackend::with_string(into, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let largest = row.cells.iter().flatten().map(|cell| cell.summary.max).fold(0.0, f64::max);
-    // An axis from zero, so that lengths compare as the numbers do.
+    // The axis starts at zero, so that the bars are proportional to the numbers.
     let top = if largest > 0.0 { largest * 1.1 } else { 1.0 };
     let good = if row.metric.better == Better::Higher { "more" } else { "less" };
     let title = format!("{} {}: {} ({good} is better)", row.testbed, row.load, row.metric.label);
@@ -75,7 +76,7 @@ fn draw(subjects: &[String], row: &Row, into: &mut String) -> Result<(), Box<dyn
     Ok(())
 }
 
-/// The subject's name under the middle of its column, nothing between the columns.
+/// Returns the subject's name at the middle of its column, nothing elsewhere.
 fn label(subjects: &[String], x: f64) -> String {
     let column = x.round();
     if (x - column).abs() > 0.01 || column < 0.0 {
@@ -91,7 +92,7 @@ mod tests {
     use crate::report::pivot::pivot;
 
     #[test]
-    fn one_picture_a_row_with_every_subject_and_round_in_it() {
+    fn each_row_is_a_picture_with_every_subject_and_round() {
         let raw = raw::parse(include_str!("../../fixtures/two_rounds.json")).unwrap();
         let pivot = pivot(&raw);
         let dir = tempfile::tempdir().unwrap();
@@ -101,13 +102,13 @@ mod tests {
         let svg = std::fs::read_to_string(&paths[0]).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         for subject in &pivot.subjects {
-            assert!(svg.contains(subject.as_str()), "{subject} is not in {svg}");
+            assert!(svg.contains(subject.as_str()), "no {subject} in {svg}");
         }
         assert_eq!(svg.matches("<circle").count(), 6);
     }
 
     #[test]
-    fn labels_stand_under_columns_only() {
+    fn only_columns_have_labels() {
         let subjects = ["a".to_owned(), "b".to_owned()];
         assert_eq!(label(&subjects, 1.0), "b");
         assert_eq!(label(&subjects, 0.5), "");

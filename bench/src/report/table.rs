@@ -6,7 +6,7 @@ use crate::report::Style;
 use crate::report::pivot::{Cell, Pivot};
 use crate::report::stats::Summary;
 
-/// What stands where a subject has no figure.
+/// The cell of a subject without a figure.
 const NOTHING: &str = "–";
 
 /// Columns before the first subject: testbed, load, figure.
@@ -54,7 +54,7 @@ fn value(cell: Option<&Cell>, decimals: usize) -> String {
     cell.map_or(NOTHING.to_owned(), |cell| format!("{:.decimals$}", cell.summary.median))
 }
 
-/// Two digits, three below a tenth: `0.57 (0.51..0.58)`, `0.021 (0.019..0.024)`.
+/// Formats a ratio with two decimals, or three below 0.1: `0.57 (0.51..0.58)`, `0.021 (0.019..0.024)`.
 fn ratio(ratio: Summary) -> String {
     let digits = if ratio.median < 0.1 { 3 } else { 2 };
     format!("{:.digits$} ({:.digits$}..{:.digits$})", ratio.median, ratio.min, ratio.max)

@@ -1,8 +1,8 @@
-//! Many nodes join at once: how long until a host forwards to them all, and what they take of its memory.
+//! Many nodes join at once: the time until a host forwards to all of them, and the memory that they take.
 //!
-//! The kernel's side of it is what flannel does: for each node a neighbour, a forwarding entry and a route, each
-//! by a request of its own, and the next only after the answer. The same with many requests under way is the best
-//! that could be made of it.
+//! The kernel is configured as flannel does it: for each node a neighbour, an FDB entry and a route, each
+//! with its own request that waits for the previous reply. A variant with many concurrent requests shows the
+//! best case.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,21 +16,21 @@ use super::{Part, others, process, routes};
 use crate::scenario::{Subject, Testbed};
 use crate::subject::{Context, Standing};
 
-/// Those present before, the other host among them.
+/// Number of peers before the join, including the other host.
 pub(super) const FEW: usize = 10;
-/// Requests under way in the kernel's better case: as many as loden has for its routes.
+/// Number of concurrent requests in the kernel's best case: the same as loden uses for its routes.
 const MANY_AT_ONCE: usize = 64;
-/// Flows that have to get through.
+/// Number of flows that have to get through.
 const FLOWS: usize = 16;
-/// Nothing takes longer unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for every step.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The subjects: the kernel, one by one, is the baseline.
+/// The names of the subjects; the kernel with one request at a time is the baseline.
 pub(super) const KERNEL: &str = "kernel:vxlan";
 const KERNEL_AT_ONCE: &str = "kernel:vxlan, 64 at once";
 const LODEN: &str = "loden:vxlan";
 
-/// One round.
+/// Measures one round.
 pub(super) fn round(part: &mut Part<'_>, round: u32) -> Result<()> {
     let peers = part.options.peers;
     for (subject, at_once) in [(KERNEL, 1), (KERNEL_AT_ONCE, MANY_AT_ONCE)] {
@@ -59,17 +59,17 @@ fn loden(peers: usize, context: &Context) -> Result<BTreeMap<String, f64>> {
     let (store, far) = (standing.store()?, standing.host(2)?.underlay());
     others::join(&store, 0..FEW - 1, &[], far)?;
     routes::wait(&standing, 1, FEW, context)?;
-    // The other host would take half of the machine for its own ten thousand, and hold the port.
+    // The other host would use half of the machine for its own ten thousand peers, and occupy the port.
     let other = standing.daemon(2)?;
     other.signal(Signal::SIGTERM)?;
-    other.wait(PATIENCE)?.context("the other daemon does not end")?;
+    other.wait(TIMEOUT)?.context("the other daemon does not exit")?;
     let pid = standing.daemon(1)?.id();
     let (memory_before, table_before) = (process::resident(pid)?, table(&mut standing, context)?);
 
     let targets: Vec<usize> = (0..FLOWS).map(|flow| FEW + flow * (peers - FEW - 2) / (FLOWS - 1)).collect();
     let probe = Probe::new(standing.host(1)?, standing.host(2)?, targets.clone())?;
     let (forwarding, joined) =
-        probe.watch(PATIENCE, || others::join(&store, FEW - 1..peers - 1, &targets, far))?;
+        probe.watch(TIMEOUT, || others::join(&store, FEW - 1..peers - 1, &targets, far))?;
     routes::wait(&standing, 1, peers, context)?;
     let all = Instant::now();
     let more = (peers - FEW) as f64;
@@ -83,7 +83,7 @@ fn loden(peers: usize, context: &Context) -> Result<BTreeMap<String, f64>> {
     ]))
 }
 
-/// Memory of the workers' table.
+/// Returns the memory of the workers' table.
 fn table(standing: &mut Standing, context: &Context) -> Result<f64> {
     let status = standing.status(1, context)?;
     status["tunnels"][0]["table_bytes"].as_f64().context("loden status shows no table_bytes")

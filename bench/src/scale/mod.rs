@@ -1,13 +1,13 @@
-//! What many peers cost: `loden-bench scale` and `loden-bench restart`.
+//! The cost of many peers: `loden-bench scale` and `loden-bench restart`.
 //!
 //! ```text
 //! others     nodes that are only a lease in the store
-//! traffic    throughput among few and among many; CPU time when idle
-//! join       all join at once: until forwarding (probe), until all routes, memory; beside the kernel's vxlan
-//! restart    a daemon ends and starts again beside a steady flow
+//! traffic    throughput with few and with many peers; CPU time when idle
+//! join       all nodes join: time until forwarding (probe), until all routes, memory; against kernel vxlan
+//! restart    a daemon restarts during a steady flow
 //! ```
 //!
-//! Each part has a baseline of its own and so gives a raw file and a page of its own.
+//! Each part has its own baseline, and therefore its own raw file and page.
 
 mod flow;
 mod join;
@@ -35,10 +35,10 @@ use crate::subject::Context;
 /// The tunnel's device on every host.
 const DEVICE: &str = "flannel.1";
 
-/// What to measure.
+/// The parameters of the measurement.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Peers where there are many.
+    /// Number of peers of the large cluster.
     pub peers: usize,
     /// Rounds of each part.
     pub rounds: u32,
@@ -46,13 +46,13 @@ pub struct Options {
     pub seconds: f64,
     /// Seconds without a load.
     pub idle: f64,
-    /// How long to wait for an idle machine before each round.
+    /// Time to wait for an idle machine before each round.
     pub settle: Duration,
-    /// Where to write the raw results.
+    /// Directory for the raw results.
     pub output: Option<PathBuf>,
 }
 
-/// Traffic among few and many, idle CPU, then joins.
+/// Measures traffic with few and many peers, idle CPU, then joins.
 pub fn scale(options: &Options, context: &Context, environment: &Environment) -> Result<()> {
     let baseline = traffic::name(join::FEW);
     let mut part = Part::new("traffic", &baseline, options, context, environment);
@@ -66,7 +66,7 @@ pub fn scale(options: &Options, context: &Context, environment: &Environment) ->
     part.close(ended)
 }
 
-/// Restarts beside a steady flow.
+/// Measures restarts during a steady flow.
 pub fn restart(options: &Options, context: &Context, environment: &Environment) -> Result<()> {
     let baseline = traffic::name(options.peers);
     let mut part = Part::new("restart", &baseline, options, context, environment);
@@ -124,7 +124,7 @@ impl<'a> Part<'a> {
         (1..=self.options.rounds).try_for_each(|number| round(self, number))
     }
 
-    /// Takes one sample. What fails is recorded, and the rest goes on; only an interruption ends it.
+    /// Takes one sample. A failure is recorded and the rest continues; only an interruption is an error.
     fn sample(
         &mut self,
         subject: &str,
@@ -160,7 +160,7 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Writes and prints what there is, whatever the end.
+    /// Writes and prints the results so far, whether or not the part succeeded.
     fn close(mut self, ended: Result<()>) -> Result<()> {
         if let Err(error) = &ended {
             self.raw.notes.push(format!("the run ended early: {error:#}"));
@@ -180,6 +180,6 @@ impl<'a> Part<'a> {
 }
 
 fn write(directory: &Path, name: &str, raw: &Raw) -> Result<()> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     raw::write(&directory.join(format!("{name}.json")), raw)
 }

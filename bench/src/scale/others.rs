@@ -1,4 +1,4 @@
-//! Nodes that are only a lease: what makes a cluster large.
+//! Nodes that consist only of a lease, to make a cluster large.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -8,29 +8,30 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use rusqlite::{Connection, params};
 
-/// Where their subnets begin: past those that the daemons take, which are the first of the network.
+/// First subnet of these nodes, beyond the daemons' subnets at the start of the network.
 const FIRST: u32 = 0x0a20_0000;
-/// Where their public addresses begin.
+/// First public address of these nodes.
 const PUBLIC: u32 = 0xac10_0000;
-/// As flannel's.
-const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Lifetime of a lease, as in flannel.
+const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The subnet of one of them, a /24.
+/// Returns the subnet of a node, a /24.
 pub(super) fn subnet(node: usize) -> Ipv4Addr {
     Ipv4Addr::from(FIRST + ((node as u32) << 8))
 }
 
-/// Its link address on the overlay.
+/// Returns the MAC address of a node on the overlay.
 pub(super) fn mac(node: usize) -> [u8; 6] {
     let [_, a, b, c] = (node as u32).to_be_bytes();
     [2, 0, 0, a, b, c]
 }
 
-/// Puts the leases of `nodes` into the store in one step. Those in `near` are at that address, so that somebody
-/// there can see their packets; the others at addresses that are nobody's. Returns the moment when it was done.
+/// Adds the leases of `nodes` to the store in one transaction. The nodes in `near` have the public address
+/// `at`, so that a listener there sees their packets; the others have unused addresses. Returns the time of
+/// completion.
 pub(super) fn join(store: &Path, nodes: Range<usize>, near: &[usize], at: Ipv4Addr) -> Result<Instant> {
-    let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + LIFE;
-    in_one_step(store, |connection| {
+    let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + LIFETIME;
+    in_transaction(store, |connection| {
         let mut put = connection.prepare("INSERT OR REPLACE INTO leases VALUES (?1, ?2, ?3)")?;
         for node in nodes {
             let public = if near.contains(&node) { at } else { Ipv4Addr::from(PUBLIC + node as u32) };
@@ -40,7 +41,7 @@ pub(super) fn join(store: &Path, nodes: Range<usize>, near: &[usize], at: Ipv4Ad
     })
 }
 
-fn in_one_step(store: &Path, step: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Result<Instant> {
+fn in_transaction(store: &Path, step: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Result<Instant> {
     let tried = || format!("cannot write leases into {}", store.display());
     let mut connection = Connection::open(store).with_context(tried)?;
     connection.busy_timeout(Duration::from_secs(10)).with_context(tried)?;
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_has_its_own_subnet_and_link_address() {
+    fn each_node_has_its_own_subnet_and_mac_address() {
         assert_eq!(key(0), "10.32.0.0-24");
         assert_eq!(key(9_999), "10.71.15.0-24");
         assert_eq!(mac(258), [2, 0, 0, 0, 1, 2]);

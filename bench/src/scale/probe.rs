@@ -1,4 +1,4 @@
-//! When a host that many peers have just become known to forwards to them.
+//! Detects when a host forwards to many peers that have just joined.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -14,44 +14,44 @@ use super::others;
 
 /// Port of the vxlan datapath.
 const VXLAN: u16 = 8472;
-/// Between two volleys of packets: the grain of the answer.
+/// Interval between volleys of packets: the resolution of the result.
 const GAP: Duration = Duration::from_millis(1);
-/// How often a waiting thread looks whether it should stop.
+/// Interval at which a waiting thread checks for a stop.
 const POLL: Duration = Duration::from_millis(50);
-/// VXLAN and Ethernet headers, then the destination in the IPv4 header (RFC 7348, RFC 791).
+/// Offset of the inner destination: after VXLAN and Ethernet headers, in the IPv4 header (RFC 7348, RFC 791).
 const DESTINATION: usize = 8 + 14 + 16;
 
 /// A listener on the underlay, and a sender in the pod of another host.
 pub(super) struct Probe {
     sender: UdpSocket,
     listener: UdpSocket,
-    /// One of them to each of these nodes in a volley: as many flows, so that every worker gets some.
+    /// The nodes that each volley has a packet for: that many flows, so that every worker gets some.
     targets: Vec<usize>,
 }
 
 impl Probe {
-    /// Listens at `far`, where no tunnel may stand, for what comes from the pod of `near`.
+    /// Listens on host `far`, which must have no tunnel, for packets from the pod of `near`.
     pub(super) fn new(near: &Host, far: &Host, targets: Vec<usize>) -> Result<Probe> {
         let bind = |address: SocketAddr| UdpSocket::bind(address);
         let sender = near.pod().run(|| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?;
         let listener = far.namespace().run(|| bind((far.underlay(), VXLAN).into()))?;
         let listener = listener.context("cannot listen on the underlay")?;
-        listener.set_read_timeout(Some(POLL)).context("cannot set a time limit")?;
+        listener.set_read_timeout(Some(POLL)).context("cannot set a timeout")?;
         Ok(Probe { sender: sender.context("cannot open a socket in the pod")?, listener, targets })
     }
 
-    /// Sends volleys while `step` runs and until one packet for each target has come by; the moment of the last
-    /// of these, and what `step` returned.
+    /// Sends volleys while `step` runs and until a packet for each target has arrived. Returns the arrival
+    /// time of the last of those, and the result of `step`.
     pub(super) fn watch<R>(
         &self,
-        patience: Duration,
+        timeout: Duration,
         step: impl FnOnce() -> Result<R>,
     ) -> Result<(Instant, R)> {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| self.send(&done));
             let seen = scope.spawn(|| {
-                let seen = self.listen(patience);
+                let seen = self.listen(timeout);
                 done.store(true, Ordering::Relaxed);
                 seen
             });
@@ -65,15 +65,15 @@ impl Probe {
         while !done.load(Ordering::Relaxed) {
             for target in &self.targets {
                 let [a, b, c, _] = others::subnet(*target).octets();
-                // Before there is a route, it comes to nothing.
+                // Fails as long as there is no route.
                 let _ = self.sender.send_to(b"probe", (Ipv4Addr::new(a, b, c, 2), VXLAN));
             }
             thread::sleep(GAP);
         }
     }
 
-    fn listen(&self, patience: Duration) -> Result<Instant> {
-        let end = Instant::now() + patience;
+    fn listen(&self, timeout: Duration) -> Result<Instant> {
+        let end = Instant::now() + timeout;
         let mut missing: BTreeSet<Ipv4Addr> =
             self.targets.iter().map(|target| others::subnet(*target)).collect();
         let mut buffer = [0; 256];
@@ -90,6 +90,6 @@ impl Probe {
                 return Ok(Instant::now());
             }
         }
-        bail!("no packet for {} of {} subnets came by the underlay", missing.len(), self.targets.len())
+        bail!("no packet for {} of {} subnets arrived on the underlay", missing.len(), self.targets.len())
     }
 }

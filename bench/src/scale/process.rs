@@ -1,18 +1,19 @@
-//! What a process takes: memory and CPU time.
+//! Memory and CPU time of a process.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// Resident memory of a process, in KiB.
+/// Returns the resident memory of a process, in KiB.
 pub(super) fn resident(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     resident_in(&text).with_context(|| format!("no VmRSS in {path}"))
 }
 
-/// CPU time of all its threads, to the nanosecond where the kernel counts so, else to the tick.
+/// Returns the CPU time of all threads of a process, in nanoseconds if the kernel counts them, otherwise in
+/// ticks.
 pub(super) fn cpu(pid: u32) -> Result<Duration> {
     let tasks = format!("/proc/{pid}/task");
     let threads = std::fs::read_dir(&tasks).with_context(|| format!("cannot read {tasks}"))?;
@@ -40,7 +41,8 @@ fn resident_in(status: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// User and system time, the 14th and 15th field; the name before them may hold anything (proc_pid_stat(5)).
+/// Parses user and system time, the 14th and 15th field; the name before them may contain anything
+/// (proc_pid_stat(5)).
 fn ticks_in(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
@@ -52,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_found_behind_a_nasty_name() {
+    fn fields_are_found_after_an_odd_name() {
         assert_eq!(ticks_in("7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0"), Some(42));
         assert_eq!(resident_in("VmHWM:\t 9 kB\nVmRSS:\t 12345 kB\n"), Some(12345));
         for noise in ["", "7 (a", "7 (a) S 1 2", "VmRSS:", "VmRSS: x kB"] {
@@ -61,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_takes_something() {
+    fn this_process_uses_memory_and_cpu() {
         let own = std::process::id();
         assert!(resident(own).unwrap() > 0 && cpu(own).unwrap() > Duration::ZERO);
     }

@@ -1,4 +1,4 @@
-//! How many peers the kernel of a host has routes to.
+//! Counts the peers that the kernel of a host has routes to.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use anyhow::{Context as _, Result, ensure};
 use super::DEVICE;
 use crate::subject::{Context, Standing};
 
-/// Nothing takes longer unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a waiting harness looks.
+/// Time limit for the routes.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Polling interval of a waiting harness.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Waits until a host has routes to so many peers, and to no more.
+/// Waits until a host has routes to exactly `peers` peers.
 pub(super) fn wait(standing: &Standing, number: usize, peers: usize, context: &Context) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let namespace = standing.host(number)?.namespace();
     loop {
         context.interrupt.check()?;
@@ -29,7 +29,7 @@ pub(super) fn wait(standing: &Standing, number: usize, peers: usize, context: &C
     }
 }
 
-/// Lines begin with the device (proc_net(5)).
+/// Counts the lines that start with the tunnel's device (proc_net(5)).
 fn count(text: &str) -> usize {
     text.lines().filter(|line| line.split_whitespace().next() == Some(DEVICE)).count()
 }

@@ -1,4 +1,4 @@
-//! Traffic between two nodes among few and among many, side by side, and what the daemon takes when idle.
+//! Traffic between two nodes with few and with many peers, side by side, and the cost of the idle daemon.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -13,17 +13,17 @@ use crate::subject::{Context, Standing};
 
 /// The loads.
 const LOADS: [Load; 2] = [Load::Tcp1, Load::Udp64Flows1];
-/// How often a long pause looks for an interruption.
+/// Interval at which a long pause checks for an interruption.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Two hosts that know so many peers, each other among them.
+/// Two hosts with a given number of peers, including each other.
 pub(super) struct Cluster {
     pub(super) standing: Standing,
     pub(super) name: String,
 }
 
 impl Cluster {
-    /// Starts it and waits until it is complete.
+    /// Starts the cluster and waits until it is complete.
     pub(super) fn start(peers: usize, slot: usize, context: &Context) -> Result<Cluster> {
         let standing = Standing::start_large(Testbed::Ideal, slot, context)?;
         others::join(&standing.store()?, 0..peers - 1, &[], standing.host(2)?.underlay())?;
@@ -34,23 +34,23 @@ impl Cluster {
     }
 }
 
-/// The subject's name.
+/// Returns the name of the subject.
 pub(super) fn name(peers: usize) -> String {
     format!("loden:vxlan, {peers} peers")
 }
 
-/// Few, which is the baseline, and many.
+/// Starts the small cluster, which is the baseline, and the large one.
 pub(super) fn start(part: &Part<'_>) -> Result<[Cluster; 2]> {
     let few = Cluster::start(join::FEW, 0, part.context)?;
     Ok([few, Cluster::start(part.options.peers, 1, part.context)?])
 }
 
-/// One round of all loads.
+/// Measures one round of all loads.
 pub(super) fn round(part: &mut Part<'_>, clusters: &mut [Cluster; 2], round: u32) -> Result<()> {
     let context = part.context;
     part.settle(round)?;
     for load in LOADS {
-        // Who goes first takes turns: a machine that is getting busier, or calmer, favours nobody.
+        // The order alternates, so that a trend in the machine's load favours neither.
         let mut order: Vec<&mut Cluster> = clusters.iter_mut().collect();
         if round.is_multiple_of(2) {
             order.reverse();
@@ -67,7 +67,7 @@ pub(super) fn round(part: &mut Part<'_>, clusters: &mut [Cluster; 2], round: u32
     Ok(())
 }
 
-/// The daemon of the first host while nothing happens.
+/// Measures the idle daemon of the first host.
 pub(super) fn idle(part: &mut Part<'_>, clusters: &mut [Cluster; 2]) -> Result<()> {
     let time = Duration::from_secs_f64(part.options.idle);
     let pids = [clusters[0].standing.daemon(1)?.id(), clusters[1].standing.daemon(1)?.id()];

@@ -1,4 +1,4 @@
-//! The kernel's vxlan, set up as flannel's vxlan backend sets it up.
+//! The kernel's vxlan, configured as by flannel's vxlan backend.
 
 use anyhow::{Context as _, Result};
 use lab::{FlannelVxlan, Host, Lab, Mac, PodNetwork, VxlanPeer};
@@ -11,13 +11,13 @@ const DEVICE: &str = "flannel.1";
 /// flannel's default VNI on Linux.
 const VNI: u32 = 1;
 
-/// Linux's historic vxlan port, which flannel uses.
+/// Linux's original vxlan port, which flannel uses.
 const PORT: u16 = 8472;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers, in bytes.
 const OVERHEAD: u32 = 20 + 8 + 8 + 14;
 
-/// Makes the devices and their entries on both hosts.
+/// Creates the devices and their entries on both hosts.
 pub(super) fn start(lab: &Lab) -> Result<Vec<PodNetwork>> {
     let networks = fixed_networks(lab, UNDERLAY_MTU - OVERHEAD)?;
     for (host, network) in lab.hosts().iter().zip(&networks) {
@@ -34,7 +34,7 @@ pub(super) fn start(lab: &Lab) -> Result<Vec<PodNetwork>> {
             learning: false,
         };
         let added = host.namespace().add_flannel_vxlan(&device);
-        added.context("the kernel may be built without vxlan: leave out kernel:vxlan by --subjects")?;
+        added.context("the kernel may lack vxlan: leave kernel:vxlan out of --subjects")?;
         let others = lab.hosts().iter().zip(&networks).filter(|(other, _)| other.number() != host.number());
         for (other, network) in others {
             let Some(subnet) = network.ipv4 else { continue };
@@ -45,7 +45,7 @@ pub(super) fn start(lab: &Lab) -> Result<Vec<PodNetwork>> {
     Ok(networks)
 }
 
-/// A locally administered address of the host's own.
+/// Returns a locally administered address for a host.
 fn mac(host: &Host) -> Mac {
     [0x02, 0x10, 0xde, 0, 0, host.number() as u8]
 }

@@ -1,4 +1,4 @@
-//! `loden run` on both hosts, sharing one store, as an installation on two nodes would.
+//! `loden run` on both hosts with a shared store, like an installation on two nodes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,50 +13,50 @@ use tempfile::TempDir;
 
 use super::Context;
 
-/// How long a daemon may take to write its `subnet.env`.
+/// Time limit for a daemon to write its `subnet.env`.
 const READY: Duration = Duration::from_secs(30);
 
-/// How often a waiting harness looks.
+/// Polling interval of a waiting harness.
 const POLL: Duration = Duration::from_millis(20);
 
-/// flannel's backends that the daemon can carry in userspace.
+/// The measured backends.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Backend {
     /// VXLAN, VNI 1, port 8472.
     Vxlan,
     /// Plain IP in UDP, port 8285.
     Udp,
-    /// Sealed, port 51820.
+    /// WireGuard, port 51820.
     Wireguard,
 }
 
-/// Room for pods.
+/// The size of the cluster network.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Network {
-    /// As small as flannel's example.
+    /// The size of flannel's example.
     Ordinary,
-    /// For ten thousand nodes and more.
+    /// With room for ten thousand nodes and more.
     Large,
 }
 
 /// The daemons of one subject with their files. Dropping it stops them, then removes the files.
 pub(super) struct Daemons {
-    // Fields drop in this order: processes before the directory they write to.
+    // Fields drop in this order: processes before the directory that they write to.
     hosts: Vec<Daemon>,
     directory: Option<TempDir>,
-    /// What they were told.
+    /// The settings that the daemons were started with.
     settings: (Backend, Network),
 }
 
 struct Daemon {
     host: String,
     process: Process,
-    /// `None` for a program that writes none.
+    /// The counters file; `None` for a program without one.
     counters: Option<PathBuf>,
 }
 
-/// Starts a daemon on each host and waits until each has a subnet. Daemons started before an error are
-/// in `daemons` and end with it.
+/// Starts a daemon on each host and waits until each has a subnet. Daemons started before an error are in
+/// `daemons` and stop when it is dropped.
 pub(super) fn start(
     settings: (Backend, Network),
     lab: &Lab,
@@ -64,7 +64,7 @@ pub(super) fn start(
     context: &Context,
 ) -> Result<Vec<PodNetwork>> {
     let directory = tempfile::Builder::new().prefix("loden-bench-").tempdir();
-    let directory = directory.context("cannot make a temporary directory")?;
+    let directory = directory.context("cannot create a temporary directory")?;
     let place = directory.path().to_path_buf();
     daemons.directory = Some(directory);
     daemons.settings = settings;
@@ -78,46 +78,46 @@ pub(super) fn start(
 }
 
 impl Daemons {
-    /// For subjects that have none.
+    /// Returns an empty set, for subjects without daemons.
     pub(super) fn none() -> Self {
         Daemons { hosts: Vec::new(), directory: None, settings: (Backend::Vxlan, Network::Ordinary) }
     }
 
-    /// Where their files are; none for subjects without a daemon.
+    /// Returns the directory of the daemons' files; `None` for subjects without a daemon.
     pub(super) fn place(&self) -> Option<&Path> {
         self.directory.as_ref().map(TempDir::path)
     }
 
-    /// The process of the daemon with this number, from 1.
+    /// Returns the process of the daemon with this number, from 1.
     pub(super) fn process(&mut self, number: usize) -> Result<&mut Process> {
         let daemon = number.checked_sub(1).and_then(|index| self.hosts.get_mut(index));
         daemon.map(|daemon| &mut daemon.process).context("no such daemon")
     }
 
-    /// Starts the daemon of `host`, which has ended, once more, and waits for nothing.
-    pub(super) fn start_again(&mut self, host: &Host, context: &Context) -> Result<()> {
+    /// Restarts the daemon of `host`, which has exited, without waiting for it.
+    pub(super) fn restart(&mut self, host: &Host, context: &Context) -> Result<()> {
         let place = self.place().context("no daemons")?.to_path_buf();
         let process = spawn(self.settings, host, &place, context)?;
         *self.process(host.number())? = process;
         Ok(())
     }
 
-    /// Counters files by host.
+    /// Returns the counters files by host.
     pub(super) fn counters_files(&self) -> impl Iterator<Item = (&str, &Path)> {
         self.hosts.iter().filter_map(|daemon| Some((daemon.host.as_str(), daemon.counters.as_deref()?)))
     }
 
-    /// Takes on a program of somebody else's.
+    /// Adds another project's program.
     pub(super) fn push(&mut self, host: String, process: Process) {
         self.hosts.push(Daemon { host, process, counters: None });
     }
 
-    /// An error if a daemon has ended.
+    /// Returns an error if a daemon has exited.
     pub(super) fn check(&mut self) -> Result<()> {
         for daemon in &mut self.hosts {
             if let Some(status) = daemon.process.try_wait()? {
                 bail!(
-                    "the program on host {} ended, {status}: {}",
+                    "the program on host {} exited ({status}): {}",
                     daemon.host,
                     daemon.process.stderr_tail()
                 );
@@ -133,11 +133,11 @@ impl Daemons {
             self.check()?;
             if let Ok(text) = std::fs::read_to_string(file) {
                 return pod_network(&text)
-                    .with_context(|| format!("{} is of no use: {text}", file.display()));
+                    .with_context(|| format!("{} lacks a subnet or an MTU: {text}", file.display()));
             }
             if Instant::now() > deadline {
-                let words: Vec<_> = self.hosts.iter().map(|daemon| daemon.process.stderr_tail()).collect();
-                bail!("loden run wrote no subnet file within {} s: {}", READY.as_secs(), words.join("\n"));
+                let logs: Vec<_> = self.hosts.iter().map(|daemon| daemon.process.stderr_tail()).collect();
+                bail!("loden run wrote no subnet file within {} s: {}", READY.as_secs(), logs.join("\n"));
             }
             thread::sleep(POLL);
         }
@@ -149,7 +149,7 @@ fn spawn(settings: (Backend, Network), host: &Host, place: &Path, context: &Cont
     command.args(arguments(settings, host, place)).args(&context.loden_args).stdout(Stdio::null());
     command.env("WIREGUARD_KEY_FILE", place.join(format!("{}.key", name(host))));
     Process::spawn(host.namespace(), &mut command)
-        .with_context(|| format!("cannot start {}; give its path by --loden", context.loden.display()))
+        .with_context(|| format!("cannot start {}; set its path with --loden", context.loden.display()))
 }
 
 fn arguments(settings: (Backend, Network), host: &Host, place: &Path) -> Vec<OsString> {
@@ -170,7 +170,7 @@ fn arguments(settings: (Backend, Network), host: &Host, place: &Path) -> Vec<OsS
     arguments
 }
 
-/// flannel's net-conf.json with nothing but the backend's type, so every default is flannel's.
+/// Returns flannel's net-conf.json with only the backend's type, so that every default is flannel's.
 fn net_config((backend, network): (Backend, Network)) -> String {
     let network = match network {
         Network::Ordinary => r#""Network":"10.5.0.0/16""#,
@@ -193,12 +193,12 @@ fn name(host: &Host) -> String {
     format!("h{}", host.number())
 }
 
-/// The store that the daemons share.
+/// Returns the path of the shared store.
 pub(super) fn store_file(place: &Path) -> PathBuf {
     place.join("leases.db")
 }
 
-/// Where `loden status` finds the daemons.
+/// Returns the directory in which `loden status` finds the daemons.
 pub(super) fn run_directory(place: &Path) -> PathBuf {
     place.join("run")
 }
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_network_configuration_is_flannels_json() {
+    fn the_network_configuration_is_in_flannels_json() {
         let udp = net_config((Backend::Udp, Network::Ordinary));
         assert_eq!(udp, r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#);
         let vxlan = net_config((Backend::Vxlan, Network::Large));

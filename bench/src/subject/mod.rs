@@ -1,5 +1,5 @@
-//! A system under test, standing on a testbed of its own: two hosts, a pod behind each, and whatever
-//! carries packets between them.
+//! A system under test on its own testbed: two hosts, each with a pod, and whatever carries packets between
+//! them.
 
 mod kernel;
 mod loden;
@@ -20,30 +20,30 @@ use crate::ethtool;
 use crate::interrupt::Interrupt;
 use crate::scenario::{Subject, Testbed};
 
-/// MTU of the underlay, in bytes: an ordinary Ethernet.
+/// MTU of the underlay in bytes, as on ordinary Ethernet.
 const UNDERLAY_MTU: u32 = 1500;
 
-/// What every subject is started with.
+/// The context in which every subject starts.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// The `loden` program.
     pub loden: PathBuf,
     /// Extra flags for `loden run`.
     pub loden_args: Vec<String>,
-    /// Raised when the user wants out; every wait looks at it.
+    /// Raised when the user interrupts the run; every wait checks it.
     pub interrupt: Interrupt,
 }
 
-/// A subject that carries packets. Dropping it stops its processes, then removes its namespaces.
+/// A running subject. Dropping it stops its processes, then removes its namespaces.
 pub struct Standing {
-    // Fields drop in this order: daemons before the namespaces they live in.
+    // Fields drop in this order: daemons before the namespaces that they run in.
     daemons: loden::Daemons,
     lab: Lab,
 }
 
 impl Standing {
-    /// Builds the testbed, starts the subject and connects the pods. `slot` tells apart subjects that
-    /// stand at the same time.
+    /// Builds the testbed, starts the subject and connects the pods. `slot` distinguishes subjects that run
+    /// at the same time.
     pub fn start(subject: Subject, testbed: Testbed, slot: usize, context: &Context) -> Result<Self> {
         let ordinary = |backend| (backend, Network::Ordinary);
         Self::build(testbed, slot, |lab, daemons| match subject {
@@ -58,7 +58,7 @@ impl Standing {
         })
     }
 
-    /// The same with loden's vxlan in a network that has room for ten thousand nodes.
+    /// Starts loden's vxlan backend in a network with room for ten thousand nodes.
     pub fn start_large(testbed: Testbed, slot: usize, context: &Context) -> Result<Self> {
         let settings = (Backend::Vxlan, Network::Large);
         Self::build(testbed, slot, |lab, daemons| loden::start(settings, lab, daemons, context))
@@ -84,59 +84,59 @@ impl Standing {
         Ok(Standing { daemons, lab })
     }
 
-    /// A host, by its number from 1.
+    /// Returns the host with this number, from 1.
     pub fn host(&self, number: usize) -> Result<&Host> {
         self.lab.hosts().iter().find(|host| host.number() == number).context("no such host")
     }
 
-    /// The store that the daemons share.
+    /// Returns the path of the shared store.
     pub fn store(&self) -> Result<PathBuf> {
         Ok(loden::store_file(self.daemons.place().context("no daemons")?))
     }
 
-    /// The daemon's process on a host.
+    /// Returns the process of a host's daemon.
     pub fn daemon(&mut self, number: usize) -> Result<&mut Process> {
         self.daemons.process(number)
     }
 
-    /// What the daemon on a host says of itself, as `loden status --json` has it.
+    /// Returns the status of a host's daemon, from `loden status --json`.
     pub fn status(&mut self, number: usize, context: &Context) -> Result<Value> {
         let pid = self.daemon(number)?.id();
         let place = self.daemons.place().context("no daemons")?;
         let mut command = Command::new(&context.loden);
         command.args(["status", "--json", "--run-dir"]).arg(loden::run_directory(place));
         let output = command.output().context("cannot run loden status")?;
-        let mut answer: Value =
-            serde_json::from_slice(&output.stdout).context("loden status answered no JSON")?;
-        let daemons = answer["daemons"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let mut status: Value =
+            serde_json::from_slice(&output.stdout).context("loden status printed no JSON")?;
+        let daemons = status["daemons"].as_array_mut().map(std::mem::take).unwrap_or_default();
         let own = daemons.into_iter().find(|daemon| daemon["pid"] == pid);
-        own.with_context(|| format!("process {pid} is none of the daemons that loden status shows"))
+        own.with_context(|| format!("loden status does not list process {pid}"))
     }
 
-    /// Starts the daemon on a host, which has ended, once more, and waits for nothing.
-    pub fn start_again(&mut self, number: usize, context: &Context) -> Result<()> {
+    /// Restarts a host's daemon, which has exited, without waiting for it.
+    pub fn restart(&mut self, number: usize, context: &Context) -> Result<()> {
         let host = self.lab.hosts().iter().find(|host| host.number() == number).context("no such host")?;
-        self.daemons.start_again(host, context)
+        self.daemons.restart(host, context)
     }
 
-    /// The namespace of pod A, which sends.
+    /// Returns the namespace of pod A, the client.
     pub fn client(&self) -> &Namespace {
         self.lab.hosts()[0].pod()
     }
 
-    /// The namespace of pod B, which answers, and its address.
+    /// Returns the namespace and address of pod B, the server.
     pub fn server(&self) -> Result<(&Namespace, IpAddr)> {
         let host = &self.lab.hosts()[1];
         let address = host.pod_addresses().first().context("pod B has no address")?;
         Ok((host.pod(), *address))
     }
 
-    /// The counters files of the daemons, by host; empty for subjects without a daemon.
+    /// Returns the counters files of the daemons by host; empty for subjects without a daemon.
     pub fn counters_files(&self) -> impl Iterator<Item = (&str, &Path)> {
         self.daemons.counters_files()
     }
 
-    /// An error with the daemon's last words if one has ended.
+    /// Returns an error with the last lines of a daemon's log if it has exited.
     pub fn check(&mut self) -> Result<()> {
         self.daemons.check()
     }
@@ -148,14 +148,14 @@ fn make_wire_like(lab: &Lab) -> Result<()> {
         let arguments = ethtool::set_features(host.uplink(), &ethtool::WIRE_LIKE);
         let output = host.namespace().output(Command::new(&ethtool).args(&arguments))?;
         if !output.status.success() {
-            let answer = String::from_utf8_lossy(&output.stderr);
-            bail!("ethtool {}: {}", arguments.join(" "), answer.trim());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("ethtool {}: {}", arguments.join(" "), stderr.trim());
         }
     }
     Ok(())
 }
 
-/// Pod networks of hosts without an allocator: 10.5.N.0/24 for host N.
+/// Returns the pod networks of subjects without an allocator: 10.5.N.0/24 for host N.
 fn fixed_networks(lab: &Lab, mtu: u32) -> Result<Vec<PodNetwork>> {
     let subnet = |number: usize| format!("10.5.{number}.0/24").parse();
     let network = |number| Ok(PodNetwork { ipv4: Some(subnet(number)?), ipv6: None, mtu });

@@ -1,12 +1,12 @@
-//! No tunnel at all: each host routes the other's pods to the other's address, as host-gw does. What
-//! is lost against this is the price of a tunnel.
+//! No tunnel: each host routes the other's pods to the other's address, as host-gw does. The difference to
+//! this subject is the cost of a tunnel.
 
 use anyhow::Result;
 use lab::{Lab, PodNetwork, Route};
 
 use super::{UNDERLAY_MTU, fixed_networks};
 
-/// Sets the routes; pods get the whole MTU of the underlay.
+/// Adds the routes; pods get the full MTU of the underlay.
 pub(super) fn start(lab: &Lab) -> Result<Vec<PodNetwork>> {
     let networks = fixed_networks(lab, UNDERLAY_MTU)?;
     for host in lab.hosts() {

@@ -1,4 +1,5 @@
-//! Other userspace implementations of WireGuard, each a program that makes a device and is set up by `wg`.
+//! Other userspace implementations of WireGuard, each a program that creates a device and is configured by
+//! `wg`.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,21 +12,21 @@ use super::{Context, UNDERLAY_MTU, fixed_networks, loden};
 
 /// flannel's port.
 const PORT: u16 = 51820;
-/// What flannel subtracts for WireGuard.
+/// flannel's overhead for WireGuard.
 const OVERHEAD: u32 = 80;
-/// How long a program may take to make its device.
+/// Time limit for a program to create its device.
 const READY: Duration = Duration::from_secs(10);
-/// How often a waiting harness looks.
+/// Polling interval of a waiting harness.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A program that speaks WireGuard in userspace.
+/// A userspace implementation of WireGuard.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Program {
     /// The reference implementation in Go.
     WireguardGo,
-    /// Cloudflare's.
+    /// Cloudflare's implementation.
     Boringtun,
-    /// Mullvad's.
+    /// Mullvad's implementation.
     Gotatun,
 }
 
@@ -43,8 +44,8 @@ impl Program {
     }
 }
 
-/// Starts the program on both hosts and makes them each other's peer. Programs started before an error are in
-/// `daemons` and end with it.
+/// Starts the program on both hosts and configures them as peers. Programs started before an error are in
+/// `daemons` and stop when it is dropped.
 pub(super) fn start(
     program: Program,
     lab: &Lab,
@@ -53,14 +54,14 @@ pub(super) fn start(
 ) -> Result<Vec<PodNetwork>> {
     let networks = fixed_networks(lab, UNDERLAY_MTU - OVERHEAD)?;
     let directory = tempfile::Builder::new().prefix("loden-bench-").tempdir();
-    let directory = directory.context("cannot make a temporary directory")?;
+    let directory = directory.context("cannot create a temporary directory")?;
     let mut publics = Vec::new();
     for host in lab.hosts() {
         let device = device(program, host);
         let mut command = program.command(&device);
         let name = command.get_program().to_string_lossy().into_owned();
         let process = Process::spawn(host.namespace(), &mut command)
-            .with_context(|| format!("cannot start {name}: install it, or leave it out by --subjects"))?;
+            .with_context(|| format!("cannot start {name}: install it, or leave it out of --subjects"))?;
         daemons.push(format!("h{}", host.number()), process);
         await_device(host, &device, daemons, context)?;
         let key = directory.path().join(&device);
@@ -90,15 +91,16 @@ pub(super) fn start(
         shell(
             host,
             &format!(
-                "ip addr add {base}/32 dev {device}; ip link set {device} mtu {mtu} up; ip route add 10.5.0.0/16 dev {device}"
+                "ip addr add {base}/32 dev {device}; ip link set {device} mtu {mtu} up; ip route add \
+                 10.5.0.0/16 dev {device}"
             ),
         )?;
     }
     Ok(networks)
 }
 
-/// The control sockets of all programs lie in one directory, whatever the namespace, and a program ends when another one
-/// takes its socket's place.
+/// Returns a device name unique on the machine: the control sockets of all programs share one directory,
+/// regardless of namespaces, and a program exits when another replaces its socket.
 fn device(program: Program, host: &Host) -> String {
     let letter = match program {
         Program::WireguardGo => 'w',
@@ -110,7 +112,7 @@ fn device(program: Program, host: &Host) -> String {
 
 fn await_device(host: &Host, device: &str, daemons: &mut loden::Daemons, context: &Context) -> Result<()> {
     let deadline = Instant::now() + READY;
-    // The control socket comes last.
+    // The control socket appears last.
     while shell(host, &format!("wg show {device}")).is_err() {
         context.interrupt.check()?;
         daemons.check()?;

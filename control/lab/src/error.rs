@@ -1,9 +1,9 @@
-//! One error: what was tried, what the system answered, what to do next.
+//! The error of this crate: the attempted operation, the system's error, and what to do next.
 
 use std::fmt::Display;
 use std::io;
 
-/// Why the lab could not do something. Prints as one line.
+/// A failed operation. Prints on one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{tried}: {answered}{}", next.as_deref().map(|next| format!("; {next}")).unwrap_or_default())]
 pub struct Error {
@@ -14,24 +14,24 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error whose cause is something else than a system call.
+    /// Creates an error that was not caused by a system call.
     pub fn new(tried: impl Into<String>, answered: impl Display) -> Self {
         Error { tried: tried.into(), answered: answered.to_string(), next: None, code: None }
     }
 
-    /// An error that the system answered; keeps its number for [`Error::code`].
+    /// Creates an error from a system error, whose number [`Error::code`] returns.
     pub fn system(tried: impl Into<String>, answered: impl Into<io::Error>) -> Self {
         let answered = answered.into();
         Error { code: answered.raw_os_error(), ..Error::new(tried, answered) }
     }
 
-    /// Adds what the reader can do about it.
+    /// Adds what the user can do about the error.
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
     }
 
-    /// The number of the system's error (`errno`), if it was one.
+    /// Returns the number of the system error (`errno`), if there is one.
     pub fn code(&self) -> Option<i32> {
         self.code
     }

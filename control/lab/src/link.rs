@@ -16,60 +16,60 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Ro
 
 use crate::{Error, Namespace};
 
-/// A link-layer address.
+/// A MAC address.
 pub type Mac = [u8; 6];
 
-/// A device as the kernel shows it.
+/// A device as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Interface index, unique within its namespace.
     pub index: u32,
     /// Device name.
     pub name: String,
-    /// Largest packet it carries, in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Link-layer address; zeros on a device without one.
+    /// MAC address; zeros on a device without one.
     pub mac: Mac,
-    /// Set up by the administrator (`IFF_UP`).
+    /// Whether the device is administratively up (`IFF_UP`).
     pub up: bool,
 }
 
-/// A route for the main table. Give a gateway, a device, or both.
+/// A route for the main table, with a gateway, a device or both.
 #[derive(Clone, Debug)]
 pub struct Route<'a> {
-    /// Where it leads.
+    /// The destination.
     pub destination: IpNetwork,
     /// The next hop.
     pub via: Option<IpAddr>,
-    /// The device; without it the kernel finds it from the gateway.
+    /// The device; if `None`, the kernel derives it from the gateway.
     pub device: Option<&'a str>,
-    /// The gateway is reached through the device although no address says so.
+    /// Whether the gateway is on the device's link although no address covers it.
     pub onlink: bool,
 }
 
-/// Makes a veth pair with one end in each namespace, both with `mtu` bytes and up.
+/// Creates a veth pair with one end in each namespace, both up and with an MTU of `mtu` bytes.
 pub fn veth(left: (&Namespace, &str), right: (&Namespace, &str), mtu: u32) -> Result<(), Error> {
-    let tried = format!("make veth {} in {} to {} in {}", left.1, left.0.name(), right.1, right.0.name());
+    let tried = format!("create veth {} in {} to {} in {}", left.1, left.0.name(), right.1, right.0.name());
     let handle = std::fs::File::open(right.0.path()).map_err(|error| Error::system(&tried, error))?;
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(right.1.to_owned())
         .mtu(mtu)
         .setns_by_fd(handle.as_raw_fd())
         .build();
-    // `LinkVeth::new` takes only a name for the peer; the message carries its namespace as well.
+    // `LinkVeth::new` accepts only a name for the peer; the message holds its namespace as well.
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(left.1.to_owned())
         .mtu(mtu)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
     left.0.request(tried, |handle| async move { handle.link().add(message).execute().await })?;
-    // Not in the request itself: an end cannot be up before the other exists (ENOTCONN).
+    // Not in the request itself, because an end cannot be up before the other exists (ENOTCONN).
     left.0.set_up(left.1)?;
     right.0.set_up(right.1)
 }
 
 impl Namespace {
-    /// All devices of the namespace, by index.
+    /// Lists all devices of the namespace, by index.
     pub fn links(&self) -> Result<Vec<Link>, Error> {
         let messages: Vec<LinkMessage> = self
             .request(format!("list the devices of {}", self.name()), |handle| async move {
@@ -80,7 +80,7 @@ impl Namespace {
         Ok(links)
     }
 
-    /// The device called `name`; an error if there is none.
+    /// Finds the device named `name`; an error if there is none.
     pub fn link(&self, name: &str) -> Result<Link, Error> {
         let wanted = name.to_owned();
         let found = self.request(format!("find device {name} in {}", self.name()), |handle| async move {
@@ -89,21 +89,21 @@ impl Namespace {
         found
             .as_ref()
             .map(link_of)
-            .ok_or_else(|| Error::new(format!("find device {name} in {}", self.name()), "no answer"))
+            .ok_or_else(|| Error::new(format!("find device {name} in {}", self.name()), "no reply"))
     }
 
-    /// Makes a bridge and sets it up. It floods multicast, as a plain switch does; spanning tree is off,
-    /// the kernel's default.
+    /// Creates a bridge and sets it up. The bridge floods multicast as a plain switch does; spanning tree is
+    /// off, the kernel's default.
     pub fn add_bridge(&self, name: &str) -> Result<(), Error> {
         // Snooping without a querier may starve IPv6 neighbour discovery.
         let flood = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(0)]);
         let message = LinkBridge::new(name).set_info_data(flood).up().build();
-        self.request(format!("make bridge {name} in {}", self.name()), |handle| async move {
+        self.request(format!("create bridge {name} in {}", self.name()), |handle| async move {
             handle.link().add(message).execute().await
         })
     }
 
-    /// Makes `device` a port of `bridge`.
+    /// Attaches `device` to `bridge` as a port.
     pub fn set_bridge(&self, device: &str, bridge: &str) -> Result<(), Error> {
         let bridge = self.link(bridge)?.index;
         self.change(device, "attach", |link| link.controller(bridge))
@@ -119,17 +119,17 @@ impl Namespace {
         self.change(device, "set down", |link| link.down())
     }
 
-    /// Sets the device's MTU, in bytes.
+    /// Sets the device's MTU in bytes.
     pub fn set_mtu(&self, device: &str, mtu: u32) -> Result<(), Error> {
         self.change(device, &format!("set MTU {mtu} on"), |link| link.mtu(mtu))
     }
 
-    /// Sets the device's link-layer address.
+    /// Sets the device's MAC address.
     pub fn set_mac(&self, device: &str, mac: Mac) -> Result<(), Error> {
-        self.change(device, "set the address of", |link| link.address(mac.to_vec()))
+        self.change(device, "set the MAC address of", |link| link.address(mac.to_vec()))
     }
 
-    /// Deletes the device; the other end of a veth pair goes with it.
+    /// Deletes the device, and with it the other end of a veth pair.
     pub fn delete_link(&self, device: &str) -> Result<(), Error> {
         let index = self.link(device)?.index;
         self.request(format!("delete {device} in {}", self.name()), |handle| async move {
@@ -137,8 +137,8 @@ impl Namespace {
         })
     }
 
-    /// Adds an address; `address` carries the prefix length. IPv6 addresses are usable at once (no
-    /// duplicate address detection).
+    /// Adds an address with the prefix length of `address`. IPv6 addresses are usable at once (no duplicate
+    /// address detection).
     pub fn add_address(&self, device: &str, address: IpNetwork) -> Result<(), Error> {
         let index = self.link(device)?.index;
         self.request(format!("add {address} to {device} in {}", self.name()), |handle| async move {
@@ -150,7 +150,7 @@ impl Namespace {
         })
     }
 
-    /// Adds a route to the main table, or replaces the one with the same destination.
+    /// Adds a route to the main table, replacing any route to the same destination.
     pub fn add_route(&self, route: &Route<'_>) -> Result<(), Error> {
         let tried = format!("add route to {} in {}", route.destination, self.name());
         let mut builder = RouteMessageBuilder::<IpAddr>::new()
@@ -180,7 +180,7 @@ impl Namespace {
         })
     }
 
-    /// Adds a permanent entry to a device's own forwarding table: frames for `mac` go to `remote`.
+    /// Adds a permanent entry to a device's own forwarding database: frames for `mac` go to `remote`.
     pub fn add_fdb(&self, device: &str, mac: Mac, remote: IpAddr) -> Result<(), Error> {
         let index = self.link(device)?.index;
         self.request(format!("add fdb entry to {remote} on {device} in {}", self.name()), |handle| {
@@ -189,7 +189,7 @@ impl Namespace {
         })
     }
 
-    /// Runs one netlink request and words its error.
+    /// Runs one netlink request and adds the operation to its error.
     pub(crate) fn request<R, Work, Answer>(&self, tried: String, work: Work) -> Result<R, Error>
     where
         R: Send,

@@ -1,4 +1,4 @@
-//! A network namespace that has a name under `/run/netns`, as iproute2 makes them.
+//! A named network namespace under `/run/netns`, as iproute2 creates them.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -15,11 +15,11 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::Error;
 
-/// Where named namespaces live; the place is iproute2's convention (`NETNS_RUN_DIR`).
+/// The directory of named namespaces, by iproute2's convention (`NETNS_RUN_DIR`).
 pub const NETNS_DIRECTORY: &str = "/run/netns";
 
-/// A named network namespace with `lo` up. Dropping it removes the name; the kernel frees the namespace
-/// and its devices when the last process and socket inside are gone.
+/// A named network namespace with `lo` up. Dropping it removes the name; the kernel frees the namespace and
+/// its devices once the last process and socket inside are gone.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -29,9 +29,9 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespace `name`. Fails if the name is taken or the rights are missing.
+    /// Creates the namespace `name`. Fails if the name is taken or privileges are missing.
     pub fn create(name: &str) -> Result<Self, Error> {
-        let tried = format!("make network namespace {name}");
+        let tried = format!("create network namespace {name}");
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(Error::new(tried, "not a plain file name"));
         }
@@ -42,8 +42,8 @@ impl Namespace {
             let error = Error::system(&tried, error);
             if taken { error.next(format!("remove it with `ip netns delete {name}`")) } else { error }
         })?;
-        if let Err(error) = bind_fresh(&path) {
-            // The empty file is ours: without the bind mount nothing refers to it.
+        if let Err(error) = bind_new(&path) {
+            // Without the bind mount, nothing refers to our empty file.
             let _ = fs::remove_file(&path);
             return Err(error);
         }
@@ -60,8 +60,8 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Opens an existing namespace by name, for example one left by `loden demo --keep`. Dropping the
-    /// value leaves the namespace alone.
+    /// Opens an existing namespace by name, for example one left by `loden demo --keep`. Dropping the value
+    /// does not remove the namespace.
     pub fn open(name: &str) -> Result<Self, Error> {
         let path = Path::new(NETNS_DIRECTORY).join(name);
         let handle = File::open(&path)
@@ -69,7 +69,7 @@ impl Namespace {
         Ok(Namespace { name: name.to_owned(), path, handle, removed_on_drop: false })
     }
 
-    /// The names of all namespaces under [`NETNS_DIRECTORY`] that begin with `prefix`, sorted.
+    /// Lists the names of all namespaces under [`NETNS_DIRECTORY`] that start with `prefix`, sorted.
     pub fn names(prefix: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(NETNS_DIRECTORY) else { return Vec::new() };
         let mut names: Vec<String> = entries
@@ -80,33 +80,33 @@ impl Namespace {
         names
     }
 
-    /// Removes a namespace by name; a name that is not there is no error.
+    /// Removes a namespace by name, if it exists.
     pub fn remove(name: &str) -> Result<(), Error> {
         let path = Path::new(NETNS_DIRECTORY).join(name);
         unbind(&path);
         if path.exists() {
-            return Err(Error::new(format!("remove network namespace {name}"), "it is still there"));
+            return Err(Error::new(format!("remove network namespace {name}"), "it still exists"));
         }
         Ok(())
     }
 
-    /// The name under [`NETNS_DIRECTORY`].
+    /// Returns the name under [`NETNS_DIRECTORY`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The path to hand to `nsenter --net=PATH`.
+    /// Returns the path for `nsenter --net=PATH`.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Leaves the namespace in place when this value is dropped.
+    /// Keeps the namespace when this value is dropped.
     pub fn keep(&mut self) {
         self.removed_on_drop = false;
     }
 
-    /// Runs `work` on a thread of its own inside the namespace and returns what it returns. Threads and
-    /// sockets that `work` makes belong to the namespace. A panic of `work` is passed on.
+    /// Runs `work` on its own thread inside the namespace and returns its result. Threads and sockets that
+    /// `work` creates belong to the namespace. A panic in `work` is propagated.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R, Error> {
         let inside = || -> Result<R, Error> {
             setns(self.handle.as_fd(), CloneFlags::CLONE_NEWNET)
@@ -124,26 +124,26 @@ impl Namespace {
 
     /// Starts `command` inside the namespace.
     ///
-    /// The child is made by a thread that has entered the namespace, because a hook between fork and exec
-    /// would need unsafe code.
+    /// The child is started by a thread that has entered the namespace, because a hook between fork and exec
+    /// would require unsafe code.
     pub fn spawn(&self, command: &mut Command) -> Result<Child, Error> {
         let tried = format!("start {} in {}", command.get_program().to_string_lossy(), self.name);
         self.run(|| command.spawn())?.map_err(|error| Error::system(tried, error))
     }
 
-    /// Runs `command` inside the namespace to its end and returns its output.
+    /// Runs `command` inside the namespace to completion and returns its output.
     pub fn output(&self, command: &mut Command) -> Result<Output, Error> {
         let tried = format!("run {} in {}", command.get_program().to_string_lossy(), self.name);
         self.run(|| command.output())?.map_err(|error| Error::system(tried, error))
     }
 
-    /// Runs `command` inside the namespace to its end, with this process's input and output.
+    /// Runs `command` inside the namespace to completion, with this process's input and output.
     pub fn status(&self, command: &mut Command) -> Result<ExitStatus, Error> {
         let tried = format!("run {} in {}", command.get_program().to_string_lossy(), self.name);
         self.run(|| command.status())?.map_err(|error| Error::system(tried, error))
     }
 
-    /// Runs `work` with a route netlink connection that was opened inside the namespace.
+    /// Runs `work` with a route netlink connection opened inside the namespace.
     pub fn netlink<R, Work, Answer>(&self, work: Work) -> Result<R, Error>
     where
         R: Send,
@@ -167,15 +167,15 @@ impl Namespace {
         })?
     }
 
-    /// Sets a kernel variable of the namespace, named as in `sysctl`: `net.ipv4.ip_forward`, with `/`
-    /// in place of a dot that belongs to a device name.
+    /// Sets a sysctl of the namespace, such as `net.ipv4.ip_forward`, with `/` in place of a dot that belongs
+    /// to a device name.
     pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), Error> {
         let path = sysctl_path(name);
         self.run(|| fs::write(&path, value))?
             .map_err(|error| Error::system(format!("set {name} to {value} in {}", self.name), error))
     }
 
-    /// Reads a kernel variable of the namespace, without its line end.
+    /// Reads a sysctl of the namespace, without the trailing newline.
     pub fn sysctl(&self, name: &str) -> Result<String, Error> {
         let path = sysctl_path(name);
         self.run(|| fs::read_to_string(&path))?
@@ -192,12 +192,12 @@ impl Drop for Namespace {
     }
 }
 
-/// Makes [`NETNS_DIRECTORY`] a shared mount point, so that a namespace unmounted here is unmounted in
-/// every mount namespace. iproute2 does the same before its first namespace; doing it later would leave
-/// earlier mounts hidden below. The returned lock keeps other makers of namespaces waiting.
+/// Makes [`NETNS_DIRECTORY`] a shared mount point, so that a namespace unmounted here is unmounted in every
+/// mount namespace. iproute2 does the same before its first namespace; doing it later would hide earlier
+/// mounts. The returned lock blocks other processes that create namespaces.
 fn prepare_directory() -> Result<Flock<File>, Error> {
     let tried = || format!("prepare {NETNS_DIRECTORY}");
-    let next = "run as root, or call from a user namespace of your own";
+    let next = "run as root, or in your own user namespace";
     fs::create_dir_all(NETNS_DIRECTORY).map_err(|error| Error::system(tried(), error).next(next))?;
     let directory = File::open(NETNS_DIRECTORY).map_err(|error| Error::system(tried(), error))?;
     let lock = Flock::lock(directory, FlockArg::LockExclusive)
@@ -217,32 +217,33 @@ fn prepare_directory() -> Result<Flock<File>, Error> {
     Ok(lock)
 }
 
-/// Makes a network namespace on a thread of its own and binds it to the file at `path`.
-fn bind_fresh(path: &Path) -> Result<(), Error> {
-    let tried = || format!("make network namespace {}", path.display());
-    let make = || {
+/// Creates a network namespace on its own thread and binds it to the file at `path`.
+fn bind_new(path: &Path) -> Result<(), Error> {
+    let tried = || format!("create network namespace {}", path.display());
+    let create = || {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let nothing: Option<&str> = None;
         mount(Some("/proc/thread-self/ns/net"), path, nothing, MsFlags::MS_BIND, nothing)
     };
     thread::scope(|scope| {
         let worker = thread::Builder::new()
-            .spawn_scoped(scope, make)
+            .spawn_scoped(scope, create)
             .map_err(|error| Error::system(tried(), error))?;
         worker
             .join()
             .unwrap_or_else(|panic| resume_unwind(panic))
-            .map_err(|errno| Error::system(tried(), errno).next("CAP_SYS_ADMIN is needed: run as root"))
+            .map_err(|errno| Error::system(tried(), errno).next("run as root: CAP_SYS_ADMIN is needed"))
     })
 }
 
-/// Both steps are tried whatever the first says: a half-made namespace has only the file.
+/// Unmounts and removes the file of a namespace. Both steps are always tried, because a half-created
+/// namespace has only the file.
 fn unbind(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_DETACH);
     let _ = fs::remove_file(path);
 }
 
-/// `net.ipv4.conf.eth0.rp_filter` is a path with dots for slashes, and slashes for the dots of names.
+/// Converts a name such as `net.ipv4.conf.eth0.rp_filter` into a path: dots become slashes, and slashes dots.
 fn sysctl_path(name: &str) -> PathBuf {
     let path: String = name
         .chars()

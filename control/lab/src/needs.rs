@@ -1,10 +1,10 @@
-//! What a test needs of the machine that it runs on.
+//! Requirements of a test for the machine that it runs on.
 
 use std::path::{Path, PathBuf};
 
 use crate::userns;
 
-/// The needs of a test that the machine does not meet.
+/// The requirements of a test that the machine does not meet.
 ///
 /// ```no_run
 /// # use lab::Needs;
@@ -12,24 +12,24 @@ use crate::userns;
 ///     return;
 /// }
 /// ```
-#[must_use = "ask whether they are met"]
+#[must_use = "call `are_met`"]
 #[derive(Debug, Default)]
 pub struct Needs {
     missing: Vec<String>,
 }
 
 impl Needs {
-    /// Requires what it takes to make namespaces and devices.
+    /// Requires the privileges to create namespaces and devices.
     pub fn root() -> Self {
         Needs::default().and("root", userns::privileged())
     }
 
-    /// Requires what it takes to make hosts of a [`crate::Lab`] with a TUN device each.
+    /// Requires everything for hosts of a [`crate::Lab`] with a TUN device each.
     pub fn hosts() -> Self {
         let exists = |path: &str| Path::new(path).exists();
         Needs::root()
             .and("/dev/net/tun (modprobe tun)", exists("/dev/net/tun"))
-            .and("IPv6 (it is switched off: ipv6.disable)", exists("/proc/net/if_inet6"))
+            .and("IPv6 (disabled by ipv6.disable)", exists("/proc/net/if_inet6"))
     }
 
     /// Requires programs in `PATH`.
@@ -37,7 +37,7 @@ impl Needs {
         programs.iter().fold(self, |needs, program| needs.and(*program, find(program).is_some()))
     }
 
-    /// Requires something else, which `is_there` or is not.
+    /// Requires anything else, which is met if `is_there`.
     pub fn and(mut self, what: impl Into<String>, is_there: bool) -> Self {
         if !is_there {
             self.missing.push(what.into());
@@ -45,8 +45,8 @@ impl Needs {
         self
     }
 
-    /// Returns true if nothing is missing. Otherwise prints what is; with `CI` in the environment that is a failure,
-    /// so that nothing is skipped there unseen.
+    /// Returns true if nothing is missing; otherwise prints what is. With `CI` in the environment it panics
+    /// instead, so that no test is skipped there unnoticed.
     pub fn are_met(self) -> bool {
         if self.missing.is_empty() {
             return true;
@@ -58,7 +58,8 @@ impl Needs {
     }
 }
 
-/// Returns where a program is. Debian keeps some where an ordinary user's `PATH` ends.
+/// Returns the path of a program. Searches also where Debian installs programs that an ordinary user's `PATH`
+/// lacks.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_and_nothing_else() {
+    fn only_missing_requirements_are_named() {
         let needs =
             Needs::default().programs(&["sh", "no-such-program"]).and("water", true).and("fire", false);
         assert_eq!(needs.missing, ["no-such-program", "fire"]);

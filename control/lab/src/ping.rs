@@ -1,4 +1,4 @@
-//! ICMP echo from inside a namespace, so that nothing needs the `ping` program.
+//! ICMP echo from inside a namespace, without the `ping` program.
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{Error, Namespace};
 
-/// RFC 792 and RFC 4443: type, code, checksum, identifier, sequence number.
+/// Length of type, code, checksum, identifier and sequence number (RFC 792, RFC 4443).
 const HEADER_LEN: usize = 8;
 const V4_REQUEST: u8 = 8;
 const V4_REPLY: u8 = 0;
@@ -18,22 +18,22 @@ const V4_TIME_EXCEEDED: u8 = 11;
 const V6_REQUEST: u8 = 128;
 const V6_REPLY: u8 = 129;
 
-/// ICMPv6 errors are the types below this one, RFC 4443 section 2.1.
+/// The first type that is not an error; lower types are (RFC 4443 section 2.1).
 const V6_FIRST_QUERY: u8 = 128;
 
-/// Echo identifiers are drawn from here, so that parallel pings in one namespace do not mix.
+/// The next echo identifier; distinct ones keep parallel pings in one namespace apart.
 static NEXT_ID: AtomicU16 = AtomicU16::new(1);
 
 impl Namespace {
-    /// Sends one echo request with `payload` bytes and waits at most `limit` for its reply; returns the
-    /// round-trip time. An ICMP error on the way is named in the error.
+    /// Sends one echo request with `payload` bytes and waits at most `limit` for the reply. Returns the
+    /// round-trip time; an ICMP error becomes part of the error.
     pub fn ping(&self, to: IpAddr, payload: usize, limit: Duration) -> Result<Duration, Error> {
         let tried = format!("ping {to} from {}", self.name());
         self.run(|| echo(to, payload, limit))?.map_err(|error| match error {
             Failure::System(error) => Error::system(tried, error),
-            Failure::Silence => Error::new(tried, format!("no reply within {} ms", limit.as_millis())),
-            Failure::Refused { from, kind, code } => {
-                Error::new(tried, format!("{from} answered with ICMP type {kind} code {code}"))
+            Failure::Timeout => Error::new(tried, format!("no reply within {} ms", limit.as_millis())),
+            Failure::Icmp { from, kind, code } => {
+                Error::new(tried, format!("{from} replied with ICMP type {kind} code {code}"))
             }
         })
     }
@@ -41,8 +41,8 @@ impl Namespace {
 
 enum Failure {
     System(std::io::Error),
-    Silence,
-    Refused { from: IpAddr, kind: u8, code: u8 },
+    Timeout,
+    Icmp { from: IpAddr, kind: u8, code: u8 },
 }
 
 impl From<std::io::Error> for Failure {
@@ -65,7 +65,7 @@ fn echo(to: IpAddr, payload: usize, limit: Duration) -> Result<Duration, Failure
     loop {
         let left = limit.saturating_sub(begin.elapsed());
         if left.is_zero() {
-            return Err(Failure::Silence);
+            return Err(Failure::Timeout);
         }
         socket.set_read_timeout(Some(left))?;
         let length = match socket.read(&mut buffer) {
@@ -87,7 +87,7 @@ fn request(to: IpAddr, id: u16, payload: usize) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
     let mut message = vec![kind, 0, 0, 0, high, low, 0, 1];
     message.extend((0..payload).map(|index| index as u8));
-    // The kernel fills in ICMPv6 checksums, RFC 3542 section 3.1.
+    // The kernel fills in ICMPv6 checksums (RFC 3542 section 3.1).
     if to.is_ipv4() {
         let checksum = checksum(&message).to_be_bytes();
         message[2..4].copy_from_slice(&checksum);
@@ -95,9 +95,9 @@ fn request(to: IpAddr, id: u16, payload: usize) -> Vec<u8> {
     message
 }
 
-/// What a received packet means for our request; `None` if it is about something else.
+/// Evaluates a received packet; `None` if it does not concern our request.
 fn verdict(to: IpAddr, request: &[u8], packet: &[u8]) -> Option<Result<(), Failure>> {
-    // A raw IPv4 socket hands over the IP header too, an IPv6 one does not.
+    // A raw IPv4 socket includes the IP header, an IPv6 one does not.
     let (from, message) = if to.is_ipv4() {
         let header_len = usize::from(packet.first()? & 0x0f) * 4;
         let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
@@ -115,19 +115,19 @@ fn verdict(to: IpAddr, request: &[u8], packet: &[u8]) -> Option<Result<(), Failu
             let quoted = message.get(HEADER_LEN..)?;
             let inner = quoted.get(usize::from(quoted.first()? & 0x0f) * 4..)?;
             let ours = inner.get(..HEADER_LEN) == request.get(..HEADER_LEN);
-            ours.then_some(Err(Failure::Refused { from, kind, code }))
+            ours.then_some(Err(Failure::Icmp { from, kind, code }))
         }
         (IpAddr::V6(_), kind) if kind < V6_FIRST_QUERY => {
-            // The quote is our IPv6 header, then our message with the kernel's checksum.
+            // The error quotes our IPv6 header, then our message with the kernel's checksum.
             let inner = message.get(HEADER_LEN + 40..)?;
             let ours = inner.first() == request.first() && inner.get(4..8) == request.get(4..8);
-            ours.then_some(Err(Failure::Refused { from, kind, code }))
+            ours.then_some(Err(Failure::Icmp { from, kind, code }))
         }
         _ => None,
     }
 }
 
-/// RFC 1071.
+/// Computes the Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noise_is_about_something_else() {
+    fn noise_does_not_concern_the_request() {
         let to = IpAddr::from([10, 0, 0, 1]);
         let sent = request(to, 7, 8);
         for length in 0..64 {

@@ -1,4 +1,4 @@
-//! A child process inside a namespace that does not outlive its value.
+//! A child process inside a namespace, stopped when its value is dropped.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,19 +13,19 @@ use nix::unistd::Pid;
 
 use crate::{Error, Namespace};
 
-/// How long a child may take to end after SIGTERM before it gets SIGKILL.
+/// Time that a child has to exit after SIGTERM before it gets SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often a waiting parent looks.
+/// Polling interval of a waiting parent.
 const POLL: Duration = Duration::from_millis(10);
 
-/// How much of a child's stderr an error text may quote, in bytes.
+/// Number of bytes of a child's stderr that an error may quote.
 const TAIL: u64 = 4096;
 
-/// A running child. Dropping it sends SIGTERM, and SIGKILL after five seconds, and collects it.
+/// A running child. Dropping it sends SIGTERM, after five seconds SIGKILL, and reaps the child.
 ///
-/// Its stderr goes to a file, so that the child never waits for a reader; its stdout goes where the
-/// command says. It has a process group of its own, so a Ctrl-C at the terminal reaches only the parent,
+/// The child's stderr goes to a file, so that it never blocks on a reader; stdout goes where the command
+/// sends it. The child has its own process group, so that Ctrl-C at the terminal reaches only the parent,
 /// which then stops its children in order.
 #[derive(Debug)]
 pub struct Process {
@@ -35,9 +35,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` in `namespace` with stderr in a file without a name.
+    /// Starts `command` in `namespace` with stderr in an unnamed file.
     pub fn spawn(namespace: &Namespace, command: &mut Command) -> Result<Self, Error> {
-        let log = tempfile::tempfile().map_err(|error| Error::system("make a temporary file", error))?;
+        let log = tempfile::tempfile().map_err(|error| Error::system("create a temporary file", error))?;
         Self::start(namespace, command, log)
     }
 
@@ -48,35 +48,35 @@ impl Process {
             .append(true)
             .create_new(true)
             .open(log)
-            .map_err(|error| Error::system(format!("make {}", log.display()), error))?;
+            .map_err(|error| Error::system(format!("create {}", log.display()), error))?;
         Self::start(namespace, command, file)
     }
 
     fn start(namespace: &Namespace, command: &mut Command, stderr: File) -> Result<Self, Error> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let writer = stderr.try_clone().map_err(|error| Error::system("share a file", error))?;
+        let writer = stderr.try_clone().map_err(|error| Error::system("duplicate a file", error))?;
         command.stdin(Stdio::null()).stderr(writer).process_group(0);
         let child = namespace.spawn(command)?;
         Ok(Process { child: Some(child), name, stderr })
     }
 
-    /// The process id; it stays the child's own until this value is dropped.
+    /// Returns the process ID, which stays the child's until this value is dropped.
     pub fn id(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    /// The child itself, for example to take its stdout.
+    /// Returns the child, for example to read its stdout.
     pub fn child(&mut self) -> Option<&mut Child> {
         self.child.as_mut()
     }
 
-    /// How it ended, or `None` while it runs.
+    /// Returns the exit status, or `None` while the child runs.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
         let Some(child) = &mut self.child else { return Ok(None) };
         child.try_wait().map_err(|error| Error::system(format!("wait for {}", self.name), error))
     }
 
-    /// Waits at most `limit` for the end.
+    /// Waits at most `limit` for the child to exit.
     pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>, Error> {
         let deadline = Instant::now() + limit;
         loop {
@@ -87,9 +87,9 @@ impl Process {
         }
     }
 
-    /// Sends a signal. A child that has ended is no error.
+    /// Sends a signal, unless the child has exited.
     pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
-        // A child that was not collected keeps its id, so the signal cannot reach a stranger.
+        // A child keeps its ID until it is reaped, so the signal cannot reach another process.
         if self.try_wait()?.is_some() || self.child.is_none() {
             return Ok(());
         }
@@ -97,7 +97,7 @@ impl Process {
             .map_err(|errno| Error::system(format!("send {signal} to {}", self.name), errno))
     }
 
-    /// Asks it to end with SIGTERM, forces it after five seconds, and returns how it ended.
+    /// Stops the child with SIGTERM, and with SIGKILL after five seconds. Returns the exit status.
     pub fn stop(&mut self) -> Result<Option<ExitStatus>, Error> {
         if self.child.is_none() {
             return Ok(None);
@@ -110,17 +110,17 @@ impl Process {
         self.wait(GRACE)
     }
 
-    /// Lets it run on when this value is dropped.
+    /// Leaves the child running. Returns its process ID.
     pub fn detach(mut self) -> u32 {
         let id = self.id();
         self.child = None;
         id
     }
 
-    /// The last 4 KiB of its stderr, from a line's start, without trailing blanks.
+    /// Returns the last 4 KiB of the child's stderr, starting at a full line and without trailing blanks.
     pub fn stderr_tail(&self) -> String {
         let read = || -> std::io::Result<(bool, Vec<u8>)> {
-            // The child's file position is ours too: read through a description of our own.
+            // Read through a new file description, because the child shares the position of ours.
             let mut file =
                 File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.stderr)))?;
             let length = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! Hosts joined by a switch, a pod behind each: the shape that the demo, the bench and the tests share.
+//! Hosts connected by a switch, each with a pod: the topology of the demo, the bench and the tests.
 //!
 //! ```text
 //!   pod 1            host 1                 switch                 host 2            pod 2
@@ -8,8 +8,8 @@
 //!  subnet+2        subnet+1   198.18.0.1                   198.18.0.2   subnet+1     subnet+2
 //! ```
 //!
-//! With [`Wiring::Direct`] one veth pair takes the switch's place. The tunnel device between `pod0` and
-//! `eth0` is not made here: it is what runs on the hosts.
+//! With [`Wiring::Direct`] a veth pair replaces the switch. The tunnel device between `pod0` and `eth0` is
+//! not created here: it belongs to the program under test on each host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,46 +17,47 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::{Error, Namespace, Route, veth};
 
-/// The host's device towards the other hosts.
+/// The host's device on the underlay.
 const UPLINK: &str = "eth0";
 
-/// The host's device towards its pod.
+/// The host's device to its pod.
 const POD_SIDE: &str = "pod0";
 
-/// The most hosts that one lab has: they share an IPv4 /24.
-const MOST_HOSTS: usize = 250;
+/// Maximum number of hosts, which share an IPv4 /24.
+const MAX_HOSTS: usize = 250;
 
-/// How the hosts are joined.
+/// The connection between hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wiring {
-    /// By a bridge in a namespace of its own.
+    /// A bridge in its own namespace.
     Switch,
-    /// By one veth pair; two hosts only.
+    /// One veth pair; two hosts only.
     Direct,
 }
 
-/// What to build.
+/// The topology to build.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    /// Namespace names are `PREFIX-h1`, `PREFIX-p1`, ... and `PREFIX-sw`; put the process id in.
+    /// Prefix of the namespaces' names `PREFIX-h1`, `PREFIX-p1`, ... and `PREFIX-sw`; should contain the
+    /// process ID.
     pub prefix: String,
-    /// How many hosts, 1 to 250.
+    /// Number of hosts, 1 to 250.
     pub hosts: usize,
-    /// How they are joined.
+    /// The connection between the hosts.
     pub wiring: Wiring,
     /// The MTU of the underlay, in bytes.
     pub underlay_mtu: u32,
 }
 
 impl Topology {
-    /// `hosts` hosts on a switch with MTU 1500, named by `prefix` and this process's id.
+    /// Describes `hosts` hosts on a switch with MTU 1500, named after `prefix` and this process's ID.
     pub fn new(prefix: &str, hosts: usize) -> Self {
         let prefix = format!("{prefix}{}", std::process::id());
         Topology { prefix, hosts, wiring: Wiring::Switch, underlay_mtu: 1500 }
     }
 }
 
-/// A built topology. Dropping it removes every namespace of it, and with them every device.
+/// A built topology. Dropping it removes all of its namespaces, and with them every device.
 #[derive(Debug)]
 pub struct Lab {
     hosts: Vec<Host>,
@@ -72,27 +73,27 @@ pub struct Host {
     pod_addresses: Vec<IpAddr>,
 }
 
-/// A pod's place in the network, as a CNI plugin would take it from `subnet.env`.
+/// The network of a pod, as a CNI plugin would take it from `subnet.env`.
 #[derive(Clone, Copy, Debug)]
 pub struct PodNetwork {
     /// The host's IPv4 pod subnet: base + 1 is the host's side, base + 2 the pod.
     pub ipv4: Option<Ipv4Network>,
-    /// The host's IPv6 pod subnet, used the same way.
+    /// The host's IPv6 pod subnet: base + 1 is the host's side, base + 2 the pod.
     pub ipv6: Option<Ipv6Network>,
     /// MTU of the pod's device, in bytes (`FLANNEL_MTU`).
     pub mtu: u32,
 }
 
 impl Lab {
-    /// Builds the hosts and their underlay, with forwarding on and reverse path checks off. Pods have no
+    /// Builds the hosts and their underlay, with forwarding on and reverse path filtering off. Pods have no
     /// device until [`Host::connect_pod`].
     pub fn build(topology: &Topology) -> Result<Self, Error> {
         let tried = || format!("build a lab of {} hosts", topology.hosts);
-        if topology.hosts == 0 || topology.hosts > MOST_HOSTS {
-            return Err(Error::new(tried(), format!("1 to {MOST_HOSTS} hosts are possible")));
+        if topology.hosts == 0 || topology.hosts > MAX_HOSTS {
+            return Err(Error::new(tried(), format!("the number of hosts must be 1 to {MAX_HOSTS}")));
         }
         if topology.wiring == Wiring::Direct && topology.hosts != 2 {
-            return Err(Error::new(tried(), "direct wiring joins exactly two"));
+            return Err(Error::new(tried(), "direct wiring connects exactly two hosts"));
         }
         let mut lab = Lab { hosts: Vec::with_capacity(topology.hosts), switch: None };
         for number in 1..=topology.hosts {
@@ -112,27 +113,27 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The hosts, the first with number 1.
+    /// Returns the hosts, numbered from 1.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
 
-    /// The hosts, for [`Host::connect_pod`].
+    /// Returns the hosts, for [`Host::connect_pod`].
     pub fn hosts_mut(&mut self) -> &mut [Host] {
         &mut self.hosts
     }
 
-    /// The switch's namespace, if there is one.
+    /// Returns the switch's namespace, if there is one.
     pub fn switch(&self) -> Option<&Namespace> {
         self.switch.as_ref()
     }
 
-    /// Every namespace of the lab.
+    /// Returns every namespace of the lab.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.hosts.iter().flat_map(|host| [&host.namespace, &host.pod]).chain(&self.switch)
     }
 
-    /// Leaves everything in place when this value is dropped.
+    /// Keeps all namespaces when this value is dropped.
     pub fn keep(&mut self) {
         for host in &mut self.hosts {
             host.namespace.keep();
@@ -145,7 +146,7 @@ impl Lab {
 
     fn join_by_switch(&mut self, topology: &Topology) -> Result<(), Error> {
         let switch = Namespace::create(&format!("{}-sw", topology.prefix))?;
-        // A switch that filters is no wire; the variables exist only with br_netfilter.
+        // A switch must not filter. The variables exist only with br_netfilter.
         for name in ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"] {
             let _ = switch.set_sysctl(name, "0");
         }
@@ -162,47 +163,47 @@ impl Lab {
 }
 
 impl Host {
-    /// Its place in the lab, from 1.
+    /// Returns the host's number in the lab, from 1.
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// The host's namespace.
+    /// Returns the host's namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// The pod's namespace.
+    /// Returns the pod's namespace.
     pub fn pod(&self) -> &Namespace {
         &self.pod
     }
 
-    /// The device towards the other hosts.
+    /// Returns the name of the device on the underlay.
     pub fn uplink(&self) -> &'static str {
         UPLINK
     }
 
-    /// The device towards the pod.
+    /// Returns the name of the device to the pod.
     pub fn pod_side(&self) -> &'static str {
         POD_SIDE
     }
 
-    /// The host's IPv4 address on the underlay, from the range for network tests (RFC 2544).
+    /// Returns the host's IPv4 address on the underlay, from the range for network tests (RFC 2544).
     pub fn underlay(&self) -> Ipv4Addr {
         self.underlay_network().ip()
     }
 
-    /// The host's IPv6 address on the underlay.
+    /// Returns the host's IPv6 address on the underlay.
     pub fn underlay6(&self) -> Ipv6Addr {
         self.underlay_network6().ip()
     }
 
-    /// The pod's addresses, IPv4 first; empty before [`Host::connect_pod`].
+    /// Returns the pod's addresses, IPv4 first; empty before [`Host::connect_pod`].
     pub fn pod_addresses(&self) -> &[IpAddr] {
         &self.pod_addresses
     }
 
-    /// Gives the pod its device, addresses and default routes, and the host the routes to it.
+    /// Gives the pod its device, addresses and default routes, and the host its routes to the pod.
     pub fn connect_pod(&mut self, network: &PodNetwork) -> Result<(), Error> {
         veth((&self.namespace, POD_SIDE), (&self.pod, UPLINK), network.mtu)?;
         if let Some(subnet) = network.ipv4 {
@@ -247,7 +248,7 @@ impl Host {
         ] {
             namespace.set_sysctl(name, value)?;
         }
-        // A kernel without IPv6 has none of these. A machine may hand `disable_ipv6` down to new namespaces.
+        // These fail on a kernel without IPv6. A machine may pass `disable_ipv6` on to new namespaces.
         for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0")] {
             for scope in ["all", "default"] {
                 let name = format!("net.ipv6.conf.{scope}.{name}");

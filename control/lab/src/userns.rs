@@ -1,5 +1,5 @@
-//! Rights for a user who is not root: a user namespace of one's own, with the mount and network
-//! namespaces that the lab needs inside it.
+//! Privileges for a user who is not root: a new user namespace, with the mount and network namespaces that
+//! the lab needs.
 
 use std::fs;
 
@@ -9,16 +9,16 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::Error;
 
-/// Bits of the effective capability set, `linux/capability.h`.
+/// Bits of the effective capability set (`linux/capability.h`).
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-/// What a reader can do when the kernel refuses.
-const NEXT: &str = "run it as root (sudo), or let users make namespaces: sysctl user.max_user_namespaces=10000 \
-                    and, where they exist, kernel.unprivileged_userns_clone=1 and \
-                    kernel.apparmor_restrict_unprivileged_userns=0";
+/// What the user can do if the kernel rejects the namespace.
+const NEXT: &str = "run as root (sudo), or let users create namespaces: \
+                    sysctl user.max_user_namespaces=10000 and, where they exist, \
+                    kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0";
 
-/// Whether this process may make network namespaces and devices as it is.
+/// Returns true if this process may create network namespaces and devices.
 pub fn privileged() -> bool {
     let needed = CAP_NET_ADMIN | CAP_SYS_ADMIN;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -29,17 +29,17 @@ pub fn privileged() -> bool {
     effective.is_some_and(|effective| effective & needed == needed)
 }
 
-/// Moves this process into a user namespace of its own, in which it is root, with a private `/run` and a
-/// network namespace. Afterwards everything in this crate works as for root, and vanishes with the last
-/// process inside. The machine's own network is out of sight.
+/// Moves this process into a new user namespace, in which it is root, with a private `/run` and a network
+/// namespace. Afterwards everything in this crate works as for root, and vanishes with the last process
+/// inside. The machine's own network is not visible.
 ///
-/// Call it before any thread starts: the kernel refuses it to a process with threads (EINVAL).
+/// Must be called before any thread starts, because the kernel rejects it in a process with threads (EINVAL).
 pub fn enter() -> Result<(), Error> {
     let (user, group) = (geteuid(), getegid());
-    let refused = |errno: nix::errno::Errno| Error::system("make a user namespace", errno).next(NEXT);
+    let rejected = |errno: nix::errno::Errno| Error::system("create a user namespace", errno).next(NEXT);
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
-        .map_err(refused)?;
-    // user_namespaces(7): a group map needs setgroups denied first.
+        .map_err(rejected)?;
+    // setgroups has to be denied before a group map is written (user_namespaces(7)).
     for (file, line) in [
         ("/proc/self/setgroups", "deny".to_owned()),
         ("/proc/self/uid_map", format!("0 {user} 1")),

@@ -1,5 +1,5 @@
-//! The kernel's own vxlan device with the entries that flannel's vxlan backend makes: the other end in
-//! interoperability tests, and the baseline in benchmarks.
+//! The kernel's vxlan device with the entries of flannel's vxlan backend: the peer in interoperability tests,
+//! and the baseline in benchmarks.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use rtnetlink::{Handle, LinkVxlan, RouteMessageBuilder};
 
 use crate::{Error, Mac, Namespace, Route};
 
-/// A kernel vxlan device as flannel makes it: no default destination, UDP checksums on.
+/// A kernel vxlan device as flannel creates it: no default destination, UDP checksums on.
 #[derive(Clone, Debug)]
 pub struct FlannelVxlan<'a> {
     /// Device name, `flannel.1` or `flannel-v6.1` in flannel.
@@ -20,33 +20,34 @@ pub struct FlannelVxlan<'a> {
     pub vni: u32,
     /// UDP port, 8472 in flannel on Linux.
     pub port: u16,
-    /// The device towards the other hosts.
+    /// The underlay device.
     pub parent: &'a str,
     /// This host's own address on the parent; its family is the tunnel's outer family.
     pub local: IpAddr,
-    /// The device's link-layer address, known to all peers.
+    /// The device's MAC address, known to all peers.
     pub mac: Mac,
     /// The base address of this host's pod subnet; set on the device as /32 or /128.
     pub address: IpAddr,
-    /// Device MTU: the parent's less 50 (IPv4 outside) or 70 (IPv6 outside).
+    /// Device MTU: the parent's minus 50 (outer IPv4) or 70 (outer IPv6).
     pub mtu: u32,
-    /// Whether it learns from what it receives, and refuses what comes from elsewhere than the entries say.
+    /// Whether the device learns from received packets, and drops packets whose source contradicts its
+    /// entries.
     pub learning: bool,
 }
 
-/// Another host as flannel enters it: neighbour, FDB entry, and a route on link.
+/// Another host as flannel configures it: a neighbour, an FDB entry and an onlink route.
 #[derive(Clone, Copy, Debug)]
 pub struct VxlanPeer {
     /// The peer's pod subnet; its first address is the next hop.
     pub subnet: IpNetwork,
-    /// The link-layer address of the peer's vxlan device.
+    /// The MAC address of the peer's vxlan device.
     pub mac: Mac,
     /// The peer's underlay address.
     pub remote: IpAddr,
 }
 
 impl Namespace {
-    /// Makes the device, gives it its address and sets it up.
+    /// Creates the device, adds its address and sets it up.
     pub fn add_flannel_vxlan(&self, vxlan: &FlannelVxlan<'_>) -> Result<(), Error> {
         let parent = self.link(vxlan.parent)?.index;
         let builder =
@@ -56,14 +57,14 @@ impl Namespace {
             IpAddr::V6(local) => builder.local6(local),
         };
         let message = builder.mtu(vxlan.mtu).address(vxlan.mac.to_vec()).build();
-        self.request(format!("make vxlan {} in {}", vxlan.name, self.name()), |handle| async move {
+        self.request(format!("create vxlan {} in {}", vxlan.name, self.name()), |handle| async move {
             handle.link().add(message).execute().await
         })?;
         self.add_address(vxlan.name, vxlan.address.into())?;
         self.set_up(vxlan.name)
     }
 
-    /// Enters a peer, in flannel's order: neighbour, FDB, route.
+    /// Adds a peer, in flannel's order: neighbour, FDB entry, route.
     pub fn add_vxlan_peer(&self, device: &str, peer: &VxlanPeer) -> Result<(), Error> {
         let base = peer.subnet.network();
         self.add_neighbour(device, base, peer.mac)?;
@@ -76,22 +77,22 @@ impl Namespace {
         })
     }
 
-    /// Enters many peers over one connection, `at_once` of them under way together. With one, each request waits for
-    /// the answer to the one before.
+    /// Adds many peers over one connection, `at_once` of them concurrently. With 1, each request waits for
+    /// the reply to the previous one.
     pub fn add_vxlan_peers(&self, device: &str, peers: &[VxlanPeer], at_once: usize) -> Result<(), Error> {
         let index = self.link(device)?.index;
         self.request(
-            format!("enter {} peers on {device} in {}", peers.len(), self.name()),
+            format!("add {} peers to {device} in {}", peers.len(), self.name()),
             |handle| async move {
                 stream::iter(peers.iter().map(Ok))
-                    .try_for_each_concurrent(at_once, |peer| enter(&handle, index, peer))
+                    .try_for_each_concurrent(at_once, |peer| add_peer(&handle, index, peer))
                     .await
             },
         )
     }
 }
 
-async fn enter(handle: &Handle, index: u32, peer: &VxlanPeer) -> Result<(), rtnetlink::Error> {
+async fn add_peer(handle: &Handle, index: u32, peer: &VxlanPeer) -> Result<(), rtnetlink::Error> {
     let base = peer.subnet.network();
     let neighbour = handle.neighbours().add(index, base).link_local_address(&peer.mac);
     neighbour.replace().execute().await?;

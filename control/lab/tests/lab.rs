@@ -1,6 +1,6 @@
-//! The lab on a real kernel: what it makes works, and nothing of it stays.
+//! The lab on a real kernel: everything works, and nothing is left behind.
 
-// clippy.toml allows it in test functions only, not in their helpers.
+// clippy.toml allows unwrap only in test functions, not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ use lab::{
     FlannelVxlan, Host, Lab, Namespace, Needs, PodNetwork, Process, Route, Topology, VxlanPeer, Wiring, veth,
 };
 
-/// Long enough for a busy machine; a success returns at once.
+/// Time limit, long enough for a busy machine; a success returns at once.
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[test]
@@ -34,14 +34,14 @@ fn a_dropped_namespace_leaves_nothing() {
 }
 
 #[test]
-fn names_that_are_paths_are_refused() {
+fn names_that_are_paths_are_rejected() {
     for name in ["", "a/b", "..", ".x"] {
         assert!(Namespace::create(name).is_err());
     }
 }
 
 #[test]
-fn a_panic_inside_is_passed_on_and_cleans_up() {
+fn a_panic_inside_is_propagated_and_cleans_up() {
     if !Needs::root().are_met() {
         return;
     }
@@ -184,7 +184,7 @@ fn kernel_vxlan_as_flannel_sets_it_up_carries_both_families() {
 }
 
 #[test]
-fn a_dropped_process_has_ended_and_its_stderr_was_kept() {
+fn a_dropped_process_has_exited_and_its_stderr_was_kept() {
     if !Needs::root().are_met() {
         return;
     }
@@ -205,7 +205,7 @@ fn a_dropped_process_has_ended_and_its_stderr_was_kept() {
 }
 
 #[test]
-fn a_process_that_ignores_sigterm_is_forced() {
+fn a_process_that_ignores_sigterm_is_killed() {
     if !Needs::root().are_met() {
         return;
     }
@@ -220,7 +220,7 @@ fn a_process_that_ignores_sigterm_is_forced() {
 }
 
 #[test]
-fn a_detached_process_runs_on() {
+fn a_detached_process_keeps_running() {
     if !Needs::root().are_met() {
         return;
     }
@@ -245,7 +245,7 @@ fn a_missing_program_is_named() {
 }
 
 #[test]
-fn impossible_topologies_are_refused() {
+fn impossible_topologies_are_rejected() {
     for (hosts, wiring) in [(0, Wiring::Switch), (251, Wiring::Switch), (3, Wiring::Direct)] {
         assert!(Lab::build(&Topology { wiring, ..Topology::new("never", hosts) }).is_err());
     }
@@ -284,7 +284,7 @@ fn connect_pods(lab: &mut Lab, mtu: u32) {
     }
 }
 
-/// Pings every ordered pair of pods in every family; returns how many pings were answered.
+/// Pings every ordered pair of pods in every family. Returns the number of replies.
 fn ping_all(lab: &Lab) -> usize {
     let mut answered = 0;
     for from in lab.hosts() {

@@ -192,7 +192,10 @@ async fn make_change(
         }
         Change::NoRouterAdvertisements => {
             if let Err(error) = fs::write(accept_ra(device), "0") {
-                tracing::warn!(device, %error, "cannot set accept_ra=0; the device still accepts router advertisements");
+                tracing::warn!(
+                    device, %error,
+                    "cannot set accept_ra=0; the device still accepts router advertisements"
+                );
             }
             return Ok(());
         }

@@ -35,9 +35,6 @@ pub enum ApplyError {
     /// The tunnel device is gone. Only the engine can create another.
     #[error("the device {0} has disappeared: another program removed it")]
     DeviceGone(String),
-    /// A removed device could not be recreated.
-    #[error("{0}")]
-    Closed(String),
     /// The kernel rejected a change that everything else depends on.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

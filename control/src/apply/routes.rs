@@ -1,5 +1,5 @@
-//! Kernel routes into a tunnel device, or directly to a peer through the underlay interface: observed, compared and
-//! changed. Which of them are ours is said in [`share`](super::share).
+//! Kernel routes into a tunnel device, or directly to a peer through the underlay interface: observes,
+//! compares and changes them. [`share`](super::share) defines which of them are ours.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -22,8 +22,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was applied with
-    /// so many `changes`.
+    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was
+    /// applied with this number of `changes`.
     pub(super) fn report_plan(&mut self, plan: &Plan, changes: usize) {
         let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();
         for lease in ignored.difference(&self.ignored) {
@@ -95,8 +95,6 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
             );
         }
         Event::OverlayDowngraded { tcp, udp } => {
-            let kept = |on| if on { "on" } else { "off" };
-            let (tcp, udp) = (kept(tcp), kept(udp));
             tracing::warn!(device, worker, tcp, udp, "the TUN rejected a super-packet; offloads reduced");
         }
         Event::PathLimited { peer, limit } => {

@@ -1,4 +1,4 @@
-//! How this host should look.
+//! The desired state of this host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

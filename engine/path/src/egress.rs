@@ -15,7 +15,7 @@ use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum;
 use crate::offload::fragment::{self, Whole};
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
-use crate::outbox::{Datagram, Outbox};
+use crate::outbox::{Destination, Outbox};
 use crate::reply::{self, Complaint};
 use crate::space::{bytes, bytes_mut};
 use crate::template::TEMPLATE_MAX;
@@ -150,7 +150,7 @@ pub fn queue(
     counters: &mut Direction,
 ) -> Verdict {
     let Bound { peer, inner, .. } = bound;
-    let datagram = Datagram {
+    let destination = Destination {
         peer: peer.id,
         to: peer.remote,
         lane: flow::lane(inner.flow_hash(), lanes),
@@ -159,7 +159,7 @@ pub fn queue(
     };
     let prefix = peer.template.len();
     if let Some(size) = bound.fragments {
-        return queue_fragments(arena, bound, size, &datagram, outbox, counters);
+        return queue_fragments(arena, bound, size, &destination, outbox, counters);
     }
     let Some(cut) = &bound.cut else {
         let mut end = bound.at + inner.len as u32;
@@ -172,7 +172,7 @@ pub fn queue(
         let start = bound.at - prefix as u32;
         peer.template.write(bytes_mut(arena, &(start..bound.at)), inner);
         end = end.max(start);
-        outbox.push(&datagram, start..end, end..end);
+        outbox.push(&destination, start..end, end..end);
         counters.segments += 1;
         return Verdict::ToUnderlay(1);
     };
@@ -182,7 +182,7 @@ pub fn queue(
     let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
         let template = header.start..header.start + prefix as u32;
         peer.template.write(bytes_mut(arena, &template), inner);
-        outbox.push(&datagram, header, payload);
+        outbox.push(&destination, header, payload);
         datagrams += 1;
     });
     outbox.space = space;
@@ -197,7 +197,7 @@ fn queue_fragments(
     arena: &mut [u8],
     bound: &Bound<'_>,
     size: u16,
-    datagram: &Datagram,
+    destination: &Destination,
     outbox: &mut Outbox,
     counters: &mut Direction,
 ) -> Verdict {
@@ -238,7 +238,7 @@ fn queue_fragments(
         fragment::fragment(arena, whole, prefix, size, &mut space, |arena, header, payload| {
             let template = header.start..header.start + prefix as u32;
             peer.template.write(bytes_mut(arena, &template), inner);
-            outbox.push(datagram, header, payload);
+            outbox.push(destination, header, payload);
             datagrams += 1;
         });
     }

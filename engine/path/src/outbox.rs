@@ -26,7 +26,7 @@ const REPLIES_MAX: usize = 16;
 
 /// The destination of a datagram.
 #[derive(Clone, Copy, Debug)]
-pub struct Datagram {
+pub struct Destination {
     /// The peer's number, which is faster to compare than its address.
     pub peer: PeerId,
     /// The peer's address.
@@ -66,13 +66,13 @@ struct Fill {
 }
 
 impl Fill {
-    /// Whether `datagram`, which has `size` bytes, fits the message.
+    /// Whether a datagram of `size` bytes for `destination` fits the message.
     #[inline]
-    fn accepts(self, message: &Transmit, datagram: &Datagram, size: u32, overhead: u32) -> bool {
+    fn accepts(self, message: &Transmit, destination: &Destination, size: u32, overhead: u32) -> bool {
         !self.full
-            && message.peer == datagram.peer
-            && message.lane == datagram.lane
-            && message.ecn == datagram.ecn
+            && message.peer == destination.peer
+            && message.lane == destination.lane
+            && message.ecn == destination.ecn
             && size <= u32::from(message.segment_size)
             && self.bytes + size + (u32::from(message.segments) + 1) * overhead <= BYTES_MAX
     }
@@ -127,13 +127,13 @@ impl Outbox {
 
     /// Queues a datagram that consists of a header span and a payload span, either of which may be empty.
     #[inline]
-    pub fn push(&mut self, datagram: &Datagram, header: Range<u32>, payload: Range<u32>) {
+    pub fn push(&mut self, destination: &Destination, header: Range<u32>, payload: Range<u32>) {
         let size = (header.end - header.start) + (payload.end - payload.start);
-        let Datagram { peer, to, lane, ecn } = *datagram;
+        let Destination { peer, to, lane, ecn } = *destination;
         let slot = (peer.0 as usize).wrapping_mul(31).wrapping_add(usize::from(lane)) % SLOTS;
         let open = usize::from(self.slots[slot]);
         let index = match self.messages[..self.live].get(open) {
-            Some(message) if self.fills[open].accepts(message, datagram, size, self.overhead) => open,
+            Some(message) if self.fills[open].accepts(message, destination, size, self.overhead) => open,
             _ => {
                 let index = self.live;
                 let Some(message) = self.messages.get_mut(index) else { return };
@@ -249,8 +249,13 @@ mod tests {
         Outbox::new(0..1 << 20)
     }
 
-    fn to(peer: u32, lane: u16) -> Datagram {
-        Datagram { peer: PeerId(peer), to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)), lane, ecn: 0 }
+    fn to(peer: u32, lane: u16) -> Destination {
+        Destination {
+            peer: PeerId(peer),
+            to: SocketAddr::from(([192, 0, 2, peer as u8], 8472)),
+            lane,
+            ecn: 0,
+        }
     }
 
     fn sizes(outbox: &Outbox) -> Vec<(u16, u16)> {
@@ -297,7 +302,7 @@ mod tests {
         outbox.push(&to(1, 0), 0..22, 100..200);
         outbox.push(&to(2, 0), 0..22, 100..200);
         outbox.push(&to(1, 0), 0..22, 100..200);
-        outbox.push(&Datagram { ecn: 1, ..to(1, 0) }, 0..22, 100..200);
+        outbox.push(&Destination { ecn: 1, ..to(1, 0) }, 0..22, 100..200);
         outbox.push(&to(1, 0), 0..22, 100..200);
         let order: Vec<_> = outbox.pending().iter().map(|m| (m.peer.0, m.ecn, m.segments)).collect();
         assert_eq!(order, [(1, 0, 2), (2, 0, 1), (1, 1, 1), (1, 0, 1)]);

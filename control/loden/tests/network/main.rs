@@ -1,4 +1,5 @@
-//! Packets between nodes: what arrives, what it looks like on the wire, what it costs, and what becomes of bad ones.
+//! Packets between nodes: what arrives, what it looks like on the wire, what it costs, and what becomes of
+//! bad ones.
 //!
 //! ```text
 //! backends         tests: host-gw, vxlan's direct routes, ipip, alloc and extension

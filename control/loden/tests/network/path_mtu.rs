@@ -152,7 +152,7 @@ fn real(case: Case) {
     verified(&cluster, 1, 2, inner_v6, BYTES);
     verified(&cluster, 2, 1, inner_v6, BYTES);
     assert!(common::unfragmented(&cluster, 1, 2, inner_v6, case.narrow));
-    await_until("the notice", || daemons[0].said("path MTU learned"));
+    await_until("the notice", || daemons[0].logged("path MTU learned"));
     let fragments = || cluster.shell(1, "grep -E 'FragCreates' /proc/net/snmp6; true");
     let before = fragments();
     if !inner_v6 {
@@ -181,7 +181,7 @@ fn forged(case: Case) {
     assert!(common::unfragmented(&cluster, 1, 2, inner_v6, case.wide));
     verified(&cluster, 1, 2, inner_v6, BYTES);
     assert!(common::unfragmented(&cluster, 1, 2, inner_v6, case.wide));
-    assert!(!daemons[0].said("path MTU learned"), "{}", daemons[0].words());
+    assert!(!daemons[0].logged("path MTU learned"), "{}", daemons[0].log_text());
     finish(daemons, case.device, |tunnel| {
         assert!(tunnel.unexplained_drops().is_empty(), "{:#?}", tunnel.nonzero());
         assert_eq!(tunnel.get("underlay.resent"), 0);
@@ -223,7 +223,7 @@ fn start(name: &str, case: Case, hosts: usize) -> Option<(Cluster, Vec<Daemon>)>
     let daemons: Vec<Daemon> = [1, 2].iter().map(|number| cluster.start(*number, &[])).collect();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={} peers=1", case.device);
-    await_until("the peers", || daemons.iter().all(|daemon| daemon.said(&applied)));
+    await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
     ping(&cluster, 1, 2, case.inner_v6);
     Some((cluster, daemons))
 }

@@ -1,4 +1,5 @@
-//! Nodes of a cluster: how they start, stop, restart and follow each other, whatever their store and their host do.
+//! Nodes of a cluster: how they start, stop, restart and follow each other, whatever their store and their
+//! host do.
 //!
 //! ```text
 //! run          tests: one or two nodes from start to stop

@@ -122,14 +122,18 @@ impl Crypt {
         (OVERHEAD + PADDING - 1) as u32
     }
 
-    /// Reads the clock and processes the keeper's mail. Returns whether waiting packets now have a session;
-    /// see [`Crypt::seal_staged`].
+    /// Reads the clock and processes the keeper's mail.
     #[inline]
-    pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
+    pub(crate) fn refresh(&mut self, counters: &mut Counters) {
         self.now = self.clock.now();
         if self.mailbox.is_full() {
             self.take_mail(counters);
         }
+    }
+
+    /// Whether waiting packets now have a session; see [`Crypt::seal_staged`].
+    #[inline]
+    pub(crate) fn has_unblocked(&self) -> bool {
         !self.unblocked.is_empty()
     }
 
@@ -156,6 +160,9 @@ impl Crypt {
                     };
                     let peer = self.peers.entry(id).or_insert_with(new);
                     (peer.endpoint, peer.reported) = (endpoint, endpoint);
+                    if peer.session.is_some() && !peer.staged.is_empty() {
+                        self.unblocked.push(id);
+                    }
                 }
                 ToWorker::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |peer| peer.staged.len());
@@ -353,20 +360,17 @@ impl Crypt {
             return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
         }
         let id = inbound.session.peer;
-        match inbound.session.receive_standing(self.now) {
-            Standing::Good => {}
-            Standing::Rekey => {
-                if self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
-                    inbound.session.retry_rekey();
-                }
-            }
-            Standing::Expired => return Err(DropReason::WgExpired),
+        if inbound.session.has_expired(self.now) {
+            return Err(DropReason::WgExpired);
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
         // If two workers open a first record at the same moment, the other one may have claimed the window.
         let ours = owner.is_some() || inbound.session.claim(self.worker);
         if !ours || !inbound.window.get_or_insert_default().accept(header.counter) {
             return Err(DropReason::WgReplay);
+        }
+        if inbound.session.is_rekey_due(self.now) && self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
+            inbound.session.retry_rekey();
         }
         let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {

@@ -1,10 +1,26 @@
 //! A worker's part alone: sealing, opening, and reports to the keeper.
 
+use std::net::Ipv4Addr;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use io::memory::{
+    self, Datagram, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle,
+};
+use path::encap::Format;
+use path::fib::{FibBuilder, PeerSpec};
 use path::wireguard::SecretKey;
 use path::wireguard::session::Keys;
+use wire::{ipv4, virtio};
 
 use super::*;
+use crate::config::{Switches, WaitPolicy};
+use crate::event::{self, Notifier};
+use crate::snapshot;
+use crate::status::Page;
+use crate::tunnel::{Parts, Sealing, Tunnel};
 use crate::wireguard::Settings;
+use crate::worker::{Wire, Worker};
 
 const MTU: u16 = 1420;
 
@@ -94,19 +110,158 @@ fn waiting_packets_are_sent_in_order_with_their_own_peers_session() {
             Arc::new(Pulse::default()),
         ));
     }
-    assert!(!crypt.refresh(&mut counters));
+    crypt.refresh(&mut counters);
+    assert!(!crypt.has_unblocked());
     for peer in [4, 5] {
         let slot = crypt.peers.get_mut(&PeerId(peer)).unwrap();
         slot.staged.extend([vec![peer as u8; 20].into(), vec![peer as u8; 30].into()] as [Box<[u8]>; 2]);
     }
     shared.mailboxes[0].put(ToWorker::Session(session(5, 50), true));
-    assert!(crypt.refresh(&mut counters), "a session has arrived");
+    crypt.refresh(&mut counters);
+    assert!(crypt.has_unblocked(), "a session has arrived");
     assert!(crypt.seal_staged());
     let sealed = crypt.sealed();
     let sent: Vec<_> = sealed.batch.iter().map(|one| (one.peer, one.to)).collect();
     assert_eq!(sent, [(PeerId(5), at(5)); 2]);
     assert_eq!(sealed.spans.iter().map(|span| span.end - span.start).collect::<Vec<_>>(), [64, 64], "padded");
     assert!(!crypt.seal_staged(), "no more");
-    assert!(!crypt.refresh(&mut counters));
+    crypt.refresh(&mut counters);
+    assert!(!crypt.has_unblocked());
     assert_eq!(crypt.peers[&PeerId(4)].staged.len(), 2, "still waiting");
+}
+
+/// Builds the record that the peer of `session` would send with this counter.
+fn from_peer(session: &Session, counter: u64, len: usize) -> Vec<u8> {
+    let keys = Keys { send: [2; 32], receive: [1; 32] };
+    let other = Session::new(PeerId(0), (session.remote, session.local), &keys, false, 1);
+    let mut record = vec![0; OVERHEAD + len.next_multiple_of(PADDING)];
+    other.seal(&mut record, len, usize::from(MTU), counter).unwrap();
+    record
+}
+
+/// Adds a peer with an address, and a session that is used for sending if `send` is true.
+fn add(shared: &Shared, peer: u32, session: &Arc<Session>, send: bool) {
+    shared.mailboxes[0].put(ToWorker::Peer(PeerId(peer), Some(at(1)), Arc::new(Pulse::default())));
+    shared.mailboxes[0].put(ToWorker::Session(Arc::clone(session), send));
+}
+
+#[test]
+fn only_an_authentic_record_requests_a_rekey() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut counters = Counters::default();
+    let session = session(4, 40);
+    add(&shared, 4, &session, true);
+    crypt.refresh(&mut counters);
+    crypt.now = 170_000;
+    let mut arrive = |crypt: &mut Crypt, mut record: Vec<u8>| {
+        let len = record.len() as u32;
+        crypt.open(&mut record, 0..len, at(1), 0, &mut counters).map(|opened| opened.is_some())
+    };
+    let mut forged = from_peer(&session, 0, 100);
+    forged[20] ^= 1;
+    assert_eq!(arrive(&mut crypt, forged), Err(DropReason::WgForged));
+    assert!(reports(&shared).is_empty(), "a forgery has no effect");
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Ok(true));
+    let wanted = |shared: &Shared| {
+        reports(shared).iter().filter(|mail| matches!(mail, FromWorker::Want(PeerId(4)))).count()
+    };
+    assert_eq!(wanted(&shared), 1);
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Err(DropReason::WgReplay));
+    session.retry_rekey();
+    assert_eq!(arrive(&mut crypt, from_peer(&session, 0, 100)), Err(DropReason::WgReplay));
+    assert_eq!(wanted(&shared), 0, "nor has a replay");
+}
+
+/// A worker with the tunnel of `crypt` over ports in memory, whose peer 4 has 10.2.0.0/16.
+fn worker(crypt: Crypt) -> (Worker<MemoryOverlay, MemoryUnderlay>, OverlayHandle, UnderlayHandle) {
+    let mut fib = FibBuilder::new(Format::Wireguard);
+    let peer = PeerSpec { remote: at(1), mac: None, mtu: MTU };
+    fib.add_numbered("10.2.0.0/16".parse().unwrap(), peer, PeerId(4)).unwrap();
+    let (overlay, pods) = memory::overlay();
+    let (underlay, network) = memory::underlay(at(100), MemoryConfig::default());
+    let (_, mut readers) = snapshot::channel(Arc::new(fib.build().unwrap()), 1);
+    let parts = Parts {
+        fib: readers.remove(0),
+        mtu: MTU,
+        lanes: 1,
+        switches: Switches::default(),
+        notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },
+        sealing: Sealing::Wireguard(Box::new(crypt)),
+    };
+    let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
+    let tunnels = vec![Tunnel::new(vec![overlay], parts)];
+    let (pages, waiter) = (vec![Page::new()], io::Waiter::new().unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker = Worker::new(Wire::new(vec![(0, underlay)]), tunnels, pages, waiter, policy, stop).unwrap();
+    (worker, pods, network)
+}
+
+/// Builds a packet to 10.2.0.7 as a TUN delivers it. `id` tells it from others.
+fn outgoing(id: u16) -> Vec<u8> {
+    let header = ipv4::Header {
+        header_len: 20,
+        tos: 0,
+        total_len: 100,
+        id,
+        dont_fragment: false,
+        more_fragments: false,
+        fragment_offset: 0,
+        ttl: 64,
+        protocol: 253,
+        checksum: 0,
+        src: Ipv4Addr::new(10, 1, 0, 5),
+        dst: Ipv4Addr::new(10, 2, 0, 7),
+    };
+    let mut packet = vec![0; virtio::HEADER_LEN + 100];
+    header.emit(&mut packet[virtio::HEADER_LEN..]).unwrap();
+    ipv4::fill_checksum(&mut packet[virtio::HEADER_LEN..][..20]);
+    packet
+}
+
+/// Returns the ids of the packets that were sent, in order.
+fn sent(network: &UnderlayHandle, session: &Session) -> Vec<u16> {
+    let keys = Keys { send: [2; 32], receive: [1; 32] };
+    let other = Session::new(PeerId(0), (session.remote, session.local), &keys, false, 1);
+    let id = |datagram: Datagram| {
+        let mut record = datagram.bytes;
+        let counter = u64::from_le_bytes(*record[8..].first_chunk().unwrap());
+        other.open(&mut record, counter).unwrap();
+        let packet = &record[HEADER_LEN..];
+        u16::from_be_bytes([packet[4], packet[5]])
+    };
+    network.collect().into_iter().map(id).collect()
+}
+
+/// The session comes up in the middle of a turn, by its first record, by mail, and by a peer's address.
+#[test]
+fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
+    for way in ["record", "mail", "address"] {
+        let shared = shared();
+        let (mut worker, pods, network) = worker(Crypt::new(&shared, WorkerIndex(0), MTU));
+        let session = session(4, 40);
+        match way {
+            "record" => add(&shared, 4, &session, false),
+            "mail" => shared.mailboxes[0].put(ToWorker::Peer(PeerId(4), Some(at(1)), Arc::default())),
+            _ => {
+                shared.mailboxes[0].put(ToWorker::Peer(PeerId(4), None, Arc::default()));
+                shared.mailboxes[0].put(ToWorker::Session(Arc::clone(&session), true));
+            }
+        }
+        (1..=3).for_each(|id| pods.inject(&outgoing(id)));
+        worker.turn().unwrap();
+        assert_eq!(sent(&network, &session), [] as [u16; 0], "{way}: waiting");
+        match way {
+            "record" => {
+                let bytes = from_peer(&session, 0, 0);
+                network.inject(Datagram { from: at(1), to: at(100), lane: 0, ecn: 0, bytes });
+            }
+            "mail" => shared.mailboxes[0].put(ToWorker::Session(Arc::clone(&session), true)),
+            _ => shared.mailboxes[0].put(ToWorker::Peer(PeerId(4), Some(at(1)), Arc::default())),
+        }
+        (4..=6).for_each(|id| pods.inject(&outgoing(id)));
+        worker.rouse();
+        worker.turn().unwrap();
+        assert_eq!(sent(&network, &session), [1, 2, 3, 4, 5, 6], "{way}");
+    }
 }
