@@ -222,6 +222,25 @@ fn a_packet_above_the_mtu_is_dropped_and_the_next_is_sent() {
 }
 
 #[test]
+fn a_forged_message_does_not_lower_the_mtu() {
+    scratch::run(|| {
+        let mut port = ports(1).remove(0);
+        let large = packet(1, 1400, 0, 64, true);
+        assert_eq!(send(&mut port, std::slice::from_ref(&large)).sent, 1);
+        // "Fragmentation needed" (RFC 1191) with an MTU of 576.
+        let mut message = vec![3, 4, 0, 0, 0, 0, 0x02, 0x40];
+        message.extend(&large[..28]);
+        message[8 + 2..8 + 4].copy_from_slice(&1420u16.to_be_bytes());
+        let sum: u32 = message.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let sum = !(((sum >> 16) + (sum & 0xffff)) as u16);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let forger = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+        forger.send_to(&message, &SocketAddr::new(LOCAL.into(), 0).into()).unwrap();
+        assert_eq!(send(&mut port, &[large]).sent, 1);
+    });
+}
+
+#[test]
 fn the_error_names_an_address_that_no_interface_has() {
     scratch::run(|| {
         let local = Ipv4Addr::new(192, 0, 2, 1);

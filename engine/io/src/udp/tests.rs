@@ -475,6 +475,38 @@ fn a_run_above_the_mtu_is_fragmented_and_the_option_stays_on() {
 }
 
 #[test]
+fn a_forged_message_does_not_lower_the_mtu() {
+    scratch::run(|| {
+        if !scratch::tool("ip link set lo mtu 1500") {
+            return;
+        }
+        let mut resent = Vec::new();
+        for own_path_mtu in [true, false] {
+            let mut receiver = plain(V6);
+            let to = receiver.local_addr().unwrap();
+            let mut sender = port(&UdpConfig { own_path_mtu, ..config(V6) });
+            let from = sender.local_addr().unwrap();
+            // "Packet too big" (RFC 4443 section 3.2) with an MTU of 1280, about a datagram of 1400 bytes.
+            let mut message = vec![2, 0, 0, 0, 0, 0, 5, 0, 0x60, 0, 0, 0, 0x05, 0x80, 17, 64];
+            for _ in 0..2 {
+                message.extend(std::net::Ipv6Addr::LOCALHOST.octets());
+            }
+            for half in [from.port(), to.port(), 1408, 0] {
+                message.extend(half.to_be_bytes());
+            }
+            message.resize(1240, 0);
+            let forger = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+            forger.send_to(&message, &SocketAddr::new(to.ip(), 0).into()).unwrap();
+            let (arena, spans, transmit) = run_of(1400, 1400, 20, to);
+            assert_eq!(sender.transmit(&arena, &spans, &[transmit]).sent, 20);
+            assert_eq!(split(receive(&mut receiver, 20)), pieces(&arena, 1400));
+            resent.push(sender.counters().resent);
+        }
+        assert_eq!(resent, [0, 20], "only a socket that obeys the kernel's path MTU believes it");
+    });
+}
+
+#[test]
 fn a_full_send_buffer_is_counted_and_ends_the_batch() {
     scratch::run(|| {
         // A slow queueing discipline on lo holds the packets, which occupy the sender's buffer.
