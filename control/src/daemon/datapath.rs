@@ -41,6 +41,9 @@ pub(super) fn open(
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
     engine.chosen().for_each(log_chosen);
+    if let Some(shortage) = engine.shortage() {
+        tracing::warn!("{shortage}");
+    }
     Ok((engine, numbers))
 }
 

@@ -1,11 +1,13 @@
-//! Settings, routes and addresses of the host that are in the way of our devices.
+//! Settings, limits, routes and addresses of the host that are in the way.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use lab::Wiring;
 use nix::sys::signal::Signal;
 
-use crate::common::{self, Cluster, DUAL};
+use crate::common::{self, Cluster, DUAL, VXLAN};
 
 const DEVICE: &str = "flannel-v6.1";
 
@@ -61,6 +63,42 @@ fn where_ipv6_cannot_be_turned_on_the_error_names_the_setting() {
     assert!(!daemon.logged("CAP_NET_ADMIN"), "{}", daemon.log_text());
     if daemon.is_running() {
         daemon.end(Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn more_workers_than_the_limit_of_open_files_allows_are_fewer_and_named() {
+    for (config, device, few) in [(VXLAN, "flannel.1", 64), (DUAL, "flannel-v6.1", 28)] {
+        if !common::ready(&["prlimit"]) {
+            return;
+        }
+        let cluster = Cluster::build("hs-files", 1, Wiring::Switch, config);
+        let start = |limits: &str, workers: usize| {
+            let given = cluster.command(1);
+            let mut command = Command::new("prlimit");
+            command.arg(format!("--nofile={limits}")).arg(given.get_program()).args(given.get_args());
+            command.args(["--workers", &workers.to_string()]);
+            let mut daemon = cluster.spawn(1, &mut command);
+            daemon.await_ready();
+            let log = daemon.log_text();
+            let threads = format!("/proc/{}/task", daemon.process.id());
+            let tasks = fs::read_dir(threads).expect("tasks").flatten();
+            let is_worker = |path: PathBuf| {
+                fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("loden-w"))
+            };
+            let running = tasks.filter(|task| is_worker(task.path())).count();
+            assert!(common::leftovers(&cluster, 1).contains(device));
+            daemon.finish();
+            (running, log)
+        };
+        // The usual soft limit: the hard one is what counts.
+        let (running, log) = start("1024:8192", few);
+        assert_eq!(running, few, "{log}");
+        assert!(!log.contains("open files"), "{log}");
+        let (running, log) = start("1024:1024", few);
+        assert!(running >= few / 4 && running < few, "{running}: {log}");
+        let named = format!("{running} workers instead of {few}: the limit of open files is 1024");
+        assert!(log.contains(" WARN ") && log.contains(&named) && log.contains("--workers"), "{log}");
     }
 }
 
