@@ -122,7 +122,7 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own.published);
-        let watch = self.store.watch().await?;
+        let watch = self.store.watch();
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
@@ -142,7 +142,7 @@ impl<'a> Beginning<'a> {
         let own = board.timed("acquire", first).await?;
         board.set_own(&own.published);
         extension::after(&context.config, &own.published).await?;
-        let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key())));
+        let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
         ledger.handle(watch.next().await);
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })

@@ -27,6 +27,13 @@ const SIOCETHTOOL: u32 = 0x8946;
 /// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
 
+/// malloc_trim(3): returns free pages of all arenas to the kernel.
+#[cfg(target_env = "gnu")]
+pub(crate) fn trim_heap() {
+    // SAFETY: glibc locks its arenas; memory in use is not touched.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// open(2): opens a device node, non-blocking and close-on-exec.
 pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     // SAFETY: `path` is a terminated string; the result is checked before use.

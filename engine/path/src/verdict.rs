@@ -91,6 +91,10 @@ drop_reasons! {
     WgSource => "wg_source",
     /// The WireGuard peer does not respond, and its queue of waiting packets is full.
     WgNoSession => "wg_no_session",
+    /// The packets that wait for WireGuard sessions have used up their memory.
+    WgWaitingFull => "wg_waiting_full",
+    /// The WireGuard record arrived at the wrong worker and is too long to be passed on.
+    WgTooLong => "wg_too_long",
     /// More WireGuard handshakes arrived than can be processed.
     WgBusy => "wg_busy",
     /// The datagram has more segments than any kernel sends.

@@ -54,7 +54,7 @@ fn an_overwritten_public_address_ends_nothing_and_is_not_fought() {
     let own = world.run(async |store| {
         world.await_announcement(1).await;
         let own = store.leases().await.expect("leases").remove(0);
-        let mut watch = store.watch().await.expect("a watch");
+        let mut watch = store.watch();
         assert_eq!(watch.next().await, Event::Snapshot(vec![own.clone()]));
         let Store::Memory(memory) = store else { panic!("another store") };
         memory.overwrite_public_ip(&own.key, Some(THERE.into()));
@@ -66,7 +66,7 @@ fn an_overwritten_public_address_ends_nothing_and_is_not_fought() {
     for start in 2..=3 {
         world.run(async |store| {
             world.await_announcement(start).await;
-            let mut watch = store.watch().await.expect("a watch");
+            let mut watch = store.watch();
             // Whether the start has already been confirmed by the store or not: what it writes is no other
             // lease.
             sleep(A_WHILE).await;

@@ -90,7 +90,7 @@ fn counters_are_a_file_and_log_lines() {
     let mut daemon = cluster.start(1, &["--without", "uso,gro", "--workers", "1"]);
     await_until("the counters", || daemon.counters_file.exists());
     daemon.process.signal(Signal::SIGUSR1).expect("signal");
-    await_until("the log line", || daemon.logged("counters are not zero"));
+    await_until("the log line", || daemon.logged("non-zero counters"));
     daemon.end(Signal::SIGTERM);
     let text = fs::read_to_string(&daemon.counters_file).expect("counters");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
