@@ -164,13 +164,14 @@ mod tests {
     fn all_addresses_of_the_host_are_rejected_and_no_others() {
         for count in [0_u32, 1, 7, 100, 5000] {
             let v4 = |number: u32| IpAddr::from((0x0a00_0000 + number * 2).to_be_bytes());
-            let v6 = |number: u32| IpAddr::from((0xfd00_u128 << 112 | u128::from(number) * 2).to_be_bytes());
+            let v6 =
+                |number: u32| IpAddr::from(((0xfd00_u128 << 112) | (u128::from(number) * 2)).to_be_bytes());
             let host = (0..count).flat_map(|number| [v4(number), v6(number), v4(number)]);
             let sources = Sources::new(true, true, host);
             for number in 0..count * 2 {
                 let expected = if number % 2 == 0 { Err(DropReason::OwnSource) } else { Ok(()) };
                 assert_eq!(sources.check(false, u128::from(0x0a00_0000 + number)), expected);
-                assert_eq!(sources.check(true, 0xfd00_u128 << 112 | u128::from(number)), expected);
+                assert_eq!(sources.check(true, (0xfd00_u128 << 112) | u128::from(number)), expected);
             }
         }
         // The same number in the other family is another address.

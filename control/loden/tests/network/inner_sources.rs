@@ -122,7 +122,7 @@ fn sources_that_no_other_node_may_use_are_dropped_by_name() {
         let stranger: [IpAddr; 2] = if v6 {
             [Ipv4Addr::new(10, 244, 255, 9).into(), cluster.pod(VICTIM, false)]
         } else {
-            [Ipv6Addr::from(0xfd00_0244_u128 << 96 | 9).into(), cluster.pod(VICTIM, true)]
+            [Ipv6Addr::from((0xfd00_0244_u128 << 96) | 9).into(), cluster.pod(VICTIM, true)]
         };
         sender.send(&packet::udp(stranger[0], stranger[1], (1, OPEN_PORT), b"who"));
         await_drops(&daemon, tunnel, "wrong_family", 1);
