@@ -51,6 +51,8 @@ pub struct Engine {
     tunnels: Vec<RunningTunnel>,
     notices: Receiver<Notice>,
     learner: Option<path_mtu::LearnerHandle>,
+    /// Why there are fewer workers than configured.
+    shortage: Option<String>,
 }
 
 struct RunningWorker {
@@ -135,6 +137,11 @@ impl Engine {
     /// Returns what each tunnel uses after probing.
     pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
         self.tunnels.iter().map(|tunnel| &tunnel.chosen)
+    }
+
+    /// Returns why there are fewer workers than configured, if a limit of this process is the reason.
+    pub fn shortage(&self) -> Option<&str> {
+        self.shortage.as_deref()
     }
 
     /// Makes the devices configured to persist outlive this engine. Until then new devices disappear with the

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Sender;
 use io::too_big::TooBigSocket;
 use io::udp::Aside;
-use io::{Error, Waiter, tun};
+use io::{Error, Waiter, files, tun};
 use path::quote::Own;
 use path::{Format, WorkerIndex};
 
@@ -40,11 +40,35 @@ struct KeeperParts<'c> {
     socket: Aside,
 }
 
+/// Number of files that the rest of the process must still be able to open: stores, sockets, state files.
+const SPARE_FILES: u64 = 64;
+
+/// Starts an engine, with fewer workers than configured if the limit of open files permits no more.
 pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
+    // Without tunnels there are no workers.
+    let wanted = if tunnels.is_empty() { 0 } else { layout::workers(config) };
+    let limit = files::raise_limit();
+    let mut workers = wanted;
+    loop {
+        match start_with(config, tunnels, workers) {
+            Err(error) if files::is_exhausted(&error.cause) && workers > 1 => workers = workers * 3 / 4,
+            Ok(mut engine) if workers < wanted => {
+                let limit = limit.map_or_else(|error| error.to_string(), |limit| limit.to_string());
+                engine.shortage = Some(format!(
+                    "{workers} workers instead of {wanted}: the limit of open files is {limit}; {}",
+                    files::ADVICE
+                ));
+                return Ok(engine);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -> Result<Engine, Error> {
     let (learner, note) = learner(tunnels)?;
     let mut opened = Vec::new();
-    // Without tunnels there are no workers.
-    let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
+    let mut workers = workers;
     for tunnel in tunnels {
         let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none())?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
@@ -72,7 +96,8 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
         keepers.push(keeper);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices, learner: None };
+    let mut engine =
+        Engine { threads: Vec::new(), stop, tunnels: running, notices, learner: None, shortage: None };
     let cores = layout::cores();
     for (index, share) in (0..).map(WorkerIndex).zip(shares) {
         let core = config.pin.then(|| cores[index.place() % cores.len()]);
@@ -92,7 +117,14 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
             tunnel.keeper = Some(handle);
         }
     }
-    Ok(engine)
+    match files::left() {
+        Some(left) if left < SPARE_FILES => {
+            let cause = std::io::Error::from_raw_os_error(files::EXHAUSTED);
+            Err(Error::new(format!("keeping {SPARE_FILES} files for other uses"), cause)
+                .advise(files::ADVICE))
+        }
+        _ => Ok(engine),
+    }
 }
 
 /// Opens the sockets for ICMP messages that the tunnels need. Returns a note if that is not permitted.
@@ -102,6 +134,7 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
         if tunnels.iter().any(|tunnel| families(tunnel)[usize::from(ipv6)]) {
             match TooBigSocket::open(ipv6) {
                 Ok(socket) => sockets.push(socket),
+                Err(error) if files::is_exhausted(&error.cause) => return Err(error),
                 Err(error) => note = Some(format!("path MTUs are left to the kernel: {error}")),
             }
         }

@@ -17,11 +17,14 @@ use path::wireguard::{Peer, PublicKey, SecretKey, SessionIndex};
 use path::{DropReason, PeerId};
 use rand::Rng;
 
-use super::mail::{FromControl, FromNetwork, FromWorker, Mailbox, ToWorker};
+use super::budget::Budget;
+use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Sessions, Settings, Shared};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
+/// How often to return the memory of what has waited.
+const RETURN_EVERY: Millis = 5_000;
 /// Minimum interval between reports of dropped messages.
 const COUNT_EVERY: Millis = 100;
 /// TAI64N's value for the Unix epoch (<https://cr.yp.to/libtai/tai64.html>): 2^62 and ten leap seconds.
@@ -49,6 +52,10 @@ struct Keeper {
     dropped: [(DropReason, u64); 2],
     /// When to report `dropped` to a worker.
     count_at: Option<Millis>,
+    /// The memory of waiting packets and of strays.
+    budgets: [Budget; 2],
+    /// When to return the memory of what has waited.
+    return_at: Option<Millis>,
 }
 
 /// The outcome of a handshake message.
@@ -77,14 +84,8 @@ pub(crate) fn start(
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
-    let Shared {
-        clock,
-        from_worker: (_, from_worker),
-        from_network: (_, from_network),
-        mailboxes,
-        sessions,
-        ..
-    } = shared;
+    let Shared { clock, from_worker: (_, from_worker), mailboxes, sessions, .. } = shared;
+    let ((_, handshakes), (_, strays)) = (shared.handshakes, shared.strays);
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -101,13 +102,15 @@ pub(crate) fn start(
         actions: Vec::new(),
         dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
         count_at: None,
+        budgets: [shared.waiting, shared.astray],
+        return_at: None,
     };
     // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
     let thread: JoinHandle<()> = std::thread::Builder::new()
         .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&from_worker, &from_network, &commands))?;
+        .spawn(move || keeper.run(&from_worker, &handshakes, &strays, &commands))?;
     Ok(KeeperHandle::new(sender, thread))
 }
 
@@ -116,13 +119,15 @@ impl Keeper {
     fn run(
         &mut self,
         from_worker: &Receiver<FromWorker>,
-        from_network: &Receiver<FromNetwork>,
+        handshakes: &Receiver<Incoming>,
+        strays: &Receiver<Stray>,
         commands: &Receiver<FromControl>,
     ) {
         let mut commands = commands.clone();
         loop {
             let now = self.clock.now();
-            let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
+            let next = self.wheel.first().map(|(at, _)| *at);
+            let next = [next, self.count_at, self.return_at].into_iter().flatten().min();
             let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
             // `select!` chooses randomly among the ready channels, so that a flood on one does not starve the
@@ -137,14 +142,19 @@ impl Keeper {
                     Ok(FromControl::Status(answer)) => _ = answer.send(self.status()),
                     Err(_) => commands = never(),
                 },
-                recv(from_network) -> mail => match mail {
-                    Ok(mail) => self.handle_network(mail),
+                recv(handshakes) -> message => match message {
+                    Ok(Incoming { source, bytes }) => self.handle_incoming(source, &bytes),
+                    Err(_) => return,
+                },
+                recv(strays) -> stray => match stray {
+                    Ok(stray) => self.forward(stray),
                     Err(_) => return,
                 },
                 recv(timer) -> _ => {}
             }
             self.time_out();
             self.count_dropped();
+            self.return_memory();
             self.wake();
         }
     }
@@ -152,6 +162,7 @@ impl Keeper {
     fn handle(&mut self, mail: FromWorker) {
         match mail {
             FromWorker::Want(id) => {
+                self.return_at.get_or_insert(self.clock.now() + RETURN_EVERY);
                 self.with(id, |peer, private, moment, actions| peer.begin(private, moment, actions))
             }
             FromWorker::Confirmed(id, index) => {
@@ -167,17 +178,19 @@ impl Keeper {
         }
     }
 
-    fn handle_network(&mut self, mail: FromNetwork) {
-        match mail {
-            FromNetwork::Message(from, bytes) => match self.handle_message(from, &bytes) {
-                Outcome::Accepted => {}
-                Outcome::Rejected => self.drop_one(DropReason::WgStranger),
-                Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
-            },
-            FromNetwork::Stray(worker, stray) => match self.workers.get(worker.place()) {
-                Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
-                _ => self.drop_one(DropReason::WgBusy),
-            },
+    fn handle_incoming(&mut self, from: SocketAddr, bytes: &[u8]) {
+        match self.handle_message(from, bytes) {
+            Outcome::Accepted => {}
+            Outcome::Rejected => self.drop_one(DropReason::WgStranger),
+            Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
+        }
+    }
+
+    fn forward(&mut self, stray: Stray) {
+        self.return_at.get_or_insert(self.clock.now() + RETURN_EVERY);
+        match self.workers.get(stray.owner.place()) {
+            Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
+            _ => self.drop_one(DropReason::WgBusy),
         }
     }
 
@@ -200,6 +213,15 @@ impl Keeper {
             if *count > 0 {
                 mailbox.put(ToWorker::Dropped(*reason, std::mem::take(count)));
             }
+        }
+    }
+
+    /// Returns the memory of what has waited, until nothing waits any more.
+    fn return_memory(&mut self) {
+        let now = self.clock.now();
+        if self.return_at.take_if(|at| *at <= now).is_some() {
+            let kept = self.budgets.iter().filter(|budget| !budget.return_memory()).count();
+            self.return_at = (kept > 0).then_some(now + RETURN_EVERY);
         }
     }
 

@@ -11,10 +11,11 @@ use path::outbox::{MESSAGES, Outbox, SEGMENTS_MAX};
 use path::space::{bytes, bytes_mut};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
 use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
-use path::{Counters, DropReason, PeerId, WorkerIndex};
+use path::{Counters, Direction, DropReason, PeerId, WorkerIndex};
 use wire::wireguard::{HEADER_LEN, Kind, PADDING};
 
-use super::mail::{FromNetwork, FromWorker, Mailbox, Stray, ToWorker};
+use super::budget::{Budget, Kept};
+use super::mail::{FromWorker, Mailbox, Message, Stray, ToWorker};
 use super::{Clock, Shared};
 
 /// Space for the sealed messages of one call: eight full ones.
@@ -39,7 +40,10 @@ pub(crate) struct Crypt {
     mailbox: Arc<Mailbox>,
     gate: Gate,
     to_keeper: Sender<FromWorker>,
-    from_network: Sender<FromNetwork>,
+    handshakes: Sender<Message>,
+    to_others: Sender<Stray>,
+    waiting: Budget,
+    astray: Budget,
     peers: HashMap<PeerId, PeerState>,
     inbound: HashMap<SessionIndex, Inbound>,
     /// The buffer for records.
@@ -63,9 +67,11 @@ struct PeerState {
     reported_at: Option<Millis>,
     pulse: Arc<Pulse>,
     session: Option<Arc<Session>>,
-    staged: VecDeque<Box<[u8]>>,
+    staged: VecDeque<Kept>,
     /// When a session was last requested.
     requested: Option<Millis>,
+    /// Whether the keeper will report a session, or give up. Packets wait for that only.
+    awaiting: bool,
 }
 
 /// A session for receiving.
@@ -104,7 +110,10 @@ impl Crypt {
             mailbox: Arc::clone(&shared.mailboxes[worker.place()]),
             gate: shared.gate.clone(),
             to_keeper: shared.from_worker.0.clone(),
-            from_network: shared.from_network.0.clone(),
+            handshakes: shared.handshakes.0.clone(),
+            to_others: shared.strays.0.clone(),
+            waiting: shared.waiting.clone(),
+            astray: shared.astray.clone(),
             peers: HashMap::new(),
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
@@ -157,6 +166,7 @@ impl Crypt {
                         session: None,
                         staged: VecDeque::new(),
                         requested: None,
+                        awaiting: false,
                     };
                     let peer = self.peers.entry(id).or_insert_with(new);
                     (peer.endpoint, peer.reported) = (endpoint, endpoint);
@@ -180,7 +190,7 @@ impl Crypt {
                         if !peer.staged.is_empty() {
                             self.unblocked.push(session.peer);
                         }
-                        peer.session = Some(session);
+                        (peer.session, peer.awaiting) = (Some(session), false);
                     }
                 }
                 ToWorker::Forget(index) => {
@@ -191,7 +201,10 @@ impl Crypt {
                     }
                 }
                 ToWorker::GiveUp(id) => {
-                    let staged = self.peers.get_mut(&id).map_or(0, |peer| peer.staged.drain(..).len());
+                    let staged = self.peers.get_mut(&id).map_or(0, |peer| {
+                        peer.awaiting = false;
+                        std::mem::take(&mut peer.staged).len()
+                    });
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
                 }
                 ToWorker::Stray(stray) => self.strays.push_back(stray),
@@ -227,8 +240,7 @@ impl Crypt {
             };
             let packets = Packets { spans: outbox.spans_of(message), size: u32::from(message.segment_size) };
             let Some((session, to)) = usable_session(peer, message.peer, self.now, &self.to_keeper) else {
-                let lost = stage(peer, arena, packets);
-                counters.egress.drop(DropReason::WgNoSession, lost);
+                stage(peer, arena, packets, &self.waiting, &mut counters.egress);
                 continue;
             };
             let first_span = self.spans.len() as u32;
@@ -313,6 +325,10 @@ impl Crypt {
                     peer.pulse.retry_sent();
                 }
             }
+            if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.staged.is_empty()) {
+                // Returns the memory of the queue.
+                peer.staged = VecDeque::new();
+            }
             self.unblocked.pop();
         }
         !self.batch.is_empty()
@@ -341,8 +357,8 @@ impl Crypt {
                 if !self.gate.admits(record) {
                     return Err(DropReason::WgStranger);
                 }
-                let message = FromNetwork::Message(source, Box::from(&*record));
-                return self.from_network.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
+                let message = Message { source, bytes: Box::from(&*record) };
+                return self.handshakes.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
             }
         };
         let index = SessionIndex(header.receiver);
@@ -356,8 +372,7 @@ impl Crypt {
         };
         let owner = inbound.session.owner();
         if let Some(owner) = owner.filter(|owner| *owner != self.worker) {
-            let stray = FromNetwork::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
-            return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
+            return self.pass_on(owner, source, ecn, record).map(|()| None);
         }
         let id = inbound.session.peer;
         if inbound.session.has_expired(self.now) {
@@ -377,7 +392,7 @@ impl Crypt {
             if !peer.staged.is_empty() {
                 self.unblocked.push(id);
             }
-            peer.session = Some(Arc::clone(&inbound.session));
+            (peer.session, peer.awaiting) = (Some(Arc::clone(&inbound.session)), false);
             // If the channel is full, the next record confirms it.
             inbound.confirmed = self.to_keeper.try_send(FromWorker::Confirmed(id, index)).is_ok();
         }
@@ -411,6 +426,24 @@ impl Crypt {
         }
     }
 
+    /// Passes a record to the worker that opens its session's records. Anyone who has seen the session's
+    /// index can forge such records, so what is kept of them is bounded.
+    #[cold]
+    fn pass_on(
+        &self,
+        owner: WorkerIndex,
+        source: SocketAddr,
+        ecn: u8,
+        record: &[u8],
+    ) -> Result<(), DropReason> {
+        if record.len() > self.mtu + Crypt::overhead() as usize {
+            return Err(DropReason::WgTooLong);
+        }
+        let bytes = self.astray.keep([record].into_iter()).ok_or(DropReason::WgBusy)?;
+        let stray = Stray { owner, source, ecn, bytes };
+        self.to_others.try_send(stray).map_err(|_| DropReason::WgBusy)
+    }
+
     /// Takes the oldest record that arrived at another worker.
     pub(crate) fn stray(&mut self) -> Option<Stray> {
         self.strays.pop_front().inspect(|_| self.mailbox.stray_taken())
@@ -434,31 +467,52 @@ fn usable_session(
     let standing = peer.session.as_ref().map_or(Standing::Expired, |session| session.send_standing(now));
     let requested = peer.requested.is_some_and(|then| now < then + REQUEST_INTERVAL);
     if standing == Standing::Rekey || (standing == Standing::Expired && !requested) {
-        peer.requested = Some(now);
-        if to_keeper.try_send(FromWorker::Want(id)).is_err()
-            && let Some(session) = &peer.session
-        {
+        let delivered = to_keeper.try_send(FromWorker::Want(id)).is_ok();
+        peer.requested = delivered.then_some(now);
+        peer.awaiting |= delivered;
+        if !delivered && let Some(session) = &peer.session {
             session.retry_rekey();
         }
     }
     if standing == Standing::Expired {
         return None;
     }
-    peer.session.clone().zip(peer.endpoint)
+    let both = peer.session.clone().zip(peer.endpoint);
+    if both.is_none() {
+        // The session is there, and the mail with the address is on its way.
+        peer.awaiting = true;
+    }
+    both
 }
 
-/// Keeps packets until there is a session. Returns how many older packets were dropped to make room.
+/// Keeps packets until there is a session, as far as there is room. A peer's new packets displace its old
+/// ones, as in the kernel, but not those of other peers.
 #[cold]
-fn stage(peer: &mut PeerState, arena: &[u8], packets: Packets<'_>) -> u64 {
-    let mut lost = 0;
+fn stage(
+    peer: &mut PeerState,
+    arena: &[u8],
+    packets: Packets<'_>,
+    budget: &Budget,
+    counters: &mut Direction,
+) {
     for packet in packets {
+        if !peer.awaiting {
+            counters.drop(DropReason::WgNoSession, 1);
+            continue;
+        }
         if peer.staged.len() == STAGED {
             peer.staged.pop_front();
-            lost += 1;
+            counters.drop(DropReason::WgNoSession, 1);
         }
-        peer.staged.push_back(packet.flat_map(|span| bytes(arena, &span)).copied().collect());
+        let pieces = packet.map(|span| bytes(arena, &span));
+        let mut kept = budget.keep(pieces.clone());
+        while kept.is_none() && peer.staged.pop_front().is_some() {
+            counters.drop(DropReason::WgWaitingFull, 1);
+            kept = budget.keep(pieces.clone());
+        }
+        counters.drop(DropReason::WgWaitingFull, u64::from(kept.is_none()));
+        peer.staged.extend(kept);
     }
-    lost
 }
 
 /// Iterates over the packets of a message, each as its spans.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use io::memory::{
     self, Datagram, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle,
 };
+use ipnetwork::IpNetwork;
 use path::encap::Format;
 use path::fib::{FibBuilder, PeerSpec};
 use path::wireguard::SecretKey;
@@ -114,7 +115,8 @@ fn waiting_packets_are_sent_in_order_with_their_own_peers_session() {
     assert!(!crypt.has_unblocked());
     for peer in [4, 5] {
         let slot = crypt.peers.get_mut(&PeerId(peer)).unwrap();
-        slot.staged.extend([vec![peer as u8; 20].into(), vec![peer as u8; 30].into()] as [Box<[u8]>; 2]);
+        let lens: [&[u8]; 2] = [&[peer as u8; 20], &[peer as u8; 30]];
+        slot.staged.extend(lens.map(|packet| shared.waiting.keep([packet].into_iter()).unwrap()));
     }
     shared.mailboxes[0].put(ToWorker::Session(session(5, 50), true));
     crypt.refresh(&mut counters);
@@ -173,11 +175,17 @@ fn only_an_authentic_record_requests_a_rekey() {
     assert_eq!(wanted(&shared), 0, "nor has a replay");
 }
 
-/// A worker with the tunnel of `crypt` over ports in memory, whose peer 4 has 10.2.0.0/16.
-fn worker(crypt: Crypt) -> (Worker<MemoryOverlay, MemoryUnderlay>, OverlayHandle, UnderlayHandle) {
+/// A worker with the tunnel of `crypt` over ports in memory. Its table has so many peers.
+fn worker(
+    crypt: Crypt,
+    peers: u16,
+) -> (Worker<MemoryOverlay, MemoryUnderlay>, OverlayHandle, UnderlayHandle) {
     let mut fib = FibBuilder::new(Format::Wireguard);
-    let peer = PeerSpec { remote: at(1), mac: None, mtu: MTU };
-    fib.add_numbered("10.2.0.0/16".parse().unwrap(), peer, PeerId(4)).unwrap();
+    for id in 0..peers {
+        let peer = PeerSpec { remote: at(1), mac: None, mtu: MTU };
+        let subnet = IpNetwork::new(pod_of(id).into(), 24).unwrap();
+        fib.add_numbered(subnet, peer, PeerId(id.into())).unwrap();
+    }
     let (overlay, pods) = memory::overlay();
     let (underlay, network) = memory::underlay(at(100), MemoryConfig::default());
     let (_, mut readers) = snapshot::channel(Arc::new(fib.build().unwrap()), 1);
@@ -197,12 +205,18 @@ fn worker(crypt: Crypt) -> (Worker<MemoryOverlay, MemoryUnderlay>, OverlayHandle
     (worker, pods, network)
 }
 
-/// Builds a packet to 10.2.0.7 as a TUN delivers it. `id` tells it from others.
-fn outgoing(id: u16) -> Vec<u8> {
+/// Returns the address of a peer's pod.
+fn pod_of(peer: u16) -> Ipv4Addr {
+    let [high, low] = peer.to_be_bytes();
+    Ipv4Addr::new(10, 100 + high, low, 7)
+}
+
+/// Builds a packet of `len` bytes to a peer's pod as a TUN delivers it. `id` tells it from others.
+fn outgoing(peer: u16, id: u16, len: u16) -> Vec<u8> {
     let header = ipv4::Header {
         header_len: 20,
         tos: 0,
-        total_len: 100,
+        total_len: len,
         id,
         dont_fragment: false,
         more_fragments: false,
@@ -211,9 +225,9 @@ fn outgoing(id: u16) -> Vec<u8> {
         protocol: 253,
         checksum: 0,
         src: Ipv4Addr::new(10, 1, 0, 5),
-        dst: Ipv4Addr::new(10, 2, 0, 7),
+        dst: pod_of(peer),
     };
-    let mut packet = vec![0; virtio::HEADER_LEN + 100];
+    let mut packet = vec![0; virtio::HEADER_LEN + usize::from(len)];
     header.emit(&mut packet[virtio::HEADER_LEN..]).unwrap();
     ipv4::fill_checksum(&mut packet[virtio::HEADER_LEN..][..20]);
     packet
@@ -238,7 +252,7 @@ fn sent(network: &UnderlayHandle, session: &Session) -> Vec<u16> {
 fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
     for way in ["record", "mail", "address"] {
         let shared = shared();
-        let (mut worker, pods, network) = worker(Crypt::new(&shared, WorkerIndex(0), MTU));
+        let (mut worker, pods, network) = worker(Crypt::new(&shared, WorkerIndex(0), MTU), 5);
         let session = session(4, 40);
         match way {
             "record" => add(&shared, 4, &session, false),
@@ -248,7 +262,7 @@ fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
                 shared.mailboxes[0].put(ToWorker::Session(Arc::clone(&session), true));
             }
         }
-        (1..=3).for_each(|id| pods.inject(&outgoing(id)));
+        (1..=3).for_each(|id| pods.inject(&outgoing(4, id, 100)));
         worker.turn().unwrap();
         assert_eq!(sent(&network, &session), [] as [u16; 0], "{way}: waiting");
         match way {
@@ -259,9 +273,118 @@ fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
             "mail" => shared.mailboxes[0].put(ToWorker::Session(Arc::clone(&session), true)),
             _ => shared.mailboxes[0].put(ToWorker::Peer(PeerId(4), Some(at(1)), Arc::default())),
         }
-        (4..=6).for_each(|id| pods.inject(&outgoing(id)));
+        (4..=6).for_each(|id| pods.inject(&outgoing(4, id, 100)));
         worker.rouse();
         worker.turn().unwrap();
         assert_eq!(sent(&network, &session), [1, 2, 3, 4, 5, 6], "{way}");
     }
+}
+
+/// Returns this process's memory in bytes.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[test]
+fn packets_to_dead_peers_are_bounded_in_all_and_their_memory_returns() {
+    const PEERS: u16 = 2_000;
+    let shared = shared();
+    let budget = shared.waiting.left();
+    let (mut worker, pods, _network) = worker(Crypt::new(&shared, WorkerIndex(0), MTU), PEERS);
+    let all = || (0..PEERS).map(|id| PeerId(id.into()));
+    all().for_each(|id| shared.mailboxes[0].put(ToWorker::Peer(id, Some(at(1)), Arc::default())));
+    let mut turn = || {
+        worker.rouse();
+        worker.turn().unwrap();
+    };
+    turn();
+    let before = resident();
+    for round in 0..20 {
+        for peer in 0..PEERS {
+            pods.inject(&outgoing(peer, round, 1400));
+            if peer % 100 == 0 {
+                turn();
+            }
+        }
+        turn();
+    }
+    let full = resident() - before;
+    assert!(shared.waiting.left() < 1400 + 100, "{}", shared.waiting.left());
+    assert!((budget / 2..2 * budget).contains(&full), "{full}");
+    all().for_each(|id| shared.mailboxes[0].put(ToWorker::GiveUp(id)));
+    turn();
+    assert_eq!(shared.waiting.left(), budget);
+    assert!(shared.waiting.return_memory());
+    let after = resident().saturating_sub(before);
+    assert!(after < budget / 4, "{after} of {full} bytes stay");
+}
+
+#[test]
+fn a_peers_new_packets_displace_its_own_and_nothing_waits_for_nobody() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    crypt.waiting = Budget::new(3 * 200);
+    let budget = crypt.waiting.clone();
+    let (mut worker, pods, network) = worker(crypt, 6);
+    for id in [4, 5] {
+        shared.mailboxes[0].put(ToWorker::Peer(PeerId(id), Some(at(1)), Arc::default()));
+    }
+    (1..=5).for_each(|id| pods.inject(&outgoing(4, id, 100)));
+    pods.inject(&outgoing(5, 6, 100));
+    worker.turn().unwrap();
+    let session = session(4, 40);
+    shared.mailboxes[0].put(ToWorker::Session(Arc::clone(&session), true));
+    worker.turn().unwrap();
+    assert_eq!(sent(&network, &session), [3, 4, 5]);
+    // The keeper has given up, and has not been asked again yet.
+    shared.mailboxes[0].put(ToWorker::GiveUp(PeerId(5)));
+    pods.inject(&outgoing(5, 7, 100));
+    worker.rouse();
+    worker.turn().unwrap();
+    assert_eq!(budget.left(), 600);
+}
+
+#[test]
+fn records_at_the_wrong_worker_are_bounded_and_take_no_handshakes_place() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut counters = Counters::default();
+    let session = session(4, 40);
+    add(&shared, 4, &session, true);
+    crypt.refresh(&mut counters);
+    assert!(session.claim(WorkerIndex(1)));
+    let mut arrive = |crypt: &mut Crypt, len: usize| {
+        let mut record = from_peer(&session, 0, len);
+        let len = record.len() as u32;
+        crypt.open(&mut record, 0..len, at(66), 0, &mut counters).map(|opened| opened.is_some())
+    };
+    assert_eq!(arrive(&mut crypt, 65_000), Err(DropReason::WgTooLong));
+    assert_eq!(arrive(&mut crypt, usize::from(MTU)), Ok(false));
+    let budget = shared.astray.left();
+    while arrive(&mut crypt, usize::from(MTU)) == Ok(false) {}
+    assert!((1_000..4_000).contains(&shared.strays.1.len()), "{}", shared.strays.1.len());
+    let mut message = handshake();
+    let len = message.len() as u32;
+    let answer = crypt.open(&mut message, 0..len, at(1), 0, &mut Counters::default());
+    assert!(matches!(answer, Ok(None)), "{answer:?}");
+    shared.strays.1.try_iter().for_each(drop);
+    assert!(shared.astray.left() > budget, "the memory has returned");
+}
+
+/// Builds an initiation that passes the gate.
+fn handshake() -> Vec<u8> {
+    let (ours, theirs) = (SecretKey([7; 32]), SecretKey([9; 32]));
+    let mut peer = path::wireguard::Peer::new(PeerId(0), ours.public());
+    peer.endpoint = Some(at(100));
+    let index = SessionIndex(77);
+    let moment = path::wireguard::peer::Moment { now: 1, stamp: [1; 12], index, jitter: 0 };
+    let mut actions = Vec::new();
+    peer.begin(&theirs, &moment, &mut actions);
+    let message = actions.into_iter().find_map(|action| match action {
+        path::wireguard::peer::Action::Send(_, message) => Some(message),
+        _ => None,
+    });
+    message.unwrap()
 }

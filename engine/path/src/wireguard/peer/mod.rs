@@ -42,7 +42,7 @@ pub enum Action {
     Forget(SessionIndex),
     /// Send an empty record.
     Keepalive,
-    /// The peer does not respond: drop the packets that wait for a session.
+    /// The peer does not respond, or has no address: drop the packets that wait for a session.
     GiveUp,
 }
 
@@ -146,7 +146,7 @@ impl Peer {
         self.attempt.as_ref().map(|attempt| attempt.local)
     }
 
-    /// Begins a handshake, unless one has just begun or the peer's endpoint is unknown.
+    /// Begins a handshake, unless one has just begun. Gives up if the peer's endpoint is unknown.
     pub fn begin(&mut self, private: &SecretKey, moment: &Moment, actions: &mut Vec<Action>) {
         let recent = |attempt: &Attempt| moment.now < attempt.sent + REKEY_TIMEOUT;
         if self.attempt.as_ref().is_some_and(recent) {
@@ -163,9 +163,13 @@ impl Peer {
         moment: &Moment,
         actions: &mut Vec<Action>,
     ) {
-        let Some(to) = self.endpoint else { return };
-        let begun = noise::begin(private, &self.key, &self.psk, moment.index, &moment.stamp);
-        let Some((begun, mut message)) = begun else { return };
+        let begun = || noise::begin(private, &self.key, &self.psk, moment.index, &moment.stamp);
+        let Some((to, (begun, mut message))) = self.endpoint.and_then(|to| Some((to, begun()?))) else {
+            // Nothing is on its way that packets could wait for.
+            actions.extend(self.attempt.take().map(|attempt| Action::Forget(attempt.local)));
+            actions.push(Action::GiveUp);
+            return;
+        };
         self.stamp.put(&mut message, moment.now);
         let attempt = Attempt { begun, local: moment.index, first, sent: moment.now };
         let abandoned = self.attempt.replace(attempt);
