@@ -19,12 +19,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use io::too_big::{ROOM, TooBigSocket};
 use io::{Waiter, Waker};
-use path::quote::{self, Own, Whose};
+use path::quote::{self, Own};
 use path::{Fib, Format, PathEnd, PeerId, WorkerIndex};
 
 use crate::event::{Event, Notifier};
 use crate::status::PathStatus;
-use crate::wireguard::Sessions;
 
 /// How long a limit is kept (RFC 1191 section 6.3, RFC 8201 section 4).
 const AGE: Duration = Duration::from_secs(600);
@@ -127,7 +126,6 @@ pub(crate) struct Watched {
     pub(crate) own: Own,
     /// Whether the tunnel sends over IPv4 and IPv6 in a way that ICMP messages concern it.
     pub(crate) families: [bool; 2],
-    pub(crate) sessions: Option<Sessions>,
     pub(crate) notifier: Notifier,
 }
 
@@ -250,15 +248,8 @@ fn judge_some(sockets: &[TooBigSocket], tunnels: &[Watched]) -> bool {
 fn believe(tunnel: &Watched, message: &[u8], v6: bool) -> bool {
     let table = tunnel.paths.table();
     let Some(announcement) = quote::judge(message, v6, &table, &tunnel.own) else { return false };
-    let end = match announcement.whose {
-        Whose::Path(end) => end,
-        Whose::Session(index) => match tunnel.sessions.as_ref().and_then(|sessions| sessions.peer(index)) {
-            Some(peer) => PathEnd::Peer(peer),
-            None => return false,
-        },
-    };
     tunnel.paths.believed.fetch_add(1, Ordering::Relaxed);
-    learn(tunnel, end, announcement.limit);
+    learn(tunnel, announcement.end, announcement.limit);
     true
 }
 

@@ -70,7 +70,7 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     let mut opened = Vec::new();
     let mut workers = workers;
     for tunnel in tunnels {
-        let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none())?;
+        let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none() && families(tunnel)[1])?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
         // device.
         workers = one.chosen.workers;
@@ -89,7 +89,6 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
             paths: Arc::clone(&running_tunnel.paths),
             own: own(tunnel, &running_tunnel.chosen),
             families: families(tunnel),
-            sessions: keeper.as_ref().map(|keeper| keeper.shared.sessions.clone()),
             notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
         });
         running.push(running_tunnel);
@@ -144,11 +143,11 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
 }
 
 /// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip sets
-/// DF; other outer packets are fragmented on their way.
+/// DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the kernel.
 fn families(tunnel: &TunnelConfig) -> [bool; 2] {
     let ipip = matches!(tunnel.format(), Format::Ipip(_));
     let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);
-    [ipip, ipv6 && !ipip]
+    [ipip, ipv6 && matches!(tunnel.format(), Format::Vxlan(_) | Format::Udp)]
 }
 
 fn own(tunnel: &TunnelConfig, chosen: &Chosen) -> Own {

@@ -19,7 +19,7 @@ use rand::Rng;
 
 use super::budget::Budget;
 use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
-use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Sessions, Settings, Shared};
+use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
@@ -43,8 +43,6 @@ struct Keeper {
     by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Peers by this node's index of a session or of a handshake in progress.
     sessions: HashMap<SessionIndex, PeerId>,
-    /// The sessions that records are sealed with, for judging what an ICMP message quotes.
-    established: Sessions,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
@@ -84,7 +82,7 @@ pub(crate) fn start(
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
-    let Shared { clock, from_worker: (_, from_worker), mailboxes, sessions, .. } = shared;
+    let Shared { clock, from_worker: (_, from_worker), mailboxes, .. } = shared;
     let ((_, handshakes), (_, strays)) = (shared.handshakes, shared.strays);
     let mut keeper = Keeper {
         private: settings.private.clone(),
@@ -96,7 +94,6 @@ pub(crate) fn start(
         by_key: HashMap::new(),
         by_endpoint: HashMap::new(),
         sessions: HashMap::new(),
-        established: sessions,
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
@@ -339,7 +336,6 @@ impl Keeper {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
                 self.sessions.insert(session.local, id);
-                self.established.add(&session);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
@@ -348,7 +344,6 @@ impl Keeper {
             }
             Action::Forget(index) => {
                 self.sessions.remove(&index);
-                self.established.remove(index);
                 self.send_to_workers(|| ToWorker::Forget(index));
             }
             Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
@@ -395,7 +390,6 @@ impl Keeper {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
                 known.peer.indices().for_each(|index| {
                     self.sessions.remove(&index);
-                    self.established.remove(index);
                 });
                 self.by_key.remove(&known.peer.key);
                 self.remove_endpoint(id, known.config.endpoint);

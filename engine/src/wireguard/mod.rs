@@ -18,7 +18,6 @@ pub(crate) mod crypt;
 pub(crate) mod keeper;
 mod mail;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +25,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
 use path::wireguard::session::Millis;
-use path::wireguard::{Gate, PublicKey, SecretKey, Session, SessionIndex};
+use path::wireguard::{Gate, PublicKey, SecretKey};
 
 use self::budget::Budget;
 pub(crate) use self::mail::Stray;
@@ -123,27 +122,6 @@ impl Clock {
     }
 }
 
-/// The sessions of a tunnel by this node's index: the peer's index, which records carry, and the peer.
-#[derive(Clone, Default)]
-pub(crate) struct Sessions(Arc<Mutex<HashMap<SessionIndex, (SessionIndex, PeerId)>>>);
-
-impl Sessions {
-    fn add(&self, session: &Session) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(session.local, (session.remote, session.peer));
-    }
-
-    fn remove(&self, local: SessionIndex) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&local);
-    }
-
-    /// Returns the peer that has a session under this index.
-    pub(crate) fn peer(&self, remote: SessionIndex) -> Option<PeerId> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.values().find(|(index, _)| *index == remote).map(|(_, peer)| *peer)
-    }
-}
-
 /// The state that a tunnel's workers and keeper share, created before their threads start.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -156,7 +134,6 @@ pub(crate) struct Shared {
     /// The memory for strays.
     pub(crate) astray: Budget,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
-    pub(crate) sessions: Sessions,
 }
 
 /// Capacity of each of the keeper's channels from workers. Further messages are dropped and counted by the
@@ -180,7 +157,6 @@ impl Shared {
             waiting: Budget::new(WAITING_BYTES),
             astray: Budget::new(STRAY_BYTES),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
-            sessions: Sessions::default(),
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::common::{
 };
 
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
-const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","Mode":"ipv6"}}"#;
 const NARROW: u32 = 1400;
 const BYTES: u64 = 20_000_000;
 
@@ -52,15 +51,6 @@ const VXLAN_V6: Case = Case {
     narrow: 1330,
     wide: 1430,
 };
-const WIREGUARD_V6: Case = Case {
-    name: "wg6",
-    config: WIREGUARD,
-    device: "flannel-wg",
-    outer_v6: true,
-    inner_v6: false,
-    narrow: 1312,
-    wide: 1420,
-};
 const VXLAN_V4: Case = Case {
     name: "vx4",
     config: VXLAN,
@@ -91,12 +81,6 @@ fn vxlan_over_ipv6_learns_the_mtu_of_a_router_path() {
 }
 
 #[test]
-fn wireguard_over_ipv6_learns_the_mtu_of_a_router_path() {
-    real(WIREGUARD_V6);
-    real(Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 });
-}
-
-#[test]
 fn a_router_path_fragments_what_has_no_df() {
     for case in [VXLAN_V4, UDP_V4] {
         let Some((cluster, daemons)) = start(&format!("pm-{}", case.name), case, 2) else { return };
@@ -118,29 +102,8 @@ fn vxlan_over_ipv6_ignores_forged_messages() {
 }
 
 #[test]
-fn wireguard_over_ipv6_ignores_forged_messages() {
-    forged(WIREGUARD_V6);
-}
-
-#[test]
 fn ipip_learns_the_mtu_of_another_interface() {
     other_interface(IPIP_V4);
-}
-
-#[test]
-fn vxlan_over_ipv4_learns_the_mtu_of_another_interface() {
-    other_interface(VXLAN_V4);
-}
-
-#[test]
-fn vxlan_over_ipv6_learns_the_mtu_of_another_interface() {
-    other_interface(VXLAN_V6);
-}
-
-#[test]
-fn udp_and_wireguard_learn_the_mtu_of_another_interface() {
-    other_interface(UDP_V4);
-    other_interface(WIREGUARD_V6);
 }
 
 /// Packets of pods fit the path soon, and nothing is sent in outer fragments then.
@@ -354,8 +317,8 @@ fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
         message.truncate(1240);
         message
     };
-    // VXLAN network 1, or a WireGuard record.
-    let heads: [&[u8]; 2] = [&[8, 0, 0, 0, 0, 0, 1, 0], &[4, 0, 0, 0, 1, 0, 0, 0]];
+    // VXLAN network 1.
+    let heads: [&[u8]; 1] = [&[8, 0, 0, 0, 0, 0, 1, 0]];
     let ports = [8472, 51_820, 51_821];
     let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
     pairs.flat_map(|pair| heads.map(|head| quote(pair, head))).collect()
