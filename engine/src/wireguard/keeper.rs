@@ -21,6 +21,7 @@ use super::awaited::Awaited;
 use super::budget::Budget;
 use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
+use crate::event::{self, Event, Notifier};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
@@ -78,13 +79,13 @@ struct Known {
     at: Option<Millis>,
 }
 
-/// Starts a keeper's thread.
+/// Starts the thread of the keeper of the notifier's tunnel.
 pub(crate) fn start(
-    index: usize,
     settings: &Settings,
     shared: Shared,
     socket: Aside,
     wakers: Vec<Waker>,
+    notifier: Notifier,
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
@@ -112,9 +113,13 @@ pub(crate) fn start(
     // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
-    let thread: JoinHandle<()> = std::thread::Builder::new()
-        .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&from_worker, [&handshakes, &cookies], &strays, &commands))?;
+    let thread: JoinHandle<()> =
+        std::thread::Builder::new().name(format!("loden-wg{}", notifier.tunnel)).spawn(move || {
+            event::watch(&notifier, Event::KeeperFailed, || {
+                keeper.run(&from_worker, [&handshakes, &cookies], &strays, &commands);
+                Ok(())
+            });
+        })?;
     Ok(KeeperHandle::new(sender, thread))
 }
 
