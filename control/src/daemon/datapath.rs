@@ -1,5 +1,6 @@
 //! Starts the engine with the features that the settings allow and the self-test has seen working.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use engine::selftest::{self, Outcome};
@@ -40,6 +41,9 @@ pub(super) fn open(
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
     engine.chosen().for_each(log_chosen);
+    if let Some(shortage) = engine.shortage() {
+        tracing::warn!("{shortage}");
+    }
     Ok((engine, numbers))
 }
 
@@ -99,8 +103,8 @@ fn tested(wanted: Switches) -> Switches {
 fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) -> (TunnelConfig, Numbers) {
     let mut numbers = Numbers::default();
     let peers = planned.map(|tunnel| tables::sealed_peers(tunnel, &mut numbers)).unwrap_or_default();
-    // Peers that make no table are reported when the plan is applied.
-    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut numbers).ok());
+    // Peers that make no table are reported when the plan is applied, which also adds the host's addresses.
+    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut numbers, &BTreeSet::new()).ok());
     let sealed = outline.format == Format::Wireguard;
     let config = TunnelConfig {
         device: outline.device.clone(),

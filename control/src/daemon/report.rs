@@ -94,6 +94,7 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
             tracing::warn!(device, worker, tcp, udp, "the TUN rejected a super-packet; offloads reduced");
         }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
+        Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),
     }
     Ok(())
 }

@@ -131,6 +131,21 @@ pub(crate) fn unshare_network() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// getrlimit(2): returns the soft and the hard limit of open files.
+pub(crate) fn file_limits() -> io::Result<(u64, u64)> {
+    let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit`.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) })?;
+    Ok((limits.rlim_cur, limits.rlim_max))
+}
+
+/// setrlimit(2): sets the soft and the hard limit of open files.
+pub(crate) fn set_file_limits(soft: u64, hard: u64) -> io::Result<()> {
+    let limits = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the kernel reads one `rlimit`.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) }).map(drop)
+}
+
 /// sched_setaffinity(2): pins the calling thread to one core.
 pub(crate) fn set_affinity(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {

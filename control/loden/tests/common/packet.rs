@@ -93,7 +93,8 @@ pub fn is_summed(source: &[u8], target: &[u8], datagram: &[u8]) -> bool {
     sum(sum(0, &pseudo).into(), datagram) == 0xffff
 }
 
-fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
+/// Returns the checksum over pseudo header and transport bytes, whose own checksum field is zero.
+pub fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
     let pseudo = pseudo_header(source, target, protocol, bytes.len() as u32);
     !sum(sum(0, &pseudo).into(), bytes)
 }
