@@ -1,7 +1,6 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
@@ -110,7 +109,8 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
         let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
-        let handle = keeper::start(index, settings, shared, socket, wakers)
+        let notifier = Notifier { tunnel: index, worker: WorkerIndex(0), sender: sender.clone() };
+        let handle = keeper::start(settings, shared, socket, wakers, notifier)
             .map_err(|cause| Error::new("starting the WireGuard handshake thread", cause))?;
         if let Some(tunnel) = engine.tunnels.get_mut(index) {
             tunnel.keeper = Some(handle);
@@ -234,14 +234,7 @@ fn run(
                 // If the core is no longer allowed, run without pinning.
                 let _ = io::thread::pin_to_core(core);
             }
-            // Workers do not panic intentionally. If one does, control must know: its queues and sockets are
-            // gone while the other workers continue.
-            let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => format!("waiting for packets: {error}"),
-                Err(_) => "panicked; see the message above".to_owned(),
-            };
-            notifier.send(Event::WorkerFailed(why));
+            event::watch(&notifier, Event::WorkerFailed, || worker.run());
         })?;
     Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker })
 }

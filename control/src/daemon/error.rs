@@ -66,6 +66,14 @@ pub enum DaemonError {
         /// What happened and what to do.
         why: String,
     },
+    /// A WireGuard handshake thread ended on its own.
+    #[error("the WireGuard handshakes of {device} failed: {why}; restart the daemon")]
+    KeeperFailed {
+        /// The tunnel's device.
+        device: String,
+        /// The reason.
+        why: String,
+    },
     /// A worker ended on its own.
     #[error("worker {worker} of the datapath failed: {why}; restart the daemon")]
     WorkerFailed {

@@ -101,6 +101,7 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
             tracing::info!(device, peer, limit, "path MTU learned; larger packets are refused or cut");
         }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
+        Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),
     }
     Ok(())
 }

@@ -17,12 +17,17 @@ use path::wireguard::{Peer, PublicKey, SecretKey, SessionIndex};
 use path::{DropReason, PeerId};
 use rand::Rng;
 
+use super::awaited::Awaited;
 use super::budget::Budget;
 use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
+use crate::event::{self, Event, Notifier};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
+/// How often to look for an index whose place among the awaited is free. With ten thousand handshakes pending,
+/// every sixth place is taken.
+const TRIES: u32 = 64;
 /// How often to return the memory of what has waited.
 const RETURN_EVERY: Millis = 5_000;
 /// Minimum interval between reports of dropped messages.
@@ -43,6 +48,8 @@ struct Keeper {
     by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Peers by this node's index of a session or of a handshake in progress.
     sessions: HashMap<SessionIndex, PeerId>,
+    /// The indices of handshake messages that a reply may answer.
+    awaited: Arc<Awaited>,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
@@ -72,18 +79,18 @@ struct Known {
     at: Option<Millis>,
 }
 
-/// Starts a keeper's thread.
+/// Starts the thread of the keeper of the notifier's tunnel.
 pub(crate) fn start(
-    index: usize,
     settings: &Settings,
     shared: Shared,
     socket: Aside,
     wakers: Vec<Waker>,
+    notifier: Notifier,
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
     let Shared { clock, from_worker: (_, from_worker), mailboxes, .. } = shared;
-    let ((_, handshakes), (_, strays)) = (shared.handshakes, shared.strays);
+    let ((_, handshakes), (_, cookies), (_, strays)) = (shared.handshakes, shared.cookies, shared.strays);
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -94,6 +101,7 @@ pub(crate) fn start(
         by_key: HashMap::new(),
         by_endpoint: HashMap::new(),
         sessions: HashMap::new(),
+        awaited: shared.awaited,
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
@@ -105,9 +113,13 @@ pub(crate) fn start(
     // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
-    let thread: JoinHandle<()> = std::thread::Builder::new()
-        .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&from_worker, &handshakes, &strays, &commands))?;
+    let thread: JoinHandle<()> =
+        std::thread::Builder::new().name(format!("loden-wg{}", notifier.tunnel)).spawn(move || {
+            event::watch(&notifier, Event::KeeperFailed, || {
+                keeper.run(&from_worker, [&handshakes, &cookies], &strays, &commands);
+                Ok(())
+            });
+        })?;
     Ok(KeeperHandle::new(sender, thread))
 }
 
@@ -116,7 +128,7 @@ impl Keeper {
     fn run(
         &mut self,
         from_worker: &Receiver<FromWorker>,
-        handshakes: &Receiver<Incoming>,
+        [handshakes, cookies]: [&Receiver<Incoming>; 2],
         strays: &Receiver<Stray>,
         commands: &Receiver<FromControl>,
     ) {
@@ -140,6 +152,10 @@ impl Keeper {
                     Err(_) => commands = never(),
                 },
                 recv(handshakes) -> message => match message {
+                    Ok(Incoming { source, bytes }) => self.handle_incoming(source, &bytes),
+                    Err(_) => return,
+                },
+                recv(cookies) -> message => match message {
                     Ok(Incoming { source, bytes }) => self.handle_incoming(source, &bytes),
                     Err(_) => return,
                 },
@@ -317,6 +333,7 @@ impl Keeper {
         step(&mut known.peer, &self.private, &moment, &mut actions);
         if known.peer.attempting() == Some(moment.index) {
             self.sessions.insert(moment.index, id);
+            self.awaited.insert(moment.index);
         }
         let mut handshake = false;
         // Workers get a session before the peer does, because the peer's first record may arrive immediately.
@@ -335,15 +352,19 @@ impl Keeper {
         match action {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
+                self.awaited.remove(session.local);
                 self.sessions.insert(session.local, id);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
+                // The response may be answered by a cookie reply.
+                self.awaited.insert(session.local);
                 self.sessions.insert(session.local, id);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), false));
             }
             Action::Forget(index) => {
                 self.sessions.remove(&index);
+                self.awaited.remove(index);
                 self.send_to_workers(|| ToWorker::Forget(index));
             }
             Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
@@ -388,9 +409,10 @@ impl Keeper {
         for id in gone {
             if let Some(known) = self.peers.remove(&id) {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
-                known.peer.indices().for_each(|index| {
+                for index in known.peer.indices() {
                     self.sessions.remove(&index);
-                });
+                    self.awaited.remove(index);
+                }
                 self.by_key.remove(&known.peer.key);
                 self.remove_endpoint(id, known.config.endpoint);
                 self.send_to_workers(|| ToWorker::Gone(id));
@@ -482,8 +504,10 @@ impl Keeper {
     fn moment(&self) -> Moment {
         let mut random = rand::rng();
         let mut index = SessionIndex(random.random());
-        while self.sessions.contains_key(&index) {
+        let mut tries = 0;
+        while self.sessions.contains_key(&index) || (tries < TRIES && !self.awaited.has_place(index)) {
             index = SessionIndex(random.random());
+            tries += 1;
         }
         Moment { now: self.clock.now(), stamp: timestamp(), index, jitter: random.random_range(0..=333) }
     }

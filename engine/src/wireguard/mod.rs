@@ -13,6 +13,7 @@
 //! opens with it, because it has one replay window: the worker at whose socket the session's first record
 //! arrived.
 
+mod awaited;
 mod budget;
 pub(crate) mod crypt;
 pub(crate) mod keeper;
@@ -27,6 +28,7 @@ use path::PeerId;
 use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
+use self::awaited::Awaited;
 use self::budget::Budget;
 pub(crate) use self::mail::Stray;
 use self::mail::{FromControl, FromWorker, Mailbox, Message};
@@ -128,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) from_worker: (Sender<FromWorker>, Receiver<FromWorker>),
     pub(crate) handshakes: (Sender<Message>, Receiver<Message>),
+    pub(crate) cookies: (Sender<Message>, Receiver<Message>),
+    pub(crate) awaited: Arc<Awaited>,
     pub(crate) strays: (Sender<Stray>, Receiver<Stray>),
     /// The memory for packets that wait for a session.
     pub(crate) waiting: Budget,
@@ -140,6 +144,8 @@ pub(crate) struct Shared {
 /// sender. Strangers can send any number of handshake messages and strays, so each kind has a channel of its
 /// own and takes no place from another.
 const WAITING: usize = 4096;
+/// Capacity of the keeper's channel for cookie replies, which anyone who has seen a handshake can forge.
+const COOKIES: usize = 256;
 /// Bytes of packets that wait for sessions, of all peers and workers: 10,000 of wire size. In the kernel it
 /// is 128 packets for each peer.
 const WAITING_BYTES: usize = 16 << 20;
@@ -153,6 +159,8 @@ impl Shared {
             gate: Gate::new(&settings.private.public()),
             from_worker: crossbeam_channel::bounded(WAITING),
             handshakes: crossbeam_channel::bounded(WAITING),
+            cookies: crossbeam_channel::bounded(COOKIES),
+            awaited: Arc::new(Awaited::new()),
             strays: crossbeam_channel::bounded(WAITING),
             waiting: Budget::new(WAITING_BYTES),
             astray: Budget::new(STRAY_BYTES),

@@ -12,8 +12,9 @@ use path::space::{bytes, bytes_mut};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
 use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
 use path::{Counters, Direction, DropReason, PeerId, WorkerIndex};
-use wire::wireguard::{HEADER_LEN, Kind, PADDING};
+use wire::wireguard::{self, HEADER_LEN, Kind, PADDING};
 
+use super::awaited::Awaited;
 use super::budget::{Budget, Kept};
 use super::mail::{FromWorker, Mailbox, Message, Stray, ToWorker};
 use super::{Clock, Shared};
@@ -41,6 +42,8 @@ pub(crate) struct Crypt {
     gate: Gate,
     to_keeper: Sender<FromWorker>,
     handshakes: Sender<Message>,
+    cookies: Sender<Message>,
+    awaited: Arc<Awaited>,
     to_others: Sender<Stray>,
     waiting: Budget,
     astray: Budget,
@@ -111,6 +114,8 @@ impl Crypt {
             gate: shared.gate.clone(),
             to_keeper: shared.from_worker.0.clone(),
             handshakes: shared.handshakes.0.clone(),
+            cookies: shared.cookies.0.clone(),
+            awaited: Arc::clone(&shared.awaited),
             to_others: shared.strays.0.clone(),
             waiting: shared.waiting.clone(),
             astray: shared.astray.clone(),
@@ -353,13 +358,7 @@ impl Crypt {
         let record = bytes_mut(arena, &span);
         let header = match Kind::parse(record).map_err(|_| DropReason::WgMalformed)? {
             Kind::Data(header) => header,
-            Kind::Handshake => {
-                if !self.gate.admits(record) {
-                    return Err(DropReason::WgStranger);
-                }
-                let message = Message { source, bytes: Box::from(&*record) };
-                return self.handshakes.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
-            }
+            Kind::Handshake => return self.hand_over(source, record).map(|()| None),
         };
         let index = SessionIndex(header.receiver);
         // The session may have been created since the turn began.
@@ -424,6 +423,19 @@ impl Crypt {
         if self.strangers.len() < STRANGERS && self.strangers.insert(source) {
             let _ = self.to_keeper.try_send(FromWorker::Unknown(source));
         }
+    }
+
+    /// Passes a handshake message to the keeper, unless it is not for this node, or answers no message of
+    /// this node. Cookie replies have a channel of their own, because they can be forged without any key.
+    fn hand_over(&self, source: SocketAddr, bytes: &[u8]) -> Result<(), DropReason> {
+        let answered = wireguard::answered(bytes).map(SessionIndex);
+        if answered.is_some_and(|index| !self.awaited.contains(index)) || !self.gate.admits(bytes) {
+            return Err(DropReason::WgStranger);
+        }
+        let is_cookie = bytes.first() == Some(&wireguard::COOKIE);
+        let channel = if is_cookie { &self.cookies } else { &self.handshakes };
+        let message = Message { source, bytes: Box::from(bytes) };
+        channel.try_send(message).map_err(|_| DropReason::WgBusy)
     }
 
     /// Passes a record to the worker that opens its session's records. Anyone who has seen the session's

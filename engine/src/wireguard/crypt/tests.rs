@@ -388,3 +388,31 @@ fn handshake() -> Vec<u8> {
     });
     message.unwrap()
 }
+
+#[test]
+fn replies_that_answer_nothing_are_dropped_and_a_flood_takes_no_handshakes_place() {
+    let shared = shared();
+    let mut crypt = Crypt::new(&shared, WorkerIndex(0), MTU);
+    let mut arrive = |mut message: Vec<u8>| {
+        let len = message.len() as u32;
+        let opened = crypt.open(&mut message, 0..len, at(66), 0, &mut Counters::default());
+        opened.map(|opened| opened.is_some())
+    };
+    let cookie = |index: u32| {
+        let mut message = vec![0; 64];
+        (message[0], message[60]) = (3, 1);
+        message[4..8].copy_from_slice(&index.to_le_bytes());
+        message
+    };
+    for index in 0..10_000 {
+        assert_eq!(arrive(cookie(index)), Err(DropReason::WgStranger));
+    }
+    assert!(shared.cookies.1.is_empty());
+    // Somebody has seen a handshake of ours.
+    shared.awaited.insert(SessionIndex(5));
+    assert_eq!(arrive(cookie(5)), Ok(false));
+    while arrive(cookie(5)) != Err(DropReason::WgBusy) {}
+    assert_eq!(shared.cookies.1.len(), 256);
+    assert_eq!(arrive(handshake()), Ok(false));
+    assert_eq!(shared.handshakes.1.len(), 1);
+}

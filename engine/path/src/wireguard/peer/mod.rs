@@ -56,7 +56,7 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// The traffic that workers record.
     pub pulse: Arc<Pulse>,
-    /// When the last handshake was completed.
+    /// When the last handshake was completed that the peer has proved to be part of.
     pub last_handshake: Option<Millis>,
     psk: SecretKey,
     persistent: Millis,
@@ -194,7 +194,9 @@ impl Peer {
         (self.latest, self.answered) = (initiation.timestamp, Some(moment.now));
         let remote = initiation.sender;
         let Some((mut message, keys)) = initiation.respond(&self.psk, moment.index) else { return false };
-        self.endpoint = Some(from);
+        // An initiation may be an old one, replayed after this node has restarted and forgotten the newest
+        // timestamp. The first record of the session proves that the peer is there, and moves it.
+        self.endpoint.get_or_insert(from);
         self.stamp.put(&mut message, moment.now);
         actions.push(Action::Send(from, message.to_vec()));
         let session = self.session((moment.index, remote), &keys, false, moment.now);
@@ -319,12 +321,12 @@ impl Peer {
         initiator: bool,
         now: Millis,
     ) -> Arc<Session> {
-        self.last_handshake = Some(now);
         self.timers.forget = Some(now + FORGET_AFTER);
         Arc::new(Session::new(self.id, indices, keys, initiator, now))
     }
 
     fn switch_to(&mut self, session: Arc<Session>, actions: &mut Vec<Action>) {
+        self.last_handshake = Some(session.born);
         actions.push(Action::Use(Arc::clone(&session)));
         if let Some(former) = self.current.replace(session) {
             self.retire(former, actions);
