@@ -48,7 +48,9 @@ pub struct RunOptions {
           default_values = ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart"])]
     pub loads: Vec<Load>,
     /// Rounds per testbed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     pub rounds: u32,
     /// Seconds per load.
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
@@ -74,10 +76,15 @@ pub struct RunOptions {
 #[derive(Clone, Debug, Args)]
 pub struct ScaleOptions {
     /// Number of peers of the large cluster.
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..=50_000))]
+    #[arg(
+        long, value_name = "N", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(100..=50_000),
+    )]
     pub peers: u32,
     /// Rounds of each part.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     pub rounds: u32,
     /// Seconds per load.
     #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]

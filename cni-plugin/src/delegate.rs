@@ -63,7 +63,8 @@ mod tests {
             config(json!({}), json!({})),
             &v4(),
             json!({
-                "cniVersion": "0.3.1", "name": "cni-flannel", "type": "bridge", "ipMasq": false, "isGateway": true,
+                "cniVersion": "0.3.1", "name": "cni-flannel", "type": "bridge",
+                "ipMasq": false, "isGateway": true,
                 "mtu": 1472,
                 "ipam": {
                     "type": "host-local", "ranges": [[{"subnet": "10.1.17.0/24"}]],

@@ -77,7 +77,8 @@ pub fn versions() -> String {
 /// Describes the plugin to a person who starts it by hand.
 pub fn about() -> String {
     format!(
-        "loden-cni {}: a drop-in for flannel's CNI plugin, to be started by container runtimes (CNI_COMMAND is not set)\n\
+        "loden-cni {}: a drop-in for flannel's CNI plugin, to be started by container runtimes \
+         (CNI_COMMAND is not set)\n\
          CNI protocol versions supported: {}\n",
         env!("CARGO_PKG_VERSION"),
         VERSIONS.join(", ")
@@ -104,7 +105,9 @@ mod tests {
         let text = error(&failure, Some("0.3.1"));
         assert_eq!(
             serde_json::from_str::<Value>(&text).expect("JSON"),
-            json!({"cniVersion": "0.3.1", "code": 11, "msg": "not ready", "details": "no file; start the daemon"})
+            json!({
+                "cniVersion": "0.3.1", "code": 11, "msg": "not ready", "details": "no file; start the daemon"
+            })
         );
         assert_eq!(parse_error(&text), Some(failure));
         let bare = Failure::new(Code::Io, "x", "");

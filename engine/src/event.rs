@@ -1,5 +1,7 @@
 //! The events that workers report to control, besides their counters.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crossbeam_channel::{Receiver, Sender};
 use path::WorkerIndex;
 
@@ -17,6 +19,8 @@ pub enum Event {
     },
     /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),
+    /// A tunnel's WireGuard handshake thread has failed for this reason; its sessions expire without successors.
+    KeeperFailed(String),
 }
 
 /// An event, with its tunnel and worker.
@@ -45,6 +49,42 @@ impl Notifier {
     }
 }
 
+/// Runs a thread's body, which ends only when the engine stops, and tells control why if it fails or panics.
+/// Nothing panics intentionally. If something does, control must know, because the other threads continue.
+pub(crate) fn watch(
+    notifier: &Notifier,
+    event: fn(String) -> Event,
+    body: impl FnOnce() -> std::io::Result<()>,
+) {
+    let why = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => format!("waiting for packets: {error}"),
+        Err(_) => "panicked; see the message above".to_owned(),
+    };
+    notifier.send(event(why));
+}
+
 pub(crate) fn channel() -> (Sender<Notice>, Receiver<Notice>) {
     crossbeam_channel::bounded(256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_is_told_why_a_thread_has_ended() {
+        let (sender, notices) = channel();
+        let notifier = Notifier { tunnel: 3, worker: WorkerIndex(0), sender };
+        watch(&notifier, Event::KeeperFailed, || Ok(()));
+        assert!(notices.is_empty(), "the engine has stopped");
+        #[allow(clippy::panic)]
+        watch(&notifier, Event::KeeperFailed, || panic!("on purpose"));
+        let Notice { tunnel: 3, event: Event::KeeperFailed(why), .. } = notices.try_recv().unwrap() else {
+            unreachable!("another event")
+        };
+        assert!(why.starts_with("panicked"), "{why}");
+        watch(&notifier, Event::WorkerFailed, || Err(std::io::ErrorKind::Other.into()));
+        assert!(matches!(notices.try_recv().unwrap().event, Event::WorkerFailed(_)));
+    }
 }

@@ -49,6 +49,8 @@ pub struct Engine {
     stop: Arc<AtomicBool>,
     tunnels: Vec<RunningTunnel>,
     notices: Receiver<Notice>,
+    /// Why there are fewer workers than configured.
+    shortage: Option<String>,
 }
 
 struct RunningWorker {
@@ -131,6 +133,11 @@ impl Engine {
     /// Returns what each tunnel uses after probing.
     pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
         self.tunnels.iter().map(|tunnel| &tunnel.chosen)
+    }
+
+    /// Returns why there are fewer workers than configured, if a limit of this process is the reason.
+    pub fn shortage(&self) -> Option<&str> {
+        self.shortage.as_deref()
     }
 
     /// Makes the devices configured to persist outlive this engine. Until then new devices disappear with the

@@ -1,12 +1,11 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Sender;
 use io::udp::Aside;
-use io::{Error, Waiter, tun};
+use io::{Error, Waiter, files, tun};
 use path::WorkerIndex;
 
 use crate::config::{EngineConfig, TunnelConfig};
@@ -36,10 +35,34 @@ struct KeeperParts<'c> {
     socket: Aside,
 }
 
+/// Number of files that the rest of the process must still be able to open: stores, sockets, state files.
+const SPARE_FILES: u64 = 64;
+
+/// Starts an engine, with fewer workers than configured if the limit of open files permits no more.
 pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<Engine, Error> {
-    let mut opened = Vec::new();
     // Without tunnels there are no workers.
-    let mut workers = if tunnels.is_empty() { 0 } else { layout::workers(config) };
+    let wanted = if tunnels.is_empty() { 0 } else { layout::workers(config) };
+    let limit = files::raise_limit();
+    let mut workers = wanted;
+    loop {
+        match start_with(config, tunnels, workers) {
+            Err(error) if files::is_exhausted(&error.cause) && workers > 1 => workers = workers * 3 / 4,
+            Ok(mut engine) if workers < wanted => {
+                let limit = limit.map_or_else(|error| error.to_string(), |limit| limit.to_string());
+                engine.shortage = Some(format!(
+                    "{workers} workers instead of {wanted}: the limit of open files is {limit}; {}",
+                    files::ADVICE
+                ));
+                return Ok(engine);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -> Result<Engine, Error> {
+    let mut opened = Vec::new();
+    let mut workers = workers;
     for tunnel in tunnels {
         let one = OpenTunnel::open(config, tunnel, workers)?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
@@ -57,7 +80,7 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
         keepers.push(keeper);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices };
+    let mut engine = Engine { threads: Vec::new(), stop, tunnels: running, notices, shortage: None };
     let cores = layout::cores();
     for (index, share) in (0..).map(WorkerIndex).zip(shares) {
         let core = config.pin.then(|| cores[index.place() % cores.len()]);
@@ -69,13 +92,21 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
         let wakers = engine.threads.iter().map(|running| running.waker.clone()).collect();
-        let handle = keeper::start(index, settings, shared, socket, wakers)
+        let notifier = Notifier { tunnel: index, worker: WorkerIndex(0), sender: sender.clone() };
+        let handle = keeper::start(settings, shared, socket, wakers, notifier)
             .map_err(|cause| Error::new("starting the WireGuard handshake thread", cause))?;
         if let Some(tunnel) = engine.tunnels.get_mut(index) {
             tunnel.keeper = Some(handle);
         }
     }
-    Ok(engine)
+    match files::left() {
+        Some(left) if left < SPARE_FILES => {
+            let cause = std::io::Error::from_raw_os_error(files::EXHAUSTED);
+            Err(Error::new(format!("keeping {SPARE_FILES} files for other uses"), cause)
+                .advise(files::ADVICE))
+        }
+        _ => Ok(engine),
+    }
 }
 
 /// Distributes one tunnel's queues and ports over the workers. Returns control's part of the tunnel, and the
@@ -152,14 +183,7 @@ fn run(
                 // If the core is no longer allowed, run without pinning.
                 let _ = io::thread::pin_to_core(core);
             }
-            // Workers do not panic intentionally. If one does, control must know: its queues and sockets are
-            // gone while the other workers continue.
-            let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => format!("waiting for packets: {error}"),
-                Err(_) => "panicked; see the message above".to_owned(),
-            };
-            notifier.send(Event::WorkerFailed(why));
+            event::watch(&notifier, Event::WorkerFailed, || worker.run());
         })?;
     Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker })
 }

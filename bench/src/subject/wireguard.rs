@@ -91,7 +91,8 @@ pub(super) fn start(
         shell(
             host,
             &format!(
-                "ip addr add {base}/32 dev {device}; ip link set {device} mtu {mtu} up; ip route add 10.5.0.0/16 dev {device}"
+                "ip addr add {base}/32 dev {device}; ip link set {device} mtu {mtu} up; ip route add \
+                 10.5.0.0/16 dev {device}"
             ),
         )?;
     }

@@ -437,7 +437,8 @@ fn del_waits_for_the_delegate_of_a_plugin_that_was_killed() {
     let (inside, go) = (node.file("inside"), node.file("go"));
     // The output comes last, because nobody reads it after the plugin was killed.
     node.delegate(&format!(
-        "[ $CNI_COMMAND = DEL ] || {{ touch {}; until [ -e {} ]; do sleep 0.01; done; }}\necho end-$CNI_COMMAND >> {}\n{GOOD}",
+        "[ $CNI_COMMAND = DEL ] || {{ touch {}; until [ -e {} ]; do sleep 0.01; done; }}\n\
+         echo end-$CNI_COMMAND >> {}\n{GOOD}",
         inside.display(),
         go.display(),
         node.file("ends").display()

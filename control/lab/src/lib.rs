@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Only `topology` depends on the others. Devices exist as long as their namespace, so a [`Namespace`] is the
-//! only guard that a device needs. Guards clean up on unwinding, too. This crate runs no other program, touches
-//! no device outside the namespaces that it created, and panics only in [`Needs::are_met`], in CI.
+//! only guard that a device needs. Guards clean up on unwinding, too. This crate runs no other program,
+//! touches no device outside the namespaces that it created, and panics only in [`Needs::are_met`], in CI.
 
 mod error;
 mod link;

@@ -14,9 +14,9 @@ const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// What the user can do if the kernel rejects the namespace.
-const NEXT: &str = "run as root (sudo), or let users create namespaces: sysctl user.max_user_namespaces=10000 \
-                    and, where they exist, kernel.unprivileged_userns_clone=1 and \
-                    kernel.apparmor_restrict_unprivileged_userns=0";
+const NEXT: &str = "run as root (sudo), or let users create namespaces: \
+                    sysctl user.max_user_namespaces=10000 and, where they exist, \
+                    kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0";
 
 /// Returns true if this process may create network namespaces and devices.
 pub fn privileged() -> bool {

@@ -30,9 +30,10 @@ pub(super) async fn add(
     for (number, share) in shares.iter().enumerate() {
         let Scope::Tunnel(places) = share.scope else { continue };
         for cluster in places.iter().map(|place| place.cluster) {
-            let missing = changes.iter().filter(
-                |change| matches!(change, Change::Put(at, route) if *at == number && route.to.is_ipv4() == cluster.is_ipv4()),
-            );
+            let v4 = cluster.is_ipv4();
+            let fits = |at: usize, route: &Route| at == number && route.to.is_ipv4() == v4;
+            let missing =
+                changes.iter().filter(|change| matches!(change, Change::Put(at, route) if fits(*at, route)));
             let wanted_anyway = share.routes.iter().any(|route| route.to == cluster);
             if missing.count() < MANY || wanted_anyway {
                 continue;
@@ -45,7 +46,8 @@ pub(super) async fn add(
                 Err(error) => tracing::debug!(
                     device = share.device,
                     %error,
-                    "cannot add a temporary route for the whole cluster network; adding the peer routes without it"
+                    "cannot add a temporary route for the whole cluster network; adding the peer routes \
+                     without it"
                 ),
             }
         }

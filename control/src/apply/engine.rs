@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::wireguard::PeerConfig;
-use path::PeerId;
 use path::fib::{Fib, FibBuilder, FibError, PeerSpec};
 use path::wireguard::PublicKey;
+use path::{PeerId, Sources};
 
 use crate::plan::{Peer, Tunnel};
 
@@ -69,8 +69,9 @@ pub fn sealed_peers(tunnel: &Tunnel, numbers: &mut Numbers) -> Vec<PeerConfig> {
     peers.into_values().collect()
 }
 
-/// Builds the forwarding table of one tunnel.
-pub fn build(tunnel: &Tunnel, numbers: &mut Numbers) -> Result<Fib, FibError> {
+/// Builds the forwarding table of one tunnel. Packets from the underlay must not have an address of `host` as
+/// their source.
+pub fn build(tunnel: &Tunnel, numbers: &mut Numbers, host: &BTreeSet<IpAddr>) -> Result<Fib, FibError> {
     let (mut v4, mut v6) = (None, None);
     for address in tunnel.link.addresses() {
         match address.ip() {
@@ -78,7 +79,8 @@ pub fn build(tunnel: &Tunnel, numbers: &mut Numbers) -> Result<Fib, FibError> {
             IpAddr::V6(ip) => v6 = Some(ip),
         }
     }
-    let mut builder = FibBuilder::new(tunnel.format).reply_from(v4, v6);
+    let sources = Sources::new(v4.is_some(), v6.is_some(), host.iter().copied());
+    let mut builder = FibBuilder::new(tunnel.format).reply_from(v4, v6).admit(sources);
     for peer in &tunnel.peers {
         let spec = PeerSpec { remote: peer.remote, mac: peer.mac, mtu: tunnel.link.mtu.get() };
         match peer.key {

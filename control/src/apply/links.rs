@@ -1,12 +1,14 @@
 //! Tunnel devices: MTU, queue length, addresses and state.
 //!
 //! The engine opens and closes the TUN; this module configures it according to the plan. It touches only the
-//! named device, and on that device only what the plan covers: an address outside the cluster network that
-//! another program added stays.
+//! named device, and on that device only what the plan covers: an IPv4 address outside the cluster network
+//! that another program added stays. The IPv6 device has no other addresses than ours and link-local ones.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::{fs, io};
+use std::path::Path;
 
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
@@ -25,6 +27,40 @@ use crate::plan::Link;
 /// scheduling delay.
 pub const QUEUE_LENGTH: u32 = 10_000;
 
+/// A setting of a device under `/proc/sys/net`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    family: &'static str,
+    name: &'static str,
+}
+
+/// Gates IPv6 on a device. A new device inherits `net.ipv6.conf.default.disable_ipv6`.
+const DISABLE_IPV6: Setting = Setting { family: "ipv6", name: "disable_ipv6" };
+
+/// Settings by which packets in the tunnel could change the host's own routes. No router is on our link.
+const HOST_PROTOCOLS: [Setting; 3] = [
+    Setting { family: "ipv6", name: "accept_ra" },
+    Setting { family: "ipv6", name: "accept_redirects" },
+    Setting { family: "ipv4", name: "accept_redirects" },
+];
+
+impl Setting {
+    /// Returns the setting's key for a device, with slashes: a device name may contain dots (sysctl(8)).
+    fn key(self, device: &str) -> String {
+        format!("net/{}/conf/{device}/{}", self.family, self.name)
+    }
+
+    /// Returns whether the setting is on; false if the kernel has no such setting or hides it.
+    fn is_on(self, device: &str) -> bool {
+        let value = fs::read_to_string(Path::new("/proc/sys").join(self.key(device)));
+        value.is_ok_and(|value| value.trim() != "0")
+    }
+
+    fn turn_off(self, device: &str) -> io::Result<()> {
+        fs::write(Path::new("/proc/sys").join(self.key(device)), "0")
+    }
+}
+
 /// A device as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
@@ -38,8 +74,8 @@ pub struct Observed {
     pub up: bool,
     /// Whether the kernel generates IPv6 link-local addresses for the device.
     pub link_local: bool,
-    /// The `accept_ra` setting; `None` if the kernel has no IPv6 or hides the setting.
-    pub accept_ra: Option<bool>,
+    /// Settings that are on although one of our devices may need them off.
+    pub settings: Vec<Setting>,
     /// The addresses of both families.
     pub addresses: Vec<IpNetwork>,
 }
@@ -49,8 +85,8 @@ pub struct Observed {
 pub enum Change {
     /// Stop the kernel from generating link-local addresses.
     NoLinkLocal,
-    /// Stop router advertisements from configuring the device.
-    NoRouterAdvertisements,
+    /// Turn a setting off.
+    Off(Setting),
     /// Set the MTU.
     Mtu(u32),
     /// Set the queue length.
@@ -86,9 +122,8 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     if observed.link_local {
         changes.push(Change::NoLinkLocal);
     }
-    if desired.places.iter().any(|place| place.cluster.is_ipv6()) && observed.accept_ra == Some(true) {
-        changes.push(Change::NoRouterAdvertisements);
-    }
+    let off = observed.settings.iter().filter(|setting| **setting != DISABLE_IPV6 || desired.has_ipv6());
+    changes.extend(off.copied().map(Change::Off));
     let mtu = u32::from(desired.mtu.get());
     if observed.mtu != mtu {
         changes.push(Change::Mtu(mtu));
@@ -114,11 +149,19 @@ pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), Net
     let Some(observed) = observe(netlink, device).await? else {
         return Err(gone(format!("configure {device}")));
     };
-    let changes = diff(&observed, desired);
-    for change in &changes {
-        make_change(netlink, device, observed.index, change).await?;
+    let mut made = 0;
+    for change in &diff(&observed, desired) {
+        made += usize::from(make_change(netlink, device, observed.index, change).await?);
     }
-    Ok((observed.index, changes.len()))
+    Ok((observed.index, made))
+}
+
+/// Lists the addresses of all of the host's devices.
+pub async fn host_addresses(netlink: &Handle) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let failed = |error| NetlinkError::from_rtnetlink("list the host's addresses", error);
+    let addresses: Vec<AddressMessage> =
+        netlink.address().get().execute().try_collect().await.map_err(failed)?;
+    Ok(addresses.iter().filter_map(own_address).collect())
 }
 
 /// Returns the index of the device with this name, if there is one.
@@ -138,7 +181,8 @@ fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage])
         queue_length: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         link_local: false,
-        accept_ra: fs::read_to_string(accept_ra(device)).ok().map(|value| value.trim() != "0"),
+        // IPv6 comes last: a device that is up starts to use it at once.
+        settings: HOST_PROTOCOLS.into_iter().chain([DISABLE_IPV6]).filter(|s| s.is_on(device)).collect(),
         addresses: addresses.iter().filter_map(network).collect(),
     };
     for attribute in &link.attributes {
@@ -165,36 +209,47 @@ fn network(message: &AddressMessage) -> Option<IpNetwork> {
     IpNetwork::new(own_address(message)?, message.header.prefix_len).ok()
 }
 
-/// Returns true for an address that an earlier configuration left behind.
-///
-/// flannel removes addresses in the cluster network from the IPv4 device, and everything but link-local
-/// addresses from the IPv6 device. We stay within the cluster network on both, so that addresses added by
-/// others survive.
+/// Returns true for an address that must not stay. As in flannel, that is any other address in the cluster
+/// network, and on a device for IPv6 any other IPv6 address that is not link-local: the kernel could choose
+/// it as the source of packets to pods, where no answer would reach it.
 fn is_leftover(address: IpNetwork, desired: &Link) -> bool {
-    let inside = desired.places.iter().any(|place| place.cluster.contains(address.ip()));
-    inside && desired.addresses().all(|ours| ours != address)
+    let inside = || desired.places.iter().any(|place| place.cluster.contains(address.ip()));
+    let unwanted = match address.ip() {
+        IpAddr::V6(ip) if desired.has_ipv6() => !ip.is_unicast_link_local(),
+        _ => inside(),
+    };
+    unwanted && desired.addresses().all(|ours| ours != address)
 }
 
+/// Returns whether the change was made; one that the device can do without may fail.
 async fn make_change(
     netlink: &Handle,
     device: &str,
     index: u32,
     change: &Change,
-) -> Result<(), NetlinkError> {
+) -> Result<bool, NetlinkError> {
     let link = || LinkUnspec::new_with_index(index);
     let (what, result) = match change {
         Change::NoLinkLocal => {
             // Not an error: the device also works with a link-local address.
-            if let Err(error) = netlink.link().set(without_link_local(link()).build()).execute().await {
+            let answer = netlink.link().set(without_link_local(link()).build()).execute().await;
+            if let Err(error) = &answer {
                 tracing::debug!(device, %error, "cannot turn link-local addresses off; the device keeps one");
             }
-            return Ok(());
+            return Ok(answer.is_ok());
         }
-        Change::NoRouterAdvertisements => {
-            if let Err(error) = fs::write(accept_ra(device), "0") {
-                tracing::warn!(device, %error, "cannot set accept_ra=0; the device still accepts router advertisements");
-            }
-            return Ok(());
+        Change::Off(setting) => {
+            let key = setting.key(device);
+            let answer = setting.turn_off(device);
+            return match answer {
+                Ok(()) => Ok(true),
+                Err(source) if *setting == DISABLE_IPV6 => Err(NetlinkError::Ipv6Off { key, source }),
+                Err(error) => {
+                    // Where /proc/sys is read-only. The workers drop router advertisements anyway.
+                    tracing::debug!(key, %error, "cannot set to 0");
+                    Ok(false)
+                }
+            };
         }
         Change::Mtu(mtu) => (
             format!("set MTU {mtu} on {device}"),
@@ -217,7 +272,7 @@ async fn make_change(
         }
         Change::Up => (format!("bring {device} up"), netlink.link().set(link().up().build()).execute().await),
     };
-    result.map_err(|error| NetlinkError::from_rtnetlink(what, error))
+    result.map(|()| true).map_err(|error| NetlinkError::from_rtnetlink(what, error))
 }
 
 fn without_link_local(link: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> {
@@ -235,8 +290,4 @@ fn removal(index: u32, address: IpNetwork) -> AddressMessage {
     message.header.prefix_len = address.prefix();
     message.attributes = vec![AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())];
     message
-}
-
-fn accept_ra(device: &str) -> PathBuf {
-    ["/proc/sys/net/ipv6/conf", device, "accept_ra"].iter().collect()
 }

@@ -15,6 +15,7 @@ pub mod subnet_file;
 pub mod takeover;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,9 +36,6 @@ pub enum ApplyError {
     /// The tunnel device is gone. Only the engine can create another.
     #[error("the device {0} has disappeared: another program removed it")]
     DeviceGone(String),
-    /// A removed device could not be recreated.
-    #[error("{0}")]
-    Closed(String),
     /// The kernel rejected a change that everything else depends on.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -71,14 +69,15 @@ impl Applied {
     }
 }
 
-/// Applies plans. Remembers only what cannot be observed: which tables the workers have, and which routes on
-/// the host's own interface are ours.
+/// Applies plans. Remembers only what cannot be observed: which tables the workers have, with which addresses
+/// of the host, and which routes on its interface are ours.
 #[derive(Debug)]
 pub struct Applier {
     netlink: Handle,
     subnet_file: PathBuf,
     published: Vec<Tunnel>,
     numbers: Vec<Numbers>,
+    host: BTreeSet<IpAddr>,
     direct: BTreeSet<Route>,
     commands: Runner,
 }
@@ -91,6 +90,7 @@ impl Applier {
             subnet_file,
             published: Vec::new(),
             numbers: Vec::new(),
+            host: BTreeSet::new(),
             direct: BTreeSet::new(),
             commands: Runner::default(),
         }
@@ -121,7 +121,8 @@ impl Applier {
             indexes.push(index);
             applied.changes += changes;
         }
-        applied.changes += self.publish(plan, tables)?;
+        let host = links::host_addresses(&self.netlink).await?;
+        applied.changes += self.publish(plan, host, tables)?;
         let outcome = self.routes(plan, &indexes).await?;
         applied.changes += outcome.changed;
         applied.failures.extend(outcome.failures.into_iter().map(ApplyError::from));
@@ -161,18 +162,25 @@ impl Applier {
         Ok(outcome)
     }
 
-    fn publish(&mut self, plan: &Plan, tables: &impl Tables) -> Result<usize, ApplyError> {
+    fn publish(
+        &mut self,
+        plan: &Plan,
+        host: BTreeSet<IpAddr>,
+        tables: &impl Tables,
+    ) -> Result<usize, ApplyError> {
         let mut published = 0;
         for (number, tunnel) in plan.tunnels.iter().enumerate() {
             let same = self.published.get(number).is_some_and(|before| {
                 (&before.peers, &before.format, &before.link, &before.secrets)
                     == (&tunnel.peers, &tunnel.format, &tunnel.link, &tunnel.secrets)
             });
+            self.numbers.resize_with(plan.tunnels.len(), Numbers::default);
+            let numbers = &mut self.numbers[number];
             if !same {
-                self.numbers.resize_with(plan.tunnels.len(), Numbers::default);
-                let numbers = &mut self.numbers[number];
                 tables.set_peers(number, engine::sealed_peers(tunnel, numbers));
-                let fib = engine::build(tunnel, numbers)
+            }
+            if !same || host != self.host {
+                let fib = engine::build(tunnel, numbers, &host)
                     .map_err(|source| ApplyError::Table { device: tunnel.link.device.clone(), source })?;
                 tables.publish(number, Arc::new(fib));
                 published += 1;
@@ -180,6 +188,7 @@ impl Applier {
         }
         if published > 0 {
             self.published.clone_from(&plan.tunnels);
+            self.host = host;
         }
         Ok(published)
     }

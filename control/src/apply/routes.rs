@@ -1,8 +1,8 @@
-//! Kernel routes into a tunnel device, or directly to a peer through the underlay interface: observed, compared and
-//! changed. Which of them are ours is said in [`share`](super::share).
+//! Kernel routes into a tunnel device, or directly to a peer through the underlay interface: observes,
+//! compares and changes them. [`share`](super::share) defines which of them are ours.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use ipnetwork::IpNetwork;
@@ -20,6 +20,8 @@ use crate::underlay::address_of;
 /// Number of requests in flight. One at a time, ten thousand routes take seconds; all at once, the answers
 /// overrun the socket's buffer.
 const IN_FLIGHT: usize = 64;
+/// The metric that takes precedence over all others; 0 stands for the default in IPv6.
+const BEST: u32 = 1;
 
 /// The outcome of [`apply`].
 #[derive(Debug, Default)]
@@ -78,13 +80,8 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
     let mut outcome = Outcome::default();
     let covered = cover::add(netlink, shares, &put).await;
     let rejected = make_all(netlink, shares, put, &mut outcome).await;
-    // IPv6 rejects a gateway on the link of one device while a route leads to it through another
-    // (net/ipv6/route.c, ip6_route_check_nh_onlink), so the old route has to be removed first.
-    let (blocked, rejected): (Vec<_>, Vec<_>) =
-        rejected.into_iter().partition(|(change, _)| blockers(&observed, change).next().is_some());
-    let blockers = blocked.iter().flat_map(|(change, _)| blockers(&observed, change)).collect();
-    let retried = blocked.iter().map(|(change, _)| *change).collect();
-    for changes in [blockers, retried, remove, cover::removals(&covered)] {
+    let rejected = retry_on_link(netlink, shares, rejected, &mut outcome).await;
+    for changes in [remove, cover::removals(&covered)] {
         let rejected = make_all(netlink, shares, changes, &mut outcome).await;
         outcome.failures.extend(rejected.into_iter().map(|(_, error)| error));
     }
@@ -92,13 +89,41 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
     Ok(outcome)
 }
 
-/// Returns the removals of the observed IPv6 routes on other devices that block this change.
-fn blockers(observed: &BTreeSet<(usize, Route)>, change: &Change) -> impl Iterator<Item = Change> {
-    let (Change::Put(share, wanted) | Change::Remove(share, wanted)) = *change;
-    let in_the_way = observed
-        .iter()
-        .filter(move |(other, route)| wanted.to.is_ipv6() && *other != share && route.to == wanted.to);
-    in_the_way.map(|(share, route)| Change::Remove(*share, *route))
+/// Makes rejected changes again that IPv6 rejects because a route leads to their gateway through another
+/// device: another program's over the pod network, or ours that is to be replaced. onlink does not help
+/// (net/ipv6/route.c, `ip6_route_check_nh_onlink`). Meanwhile a route for the gateway alone leads into the
+/// device; the route through the gateway keeps working without it. One left behind by a crash looks like any
+/// stale route of ours. Returns the changes that are still rejected.
+async fn retry_on_link(
+    netlink: &Handle,
+    shares: &[Share<'_>],
+    rejected: Vec<(Change, NetlinkError)>,
+    outcome: &mut Outcome,
+) -> Vec<(Change, NetlinkError)> {
+    let (retried, mut rejected): (Vec<_>, Vec<_>) =
+        rejected.into_iter().partition(|(_, error)| error.errno() == Some(nix::libc::EINVAL));
+    let gateways: Vec<RouteMessage> =
+        retried.iter().filter_map(|(change, _)| gateway_on_link(shares, change)).collect();
+    each(&gateways, async |message| netlink.route().add(message).execute().await).await;
+    let changes = retried.into_iter().map(|(change, _)| change).collect();
+    rejected.extend(make_all(netlink, shares, changes, outcome).await);
+    each(&gateways, async |message| netlink.route().del(message).execute().await).await;
+    rejected
+}
+
+/// Returns the route into the tunnel for the gateway of an IPv6 route, better than any other to the gateway.
+fn gateway_on_link(shares: &[Share<'_>], change: &Change) -> Option<RouteMessage> {
+    let Change::Put(share, Route { via: Some(gateway @ IpAddr::V6(_)), .. }) = *change else { return None };
+    let Share { index, scope: Scope::Tunnel(_), .. } = shares.get(share)? else { return None };
+    let mut message = message(*index, Route::into_device(gateway.into()), false);
+    message.attributes.push(RouteAttribute::Priority(BEST));
+    Some(message)
+}
+
+/// Sends a request for each route concurrently. Whether it was of use shows when the changes are retried.
+async fn each(routes: &[RouteMessage], request: impl AsyncFn(RouteMessage) -> Result<(), rtnetlink::Error>) {
+    let requests = routes.iter().map(|message| request(message.clone()));
+    stream::iter(requests).buffer_unordered(IN_FLIGHT).for_each(async |_| {}).await;
 }
 
 /// Makes the changes concurrently. Returns those that the kernel rejected.

@@ -53,7 +53,7 @@ pub enum Change {
 }
 
 impl Share<'_> {
-    /// Tells whether a route on the device is ours.
+    /// Returns true if a route on the device is ours.
     pub(super) fn owns(&self, route: &Route) -> bool {
         let within =
             |cluster: IpNetwork| cluster.contains(route.to.ip()) && route.to.prefix() >= cluster.prefix();
@@ -70,7 +70,7 @@ impl Share<'_> {
         }
     }
 
-    /// Tells whether any route of this family can be ours.
+    /// Returns true if any route of this family can be ours.
     pub(super) fn has_family(&self, ipv6: bool) -> bool {
         match self.scope {
             Scope::Tunnel(places) => any_of_family(places, ipv6),

@@ -47,7 +47,10 @@ pub fn previous(path: &Path) -> Option<Recorded> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read the previous subnet file; ignoring it");
+            tracing::warn!(
+                path = %path.display(), %error,
+                "cannot read the previous subnet file; ignoring it"
+            );
             return None;
         }
     };

@@ -1,8 +1,9 @@
-//! What stands where our devices are to stand.
+//! Removes existing devices that are in the way of ours.
 //!
-//! A host that ran stock flannel has a kernel tunnel of the very name. flannel itself replaces a device of its name
-//! that does not fit, and so do we; its link address goes on, so that peers need not learn a new one. Devices that
-//! a run of ours with another configuration has left go too. A device of another kind is nobody's to touch.
+//! A host that ran flannel has a kernel tunnel with the name of ours. flannel itself replaces a device of its
+//! name whose settings do not fit, and so do we; its MAC address is kept, so that peers need not learn a new
+//! one. Devices left by a run with another configuration are removed as well. A device of any other kind is
+//! left alone.
 
 use model::backend::Backend;
 use model::net_config::NetConfig;
@@ -15,23 +16,23 @@ use wire::addr::Mac;
 use crate::netlink::{NetlinkError, find_link, is_kind, link_infos, remove_link};
 use crate::plan::{Identity, Outline};
 
-/// Link addresses of kernel tunnels in whose place we come.
+/// The MAC addresses of the kernel tunnels that ours replace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Of the IPv4 overlay.
+    /// The address on the IPv4 overlay.
     pub mac: Option<Mac>,
-    /// Of the IPv6 overlay.
+    /// The address on the IPv6 overlay.
     pub mac_v6: Option<Mac>,
 }
 
 impl Found {
-    /// Replaces the MAC addresses of `identity` by those that were found.
+    /// Returns `identity` with the found MAC addresses in place of its own.
     pub fn over(&self, identity: &Identity) -> Identity {
         Identity { mac: self.mac.unwrap_or(identity.mac), mac_v6: self.mac_v6.unwrap_or(identity.mac_v6) }
     }
 }
 
-/// Looks for the link addresses of flannel's kernel devices.
+/// Reads the MAC addresses of flannel's kernel devices.
 pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, NetlinkError> {
     let Backend::Vxlan(vxlan) = &config.backend else { return Ok(Found::default()) };
     let mut found = Found::default();
@@ -43,8 +44,8 @@ pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, Netlink
     Ok(found)
 }
 
-/// Removes flannel's kernel devices that have the names of ours, and devices of our own that `left` names, that
-/// nobody has open and that have no place in the outline.
+/// Removes flannel's kernel devices that have the names of ours. Also removes the devices listed in `left`
+/// that are ours, that no process has open, and that are not part of the outline.
 pub async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {
@@ -55,7 +56,7 @@ pub async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Resul
             path::Format::Udp => false,
         };
         if let Some(link) = find_link(netlink, &tunnel.device).await?.filter(of_flannel) {
-            tracing::info!(device = %tunnel.device, "the kernel's tunnel makes room for ours");
+            tracing::info!(device = %tunnel.device, "replacing the kernel's tunnel device");
             remove_link(netlink, &tunnel.device, &link).await?;
         }
     }

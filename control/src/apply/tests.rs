@@ -131,6 +131,94 @@ fn leftovers_in_the_cluster_network_are_removed() {
 }
 
 #[test]
+fn another_global_address_on_the_ipv6_device_is_removed() {
+    in_namespace(async |world| {
+        // flannel clears its IPv6 device of all but link-local addresses, its IPv4 device of the cluster
+        // network's.
+        world.shell("ip -6 addr add 2001:db8::5/64 dev flannel-v6.1");
+        world.shell("ip -6 addr add fe80::5/64 dev flannel-v6.1");
+        world.shell("ip -6 addr add fd00:244:1::/64 dev flannel-v6.1");
+        world.shell("ip -6 addr add 2001:db8::6/64 dev flannel.1");
+        world.apply(&plan(&[2])).await;
+        assert_eq!(
+            world.shell("ip -6 -o addr show dev flannel-v6.1 | grep -o 'inet6 [^ ]*' | sort"),
+            "inet6 fd00:244:1::/128\ninet6 fe80::5/64"
+        );
+        assert!(world.shell("ip -6 addr show dev flannel.1").contains("2001:db8::6"), "IPv4 only");
+        assert_eq!(world.apply(&plan(&[2])).await.changes, 0, "nothing left to do");
+    });
+}
+
+#[test]
+fn ipv6_is_turned_on_where_the_device_needs_it() {
+    in_namespace(async |world| {
+        let (plan, setting) = (plan(&[2]), "/proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6");
+        // As for a device that was created under net.ipv6.conf.default.disable_ipv6=1.
+        for _ in 0..2 {
+            world.shell(&format!(
+                "echo 1 > {setting}; echo 1 > /proc/sys/net/ipv6/conf/flannel.1/disable_ipv6"
+            ));
+            let applied = world.apply(&plan).await;
+            assert!(applied.failures.is_empty(), "{applied:?}");
+            assert_eq!(world.shell(&format!("cat {setting}")), "0");
+            assert_eq!(world.shell("cat /proc/sys/net/ipv6/conf/flannel.1/disable_ipv6"), "1", "IPv4 only");
+            assert_eq!(world.routes(DEVICE_V6), ["fd00:244:2::/64"]);
+            assert_eq!(world.shell("ip -6 -o addr show scope link | grep flannel || true"), "");
+        }
+        assert_eq!(world.apply(&plan).await.changes, 0, "nothing left to do");
+    });
+}
+
+#[test]
+fn the_hosts_own_protocols_are_off_on_every_device() {
+    in_namespace(async |world| {
+        let read = || {
+            let names = [
+                "ipv6/conf/DEV/accept_ra",
+                "ipv6/conf/DEV/accept_redirects",
+                "ipv4/conf/DEV/accept_redirects",
+            ];
+            let paths = [DEVICE, DEVICE_V6].iter().flat_map(|device| {
+                names.map(|name| format!("/proc/sys/net/{}", name.replace("DEV", device)))
+            });
+            world.shell(&format!("cat {}", paths.collect::<Vec<_>>().join(" ")))
+        };
+        for device in [DEVICE, DEVICE_V6] {
+            world.shell(&format!("echo 2 > /proc/sys/net/ipv6/conf/{device}/accept_ra"));
+        }
+        world.apply(&plan(&[2])).await;
+        assert_eq!(read(), ["0"; 6].join("\n"));
+        assert_eq!(world.apply(&plan(&[2])).await.changes, 0, "nothing left to do");
+    });
+}
+
+#[test]
+fn a_route_of_others_over_the_pod_network_is_no_obstacle() {
+    in_namespace(async |world| {
+        world.underlay();
+        world
+            .shell("ip route add 10.244.0.0/16 via 192.0.2.9; ip -6 route add fd00:244::/32 via 2001:db8::9");
+        // As close to a peer's base address as a route can be.
+        world.shell(
+            "ip route add 10.244.3.0/32 via 192.0.2.9; ip -6 route add fd00:244:3::/128 via 2001:db8::9",
+        );
+        let others = "ip route show dev up0; ip -6 route show dev up0";
+        let before = world.shell(others);
+        let plan = plan(&[2, 3]);
+        let first = world.apply(&plan).await;
+        assert!(first.failures.is_empty(), "{:?}", first.failures);
+        assert_eq!(
+            world.shell("ip -6 route show dev flannel-v6.1 proto boot"),
+            "fd00:244:2::/64 via fd00:244:2:: metric 1024 onlink pref medium\n\
+             fd00:244:3::/64 via fd00:244:3:: metric 1024 onlink pref medium"
+        );
+        assert_eq!(world.routes(DEVICE), ["10.244.2.0/24", "10.244.3.0/24"]);
+        assert_eq!(world.shell(others), before);
+        assert_eq!(world.apply(&plan).await.changes, 0, "nothing left to do");
+    });
+}
+
+#[test]
 fn many_routes_come_under_a_cover_that_goes() {
     in_namespace(async |world| {
         let many: Vec<u8> = (2..=200).collect();

@@ -1,5 +1,6 @@
-//! Starts the engine with what the command line allows and the self-test has seen working.
+//! Starts the engine with the features that the settings allow and the self-test has seen working.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use engine::selftest::{self, Outcome};
@@ -14,8 +15,9 @@ use crate::settings::Settings;
 /// Source ports, which the workers share: enough for a peer's receive queues to share the load.
 const FAN: u16 = 16;
 
-/// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where nothing is
-/// planned yet. New devices are down. The numbers that the tables have are for the [`Applier`](crate::apply::Applier).
+/// Opens devices and sockets and starts the workers, with the tables of `planned`, or empty ones where
+/// nothing is planned yet. New devices are down. Returns the engine, and the numbers of the peers in its
+/// tables for the [`Applier`](crate::apply::Applier).
 pub(super) fn open(
     settings: &Settings,
     context: &Context,
@@ -38,19 +40,22 @@ pub(super) fn open(
     let (tunnels, numbers): (Vec<TunnelConfig>, _) =
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
-    engine.chosen().for_each(tell);
+    engine.chosen().for_each(log_chosen);
+    if let Some(shortage) = engine.shortage() {
+        tracing::warn!("{shortage}");
+    }
     Ok((engine, numbers))
 }
 
-/// Lets the devices stay when this process ends.
+/// Keeps the devices after this process ends.
 pub(super) fn keep(engine: &Engine) {
     if let Err(error) = engine.keep_devices() {
-        tracing::warn!(%error, "the devices will go with this process, and routes with them");
+        tracing::warn!(%error, "cannot keep the devices: they and their routes go when this process ends");
     }
 }
 
-/// What may be used of the kernel's help: what the command line allows and the self-test has seen working. The test
-/// takes a good part of a start and means the same until the next boot, so a restart remembers it.
+/// Chooses the kernel features to use: those that the settings allow and the self-test has seen working. The
+/// test takes a good part of a start and holds until the next boot, so a restart remembers its result.
 fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> Switches {
     let wanted = without(&settings.workers.without);
     if outline.tunnels.is_empty() {
@@ -65,11 +70,11 @@ fn switches(settings: &Settings, outline: &Outline, memory: &mut Remembered) -> 
     switches
 }
 
-/// All features but these.
+/// Switches on all features but these.
 fn without(names: &[String]) -> Switches {
     let mut switches = Switches::default();
     for name in names {
-        // The command line has let only known names through, and an unknown one in the memory means nothing.
+        // The command line lets only known names through; an unknown one in the memory means nothing.
         let _ = switches.switch_off(name);
     }
     switches
@@ -83,16 +88,12 @@ fn tested(wanted: Switches) -> Switches {
             Outcome::Broken(why) => {
                 tracing::warn!(
                     feature = check.feature,
-                    "self-test: {} is broken here, doing without: {why}",
+                    "self-test: {} does not work here, disabled: {why}",
                     check.what
                 );
             }
             Outcome::Untested(why) => {
-                tracing::info!(
-                    feature = check.feature,
-                    "self-test: {} could not be tried: {why}",
-                    check.what
-                );
+                tracing::info!(feature = check.feature, "self-test: {} was not tested: {why}", check.what);
             }
         }
     }
@@ -102,12 +103,12 @@ fn tested(wanted: Switches) -> Switches {
 fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) -> (TunnelConfig, Numbers) {
     let mut numbers = Numbers::default();
     let peers = planned.map(|tunnel| tables::sealed_peers(tunnel, &mut numbers)).unwrap_or_default();
-    // Peers that make no table are reported when the plan is applied.
-    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut numbers).ok());
+    // Peers that make no table are reported when the plan is applied, which also adds the host's addresses.
+    let table = planned.and_then(|tunnel| tables::build(tunnel, &mut numbers, &BTreeSet::new()).ok());
     let sealed = outline.format == Format::Wireguard;
     let config = TunnelConfig {
         device: outline.device.clone(),
-        // A restart finds it with its routes, and until then packets vanish instead of being refused.
+        // A restart finds the device with its routes; until then packets vanish instead of being rejected.
         persist: true,
         listen: outline.listen,
         listen_besides: outline.listen_besides.clone(),
@@ -124,7 +125,7 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
     (config, numbers)
 }
 
-fn tell(chosen: &Chosen) {
+fn log_chosen(chosen: &Chosen) {
     let names = |on| {
         let named = chosen.features.named().into_iter().filter(move |named| named.1 == on);
         named.map(|named| named.0).collect::<Vec<_>>().join(",")

@@ -1,4 +1,4 @@
-//! What can end the daemon. Each is one line: what was tried, what the system answered, what to do next.
+//! Errors that end the daemon. Each is one line: what was tried, what the system answered, what to do next.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use crate::traffic::TrafficError;
 use crate::underlay::select::SelectError;
 use store::StoreError;
 
-/// Why the daemon could not start or go on.
+/// The reason why the daemon could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The instance's name is bad or taken.
@@ -25,28 +25,28 @@ pub enum DaemonError {
     /// Probes cannot be answered.
     #[error(transparent)]
     Health(#[from] HealthError),
-    /// The store refused.
+    /// The store rejected a request.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A file named on the command line cannot be read.
     #[error(transparent)]
     ConfigFile(#[from] NetConfigFileError),
-    /// The kernel refused.
+    /// The kernel rejected a request.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// No interface to use.
+    /// No interface can carry the tunnels.
     #[error(transparent)]
     Select(#[from] SelectError),
     /// The configuration does not fit this host.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Devices or sockets cannot be had.
+    /// Devices or sockets could not be opened.
     #[error(transparent)]
     Engine(#[from] engine::Error),
     /// The host cannot be brought to the plan.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// Masquerade rules cannot be had.
+    /// Traffic rules could not be installed.
     #[error(transparent)]
     Traffic(#[from] TrafficError),
     /// A command of the `extension` backend failed at start.
@@ -58,7 +58,7 @@ pub enum DaemonError {
     /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
-    /// Somebody else has our lease.
+    /// Another node has our lease.
     #[error("lost the lease {lease}: {why}")]
     LeaseLost {
         /// Its key.
@@ -66,12 +66,20 @@ pub enum DaemonError {
         /// What happened and what to do.
         why: String,
     },
+    /// A WireGuard handshake thread ended on its own.
+    #[error("the WireGuard handshakes of {device} failed: {why}; restart the daemon")]
+    KeeperFailed {
+        /// The tunnel's device.
+        device: String,
+        /// The reason.
+        why: String,
+    },
     /// A worker ended on its own.
-    #[error("worker {worker} of the datapath failed: {why}; restart to go on")]
+    #[error("worker {worker} of the datapath failed: {why}; restart the daemon")]
     WorkerFailed {
         /// Its index.
         worker: usize,
-        /// What it died of.
+        /// The reason.
         why: String,
     },
 }

@@ -7,7 +7,7 @@ use model::net_config::NetConfig;
 use crate::apply::commands::{self, CommandError};
 use crate::plan;
 
-/// Runs PreStartupCommand; what it prints is our lease's data.
+/// Runs PreStartupCommand and returns what it prints: our lease's data.
 pub(super) async fn before(config: &NetConfig) -> Result<Option<RawJson>, CommandError> {
     match &config.backend {
         Backend::Extension(extension) if !extension.pre_startup.trim().is_empty() => {

@@ -58,7 +58,8 @@ impl Host {
         self.applier.apply(&self.plan, &*self.engine).await
     }
 
-    /// Closes the tunnels and opens them as `inputs` outline them, with the tables of `plan`; says why that failed.
+    /// Closes the tunnels and opens them as `inputs` outline them, with the tables of `plan`; says why that
+    /// failed.
     pub(super) async fn reopen(
         &mut self,
         settings: &Settings,

@@ -26,7 +26,7 @@ pub(super) async fn choose_uplink(
     Ok(underlay)
 }
 
-/// Looks at the uplink of a node that runs; says why it cannot be used.
+/// Looks at the uplink of a node that runs. The error says why it is unusable.
 pub(super) async fn uplink(
     netlink: &Handle,
     settings: &UplinkSettings,
@@ -34,7 +34,7 @@ pub(super) async fn uplink(
 ) -> Result<Underlay, String> {
     let observed = underlay::observe(netlink, settings.can_reach).await.map_err(|error| error.to_string())?;
     select::select(&observed, &wish(settings, config))
-        .map_err(|error| format!("the uplink is not usable, going on as before: {error}"))
+        .map_err(|error| format!("the uplink is unusable, keeping the last one: {error}"))
 }
 
 /// Looks at the ways to the peers, where the plan depends on them.
@@ -51,7 +51,7 @@ pub(super) async fn ways(netlink: &Handle, context: &Context, peers: &LeaseSet) 
     reach::observe(netlink, &context.underlay, addresses).await
 }
 
-/// What the operator and the network configuration ask of the uplink.
+/// Collects what the operator and the network configuration ask of the uplink.
 fn wish(settings: &UplinkSettings, config: &NetConfig) -> select::Wish {
     let UplinkSettings { ifaces, patterns, can_reach, public_ip, public_ipv6 } = settings.clone();
     select::Wish {

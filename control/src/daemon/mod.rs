@@ -7,8 +7,8 @@
 //! node          carries it out: store_request, look, host, report
 //! ```
 //!
-//! A stop ends the workers and leaves the rest for the next start, as flannel does: devices with their routes, rules,
-//! lease, `subnet.env`.
+//! A stop ends the workers and leaves the rest for the next start, as flannel does: devices with their
+//! routes, rules, lease, `subnet.env`.
 
 mod context;
 mod datapath;

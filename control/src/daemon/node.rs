@@ -212,7 +212,10 @@ impl Node<'_> {
         drop(self.rules);
         self.host.stop().await;
         let lease = self.reconciler.inputs().own().key();
-        tracing::info!(%lease, "stopped; what was made here stays for the next start, loden cleanup removes it");
+        tracing::info!(
+            %lease,
+            "stopped; what was made here stays for the next start, loden cleanup removes it"
+        );
     }
 }
 

@@ -22,8 +22,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was applied with
-    /// so many `changes`.
+    /// Reports peers that are new among those left out, and changed numbers of peers, of a plan that was
+    /// applied with this number of `changes`.
     pub(super) fn report_plan(&mut self, plan: &Plan, changes: usize) {
         let ignored: BTreeSet<Ignored> = plan.ignored.iter().cloned().collect();
         for lease in ignored.difference(&self.ignored) {
@@ -91,11 +91,10 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
             tracing::warn!(device, worker, "the kernel rejected a batch of datagrams; batching disabled");
         }
         Event::OverlayDowngraded { tcp, udp } => {
-            let kept = |on| if on { "on" } else { "off" };
-            let (tcp, udp) = (kept(tcp), kept(udp));
             tracing::warn!(device, worker, tcp, udp, "the TUN rejected a super-packet; offloads reduced");
         }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
+        Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),
     }
     Ok(())
 }

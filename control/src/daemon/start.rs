@@ -1,17 +1,18 @@
 //! How a node comes up.
 //!
-//! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An error on
-//! the way ends the process; what it leaves is the devices, and the next start takes them and the lease back. Only
-//! `subnet.env` may come later: the node forwards for the pods that it has, and is not ready before.
+//! From the store: configuration, interface, devices and sockets, lease, peers, kernel, `subnet.env`. An
+//! error on the way ends the process; what it leaves is the devices, and the next start takes them and the
+//! lease back. Only `subnet.env` may come later: the node forwards for the pods that it has, and is not ready
+//! before.
 //!
-//! From memory, where an earlier run has left what is needed: the same with its configuration and leases, and the
-//! tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if it says
-//! something else, the node starts again from the store.
+//! From memory, where an earlier run has left what is needed: the same with its configuration and leases, and
+//! the tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if
+//! it says something else, the node starts again from the store.
 
 use std::sync::Arc;
 
 use engine::Engine;
-use model::lease::SubnetKey;
+use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use rtnetlink::Handle;
@@ -108,7 +109,7 @@ impl<'a> Beginning<'a> {
         let Past { config, own, peers } = past;
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
-        if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline) {
+        if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline.attrs) {
             return Ok(None);
         }
         let mut ledger = Ledger::new(Some(own.key()));
@@ -121,7 +122,7 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own.published);
-        let watch = self.store.watch().await?;
+        let watch = self.store.watch();
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
@@ -141,7 +142,7 @@ impl<'a> Beginning<'a> {
         let own = board.timed("acquire", first).await?;
         board.set_own(&own.published);
         extension::after(&context.config, &own.published).await?;
-        let (mut watch, mut ledger) = (self.store.watch().await?, Ledger::new(Some(own.key())));
+        let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
         ledger.handle(watch.next().await);
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
@@ -203,11 +204,10 @@ impl<'a> Beginning<'a> {
     }
 }
 
-/// Tells whether a lease of an earlier run was wished with the addresses that are published now. What an administrator
-/// has published in their place does not matter.
-fn is_at_its_address(own: &Owned, outline: &Outline) -> bool {
-    let (then, now) = (&own.wished, &outline.attrs);
-    then.public_ip == now.public_ip && then.public_ipv6 == now.public_ipv6
+/// Tells whether a lease of an earlier run was wished with the addresses that are wished now. What an
+/// administrator has published in their place does not matter.
+fn is_at_its_address(own: &Owned, now: &LeaseAttrs) -> bool {
+    own.wished.public_ip == now.public_ip && own.wished.public_ipv6 == now.public_ipv6
 }
 
 /// Serves what `wg show` asks, where there is something to show.
@@ -230,4 +230,30 @@ fn warn_of_gaps(config: &NetConfig) {
 fn previous(recorded: Option<&Recorded>) -> Option<SubnetKey> {
     let recorded = recorded?;
     SubnetKey::new(recorded.subnet(), recorded.ipv6_subnet())
+}
+
+#[cfg(test)]
+mod tests {
+    use model::lease::Lease;
+
+    use super::*;
+
+    #[test]
+    fn a_remembered_lease_is_trusted_by_its_wish_whatever_is_published() {
+        let attrs = |ip: &str| {
+            let text = format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null}}"#);
+            LeaseAttrs::parse(&text).expect("attributes")
+        };
+        let key = "10.3.1.0-24".parse().expect("a key");
+        for (wished, published, now, trusted) in [
+            ("192.0.2.1", "192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "203.0.113.9", "192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.1", "192.0.2.7", false),
+            ("192.0.2.1", "192.0.2.7", "192.0.2.7", false),
+        ] {
+            let published = Lease { key, attrs: attrs(published), expires: None };
+            let own = Owned { published, wished: attrs(wished) };
+            assert_eq!(is_at_its_address(&own, &attrs(now)), trusted, "{own:?}");
+        }
+    }
 }

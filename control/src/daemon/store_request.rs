@@ -1,5 +1,5 @@
-//! The request to the store that is under way, beside the loop: a store that hangs must not keep the node from its
-//! other work.
+//! The request to the store that is under way, beside the loop: a store that hangs must not keep the node
+//! from its other work.
 
 use std::pin::Pin;
 use std::sync::Arc;

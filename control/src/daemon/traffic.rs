@@ -9,21 +9,21 @@ use crate::settings::TrafficSettings;
 use crate::traffic::program::Programs;
 use crate::traffic::{self, Keeper, Networks, Traffic, TrafficError};
 
-/// What flannel asks of the kernel, unless the settings say to go on without.
+/// Checks what flannel requires of the kernel, unless the settings waive it.
 pub(super) fn check(settings: &TrafficSettings, config: &NetConfig) -> Result<(), TrafficError> {
     match settings.require_br_netfilter {
         true => traffic::check_br_netfilter(config),
-        // The start tells about it with the other gaps.
+        // The start warns of it with the other gaps.
         false => Ok(()),
     }
 }
 
-/// Whether the settings ask for anything that stays on the host.
+/// Tells whether the settings ask for anything that stays on the host.
 pub(super) fn wanted(settings: &TrafficSettings) -> bool {
     settings.masquerade || settings.forward || settings.blackhole
 }
 
-/// Puts the rules, and keeps them until the value is dropped.
+/// Installs the rules, and keeps them in place until the value is dropped.
 pub(super) async fn start(
     settings: &TrafficSettings,
     config: &NetConfig,

@@ -1,5 +1,5 @@
-//! What a start waits for: a store that answers, with a configuration and a lease. Giving up would only
-//! make the service manager start us again.
+//! What a start waits for: a store that answers, with a configuration and a lease. Giving up would only make
+//! the service manager start the daemon again.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use super::error::DaemonError;
 use crate::settings::Settings;
 use store::{Owned, Store, StoreError, Wish};
 
-/// How often to try again, as in flannel.
+/// The time between two attempts, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Waits for the network configuration, after putting the one from the command line into the store. Returns its text
-/// as well.
+/// Waits for the network configuration, after putting the one from the command line into the store. Returns
+/// its text as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,
@@ -51,7 +51,7 @@ pub(super) async fn first_lease(
     }
 }
 
-/// Tells the store that this node is ready. A failure is logged and ends nothing.
+/// Reports to the store that this node is ready. A failure is logged and ends nothing.
 pub(super) async fn announce_ready(store: &Store) {
     let mut patience = Patience::default();
     loop {
@@ -59,16 +59,17 @@ pub(super) async fn announce_ready(store: &Store) {
             Ok(()) => return,
             Err(error) if error.is_passing() => patience.wait(&error).await,
             Err(error) => {
-                return tracing::error!("cannot tell the lease store that this node is ready: {error}");
+                return tracing::error!("cannot report this node as ready to the lease store: {error}");
             }
         }
     }
 }
 
-/// Once a minute is often enough to be found in a log, and seldom enough not to fill it.
-const SPEAK_EVERY: u32 = 60;
+/// Attempts between two log lines: once a minute is often enough to be found, and seldom enough not to fill
+/// the log.
+const LOG_EVERY: u32 = 60;
 
-/// Waits between tries and says why: at once for each new reason, then ever more seldom.
+/// Waits between attempts and logs why: at once for each new reason, then less and less often.
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
@@ -82,7 +83,7 @@ impl Patience {
             (self.tries, self.why) = (0, why);
         }
         self.tries = self.tries.saturating_add(1);
-        if self.tries.is_power_of_two() || self.tries.is_multiple_of(SPEAK_EVERY) {
+        if self.tries.is_power_of_two() || self.tries.is_multiple_of(LOG_EVERY) {
             tracing::error!(tries = self.tries, "waiting for the lease store: {}", self.why);
         }
         sleep(RETRY).await;
@@ -92,7 +93,7 @@ impl Patience {
 impl Drop for Patience {
     fn drop(&mut self) {
         if self.tries > 0 {
-            tracing::info!("done waiting: {}", self.why);
+            tracing::info!("resolved: {}", self.why);
         }
     }
 }

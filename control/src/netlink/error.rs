@@ -17,6 +17,18 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
+    /// IPv6 is off on one of our devices, and cannot be turned on.
+    #[error(
+        "cannot set {key}=0: {source}; IPv6 is off on the device: on the host, run \
+         `sysctl -w net.ipv6.conf.default.disable_ipv6=0 {key}=0`"
+    )]
+    Ipv6Off {
+        /// The setting's key as sysctl(8) takes it.
+        key: String,
+        /// The error of the write.
+        #[source]
+        source: io::Error,
+    },
     /// The answer was not valid, or the connection ended.
     #[error("cannot {what}: {answer}")]
     Broken {
@@ -42,15 +54,19 @@ impl NetlinkError {
     /// Returns the errno of the kernel's answer, if there was one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            NetlinkError::Connect(source) | NetlinkError::Refused { source, .. } => source.raw_os_error(),
+            NetlinkError::Connect(source)
+            | NetlinkError::Refused { source, .. }
+            | NetlinkError::Ipv6Off { source, .. } => source.raw_os_error(),
             NetlinkError::Broken { .. } => None,
         }
     }
 }
 
 fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; run as root or grant CAP_NET_ADMIN",
+    match error.raw_os_error() {
+        Some(nix::libc::EPERM) => "; run as root or grant CAP_NET_ADMIN",
+        // Not a matter of rights (net/ipv6/addrconf.c, net/ipv6/route.c).
+        Some(nix::libc::EACCES) => "; IPv6 is off on the device: set its sysctl disable_ipv6 to 0",
         _ => "",
     }
 }

@@ -25,8 +25,8 @@ const LONGEST: usize = 64;
 pub enum InstanceError {
     /// The name is not a valid file name.
     #[error(
-        "--instance {0:?}: a name consists of 1 to 64 letters, digits, dots, dashes or underscores, and does not \
-         begin with a dot"
+        "--instance {0:?}: a name consists of 1 to 64 letters, digits, dots, dashes or underscores, and does \
+         not begin with a dot"
     )]
     Name(String),
     /// Another daemon uses the name.

@@ -48,9 +48,9 @@ pub struct State {
     pub tested: Option<TestRecord>,
     /// The network configuration that the rest belongs to, as stored.
     pub config: Option<String>,
-    /// Our own lease as it was published.
+    /// This node's lease as published.
     pub own: Option<LeaseRecord>,
-    /// What we wished to publish, where that is not what was published.
+    /// The attributes that the daemon wanted to publish, where they differ from the published ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wished: Option<String>,
     /// The other nodes' leases.
@@ -153,7 +153,7 @@ impl State {
         self.leases = peers.map(LeaseRecord::of).collect();
     }
 
-    /// Our own lease, if it makes sense. A version that knew no other wish wrote none.
+    /// Returns this node's lease, if it is valid. Earlier versions did not record `wished`.
     pub fn own(&self) -> Option<Owned> {
         let published = self.own.as_ref()?.lease()?;
         match &self.wished {

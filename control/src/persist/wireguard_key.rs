@@ -31,8 +31,8 @@ pub enum KeyError {
     },
     /// The file does not contain a key.
     #[error(
-        "{} does not contain a private key, 32 bytes in base64; remove the file to have a new key created and \
-         published",
+        "{} does not contain a private key, 32 bytes in base64; remove the file to have a new key created \
+         and published",
         .path.display()
     )]
     Content {
@@ -100,8 +100,8 @@ mod tests {
     fn the_key_is_created_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let place = directory.path().join("deep/wgkey");
-        let made = load(&place, || [7; 32]).expect("a key");
-        assert_eq!(made.0, [7; 32]);
+        let created = load(&place, || [7; 32]).expect("a key");
+        assert_eq!(created.0, [7; 32]);
         assert_eq!(fs::metadata(&place).expect("a file").permissions().mode() & 0o777, 0o400);
         assert_eq!(fs::read_to_string(&place).expect("text").len(), 44, "as wg genkey writes it");
         assert_eq!(load(&place, || [8; 32]).expect("the same").0, [7; 32]);
@@ -129,12 +129,12 @@ mod tests {
         let place = directory.path().join("wgkey");
         for bytes in [&b""[..], b"secret", &[0xff; 44], b"c2hvcnQ="] {
             fs::write(&place, bytes).expect("write");
-            let error = load(&place, || panic!("not made anew")).expect_err("no key").to_string();
+            let error = load(&place, || panic!("not created again")).expect_err("no key").to_string();
             assert!(error.contains("wgkey") && !error.contains("secret"), "{error}");
         }
         fs::remove_file(&place).expect("remove");
         fs::create_dir(&place).expect("a directory in its place");
-        let error = load(&place, || panic!("not made")).expect_err("no key").to_string();
+        let error = load(&place, || panic!("not created")).expect_err("no key").to_string();
         assert!(error.contains("WIREGUARD_KEY_FILE"), "{error}");
         let set = |value: &'static str| path(|name| (name == "WIREGUARD_KEY_FILE").then(|| value.into()));
         assert_eq!((set("/a/b"), set("")), (PathBuf::from("/a/b"), PathBuf::from("/run/flannel/wgkey")));

@@ -1,4 +1,4 @@
-//! What a plan is computed from, besides the leases.
+//! The inputs of a plan, except the leases.
 
 use ipnetwork::IpNetwork;
 use model::backend::Backend;
@@ -13,7 +13,7 @@ use crate::underlay::Underlay;
 use crate::underlay::reach::Reach;
 
 /// Minimum MTU of a device that carries IPv6 (RFC 8200 section 5); Linux turns IPv6 off below it.
-const LEAST_MTU_V6: u32 = 1280;
+const MIN_MTU_V6: u32 = 1280;
 
 /// Everything that a plan depends on, except the leases.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub(super) fn places(context: &Context, own: &Lease) -> Result<Vec<Place>, PlanE
 
 /// Returns the MTU that `overhead` bytes of headers leave of `outer` for a device of this family.
 pub(super) fn inner_mtu(context: &Context, outer: u32, overhead: u32, ipv6: bool) -> Result<Mtu, PlanError> {
-    let (family, least) = if ipv6 { ("IPv6", LEAST_MTU_V6) } else { ("IPv4", u32::from(Mtu::MIN)) };
+    let (family, least) = if ipv6 { ("IPv6", MIN_MTU_V6) } else { ("IPv4", u32::from(Mtu::MIN)) };
     let inner = outer.saturating_sub(overhead);
     // The MTU of an interface such as `lo` may exceed the longest IP packet.
     let mtu = Mtu::new(inner.min(u32::from(u16::MAX))).filter(|_| inner >= least);

@@ -1,4 +1,4 @@
-//! Reasons why no plan is possible.
+//! Errors of the planner.
 
 /// The error for an IPv6-only node whose backend carries IPv4 only.
 pub(super) const NO_IPV4: &str =
@@ -9,7 +9,8 @@ pub(super) const NO_IPV4: &str =
 pub enum PlanError {
     /// The tunnel headers leave too little room.
     #[error(
-        "MTU {outer} leaves {inner} bytes after {overhead} bytes of tunnel headers, but {family} needs {least}; raise the MTU of {interface} or Backend.MTU"
+        "MTU {outer} leaves {inner} bytes after {overhead} bytes of tunnel headers, but {family} needs \
+         {least}; raise the MTU of {interface} or Backend.MTU"
     )]
     MtuTooSmall {
         /// The MTU of the underlay.

@@ -1,4 +1,4 @@
-//! How this host should look.
+//! The desired state of this host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -63,7 +63,8 @@ pub struct Link {
     /// The device's name.
     pub device: String,
     /// The networks that the device carries, one place for each family. The device owns the base address of
-    /// each place's subnet; any other address of the device within a place's cluster network is a leftover.
+    /// each place's subnet. Any other address of the device within a place's cluster network is a leftover,
+    /// and so is, beside an IPv6 place, any other IPv6 address that is not link-local.
     pub places: Vec<Place>,
     /// The device's MTU.
     pub mtu: Mtu,
@@ -73,6 +74,11 @@ impl Link {
     /// Returns the addresses of the device, as host networks.
     pub fn addresses(&self) -> impl Iterator<Item = IpNetwork> {
         self.places.iter().map(|place| base(place.subnet))
+    }
+
+    /// Returns whether the device carries an IPv6 network.
+    pub fn has_ipv6(&self) -> bool {
+        self.places.iter().any(|place| place.cluster.is_ipv6())
     }
 }
 

@@ -47,12 +47,12 @@ pub fn outline(context: &Context) -> Result<Outline, PlanError> {
         Backend::Ipip { .. } => ipip::outline(context),
         Backend::Wireguard(wireguard) => wireguard::outline(context, wireguard),
         Backend::Ipsec(_) => refused(
-            "not supported: it needs strongSwan and the kernel's IPsec; use wireguard, or vxlan, ipip, udp or \
-             host-gw, which do not encrypt",
+            "not supported: it needs strongSwan and the kernel's IPsec; use wireguard, or vxlan, ipip, udp \
+             or host-gw, which do not encrypt",
         ),
         Backend::TencentVpc { .. } => refused(
-            "not supported: loden does not use cloud APIs; use vxlan, host-gw within one subnet, or alloc where \
-             another program installs the cloud's routes",
+            "not supported: loden does not use cloud APIs; use vxlan, host-gw within one subnet, or alloc \
+             where another program installs the cloud's routes",
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! What is known before there is a lease.
+//! The part of a plan that is known before there is a lease.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,6 +11,7 @@ use super::context::Context;
 /// The note for a dual-stack node whose backend carries one family.
 pub(super) const IPV4_ONLY: &str =
     "the backend carries IPv4 only: pods get IPv6 addresses, but cannot reach those of other nodes";
+
 /// The part of a plan that is known before there is a lease: which tunnels to open and what to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {

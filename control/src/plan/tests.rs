@@ -280,7 +280,8 @@ fn an_mtu_without_room_is_refused_by_name() {
     let error = outline(&context(VXLAN, 100)).expect_err("50 bytes are too few").to_string();
     assert_eq!(
         error,
-        "MTU 100 leaves 50 bytes after 50 bytes of tunnel headers, but IPv4 needs 68; raise the MTU of eth0 or Backend.MTU"
+        "MTU 100 leaves 50 bytes after 50 bytes of tunnel headers, but IPv4 needs 68; raise the MTU of eth0 \
+         or Backend.MTU"
     );
     let error = outline(&context(VXLAN_DUAL, 1340)).expect_err("IPv6 has 1270").to_string();
     assert!(error.contains("IPv6 needs 1280"), "{error}");
@@ -291,18 +292,18 @@ fn backends_that_are_not_built_are_named() {
     for (backend, answer) in [
         (
             r#"{"Type":"wireguard","Mode":"ipv6"}"#,
-            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses, but the network configuration has \
-             only IPv4; use auto or ipv4",
+            "Backend.Type = wireguard: Mode ipv6 needs nodes with IPv6 addresses, but the network \
+             configuration has only IPv4; use auto or ipv4",
         ),
         (
             r#"{"Type":"tencent-vpc"}"#,
-            "Backend.Type = tencent-vpc: not supported: loden does not use cloud APIs; use vxlan, host-gw within one \
-             subnet, or alloc where another program installs the cloud's routes",
+            "Backend.Type = tencent-vpc: not supported: loden does not use cloud APIs; use vxlan, host-gw \
+             within one subnet, or alloc where another program installs the cloud's routes",
         ),
         (
             r#"{"Type":"vxlan","GBP":true}"#,
-            "Backend.GBP = true: the policy ID is the packet's mark, which kernels do not pass to a tunnel in \
-             userspace; set it to false on all nodes",
+            "Backend.GBP = true: the policy ID is the packet's mark, which kernels do not pass to a tunnel \
+             in userspace; set it to false on all nodes",
         ),
     ] {
         let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);

@@ -28,8 +28,8 @@ const TYPE: &str = "vxlan";
 
 pub(super) fn outline(context: &Context, vxlan: &Vxlan) -> Result<Outline, PlanError> {
     if vxlan.gbp {
-        let problem = "the policy ID is the packet's mark, which kernels do not pass to a tunnel in userspace; \
-                       set it to false on all nodes";
+        let problem = "the policy ID is the packet's mark, which kernels do not pass to a tunnel in \
+                       userspace; set it to false on all nodes";
         return Err(PlanError::Option { key: "GBP", problem });
     }
     let (nic, vni) = (context.underlay.mtu, vxlan.vni);

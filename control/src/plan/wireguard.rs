@@ -38,12 +38,14 @@ pub(super) fn outline(context: &Context, wireguard: &Wireguard) -> Result<Outlin
     match wireguard.mode {
         WireguardMode::Ipv4 if !ipv4 => {
             return refused(
-                "Mode ipv4 needs nodes with IPv4 addresses, but the network configuration has only IPv6; use auto or ipv6",
+                "Mode ipv4 needs nodes with IPv4 addresses, but the network configuration has only IPv6; use \
+                 auto or ipv6",
             );
         }
         WireguardMode::Ipv6 if !ipv6 => {
             return refused(
-                "Mode ipv6 needs nodes with IPv6 addresses, but the network configuration has only IPv4; use auto or ipv4",
+                "Mode ipv6 needs nodes with IPv6 addresses, but the network configuration has only IPv4; use \
+                 auto or ipv4",
             );
         }
         _ => {}
@@ -385,7 +387,8 @@ mod tests {
         assert_eq!(
             reasons,
             [
-                "10.244.2.0-24&fd00:244:2::-64: it publishes no IPv6 address, which this node needs to reach peers",
+                "10.244.2.0-24&fd00:244:2::-64: it publishes no IPv6 address, which this node needs to reach \
+                 peers",
                 "10.244.3.0-24&fd00:244:3::-64: it publishes no wireguard data",
                 "10.244.5.0-24&fd00:244:5::-64: it has our own public key",
             ]

@@ -47,8 +47,8 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub enum HealthError {
     /// The address cannot be bound.
     #[error(
-        "cannot serve health and metrics on {address}: {source}; choose another address with --healthz-ip and \
-         --healthz-port"
+        "cannot serve health and metrics on {address}: {source}; choose another address with --healthz-ip \
+         and --healthz-port"
     )]
     Bind {
         /// The address.

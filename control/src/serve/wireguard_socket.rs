@@ -70,7 +70,10 @@ pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<
             }
             Err(error) => {
                 let path = path.display();
-                tracing::warn!(%path, %error, "cannot open the control socket; wg show will not list {device}");
+                tracing::warn!(
+                    %path, %error,
+                    "cannot open the control socket; wg show will not list {device}"
+                );
             }
         }
     }

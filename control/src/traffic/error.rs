@@ -1,4 +1,4 @@
-//! Reasons why rules could not be added or removed.
+//! Errors of traffic rules.
 
 use super::program::ProgramError;
 use crate::netlink::NetlinkError;
@@ -21,7 +21,8 @@ pub enum TrafficError {
     /// The kernel does not pass bridged packets to iptables.
     #[error(
         "br_netfilter is not loaded ({0} is missing), so service rules would not see packets between pods on \
-         one bridge; run `modprobe br_netfilter`, set EnableNFTables, or start without it by --require-br-netfilter=false"
+         one bridge; run `modprobe br_netfilter`, set EnableNFTables, or start without it by \
+         --require-br-netfilter=false"
     )]
     BrNetfilter(&'static str),
 }

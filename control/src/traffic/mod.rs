@@ -215,7 +215,10 @@ impl Traffic {
                 && matches!(answer, Ok(false))
                 && matches!(blackhole::is_there(&self.netlink, nets.own).await, Ok(false));
             if hidden {
-                tracing::warn!(subnet = %nets.own, "blackhole route not added: the subnet already has a route");
+                tracing::warn!(
+                    subnet = %nets.own,
+                    "blackhole route not added: the subnet already has a route"
+                );
             }
             failures.extend(answer.err().map(|error| error.to_string()));
         }

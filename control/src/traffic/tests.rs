@@ -98,9 +98,11 @@ fn a_flushed_firewall_heals() {
             "iptables-restore </dev/null; printf '*nat\\nCOMMIT\\n*filter\\nCOMMIT\\n' | iptables-restore",
             "printf '*nat\\n-F FLANNEL-POSTRTG\\nCOMMIT\\n' | iptables-restore -n",
             "printf '*nat\\n-F POSTROUTING\\nCOMMIT\\n' | iptables-restore -n",
-            "printf '*nat\\n-D FLANNEL-POSTRTG 2\\nCOMMIT\\n*filter\\n-D FLANNEL-FWD 2\\nCOMMIT\\n' | iptables-restore -n",
+            "printf '*nat\\n-D FLANNEL-POSTRTG 2\\nCOMMIT\\n*filter\\n-D FLANNEL-FWD 2\\nCOMMIT\\n' | \
+             iptables-restore -n",
             // The same rules in another order.
-            "iptables-save -t nat | grep -v POSTROUTING | awk '/^-A/{l[++n]=$0;next}/^COMMIT/{while(n)print l[n--]}1' | iptables-restore -n",
+            "iptables-save -t nat | grep -v POSTROUTING | awk '/^-A/{l[++n]=$0;next}/^COMMIT/{while(n)print \
+             l[n--]}1' | iptables-restore -n",
         ] {
             world.shell(harm);
             assert_ne!(
@@ -120,8 +122,10 @@ fn a_flushed_firewall_heals() {
             "nft flush ruleset",
             "nft flush chain ip flannel-ipv4 postrtg",
             "nft delete table ip flannel-ipv4",
-            "nft -a list chain ip flannel-ipv4 postrtg | awk '/daddr 10.244.1.0/{print $NF}' | xargs nft delete rule ip flannel-ipv4 postrtg handle",
-            "nft -a list chain ip flannel-ipv4 postrtg | awk '/mark/{print $NF}' | xargs nft delete rule ip flannel-ipv4 postrtg handle; nft add rule ip flannel-ipv4 postrtg mark 0x4000 return",
+            "nft -a list chain ip flannel-ipv4 postrtg | awk '/daddr 10.244.1.0/{print $NF}' | xargs nft \
+             delete rule ip flannel-ipv4 postrtg handle",
+            "nft -a list chain ip flannel-ipv4 postrtg | awk '/mark/{print $NF}' | xargs nft delete rule ip \
+             flannel-ipv4 postrtg handle; nft add rule ip flannel-ipv4 postrtg mark 0x4000 return",
             "nft add chain ip flannel-ipv4 forward '{ policy drop; }'",
         ] {
             world.shell(harm);
@@ -136,8 +140,10 @@ fn a_flushed_firewall_heals() {
 fn rules_of_others_stay_and_keep_their_order() {
     each_kind(async |world| {
         world.shell(
-            "printf '*nat\\n:KUBE - [0:0]\\n-A POSTROUTING -s 1.1.1.1/32 -j KUBE\\n-A KUBE -p tcp -j ACCEPT\\nCOMMIT\\n\
-             *filter\\n:FORWARD DROP [0:0]\\n-A FORWARD -m comment --comment \"o\\\\\"ne\" -j DROP\\nCOMMIT\\n' | iptables-restore",
+            "printf '*nat\\n:KUBE - [0:0]\\n-A POSTROUTING -s 1.1.1.1/32 -j KUBE\\n\
+             -A KUBE -p tcp -j ACCEPT\\nCOMMIT\\n\
+             *filter\\n:FORWARD DROP [0:0]\\n\
+             -A FORWARD -m comment --comment \"o\\\\\"ne\" -j DROP\\nCOMMIT\\n' | iptables-restore",
         );
         let others = |world: &World| {
             let saved = world.shell("iptables-save | grep -v '^#'");
@@ -150,7 +156,8 @@ fn rules_of_others_stay_and_keep_their_order() {
         assert!(forward.lines().last().expect("rules").ends_with("-j FLANNEL-FWD"), "appended: {forward}");
         // Rules of others: one after ours, one between ours.
         world.shell(
-            "printf '*filter\\n-A FORWARD -s 2.2.2.2/32 -j ACCEPT\\n-I FLANNEL-FWD 2 -s 3.3.3.3/32 -j DROP\\nCOMMIT\\n' | iptables-restore -n",
+            "printf '*filter\\n-A FORWARD -s 2.2.2.2/32 -j ACCEPT\\n-I FLANNEL-FWD 2 -s 3.3.3.3/32 -j \
+             DROP\\nCOMMIT\\n' | iptables-restore -n",
         );
         let with_late = world.shell("iptables-save -t filter | grep '^-A'");
         assert_eq!(traffic.resync().await, 0, "an exception in our chain stays");
@@ -170,7 +177,8 @@ fn rules_of_others_stay_and_keep_their_order() {
 fn what_another_run_left_goes() {
     each_kind(async |world| {
         world.shell(
-            "printf '*nat\\n:FLANNEL-POSTRTG - [0:0]\\n-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\\n\
+            "printf '*nat\\n:FLANNEL-POSTRTG - [0:0]\\n-A POSTROUTING -m comment --comment \"flanneld masq\" \
+             -j FLANNEL-POSTRTG\\n\
              -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\\n\
              -A FLANNEL-POSTRTG -s 10.99.0.0/16 -j MASQUERADE\\nCOMMIT\\n' | iptables-restore -n",
         );
@@ -276,7 +284,8 @@ fn an_old_iptables_gets_no_options_that_it_lacks() {
         world.use_kind("nft");
         world.program(
             "iptables-restore",
-            "case \"$*\" in *version*) echo iptables-restore v1.4.21; exit;; *wait*) exit 2;; esac\nexec /usr/sbin/iptables-nft-restore \"$@\"",
+            "case \"$*\" in *version*) echo iptables-restore v1.4.21; exit;; *wait*) exit 2;; esac\nexec \
+             /usr/sbin/iptables-nft-restore \"$@\"",
         );
         world.start(ALL, IPTABLES, v4()).await;
         assert_eq!(world.saved("iptables", "nat"), MASQUERADE.replace(" --random-fully", ""));
@@ -292,7 +301,11 @@ fn an_old_iptables_gets_no_options_that_it_lacks() {
 fn rules_that_iptables_spells_differently_are_not_rewritten() {
     in_namespace(&["iptables-restore"], async |world| {
         world.use_kind("nft");
-        world.program("iptables-save", "/usr/sbin/iptables-nft-save \"$@\" | sed 's,0x4000/0x4000,16384/16384,; s,^-A POSTROUTING,& -m dull,'");
+        world.program(
+            "iptables-save",
+            "/usr/sbin/iptables-nft-save \"$@\" | sed 's,0x4000/0x4000,16384/16384,; s,^-A POSTROUTING,& -m \
+             dull,'",
+        );
         let mut traffic = world.start(ALL, IPTABLES, v4()).await;
         assert_eq!(traffic.resync().await, 0);
         world.shell("printf '*nat\\n-F FLANNEL-POSTRTG\\nCOMMIT\\n' | /usr/sbin/iptables-nft-restore -n");
@@ -304,7 +317,8 @@ fn rules_that_iptables_spells_differently_are_not_rewritten() {
 #[test]
 fn noise_in_listings_does_no_harm() {
     use proptest::prelude::*;
-    proptest!(|(text in any::<String>(), shaped in "([*:]|-A |chain |FLANNEL-POSTRTG|FLANNEL-FWD|nat|[ {}\n])*")| {
+    proptest!(|(text in any::<String>(), shaped in
+        "([*:]|-A |chain |FLANNEL-POSTRTG|FLANNEL-FWD|nat|[ {}\n])*")| {
         for text in [text, shaped] {
             let tables = iptables::parse(&text);
             iptables::removal(&tables, &["FLANNEL-POSTRTG", "FLANNEL-FWD"]);

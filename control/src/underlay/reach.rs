@@ -118,7 +118,8 @@ mod tests {
                 assert!(status.success(), "{line}");
             };
             shell(
-                "ip link set lo up; ip link add up0 type veth peer name far0; ip link set up0 up; ip link set far0 up
+                "ip link set lo up; ip link add up0 type veth peer name far0; ip link set up0 up; ip link \
+                 set far0 up
                  ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad
                  ip addr add 198.51.100.1/24 dev far0
                  ip route add 203.0.113.0/24 via 192.0.2.254; ip route add blackhole 203.0.113.99

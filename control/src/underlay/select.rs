@@ -40,7 +40,8 @@ pub enum SelectError {
     },
     /// The two families' default routes leave by different interfaces.
     #[error(
-        "the IPv4 default route leaves through {ipv4}, the IPv6 one through {ipv6}, but one interface must serve both; set --iface"
+        "the IPv4 default route leaves through {ipv4}, the IPv6 one through {ipv6}, but one interface must \
+         serve both; set --iface"
     )]
     SplitDefaultRoutes {
         /// Interface of the IPv4 default route.

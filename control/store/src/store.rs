@@ -143,11 +143,15 @@ impl Store {
     }
 
     /// Follows all leases, our own among them. The first event is a snapshot.
-    pub async fn watch(&self) -> Result<Watch, StoreError> {
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, whose task the watch is.
+    pub fn watch(&self) -> Watch {
         match self {
-            Store::Etcd(store) => Ok(store.watch()),
-            Store::Sqlite(store) => Ok(store.watch()),
-            Store::Memory(store) => Ok(store.watch()),
+            Store::Etcd(store) => store.watch(),
+            Store::Sqlite(store) => store.watch(),
+            Store::Memory(store) => store.watch(),
         }
     }
 

@@ -11,6 +11,8 @@
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
 //! | [`netns`], [`thread`] | a private network namespace and a core for one thread | no |
+//! | [`files`] | the limit of open files | no |
+//! | [`heap`] | returning freed memory to the kernel | no |
 //! | [`mask`] | hiding kernel features, for tests | no |
 //! | `sys` | one wrapper per system call | through the modules above |
 //!
@@ -38,6 +40,8 @@
 //! bytes with checked lengths.
 
 mod error;
+pub mod files;
+pub mod heap;
 pub mod mask;
 pub mod memory;
 pub mod netns;

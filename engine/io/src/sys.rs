@@ -27,6 +27,13 @@ const SIOCETHTOOL: u32 = 0x8946;
 /// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
 
+/// malloc_trim(3): returns free pages of all arenas to the kernel.
+#[cfg(target_env = "gnu")]
+pub(crate) fn trim_heap() {
+    // SAFETY: glibc locks its arenas; memory in use is not touched.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// open(2): opens a device node, non-blocking and close-on-exec.
 pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     // SAFETY: `path` is a terminated string; the result is checked before use.
@@ -122,6 +129,21 @@ pub(crate) fn set_interface_netmask(name: &str, mask: Ipv4Addr) -> io::Result<()
 pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: no pointers; the other threads keep their namespace.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// getrlimit(2): returns the soft and the hard limit of open files.
+pub(crate) fn file_limits() -> io::Result<(u64, u64)> {
+    let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit`.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) })?;
+    Ok((limits.rlim_cur, limits.rlim_max))
+}
+
+/// setrlimit(2): sets the soft and the hard limit of open files.
+pub(crate) fn set_file_limits(soft: u64, hard: u64) -> io::Result<()> {
+    let limits = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the kernel reads one `rlimit`.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) }).map(drop)
 }
 
 /// sched_setaffinity(2): pins the calling thread to one core.

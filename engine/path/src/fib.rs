@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use wire::addr::Mac;
 
 use crate::encap::Format;
+use crate::sources::Sources;
 use crate::template::Template;
 
 /// Maximum size of a direct index. Beyond it, ranges need less memory and are nearly as fast.
@@ -70,6 +71,7 @@ pub struct Fib {
     format: Format,
     reply_v4: Option<Ipv4Addr>,
     reply_v6: Option<Ipv6Addr>,
+    sources: Sources,
     peers: Vec<NextHop>,
     v4: Index,
     v6: Index,
@@ -78,7 +80,15 @@ pub struct Fib {
 impl Fib {
     /// Creates a table without peers.
     pub fn empty(format: Format) -> Fib {
-        Fib { format, reply_v4: None, reply_v6: None, peers: Vec::new(), v4: Index::Empty, v6: Index::Empty }
+        Fib {
+            format,
+            reply_v4: None,
+            reply_v6: None,
+            sources: Sources::default(),
+            peers: Vec::new(),
+            v4: Index::Empty,
+            v6: Index::Empty,
+        }
     }
 
     /// Returns the tunnel format.
@@ -110,6 +120,12 @@ impl Fib {
         self.reply_v6
     }
 
+    /// Returns the sources that packets from the underlay may have.
+    #[inline]
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
     /// Returns the number of peers.
     pub fn len(&self) -> usize {
         self.peers.len()
@@ -117,7 +133,11 @@ impl Fib {
 
     /// Returns the size of the table in bytes. Workers share one table.
     pub fn bytes(&self) -> usize {
-        size_of::<Fib>() + size_of_val(&self.peers[..]) + self.v4.bytes() + self.v6.bytes()
+        size_of::<Fib>()
+            + self.sources.bytes()
+            + size_of_val(&self.peers[..])
+            + self.v4.bytes()
+            + self.v6.bytes()
     }
 
     /// Whether the table has no peers.
@@ -149,6 +169,12 @@ impl FibBuilder {
     pub fn reply_from(mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FibBuilder {
         self.fib.reply_v4 = v4;
         self.fib.reply_v6 = v6;
+        self
+    }
+
+    /// Sets the sources that packets from the underlay may have; without, those of both families.
+    pub fn admit(mut self, sources: Sources) -> FibBuilder {
+        self.fib.sources = sources;
         self
     }
 

@@ -148,6 +148,7 @@ fn check(
     {
         return Err(DropReason::BadIpChecksum);
     }
+    fib.sources().check(inner.v6, inner.src)?;
     merge_ecn(packet, &mut inner, piece.ecn)?;
     if fib.format().is_hop() {
         decrement_ttl(packet, &mut inner)?;

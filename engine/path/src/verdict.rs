@@ -68,6 +68,12 @@ drop_reasons! {
     OwnMac => "own_mac",
     /// The inner EtherType is neither IPv4 nor IPv6.
     WrongEthertype => "wrong_ethertype",
+    /// The tunnel has no network of the packet's family.
+    WrongFamily => "wrong_family",
+    /// The source address is unspecified, loopback, link-local or multicast.
+    BadSource => "bad_source",
+    /// The source address is one of this host's, which means a loop or a forged packet.
+    OwnSource => "own_source",
     /// The datagram is not a WireGuard message, or is too short for one.
     WgMalformed => "wg_malformed",
     /// The WireGuard record is for a session that does not exist here.
@@ -85,6 +91,10 @@ drop_reasons! {
     WgSource => "wg_source",
     /// The WireGuard peer does not respond, and its queue of waiting packets is full.
     WgNoSession => "wg_no_session",
+    /// The packets that wait for WireGuard sessions have used up their memory.
+    WgWaitingFull => "wg_waiting_full",
+    /// The WireGuard record arrived at the wrong worker and is too long to be passed on.
+    WgTooLong => "wg_too_long",
     /// More WireGuard handshakes arrived than can be processed.
     WgBusy => "wg_busy",
     /// The datagram has more segments than any kernel sends.

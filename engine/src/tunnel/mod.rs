@@ -91,7 +91,7 @@ impl<O: Overlay> Tunnel<O> {
     #[inline]
     pub(crate) fn refresh<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         self.fib.refresh();
-        let has_mail = self.sealing.refresh(&mut out, &mut self.counters);
+        let has_mail = self.sealing.refresh(&mut self.counters);
         has_mail | self.take_strays(out.arena())
     }
 

@@ -52,16 +52,24 @@ impl Sealing {
         }
     }
 
-    /// Processes the keeper's mail, and sends packets that waited for a session. Returns whether there was
-    /// mail.
+    /// Processes the keeper's mail. Returns whether there was any.
     #[inline]
-    pub(super) fn refresh<U: Underlay>(&mut self, out: &mut Outlet<'_, U>, counters: &mut Counters) -> bool {
+    pub(super) fn refresh(&mut self, counters: &mut Counters) -> bool {
         let Sealing::Wireguard(crypt) = self else { return false };
         let has_mail = crypt.has_mail();
-        if crypt.refresh(counters) {
+        crypt.refresh(counters);
+        has_mail
+    }
+
+    /// Sends the packets that waited for a session which is now there. This comes after the turn's mail and
+    /// records, which bring sessions, and before its packets from pods, so that a flow keeps its order.
+    #[inline]
+    pub(super) fn send_waiting<U: Underlay>(&mut self, out: &mut Outlet<'_, U>, counters: &mut Counters) {
+        if let Sealing::Wireguard(crypt) = self
+            && crypt.has_unblocked()
+        {
             send_staged(crypt, out, counters);
         }
-        has_mail
     }
 
     /// Sends the `count` oldest messages of the outbox.

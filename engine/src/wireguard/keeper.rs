@@ -17,11 +17,19 @@ use path::wireguard::{Peer, PublicKey, SecretKey, SessionIndex};
 use path::{DropReason, PeerId};
 use rand::Rng;
 
-use super::mail::{FromControl, FromNetwork, FromWorker, Mailbox, ToWorker};
+use super::awaited::Awaited;
+use super::budget::Budget;
+use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
+use crate::event::{self, Event, Notifier};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
+/// How often to look for an index whose place among the awaited is free. With ten thousand handshakes pending,
+/// every sixth place is taken.
+const TRIES: u32 = 64;
+/// How often to return the memory of what has waited.
+const RETURN_EVERY: Millis = 5_000;
 /// Minimum interval between reports of dropped messages.
 const COUNT_EVERY: Millis = 100;
 /// TAI64N's value for the Unix epoch (<https://cr.yp.to/libtai/tai64.html>): 2^62 and ten leap seconds.
@@ -40,6 +48,8 @@ struct Keeper {
     by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Peers by this node's index of a session or of a handshake in progress.
     sessions: HashMap<SessionIndex, PeerId>,
+    /// The indices of handshake messages that a reply may answer.
+    awaited: Arc<Awaited>,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
@@ -47,6 +57,10 @@ struct Keeper {
     dropped: [(DropReason, u64); 2],
     /// When to report `dropped` to a worker.
     count_at: Option<Millis>,
+    /// The memory of waiting packets and of strays.
+    budgets: [Budget; 2],
+    /// When to return the memory of what has waited.
+    return_at: Option<Millis>,
 }
 
 /// The outcome of a handshake message.
@@ -65,18 +79,18 @@ struct Known {
     at: Option<Millis>,
 }
 
-/// Starts a keeper's thread.
+/// Starts the thread of the keeper of the notifier's tunnel.
 pub(crate) fn start(
-    index: usize,
     settings: &Settings,
     shared: Shared,
     socket: Aside,
     wakers: Vec<Waker>,
+    notifier: Notifier,
 ) -> std::io::Result<KeeperHandle> {
     let (sender, commands) = crossbeam_channel::unbounded();
     // Only the workers keep senders, so the keeper ends when the workers have ended.
-    let Shared { clock, from_worker: (_, from_worker), from_network: (_, from_network), mailboxes, .. } =
-        shared;
+    let Shared { clock, from_worker: (_, from_worker), mailboxes, .. } = shared;
+    let ((_, handshakes), (_, cookies), (_, strays)) = (shared.handshakes, shared.cookies, shared.strays);
     let mut keeper = Keeper {
         private: settings.private.clone(),
         intake: Intake::new(&settings.private.public()),
@@ -87,18 +101,25 @@ pub(crate) fn start(
         by_key: HashMap::new(),
         by_endpoint: HashMap::new(),
         sessions: HashMap::new(),
+        awaited: shared.awaited,
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
         dropped: [(DropReason::WgStranger, 0), (DropReason::WgBusy, 0)],
         count_at: None,
+        budgets: [shared.waiting, shared.astray],
+        return_at: None,
     };
     // Messages from these peers may already be waiting.
     keeper.set_peers(settings.peers.clone());
     keeper.wake();
-    let thread: JoinHandle<()> = std::thread::Builder::new()
-        .name(format!("loden-wg{index}"))
-        .spawn(move || keeper.run(&from_worker, &from_network, &commands))?;
+    let thread: JoinHandle<()> =
+        std::thread::Builder::new().name(format!("loden-wg{}", notifier.tunnel)).spawn(move || {
+            event::watch(&notifier, Event::KeeperFailed, || {
+                keeper.run(&from_worker, [&handshakes, &cookies], &strays, &commands);
+                Ok(())
+            });
+        })?;
     Ok(KeeperHandle::new(sender, thread))
 }
 
@@ -107,13 +128,15 @@ impl Keeper {
     fn run(
         &mut self,
         from_worker: &Receiver<FromWorker>,
-        from_network: &Receiver<FromNetwork>,
+        [handshakes, cookies]: [&Receiver<Incoming>; 2],
+        strays: &Receiver<Stray>,
         commands: &Receiver<FromControl>,
     ) {
         let mut commands = commands.clone();
         loop {
             let now = self.clock.now();
-            let next = self.wheel.first().map(|(at, _)| *at).into_iter().chain(self.count_at).min();
+            let next = self.wheel.first().map(|(at, _)| *at);
+            let next = [next, self.count_at, self.return_at].into_iter().flatten().min();
             let timeout = next.map(|at| Duration::from_millis(at.saturating_sub(now)));
             let timer = timeout.map_or_else(never, crossbeam_channel::after);
             // `select!` chooses randomly among the ready channels, so that a flood on one does not starve the
@@ -128,14 +151,23 @@ impl Keeper {
                     Ok(FromControl::Status(answer)) => _ = answer.send(self.status()),
                     Err(_) => commands = never(),
                 },
-                recv(from_network) -> mail => match mail {
-                    Ok(mail) => self.handle_network(mail),
+                recv(handshakes) -> message => match message {
+                    Ok(Incoming { source, bytes }) => self.handle_incoming(source, &bytes),
+                    Err(_) => return,
+                },
+                recv(cookies) -> message => match message {
+                    Ok(Incoming { source, bytes }) => self.handle_incoming(source, &bytes),
+                    Err(_) => return,
+                },
+                recv(strays) -> stray => match stray {
+                    Ok(stray) => self.forward(stray),
                     Err(_) => return,
                 },
                 recv(timer) -> _ => {}
             }
             self.time_out();
             self.count_dropped();
+            self.return_memory();
             self.wake();
         }
     }
@@ -143,6 +175,7 @@ impl Keeper {
     fn handle(&mut self, mail: FromWorker) {
         match mail {
             FromWorker::Want(id) => {
+                self.return_at.get_or_insert(self.clock.now() + RETURN_EVERY);
                 self.with(id, |peer, private, moment, actions| peer.begin(private, moment, actions))
             }
             FromWorker::Confirmed(id, index) => {
@@ -158,17 +191,19 @@ impl Keeper {
         }
     }
 
-    fn handle_network(&mut self, mail: FromNetwork) {
-        match mail {
-            FromNetwork::Message(from, bytes) => match self.handle_message(from, &bytes) {
-                Outcome::Accepted => {}
-                Outcome::Rejected => self.drop_one(DropReason::WgStranger),
-                Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
-            },
-            FromNetwork::Stray(worker, stray) => match self.workers.get(worker.place()) {
-                Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
-                _ => self.drop_one(DropReason::WgBusy),
-            },
+    fn handle_incoming(&mut self, from: SocketAddr, bytes: &[u8]) {
+        match self.handle_message(from, bytes) {
+            Outcome::Accepted => {}
+            Outcome::Rejected => self.drop_one(DropReason::WgStranger),
+            Outcome::Overloaded => self.drop_one(DropReason::WgBusy),
+        }
+    }
+
+    fn forward(&mut self, stray: Stray) {
+        self.return_at.get_or_insert(self.clock.now() + RETURN_EVERY);
+        match self.workers.get(stray.owner.place()) {
+            Some((mailbox, waker)) if mailbox.put_stray(stray) => _ = waker.wake(),
+            _ => self.drop_one(DropReason::WgBusy),
         }
     }
 
@@ -191,6 +226,15 @@ impl Keeper {
             if *count > 0 {
                 mailbox.put(ToWorker::Dropped(*reason, std::mem::take(count)));
             }
+        }
+    }
+
+    /// Returns the memory of what has waited, until nothing waits any more.
+    fn return_memory(&mut self) {
+        let now = self.clock.now();
+        if self.return_at.take_if(|at| *at <= now).is_some() {
+            let kept = self.budgets.iter().filter(|budget| !budget.return_memory()).count();
+            self.return_at = (kept > 0).then_some(now + RETURN_EVERY);
         }
     }
 
@@ -289,6 +333,7 @@ impl Keeper {
         step(&mut known.peer, &self.private, &moment, &mut actions);
         if known.peer.attempting() == Some(moment.index) {
             self.sessions.insert(moment.index, id);
+            self.awaited.insert(moment.index);
         }
         let mut handshake = false;
         // Workers get a session before the peer does, because the peer's first record may arrive immediately.
@@ -307,15 +352,19 @@ impl Keeper {
         match action {
             Action::Send(to, message) => self.socket.send(&message, to),
             Action::Use(session) => {
+                self.awaited.remove(session.local);
                 self.sessions.insert(session.local, id);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
+                // The response may be answered by a cookie reply.
+                self.awaited.insert(session.local);
                 self.sessions.insert(session.local, id);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), false));
             }
             Action::Forget(index) => {
                 self.sessions.remove(&index);
+                self.awaited.remove(index);
                 self.send_to_workers(|| ToWorker::Forget(index));
             }
             Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
@@ -360,7 +409,10 @@ impl Keeper {
         for id in gone {
             if let Some(known) = self.peers.remove(&id) {
                 known.at.inspect(|at| _ = self.wheel.remove(&(*at, id)));
-                known.peer.indices().for_each(|index| _ = self.sessions.remove(&index));
+                for index in known.peer.indices() {
+                    self.sessions.remove(&index);
+                    self.awaited.remove(index);
+                }
                 self.by_key.remove(&known.peer.key);
                 self.remove_endpoint(id, known.config.endpoint);
                 self.send_to_workers(|| ToWorker::Gone(id));
@@ -452,8 +504,10 @@ impl Keeper {
     fn moment(&self) -> Moment {
         let mut random = rand::rng();
         let mut index = SessionIndex(random.random());
-        while self.sessions.contains_key(&index) {
+        let mut tries = 0;
+        while self.sessions.contains_key(&index) || (tries < TRIES && !self.awaited.has_place(index)) {
             index = SessionIndex(random.random());
+            tries += 1;
         }
         Moment { now: self.clock.now(), stamp: timestamp(), index, jitter: random.random_range(0..=333) }
     }

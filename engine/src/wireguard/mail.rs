@@ -8,15 +8,13 @@ use crossbeam_channel::Sender;
 use path::wireguard::{Pulse, Session, SessionIndex};
 use path::{DropReason, PeerId, WorkerIndex};
 
+use super::budget::Kept;
 use super::{PeerConfig, PeerStatus};
 
-/// A message from the network, passed from a worker to the keeper. Strangers can send any number of them, so
-/// they have a separate channel: when it is full, [`FromWorker`] messages still get through.
-pub(crate) enum FromNetwork {
-    /// A handshake message from this address, made for this node's key.
-    Message(SocketAddr, Box<[u8]>),
-    /// A record that arrived at the wrong worker, to be forwarded to this one.
-    Stray(WorkerIndex, Stray),
+/// A handshake message, passed from the worker that received it to the keeper.
+pub(crate) struct Message {
+    pub(crate) source: SocketAddr,
+    pub(crate) bytes: Box<[u8]>,
 }
 
 /// A request or report from a worker to the keeper.
@@ -61,11 +59,12 @@ pub(crate) enum ToWorker {
     Dropped(DropReason, u64),
 }
 
-/// A record that is forwarded to the worker with its session's replay window.
+/// A record that arrived at the wrong worker, on its way to the one with its session's replay window.
 pub(crate) struct Stray {
+    pub(crate) owner: WorkerIndex,
     pub(crate) source: SocketAddr,
     pub(crate) ecn: u8,
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: Kept,
 }
 
 /// Maximum strays that wait for one worker.

@@ -1,7 +1,7 @@
 //! WireGuard: the workers' part and the keeper's.
 //!
 //! ```text
-//!  worker 0 ─┐ FromWorker: "no session"; FromNetwork: messages            ┌──────────┐
+//!  worker 0 ─┐ FromWorker: "no session"; from the network: messages       ┌──────────┐
 //!  worker 1 ─┴──────────────────────── bounded, never blocks ────────────►│  keeper  │◄── FromControl: peers
 //!      ▲                                                                  └────┬─────┘
 //!      └──── ToWorker: sessions to use and to forget, in a mailbox ────────────┘
@@ -13,6 +13,8 @@
 //! opens with it, because it has one replay window: the worker at whose socket the session's first record
 //! arrived.
 
+mod awaited;
+mod budget;
 pub(crate) mod crypt;
 pub(crate) mod keeper;
 mod mail;
@@ -26,8 +28,10 @@ use path::PeerId;
 use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
+use self::awaited::Awaited;
+use self::budget::Budget;
 pub(crate) use self::mail::Stray;
-use self::mail::{FromControl, FromNetwork, FromWorker, Mailbox};
+use self::mail::{FromControl, FromWorker, Mailbox, Message};
 
 /// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
@@ -125,12 +129,28 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
     pub(crate) from_worker: (Sender<FromWorker>, Receiver<FromWorker>),
-    pub(crate) from_network: (Sender<FromNetwork>, Receiver<FromNetwork>),
+    pub(crate) handshakes: (Sender<Message>, Receiver<Message>),
+    pub(crate) cookies: (Sender<Message>, Receiver<Message>),
+    pub(crate) awaited: Arc<Awaited>,
+    pub(crate) strays: (Sender<Stray>, Receiver<Stray>),
+    /// The memory for packets that wait for a session.
+    pub(crate) waiting: Budget,
+    /// The memory for strays.
+    pub(crate) astray: Budget,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
 }
 
-/// Capacity of each of the keeper's two channels. Further messages are dropped and counted by the sender.
+/// Capacity of each of the keeper's channels from workers. Further messages are dropped and counted by the
+/// sender. Strangers can send any number of handshake messages and strays, so each kind has a channel of its
+/// own and takes no place from another.
 const WAITING: usize = 4096;
+/// Capacity of the keeper's channel for cookie replies, which anyone who has seen a handshake can forge.
+const COOKIES: usize = 256;
+/// Bytes of packets that wait for sessions, of all peers and workers: 10,000 of wire size. In the kernel it
+/// is 128 packets for each peer.
+const WAITING_BYTES: usize = 16 << 20;
+/// Bytes of strays that wait for the worker that opens them.
+const STRAY_BYTES: usize = 4 << 20;
 
 impl Shared {
     pub(crate) fn new(workers: usize, settings: &Settings) -> Shared {
@@ -138,7 +158,12 @@ impl Shared {
             clock: Clock::start(),
             gate: Gate::new(&settings.private.public()),
             from_worker: crossbeam_channel::bounded(WAITING),
-            from_network: crossbeam_channel::bounded(WAITING),
+            handshakes: crossbeam_channel::bounded(WAITING),
+            cookies: crossbeam_channel::bounded(COOKIES),
+            awaited: Arc::new(Awaited::new()),
+            strays: crossbeam_channel::bounded(WAITING),
+            waiting: Budget::new(WAITING_BYTES),
+            astray: Budget::new(STRAY_BYTES),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
         }
     }

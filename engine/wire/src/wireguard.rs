@@ -62,6 +62,17 @@ impl Kind {
     }
 }
 
+/// Returns the index that a response or cookie reply names: its receiver's index of the message that it
+/// answers. Returns `None` for other messages.
+pub fn answered(bytes: &[u8]) -> Option<u32> {
+    let at = match bytes.first()? {
+        &RESPONSE => 8,
+        &COOKIE => 4,
+        _ => return None,
+    };
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
 impl Header {
     /// Parses the header of transport data. Fails if the message is too short for an authentication tag.
     #[inline]
@@ -99,6 +110,16 @@ mod tests {
         let mut out = [0xff; HEADER_LEN];
         header.emit(&mut out);
         assert_eq!(out, bytes[..HEADER_LEN]);
+    }
+
+    #[test]
+    fn only_replies_answer_a_message() {
+        let bytes: vec::Vec<u8> = (0..92).collect();
+        let of = |kind: u8, len: usize| answered(&[&[kind], &bytes[1..len]].concat());
+        assert_eq!(of(RESPONSE, 92), Some(0x0b0a_0908));
+        assert_eq!(of(COOKIE, 64), Some(0x0706_0504));
+        assert_eq!((of(RESPONSE, 11), of(COOKIE, 7)), (None, None));
+        assert_eq!((of(INITIATION, 92), of(DATA, 92), answered(&[])), (None, None, None));
     }
 
     #[test]

@@ -82,8 +82,8 @@ pub(crate) fn parse(
         let dashes = if argument.starts_with("--") { 2 } else { usize::from(argument.starts_with('-')) };
         if dashes == 0 || argument == "-" {
             warnings.push(format!(
-                "arguments from {argument:?} on ignored: the first argument without a dash ends the flags; give a \
-                 boolean its value after ="
+                "arguments from {argument:?} on ignored: the first argument without a dash ends the flags; \
+                 give a boolean its value after ="
             ));
             break;
         }

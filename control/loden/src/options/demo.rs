@@ -9,7 +9,9 @@ use serde::Serialize;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoOptions {
     /// Number of hosts, each with one pod.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=100))]
+    #[arg(
+        long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=100),
+    )]
     pub hosts: u16,
     /// The tunnel between the hosts.
     #[arg(long, value_enum, default_value_t = Backend::Vxlan)]
@@ -24,7 +26,9 @@ pub(crate) struct DemoOptions {
     #[arg(long)]
     pub keep: bool,
     /// Seconds per measurement.
-    #[arg(long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600))]
+    #[arg(
+        long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=600),
+    )]
     pub seconds: u16,
     /// Remove an earlier demo that was left running, and do nothing else.
     #[arg(long, value_name = "NAME", exclusive = true)]

@@ -39,7 +39,10 @@ pub(crate) struct InstallCniOptions {
     #[arg(long, value_name = "NAME", default_value = "cbr0")]
     pub network: String,
     /// CNI version in a generated configuration.
-    #[arg(long, value_name = "VERSION", default_value = "0.3.1", value_parser = PossibleValuesParser::new(VERSIONS))]
+    #[arg(
+        long, value_name = "VERSION", default_value = "0.3.1",
+        value_parser = PossibleValuesParser::new(VERSIONS),
+    )]
     pub cni_version: String,
     /// The daemon's --subnet-file, for a generated configuration.
     #[arg(long, value_name = "PATH", default_value = SUBNET_FILE)]

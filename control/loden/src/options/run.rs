@@ -87,7 +87,10 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub spin_us: Option<u32>,
     /// Do not use these features, even if the kernel has them: tso, uso, gso, gro, multiqueue, mmsg, all.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = features(), hide_possible_values = true)]
+    #[arg(
+        long, value_name = "LIST", value_delimiter = ',',
+        value_parser = features(), hide_possible_values = true,
+    )]
     pub without: Vec<String>,
 
     /// Write the engine's counters to this file as JSON, every second and at exit.

@@ -1,4 +1,4 @@
-//! Everything that crosses a device, as frames.
+//! Captures every frame that crosses a device.
 
 use std::io::Read;
 
@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub struct Capture(Socket);
 
 impl Capture {
-    /// Takes what crosses any device of the namespace from now on, each frame once for each device.
+    /// Starts to capture on all devices of the namespace: a frame that crosses two of them appears twice.
     pub fn start(namespace: &Namespace) -> Capture {
         let open = || {
             // ETH_P_ALL (linux/if_ether.h).
@@ -22,7 +22,7 @@ impl Capture {
         Capture(namespace.run(open).expect("the namespace").expect("a packet socket"))
     }
 
-    /// The frames so far.
+    /// Returns the frames captured since the last call.
     pub fn frames(&mut self) -> Vec<Vec<u8>> {
         let (mut frame, mut frames) = (vec![0; 1 << 16], Vec::new());
         while let Ok(length) = self.0.read(&mut frame) {

@@ -1,6 +1,6 @@
-//! A host with another kernel on the lab's switch: Debian's kernel under QEMU, without KVM, so that neither the machine's
-//! kernel nor its processor matters. The guest has no kernel modules but those that a test names. Its `/usr` is this
-//! machine's, read-only; commands go in and answers come out by a directory that both see.
+//! A host on the lab's switch that runs another kernel: Debian's, emulated by QEMU without KVM, so that
+//! neither the machine's kernel nor its processor matters. The guest has only the kernel modules that a test
+//! names. Its `/usr` is this machine's, read-only. Commands and their output pass through a shared directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,16 +15,17 @@ use super::Cluster;
 /// An emulated machine takes ten times as long as a real one.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The modules for the guest's network device and for its view of our directories.
+/// Modules for the guest's network device and for the directories that it shares with this machine.
 const BASE: [&str; 4] = ["virtio_pci", "virtio_net", "9pnet_virtio", "9p"];
 
-/// Loads the modules of the archive, mounts the directories, then runs one command after the other. The kernel must not
-/// fetch modules by itself: this machine may have some for the guest's kernel. The archive's shell takes its own tools for
-/// all names without a path, so the commands get this machine's shell.
+/// Loads the modules from the archive, mounts the directories, then runs one command after another. The
+/// kernel must not load modules on its own, because this machine's `/usr` may have some for it. Commands run
+/// in this machine's shell: busybox's would prefer its own tools to this machine's.
 const INIT: &str = r#"#!/busybox sh
 /busybox mkdir -p /bb && /busybox --install -s /bb
 export PATH=/bb
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
 echo > /proc/sys/kernel/modprobe
 while read module; do insmod $module || echo "no $module"; done < /base
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144,cache=loose usr /usr
@@ -34,14 +35,17 @@ export PATH=/usr/sbin:/usr/bin
 /usr/bin/ip link set lo up
 number=0
 while :; do
-    until [ -e /shared/$number.ready ]; do /busybox sleep 0.05; [ -e /shared/stop ] && /busybox poweroff -f; done
+    until [ -e /shared/$number.ready ]; do
+        /busybox sleep 0.05
+        [ -e /shared/stop ] && /busybox poweroff -f
+    done
     /usr/bin/sh /shared/$number.sh > /shared/$number.out 2>&1 </dev/null; echo $? > /shared/$number.code
     : > /shared/$number.done
     number=$((number + 1))
 done
 "#;
 
-/// The kernel and its modules, as `./test` unpacks them from Debian's package.
+/// Finds the kernel image and the root of its modules, as `./test` unpacks them from Debian's package.
 fn kernel() -> Option<(PathBuf, PathBuf)> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
@@ -51,7 +55,7 @@ fn kernel() -> Option<(PathBuf, PathBuf)> {
     Some((image, root))
 }
 
-/// Adds what such a guest needs.
+/// Adds the needs of a guest.
 pub fn needs(needs: Needs) -> Needs {
     needs
         .programs(&["qemu-system-x86_64", "busybox", "cpio", "gzip", "modprobe", "depmod", "ip"])
@@ -70,8 +74,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest whose `eth0` is a port of the cluster's switch. It loads `modules` when it starts, and `spare` with
-    /// [`Guest::load_spare`], each with all that it needs. The directory of `loden` is `/programs`.
+    /// Boots a guest whose `eth0` is a port of the cluster's switch. It loads `modules` at boot and `spare`
+    /// in [`Guest::load_spare`], with their dependencies. It sees the directory of `loden` as `/programs`.
     pub fn boot(cluster: &Cluster, modules: &[&str], spare: &[&str]) -> Guest {
         let switch = cluster.lab.switch().expect("a switch");
         let tap = "ip tuntap add vm0 mode tap && ip link set vm0 master br0 up";
@@ -111,21 +115,21 @@ impl Guest {
         self.shell("while read module; do insmod $module || exit 1; done < /spare");
     }
 
-    /// Waits until something in the guest listens on a TCP port.
+    /// Waits until a process in the guest listens on a TCP port.
     pub fn await_listener(&mut self, port: u16) {
         // State 0A is TCP_LISTEN (include/net/tcp_states.h).
         let pattern = format!(":{port:04X} [0-9A-F]*:0000 0A ");
         self.shell(&format!("until grep -q '{pattern}' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done"));
     }
 
-    /// Runs a command in the guest, which must succeed. Returns what it printed.
+    /// Runs a command in the guest and returns its output. Panics if the command fails.
     pub fn shell(&mut self, line: &str) -> String {
         let (code, output) = self.run(line);
         assert_eq!(code, "0", "{line}: {output}");
         output
     }
 
-    /// Runs a command in the guest. Returns its exit code and what it printed.
+    /// Runs a command in the guest and returns its exit code and its output.
     pub fn run(&mut self, line: &str) -> (String, String) {
         let file = |end: &str| self.shared.join(format!("{}.{end}", self.next));
         let (done, code, output) = (file("done"), file("code"), file("out"));
@@ -154,7 +158,8 @@ impl Drop for Guest {
     }
 }
 
-/// Makes the archive that the kernel unpacks as its root: a shell, and the modules in the order in which they load.
+/// Packs the archive that the kernel unpacks as its root: a shell, and the modules in the order in which they
+/// load.
 fn archive(image: &Path, root: &Path, place: &Path, initrd: &Path, [modules, spare]: [&[&str]; 2]) {
     let name = image.file_name().expect("a name").to_string_lossy().into_owned();
     let version = name.trim_start_matches("vmlinuz-");
@@ -167,8 +172,8 @@ cp "$(command -v busybox)" {tree}/busybox
 [ -e {root}/lib/modules/{version}/modules.dep ] || depmod -b {root} {version}
 # Unpacks modules and all that they need, once each, and prints their places in the guest.
 take() {{
-    for module; do modprobe -d {root} -S {version} --show-depends $module; done | awk '/^insmod/ {{ print $2 }}' |
-        while read file; do
+    for module; do modprobe -d {root} -S {version} --show-depends $module; done |
+        awk '/^insmod/ {{ print $2 }}' | while read file; do
             to=modules/$(basename $file .xz)
             [ -e {tree}/$to ] && continue
             case $file in *.xz) busybox xzcat $file ;; *) cat $file ;; esac > {tree}/$to

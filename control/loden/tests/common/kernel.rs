@@ -14,10 +14,10 @@ use super::Cluster;
 const MAC: [u8; 6] = [0x0e, 0x2a, 0x4b, 0x4e, 0x4c, 0x04];
 const MAC_V6: [u8; 6] = [0x0e, 0x2a, 0x4b, 0x4e, 0x4c, 0x06];
 
-/// What the pods of a flannel node get where the interface has 1500, whatever the family.
+/// The MTU of a flannel node's pods over an uplink with 1500, whatever the family.
 const POD_MTU: u32 = 1450;
 
-/// Returns whether this machine's kernel can make a vxlan device.
+/// Returns whether this machine's kernel can create a vxlan device.
 pub fn has_vxlan() -> bool {
     let try_it = || {
         let namespace = Namespace::create(&format!("vxlan{}-probe", std::process::id()))?;
@@ -44,7 +44,7 @@ pub struct KernelNode {
 }
 
 impl KernelNode {
-    /// Takes a lease for the host as flannel writes it, makes its devices, and gives its pod an address.
+    /// Acquires a lease for the host in flannel's form, creates the devices, and connects the pod.
     pub fn join(cluster: &mut Cluster, number: usize) -> KernelNode {
         let (config, _) = net_config::parse(&cluster.config).expect("a network configuration");
         let Backend::Vxlan(vxlan) = config.backend.clone() else { panic!("{} is not vxlan", cluster.config) };
@@ -69,7 +69,7 @@ impl KernelNode {
         node
     }
 
-    /// Enters another node as flannel does on its event: neighbour, FDB, route on link.
+    /// Adds another node as flannel does when it learns a lease: neighbour, FDB entry, on-link route.
     pub fn add_peer(&self, cluster: &Cluster, peer: &Lease) {
         let namespace = cluster.host(self.number).namespace();
         let [device, device_v6] = self.devices();
@@ -120,7 +120,7 @@ impl KernelNode {
     }
 }
 
-/// The text that stock flannel publishes.
+/// The backend data that stock flannel publishes.
 fn data(vxlan: &Vxlan, [a, b, c, d, e, f]: [u8; 6]) -> RawJson {
     let vni = vxlan.vni;
     let text = format!(r#"{{"VNI":{vni},"VtepMAC":"{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"}}"#);

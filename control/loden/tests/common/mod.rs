@@ -1,5 +1,5 @@
-//! What the integration tests share: hosts in namespaces, real daemons on them, and a kernel host that has
-//! no daemon but the entries that flannel would have made.
+//! What the suites share: hosts in namespaces, real daemons on them, and a host without a daemon whose kernel
+//! has the entries that flannel would make.
 
 // Each suite compiles this module for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -41,7 +41,7 @@ pub const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 /// The datapath's UDP port.
 pub const PORT: u16 = 8472;
 
-/// Nothing here takes longer unless it is broken.
+/// Nothing takes longer unless it is broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Returns whether the test can run: see [`needs`].
@@ -49,15 +49,15 @@ pub fn ready(programs: &[&str]) -> bool {
     needs(programs).are_met()
 }
 
-/// What it takes to run daemons on hosts of a lab, and these programs.
+/// The needs of a test that runs daemons on the hosts of a lab, and these programs.
 pub fn needs(programs: &[&str]) -> Needs {
-    // `loden run` asks for it, and no kernel loads it by itself.
+    // Required by `loden run`, and never loaded by the kernel on its own.
     let switch = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     let needs = Needs::hosts().and("br_netfilter (modprobe br_netfilter)", switch.exists());
     needs.programs(&["ip"]).programs(programs)
 }
 
-/// Looks until `done`, and fails after [`LIMIT`].
+/// Polls until `done` returns true. Panics after [`LIMIT`].
 pub fn await_until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;
     while !done() {
@@ -66,7 +66,7 @@ pub fn await_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Hosts, a directory for their files, and in it a store that they share.
+/// Hosts, and a directory with their files and the store that they share.
 pub struct Cluster {
     pub lab: Lab,
     pub place: tempfile::TempDir,
@@ -74,7 +74,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Builds hosts on a switch, or two on one veth pair. `name` must be unique among all tests.
+    /// Builds the hosts, on a switch or as two ends of a veth pair. `name` must be unique among all tests.
     pub fn build(name: &str, hosts: usize, wiring: Wiring, config: &str) -> Cluster {
         let topology = Topology { wiring, ..Topology::new(name, hosts) };
         let lab = Lab::build(&topology).expect("a lab");
@@ -86,7 +86,7 @@ impl Cluster {
         &self.lab.hosts()[number - 1]
     }
 
-    /// A path in the cluster's directory.
+    /// Returns a path in the cluster's directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
@@ -95,20 +95,26 @@ impl Cluster {
         self.file("leases.db")
     }
 
-    /// `loden run` for a host, with all it needs.
+    /// Builds `loden run` for a host, with the cluster's store and network configuration.
     pub fn command(&self, number: usize) -> Command {
-        let host = self.host(number);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        let store = format!("sqlite:{}", self.store().display());
+        let mut command = self.command_with(number, &["--net-config-json", &self.config, "--store", &store]);
+        command.arg("--run-dir").arg(self.place.path());
         command
-            .args(["run", "--iface", host.uplink(), "--net-config-json", &self.config, "--store"])
-            .arg(format!("sqlite:{}", self.store().display()))
-            .arg("--subnet-file")
-            .arg(self.file(&format!("host{number}.env")))
-            .arg("--counters-file")
-            .arg(self.file(&format!("host{number}.json")))
-            .arg("--run-dir")
-            .arg(self.place.path())
-            .stdout(Stdio::null());
+    }
+
+    /// Builds `loden run` for a host with its leases in etcd. Its state files are in the directory `run`.
+    pub fn etcd_command(&self, number: usize, endpoint: &str) -> Command {
+        let mut command = self.command_with(number, &["--etcd-endpoints", endpoint]);
+        command.arg("--run-dir").arg(self.file("run"));
+        command
+    }
+
+    fn command_with(&self, number: usize, store: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        command.args(["run", "--iface", self.host(number).uplink()]).args(store);
+        command.arg("--subnet-file").arg(self.file(&format!("host{number}.env")));
+        command.arg("--counters-file").arg(self.file(&format!("host{number}.json"))).stdout(Stdio::null());
         command
     }
 
@@ -119,9 +125,10 @@ impl Cluster {
         daemon
     }
 
-    /// The same on a kernel that lacks `hidden`.
+    /// Starts `loden run` like [`Cluster::start`], on a kernel that lacks the features in `hidden`.
     pub fn start_without(&self, number: usize, hidden: &[Feature]) -> Daemon {
-        // The filter stays with the thread that takes it, and with what that thread starts.
+        // A seccomp filter applies to the thread that installs it and to the processes that the thread
+        // starts.
         let masked = || {
             mask::hide(hidden).expect("a seccomp filter");
             self.spawn(number, &mut self.command(number))
@@ -131,7 +138,7 @@ impl Cluster {
         daemon
     }
 
-    /// Starts `command` as the daemon of a host, with a log of its own, and waits for nothing.
+    /// Starts `command` as the daemon of a host, with a new log, and returns at once.
     pub fn spawn(&self, number: usize, command: &mut Command) -> Daemon {
         let log = self.file(&format!("host{number}.log"));
         let _ = fs::remove_file(&log);
@@ -144,7 +151,7 @@ impl Cluster {
         }
     }
 
-    /// Gives the pod of a host what the host's subnet file says.
+    /// Connects the pod of a host with the subnets and the MTU of the host's subnet file.
     pub fn connect_pod(&mut self, number: usize) {
         let text = fs::read_to_string(self.file(&format!("host{number}.env"))).expect("a subnet file");
         let recorded = model::subnet_env::parse(&text);
@@ -156,7 +163,7 @@ impl Cluster {
         self.lab.hosts_mut()[number - 1].connect_pod(&network).expect("a pod");
     }
 
-    /// The address of a host's pod in one family.
+    /// Returns the address of a host's pod in one family.
     pub fn pod(&self, number: usize, ipv6: bool) -> IpAddr {
         let addresses = self.host(number).pod_addresses();
         *addresses.iter().find(|address| address.is_ipv6() == ipv6).expect("a pod address")
@@ -166,7 +173,7 @@ impl Cluster {
         self.in_store(async |store| store.leases().await.expect("leases"))
     }
 
-    /// The lease of a host.
+    /// Returns the lease of a host.
     pub fn lease(&self, number: usize) -> Lease {
         let public = self.host(number).underlay();
         let mut leases = self.leases().into_iter();
@@ -179,7 +186,8 @@ impl Cluster {
         runtime.block_on(async { work(Store::open(spec).await.expect("the store")).await })
     }
 
-    /// Runs a shell line in a host's namespace; its output without blanks at the ends of lines.
+    /// Runs a shell command in a host's namespace and returns its output, without blanks at the ends of
+    /// lines.
     pub fn shell(&self, number: usize, line: &str) -> String {
         let mut command = Command::new("sh");
         let output = self.host(number).namespace().output(command.args(["-c", line])).expect("sh");
@@ -194,7 +202,8 @@ impl Cluster {
         await_until("the peers' routes", || routes().lines().count() == peers);
     }
 
-    /// Takes the offloads off a host's uplink that no wire has: super-packets and open checksums end there.
+    /// Disables the offloads of a host's uplink: like a wire, it then carries neither super-packets nor
+    /// packets whose checksum is left to the hardware.
     pub fn make_wire_like(&self, number: usize) {
         let host = self.host(number);
         let features = "tso off gso off gro off tx off rx off tx-udp-segmentation off \
@@ -216,71 +225,71 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Waits for the word "ready" in the log.
+    /// Waits until the log reports that the daemon is ready.
     pub fn await_ready(&mut self) {
         let end = Instant::now() + LIMIT;
-        while !self.said("ready lease=") {
+        while !self.logged("ready lease=") {
             let status = self.process.try_wait().expect("wait");
-            assert!(status.is_none(), "loden run ended, {status:?}:\n{}", self.words());
-            assert!(Instant::now() < end, "loden run is not ready:\n{}", self.words());
+            assert!(status.is_none(), "loden run ended, {status:?}:\n{}", self.log_text());
+            assert!(Instant::now() < end, "loden run is not ready:\n{}", self.log_text());
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// All it has said on stderr.
-    pub fn words(&self) -> String {
+    /// Returns the log so far.
+    pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn said(&self, words: &str) -> bool {
-        self.words().contains(words)
+    pub fn logged(&self, text: &str) -> bool {
+        self.log_text().contains(text)
     }
 
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().expect("wait").is_none()
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits for the daemon to exit.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         self.process.signal(signal).expect("a signal");
         let status = self.process.wait(LIMIT).expect("wait");
-        status.unwrap_or_else(|| panic!("loden run does not end at {signal}:\n{}", self.words()))
+        status.unwrap_or_else(|| panic!("loden run does not end at {signal}:\n{}", self.log_text()))
     }
 
-    /// Waits for it to end on its own.
+    /// Waits for the daemon to exit without a signal.
     pub fn await_end(&mut self) -> ExitStatus {
         let status = self.process.wait(LIMIT).expect("wait");
-        status.unwrap_or_else(|| panic!("loden run does not end:\n{}", self.words()))
+        status.unwrap_or_else(|| panic!("loden run does not end:\n{}", self.log_text()))
     }
 
-    /// The counters as last written; one entry for each tunnel.
+    /// Returns the counters as last written, one entry per tunnel.
     pub fn counters(&self) -> Vec<Counters> {
         let text = fs::read_to_string(&self.counters_file).expect("a counters file");
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
     }
 
-    /// The counters as they are now: waits until they are written anew.
+    /// Returns the current counters: waits until the daemon writes them again.
     pub fn fresh_counters(&self) -> Vec<Counters> {
         let _ = fs::remove_file(&self.counters_file);
         await_until("the counters file", || self.counters_file.exists());
         self.counters()
     }
 
-    /// Stops it in good order and returns the counters of its whole life.
+    /// Stops the daemon with SIGTERM and returns its final counters.
     pub fn finish(mut self) -> Vec<Counters> {
         let status = self.end(Signal::SIGTERM);
-        assert_eq!(status.code(), Some(0), "{}", self.words());
+        assert_eq!(status.code(), Some(0), "{}", self.log_text());
         self.counters()
     }
 }
 
 const NO_ROUTE: &str = "egress.drop.no_route";
-/// Where two peers begin a handshake at the same moment, a message of one of them is no longer wanted.
+/// Peers that start a handshake at the same moment drop one of the two initiations.
 const STRANGER: &str = "ingress.drop.wg_stranger";
 const CROSSINGS: u64 = 8;
 
-/// More reports than a device sends in a test.
+/// More multicast reports than a device sends during a test.
 const GROUP_REPORTS: u64 = 16;
 
 /// The counters of one tunnel.
@@ -308,19 +317,20 @@ impl Counters {
         *self.totals.get(name).unwrap_or_else(|| panic!("no counter is called {name}"))
     }
 
-    /// One counter by worker.
+    /// Returns one counter for each worker.
     pub fn by_worker(&self, name: &str) -> Vec<u64> {
         self.workers.iter().map(|worker| worker.get(name).copied().unwrap_or(0)).collect()
     }
 
-    /// Every drop counter that is not zero, by direction and reason.
+    /// Returns every drop counter that is not zero, by direction and reason.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
         let drops = self.totals.iter().filter(|(name, count)| name.contains(".drop.") && **count > 0);
         drops.map(|(name, count)| (name.as_str(), *count)).collect()
     }
 
-    /// The same, less the reports of multicast groups that the kernel sends into any device that speaks
-    /// IPv6 (RFC 3810): they are for nobody, and a kernel vxlan without a default destination drops them too.
+    /// Returns the drops that no test should see. Left out are the multicast reports that the kernel sends
+    /// through every IPv6 device (RFC 3810): no node subscribes, and a kernel vxlan without a default
+    /// destination drops them too.
     pub fn unexplained_drops(&self) -> BTreeMap<&str, u64> {
         let mut drops = self.drops();
         if drops.get(NO_ROUTE).is_some_and(|count| *count <= GROUP_REPORTS) {
@@ -332,7 +342,7 @@ impl Counters {
         drops
     }
 
-    /// Every counter that is not zero, for messages.
+    /// Returns every counter that is not zero, for failure messages.
     pub fn nonzero(&self) -> BTreeMap<&str, u64> {
         self.totals
             .iter()
@@ -342,7 +352,29 @@ impl Counters {
     }
 }
 
-/// The address `count` after `base`.
+/// Replaces the value of an option of the command.
+pub fn replace(command: &mut Command, option: &str, value: &str) {
+    let mut args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let at = args.iter().position(|arg| arg == option).expect("an option");
+    args[at + 1] = value.into();
+    let mut changed = Command::new(command.get_program());
+    changed.args(args);
+    *command = changed;
+}
+
+/// The route to a peer, as `ip route show dev` prints it.
+pub fn route(lease: &Lease) -> String {
+    let subnet = lease.subnet().expect("IPv4");
+    format!("{subnet} via {} onlink", subnet.network())
+}
+
+/// The IPv6 route to a peer, as `ip -6 route show dev` prints it before `pref`.
+pub fn route_v6(lease: &Lease) -> String {
+    let subnet = lease.ipv6_subnet().expect("IPv6");
+    format!("{subnet} via {} metric 1024 onlink", subnet.network())
+}
+
+/// Returns the address `count` after `base`.
 pub fn nth(base: IpAddr, count: u32) -> IpAddr {
     match base {
         IpAddr::V4(base) => Ipv4Addr::from(u32::from(base) + count).into(),
@@ -350,13 +382,13 @@ pub fn nth(base: IpAddr, count: u32) -> IpAddr {
     }
 }
 
-/// Whether anything of a daemon's is in the namespace of a host: devices and routes, one a line.
+/// Lists the devices and routes of a daemon in the namespace of a host, one per line.
 pub fn leftovers(cluster: &Cluster, number: usize) -> String {
     let lines = "ip -o link | grep flannel; ip route | grep '^10.244'; ip -6 route | grep '^fd00:244'; true";
     cluster.shell(number, lines)
 }
 
-/// The code and the body of the answer to a probe, asked for in a host's namespace.
+/// Sends a probe from a host's namespace and returns the status code and the body of the answer.
 pub fn get(cluster: &Cluster, number: usize, port: &str, path: &str) -> Option<(String, String)> {
     let ask = || {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().ok()?)).ok()?;

@@ -1,4 +1,4 @@
-//! Packets made by hand, on purpose without the parsers and emitters under test.
+//! Packets built by hand, on purpose without the parsers and emitters under test.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
-/// A UDP packet with both checksums right; IPv4 with DF set.
+/// Builds a UDP packet with correct checksums, for IPv4 with DF set.
 pub fn udp(source: IpAddr, target: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     let length = (8 + payload.len()) as u16;
     let mut datagram = Vec::from(ports.0.to_be_bytes());
@@ -21,7 +21,7 @@ pub fn udp(source: IpAddr, target: IpAddr, ports: (u16, u16), payload: &[u8]) ->
     ip(source, target, UDP, &datagram)
 }
 
-/// A TCP segment without options, flags ACK and PSH, with both checksums right.
+/// Builds a TCP segment without options, with the flags ACK and PSH and correct checksums.
 pub fn tcp(source: IpAddr, target: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     let mut segment = Vec::from(ports.0.to_be_bytes());
     segment.extend(ports.1.to_be_bytes());
@@ -33,7 +33,7 @@ pub fn tcp(source: IpAddr, target: IpAddr, ports: (u16, u16), payload: &[u8]) ->
     ip(source, target, TCP, &segment)
 }
 
-/// An IP packet around a transport; IPv4 with DF set.
+/// Builds an IP packet around a transport payload, for IPv4 with DF set.
 pub fn ip(source: IpAddr, target: IpAddr, protocol: u8, transport: &[u8]) -> Vec<u8> {
     match (source, target) {
         (IpAddr::V4(source), IpAddr::V4(target)) => {
@@ -59,7 +59,7 @@ pub fn ip(source: IpAddr, target: IpAddr, protocol: u8, transport: &[u8]) -> Vec
     }
 }
 
-/// Makes the checksum of an IPv4 header right, whatever its length says.
+/// Fills in the checksum of an IPv4 header, whatever its length field says.
 pub fn fill_ipv4_checksum(packet: &mut [u8]) {
     let length = usize::from(packet[0] & 15) * 4;
     packet[10..12].fill(0);
@@ -67,7 +67,7 @@ pub fn fill_ipv4_checksum(packet: &mut [u8]) {
     packet[10..12].copy_from_slice(&check.to_be_bytes());
 }
 
-/// A VXLAN datagram's payload: header, Ethernet header, packet (RFC 7348 section 5).
+/// Builds the payload of a VXLAN datagram: header, Ethernet header, packet (RFC 7348 section 5).
 pub fn vxlan(vni: u32, target: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x08, 0, 0, 0];
     bytes.extend((vni << 8).to_be_bytes());
@@ -79,13 +79,13 @@ pub fn vxlan(vni: u32, target: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u
     bytes
 }
 
-/// What stands in the checksum field of a UDP packet whose sum the sender leaves to the hardware: the sum of
-/// the pseudo header. `length` is that of header and payload.
+/// Returns the checksum field of a UDP packet whose checksum the sender leaves to the hardware: the sum of
+/// the pseudo header. `length` covers header and payload.
 pub fn open_checksum(source: IpAddr, target: IpAddr, length: u16) -> u16 {
     sum(0, &pseudo_header(source, target, UDP, length.into()))
 }
 
-/// Whether the checksum in a UDP datagram is that of its bytes between these addresses.
+/// Returns whether the checksum of a UDP datagram between these addresses is correct.
 pub fn is_summed(source: &[u8], target: &[u8], datagram: &[u8]) -> bool {
     let mut pseudo = [source, target].concat();
     pseudo.extend((datagram.len() as u32).to_be_bytes());
@@ -93,7 +93,8 @@ pub fn is_summed(source: &[u8], target: &[u8], datagram: &[u8]) -> bool {
     sum(sum(0, &pseudo).into(), datagram) == 0xffff
 }
 
-fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
+/// Returns the checksum over pseudo header and transport bytes, whose own checksum field is zero.
+pub fn transport_sum(source: IpAddr, target: IpAddr, protocol: u8, bytes: &[u8]) -> u16 {
     let pseudo = pseudo_header(source, target, protocol, bytes.len() as u32);
     !sum(sum(0, &pseudo).into(), bytes)
 }

@@ -1,4 +1,4 @@
-//! A steady flow of small datagrams there and back, of which every one counts.
+//! A steady flow of small datagrams that are echoed, each of which is accounted for.
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::Cluster;
 
-/// Between two datagrams.
+/// The time between two datagrams.
 const GAP: Duration = Duration::from_millis(2);
-/// A datagram that is not back by then is lost.
+/// A datagram that has not returned by then is lost.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a thread that waits looks whether it should stop.
+/// How often a waiting thread checks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// A flow that goes on until it is asked what became of it.
+/// A flow that continues until [`Steady::finish`].
 pub struct Steady {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
@@ -25,19 +25,19 @@ pub struct Steady {
     ended: Arc<AtomicBool>,
 }
 
-/// What became of a flow.
+/// The outcome of a flow.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How many were sent.
+    /// The number of datagrams sent.
     pub sent: u64,
-    /// The numbers of those that did not come back.
+    /// The sequence numbers that did not return.
     pub lost: Vec<u64>,
-    /// The numbers of those that came back after one that was sent later, or twice.
+    /// The sequence numbers that returned twice, or after a later one.
     pub late: Vec<u64>,
 }
 
 impl Steady {
-    /// Starts one from the pod of `from` to that of `to`.
+    /// Starts a flow from the pod of `from` to the pod of `to` and back.
     pub fn start(cluster: &Cluster, from: usize, to: usize) -> Steady {
         let open = |number: usize| {
             let address = SocketAddr::new(cluster.pod(number, false), 0);
@@ -64,7 +64,7 @@ impl Steady {
         Steady { stop, sender, listener, echo, ended }
     }
 
-    /// Ends it and waits for what is still under way.
+    /// Stops the flow and waits for the datagrams still in flight.
     pub fn finish(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender");
@@ -76,8 +76,8 @@ impl Steady {
     }
 }
 
-/// Keeps the thread on one core. Packets wait for the network stack core by core, so a sender that moves between cores can
-/// overtake itself before anything of ours sees them.
+/// Pins the thread to one core. The network stack queues packets per core, so a sender that moves between
+/// cores can reorder its own packets before loden sees them.
 fn stay() {
     let cores = io::thread::allowed_cores().expect("cores");
     io::thread::pin_to_core(cores[0]).expect("a core of ours");
@@ -89,7 +89,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> u64 {
     while !stop.load(Ordering::Relaxed) {
         socket.send_to(&number.to_be_bytes(), target).expect("send");
         number += 1;
-        // By the clock, so that a thread that was held up makes up for it.
+        // Paced by the clock, so that a thread that was delayed catches up.
         thread::sleep((began + GAP * number as u32).saturating_duration_since(Instant::now()));
     }
     number
@@ -105,7 +105,7 @@ fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
     }
 }
 
-/// Those that came back, and which of them late.
+/// Returns the sequence numbers that returned, and which of them late.
 fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
     let (mut back, mut buffer) = (HashSet::new(), [0; 8]);
     let (mut next, mut late) = (0, Vec::new());

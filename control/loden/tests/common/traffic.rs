@@ -1,4 +1,4 @@
-//! Traffic between pods, and what must be true of it.
+//! Traffic between pods, and the assertions on it.
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,10 +14,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Cluster;
 
-/// A packet that is not there by then is lost.
+/// A packet that has not arrived by then is lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Pings the pod of `to` from the pod of `from`, small and at nearly the MTU.
+/// Pings the pod of `to` from the pod of `from`, with sizes up to nearly the MTU.
 pub fn ping(cluster: &Cluster, from: usize, to: usize, ipv6: bool) {
     let address = cluster.pod(to, ipv6);
     for payload in [0, 56, 1300] {
@@ -52,14 +52,14 @@ pub fn every_size(cluster: &Cluster, from: usize, to: usize, ipv6: bool, sizes: 
     drop(server);
 }
 
-/// Gives a socket a receive buffer of this size, whatever `net.core.rmem_max` says if the user may overrule it.
+/// Sets the size of a socket's receive buffer, beyond `net.core.rmem_max` if the user may.
 pub fn enlarge_buffer(socket: &impl AsFd, bytes: usize) {
     if setsockopt(socket, RcvBufForce, &bytes).is_err() {
         SockRef::from(socket).set_recv_buffer_size(bytes).expect("a receive buffer");
     }
 }
 
-/// A load server in the pod of `host`, and where it listens.
+/// Starts a load server in the pod of `host` and returns its address too.
 fn serve(host: &Host, address: IpAddr) -> (Server, SocketAddr) {
     let server = host.pod().run(|| Server::start(SocketAddr::new(address, 0))).expect("the pod");
     let server = server.expect("a load server");
@@ -67,8 +67,8 @@ fn serve(host: &Host, address: IpAddr) -> (Server, SocketAddr) {
     (server, address)
 }
 
-/// Sends one UDP packet of exactly `length` IP bytes, DF set, from pod to pod; whether it arrives in one
-/// piece and unchanged.
+/// Sends one UDP packet of exactly `length` IP bytes, DF set, from pod to pod. Returns whether it arrives
+/// unfragmented and unchanged.
 pub fn unfragmented(cluster: &Cluster, from: usize, to: usize, ipv6: bool, length: u32) -> bool {
     let (source, target) = (cluster.pod(from, ipv6), cluster.pod(to, ipv6));
     let receiver = cluster.host(to).pod().run(|| bind(target)).expect("the pod");
@@ -79,8 +79,8 @@ pub fn unfragmented(cluster: &Cluster, from: usize, to: usize, ipv6: bool, lengt
     receiver.recv(&mut buffer).is_ok_and(|length| buffer[..length] == payload)
 }
 
-/// Sends one UDP packet of `length` IP bytes, DF set, and returns the MTU that the answer names. The answer
-/// must quote the packet.
+/// Sends one UDP packet of `length` IP bytes, DF set, and returns the MTU in the ICMP error. The error must
+/// quote the packet.
 pub fn too_big(cluster: &Cluster, from: usize, to: usize, ipv6: bool, length: u32) -> u32 {
     let (source, target) = (cluster.pod(from, ipv6), SocketAddr::new(cluster.pod(to, ipv6), 9));
     let (packet, _) = udp_packet(source, target, length as usize);
@@ -93,7 +93,7 @@ pub fn too_big(cluster: &Cluster, from: usize, to: usize, ipv6: bool, length: u3
         let mut buffer = [0; 4096];
         loop {
             let length = listener.read(&mut buffer).expect("an answer to a packet that is too big");
-            // A raw IPv4 socket shows the IP header, an IPv6 one does not.
+            // A raw IPv4 socket returns the IP header, an IPv6 one does not.
             let message = if ipv6 { &buffer[..length] } else { &buffer[20..length] };
             // RFC 792 with RFC 1191; RFC 4443 section 3.2.
             if matches!((ipv6, message[0], message[1]), (false, 3, 4) | (true, 2, 0)) {
@@ -102,7 +102,7 @@ pub fn too_big(cluster: &Cluster, from: usize, to: usize, ipv6: bool, length: u3
         }
     });
     let message = answer.expect("the pod");
-    // Addresses and ports of the packet, past the fields that a router on the way changes.
+    // Addresses and ports, after the fields that a router changes.
     let quoted = if ipv6 { 8..44 } else { 12..24 };
     assert_eq!(message[8..][quoted.clone()], packet[quoted], "another packet is quoted");
     u32::from_be_bytes([if ipv6 { message[4] } else { 0 }, message[5], message[6], message[7]])
@@ -114,7 +114,7 @@ fn bind(address: IpAddr) -> UdpSocket {
     socket
 }
 
-/// Sends a packet with its own IP header, so that nobody cuts it.
+/// Sends a packet with its own IP header, so that the kernel does not fragment it.
 fn send_whole(packet: &[u8], to: SocketAddr) {
     let domain = if to.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
     // IPPROTO_RAW: the header comes with the packet (raw(7)).
@@ -122,7 +122,7 @@ fn send_whole(packet: &[u8], to: SocketAddr) {
     socket.send_to(packet, &SocketAddr::new(to.ip(), 0).into()).expect("send");
 }
 
-/// A UDP packet of `length` bytes, and its payload.
+/// Builds a UDP packet of `length` bytes and returns its payload too.
 fn udp_packet(source: IpAddr, target: SocketAddr, length: usize) -> (Vec<u8>, Vec<u8>) {
     let header = if target.is_ipv6() { 40 } else { 20 };
     let payload: Vec<u8> = (0..length - header - 8).map(|index| (index * 7) as u8).collect();

@@ -1,7 +1,7 @@
-//! A place for a container runtime on one host: the host's network, and mounts and processes of its own.
+//! A cage for a container runtime: the network namespace of a host, and its own mount and PID namespaces.
 //!
-//! What a runtime leaves behind, mounts, shims and containers, ends with the first process of the place, however the
-//! test ends. The first process is a shell with a line to run.
+//! Mounts, shims and containers that a runtime leaves behind end with the cage's first process, however the
+//! test ends. The first process is a shell that runs one command line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,25 @@ use nix::unistd::Pid;
 
 use crate::common::{Cluster, await_until};
 
-/// Directories that runtimes share with everything on the machine, unless they are covered.
+/// Directories that a runtime would share with the machine. In a cage each is an empty tmpfs.
 const COVERED: [&str; 4] = ["/run/containerd", "/run/netns", "/run/docker", "/dev/shm"];
 
 pub struct Cage {
     process: Process,
     log: PathBuf,
-    /// The first process inside, by its number outside.
+    /// The first process inside, by its process id outside.
     init: String,
-    /// What is /var/lib/cni inside.
+    /// The directory that is /var/lib/cni inside.
     pub state: PathBuf,
 }
 
 impl Cage {
-    /// Makes one on a host, whose files are in `place`, and runs a shell line in it. `root` in `place` is empty.
+    /// Creates a cage on a host, with its files in `place`, and runs a shell command in it. Inside, `root` in
+    /// `place` is an empty tmpfs.
     pub fn start(cluster: &Cluster, number: usize, place: &Path, line: &str) -> Cage {
         let (state, log, ready) = (place.join("cni"), place.join("log"), place.join("caged"));
         fs::create_dir_all(&state).expect("a directory");
-        // An overlay cannot lie on every filesystem that a machine has: the runtime's own files are in memory.
+        // Overlays do not work on every file system, so the runtime's data are on a tmpfs.
         let root = place.join("root").display().to_string();
         let covered = COVERED.iter().copied().chain([root.as_str()]);
         let covers: String =
@@ -52,7 +53,7 @@ impl Cage {
         Cage { process, log, init, state }
     }
 
-    /// A program to be run inside.
+    /// Builds a command that runs inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -61,7 +62,7 @@ impl Cage {
         command
     }
 
-    /// Runs a program inside to its end; what it printed, without the last line end.
+    /// Runs a program inside and returns its output, without the final newline.
     pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let output = self.command(program).args(arguments).output().expect("nsenter");
         let [stdout, stderr] =
@@ -69,7 +70,7 @@ impl Cage {
         if output.status.success() { Ok(stdout) } else { Err(format!("{arguments:?}: {stdout}\n{stderr}")) }
     }
 
-    /// Kills the child of the first process that runs a program of this name; whether there was one.
+    /// Kills the child of the first process that runs this program. Returns whether there was one.
     pub fn kill_child(&self, program: &str) -> bool {
         let children =
             fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.init)).unwrap_or_default();
@@ -80,15 +81,15 @@ impl Cage {
         found.is_some_and(|child| kill(Pid::from_raw(child), Signal::SIGKILL).is_ok())
     }
 
-    /// All that was said inside on stderr.
-    pub fn words(&self) -> String {
+    /// Returns the stderr of everything inside.
+    pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
 impl Drop for Cage {
     fn drop(&mut self) {
-        // unshare does not listen to SIGTERM.
+        // unshare ignores SIGTERM.
         let _ = self.process.signal(Signal::SIGKILL);
     }
 }

@@ -1,4 +1,4 @@
-//! A containerd of a host of its own, driven as a kubelet does.
+//! A containerd for one host, driven as a kubelet drives it.
 
 use std::fs;
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ use crate::common::{Cluster, await_until};
 use crate::cri::{self, Client};
 use crate::image::IMAGE;
 
-/// Seconds that a command in a container may take.
+/// Time limit of a command in a container, in seconds.
 const PATIENCE: i64 = 20;
 
-/// A running containerd. Dropping it removes its pods, the cage ends the rest.
+/// A running containerd. Dropping it removes its pods; the cage ends the rest.
 pub struct Containerd {
     pub cage: Cage,
     socket: PathBuf,
@@ -27,14 +27,13 @@ pub struct Containerd {
 pub struct Pod {
     pub sandbox: String,
     pub container: String,
-    /// In the order of the runtime.
+    /// In the runtime's order.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Containerd {
-    /// Starts one on a host and gives it the image. Plugins and configurations are looked for in `bin` and `conf`.
-    ///
-    /// A shell starts it again when it has been killed, as an init system would.
+    /// Starts containerd on a host and imports the image. It looks for plugins in `bin` and for
+    /// configurations in `conf`. A shell restarts it when it is killed, as an init system would.
     pub fn start(cluster: &Cluster, number: usize, bin: &Path, conf: &Path, image: &Path) -> Containerd {
         let place = cluster.file(&format!("containerd{number}"));
         let logs = place.join("logs");
@@ -51,11 +50,11 @@ impl Containerd {
         let client = client.expect("waited for");
         let [address, image] = [&socket, image].map(|path| path.display().to_string());
         let imported = cage.output("ctr", &["-a", &address, "-n", "k8s.io", "images", "import", &image]);
-        imported.unwrap_or_else(|error| panic!("{error}\n{}", cage.words()));
+        imported.unwrap_or_else(|error| panic!("{error}\n{}", cage.log_text()));
         Containerd { cage, socket, logs, client, pods: Vec::new() }
     }
 
-    /// Whether it has a usable network configuration, and if not, why.
+    /// Returns whether containerd has a usable network configuration, or why not.
     pub fn network(&self) -> Result<(), String> {
         let answer: cri::StatusResponse =
             self.client.call("Status", cri::Empty {}).map_err(|error| error.to_string())?;
@@ -67,23 +66,24 @@ impl Containerd {
         }
     }
 
-    /// Runs a pod whose container runs a shell line; its port 80 is also the host's `host_port`.
+    /// Runs a pod whose container runs a shell command. Its port 80 is also the host's `host_port`.
     pub fn run(&mut self, name: &str, line: &str, host_port: Option<u16>) -> Pod {
-        self.try_run(name, line, host_port).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.words()))
+        self.try_run(name, line, host_port)
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.cage.log_text()))
     }
 
-    /// A connection of one's own, for a thread.
+    /// Opens another connection, for a thread.
     pub fn client(&self) -> Client {
         Client::connect(&self.socket).expect("containerd")
     }
 
-    /// Makes a pod without a container.
+    /// Creates a pod without a container.
     pub fn sandbox(&self, client: &Client, name: &str) -> Result<String, Status> {
         let request = cri::RunPodSandboxRequest { config: Some(self.config(name, None)) };
         client.call("RunPodSandbox", request).map(|cri::SandboxId { id }| id)
     }
 
-    /// Kills it as it stands; whether it ran. Its pods go on, and its shell starts it again.
+    /// Kills containerd and returns whether it was running. Its pods continue, and the shell restarts it.
     pub fn kill(&self) -> bool {
         self.cage.kill_child("containerd")
     }
@@ -116,7 +116,7 @@ impl Containerd {
         Ok(Pod { sandbox, container, addresses })
     }
 
-    /// Runs a shell line in a pod; its output without the last line end.
+    /// Runs a shell command in a pod and returns its output, without the final newline.
     pub fn exec(&self, pod: &Pod, line: &str) -> String {
         let request = cri::ExecSyncRequest {
             container: pod.container.clone(),
@@ -137,7 +137,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// The same over another connection.
+    /// Stops and removes a pod over another connection.
     pub fn remove_by(&self, client: &Client, sandbox: &str) -> Result<(), Status> {
         for method in ["StopPodSandbox", "RemovePodSandbox"] {
             let _: cri::Empty = client.call(method, cri::SandboxId { id: sandbox.to_owned() })?;
@@ -145,7 +145,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// The pods that it knows, whatever their state.
+    /// Returns all pods, whatever their state.
     pub fn list(&self) -> Result<Vec<String>, Status> {
         let answer: cri::SandboxList = self.client.call("ListPodSandbox", cri::Empty {})?;
         Ok(answer.items.into_iter().map(|item| item.id).collect())
@@ -176,7 +176,7 @@ impl Drop for Containerd {
 
 fn toml(place: &Path, bin: &Path, conf: &Path) -> String {
     let place = place.display();
-    // Neither rights nor a higher score are to be had in a container.
+    // A container may neither lower the OOM score nor raise its capabilities.
     format!(
         r#"version = 2
 root = "{place}/root"

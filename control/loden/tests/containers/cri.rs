@@ -1,6 +1,6 @@
-//! The part of Kubernetes' Container Runtime Interface (`runtime.v1`) that makes pods, without `crictl`.
+//! The part of Kubernetes' Container Runtime Interface (`runtime.v1`) that creates pods, without `crictl`.
 //!
-//! Names, numbers and meanings are those of its `api.proto`. Fields that are neither set nor read are left out.
+//! Names, numbers and meanings are those of `api.proto`. Fields that are neither set nor read are left out.
 
 use std::path::Path;
 
@@ -55,7 +55,7 @@ pub struct SandboxMetadata {
     pub namespace: String,
 }
 
-/// The protocol is left at its default, TCP.
+/// The protocol keeps its default, TCP.
 #[derive(Clone, PartialEq, Message)]
 pub struct PortMapping {
     #[prost(int32, tag = "2")]
@@ -115,7 +115,7 @@ pub struct SandboxStatusResponse {
     pub status: Option<SandboxStatus>,
 }
 
-/// Also a container's; its second field is left at 0.
+/// Also a container's; the second field keeps its default, 0.
 #[derive(Clone, PartialEq, Message)]
 pub struct Named {
     #[prost(string, tag = "1")]

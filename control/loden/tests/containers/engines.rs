@@ -13,7 +13,7 @@ use crate::setup::{self, Setup};
 use crate::talk::{self, End, HOST_PORT};
 
 const IMAGE: &str = "loden.test/busybox:1";
-/// An engine's place waits for the end.
+/// The command line of a cage that only waits.
 const REST: &str = "sleep infinity";
 
 #[test]
@@ -34,20 +34,8 @@ fn containers_of_podman_talk_across_hosts() {
         engine.run(&["load", "-i", &archive.display().to_string()]);
         engine
     });
-    let port = format!("{HOST_PORT}:80");
-    for (engine, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
-        let server = image::server(name);
-        let line = [&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat();
-        engine.run(&line);
-    }
-    let end = |number: usize, name: &'static str| {
-        let engine = &engines[number - 1];
-        End::asked(number, name, move |line| engine.run(&["exec", name, "/bin/sh", "-c", line]))
-    };
-    talk::check(&cluster, [&end(1, "one"), &end(2, "two")], &[false]);
-    for (engine, name) in engines.iter().zip(["one", "two"]) {
-        engine.run(&["rm", "-f", "-t", "0", name]);
-    }
+    let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
+    talk_across(&cluster, &run, &["rm", "-f", "-t", "0"]);
     talk::finish(&cluster, daemons);
 }
 
@@ -77,24 +65,32 @@ fn containers_of_docker_talk_across_hosts() {
         engine.run(&["import", &files.display().to_string(), IMAGE]);
         engine
     });
-    let port = format!("{HOST_PORT}:80");
-    for (engine, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
-        let server = image::server(name);
-        let line = [&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat();
-        engine.run(&line);
-    }
-    let end = |number: usize, name: &'static str| {
-        let engine = &engines[number - 1];
-        End::asked(number, name, move |line| engine.run(&["exec", name, "/bin/sh", "-c", line]))
-    };
-    talk::check(&cluster, [&end(1, "one"), &end(2, "two")], &[false]);
-    for (engine, name) in engines.iter().zip(["one", "two"]) {
-        engine.run(&["rm", "-f", name]);
-    }
+    let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
+    talk_across(&cluster, &run, &["rm", "-f"]);
     talk::finish(&cluster, daemons);
 }
 
-/// podman has no daemon: each command is one.
+/// Runs a command line of an engine and returns its output.
+type Run<'a> = Box<dyn Fn(&[&str]) -> String + 'a>;
+
+/// Starts a container on each host, checks that they reach each other, and removes them.
+fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
+    let port = format!("{HOST_PORT}:80");
+    for (run, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
+        let server = image::server(name);
+        run(&[&["run", "-d", "--name", name], more, &[IMAGE, "/bin/sh", "-c", &server]].concat());
+    }
+    let end = |number: usize, name: &'static str| {
+        let run = &engines[number - 1];
+        End::asked(number, name, move |line| run(&["exec", name, "/bin/sh", "-c", line]))
+    };
+    talk::check(cluster, [&end(1, "one"), &end(2, "two")], &[false]);
+    for (run, name) in engines.iter().zip(["one", "two"]) {
+        run(&[remove, &[name]].concat());
+    }
+}
+
+/// podman has no daemon.
 struct Podman {
     cage: Cage,
     flags: Vec<String>,
@@ -125,7 +121,7 @@ impl Podman {
     }
 }
 
-/// Later ones are built without it.
+/// Returns whether podman supports CNI, which later versions are built without.
 fn podman_has_cni() -> bool {
     let output = Command::new("podman").arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -133,7 +129,7 @@ fn podman_has_cni() -> bool {
     version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major < 5)
 }
 
-/// Limits above the process's own are refused where root may not raise them.
+/// The ulimits are explicit, because podman's defaults fail where root may not raise limits.
 fn podman_config(setup: &Setup) -> String {
     format!(
         r#"[containers]
@@ -179,7 +175,7 @@ impl Docker {
     }
 
     fn run(&self, arguments: &[&str]) -> String {
-        self.try_run(arguments).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.words()))
+        self.try_run(arguments).unwrap_or_else(|error| panic!("{error}\n{}", self.cage.log_text()))
     }
 
     fn try_run(&self, arguments: &[&str]) -> Result<String, String> {

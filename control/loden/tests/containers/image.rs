@@ -8,25 +8,25 @@ use std::process::Command;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// The image's name. No registry is called so.
+/// The image's name. There is no such registry.
 pub const IMAGE: &str = "loden.test/busybox:1";
 
-/// What a container does that is told nothing: wait for the end.
+/// The image's default command: wait for SIGTERM.
 const REST: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
 
-/// A web server that says who it is and who asked.
+/// Returns the command line of a web server that serves its own name and the client's address.
 pub fn server(name: &str) -> String {
     format!("echo {name} > /www/name; exec httpd -f -p 80 -h /www")
 }
 
-/// Whether busybox needs no libraries, which the image would not have.
+/// Returns whether busybox is static: the image has no libraries.
 pub fn has_static_busybox() -> bool {
     let bytes = lab::find("busybox").and_then(|busybox| fs::read(busybox).ok()).unwrap_or_default();
-    // The name of a dynamic program's loader (elf(5), PT_INTERP).
+    // A dynamic program names its loader (elf(5), PT_INTERP).
     !bytes.is_empty() && !bytes.windows(9).any(|window| window == b"/ld-linux")
 }
 
-/// The files of a container, in a new directory.
+/// Creates the files of a container in a new directory.
 pub fn root(place: &Path) -> PathBuf {
     let root = place.join("rootfs");
     for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "run", "www/cgi-bin"] {
@@ -46,7 +46,7 @@ pub fn root(place: &Path) -> PathBuf {
     root
 }
 
-/// The image as an archive in OCI's layout (image-spec, image-layout.md).
+/// Packs the image as an archive in OCI layout (image-spec, image-layout.md).
 pub fn archive(place: &Path) -> PathBuf {
     let root = root(place);
     let layer_file = place.join("layer.tar");
@@ -68,14 +68,19 @@ pub fn archive(place: &Path) -> PathBuf {
     let (config, config_size) = add(config.to_string().as_bytes());
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}],
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size,
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size,
+        }],
     });
     let (manifest, manifest_size) = add(manifest.to_string().as_bytes());
     let index = json!({
         "schemaVersion": 2,
         "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": manifest_size,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": manifest, "size": manifest_size,
             "annotations": {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": "1"},
         }],
     });
@@ -86,7 +91,7 @@ pub fn archive(place: &Path) -> PathBuf {
     archive
 }
 
-/// This machine's, by Go's name for it, as OCI wants it.
+/// Returns this machine's architecture by its name in Go, which OCI uses.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -95,7 +100,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Packs a directory; every file is root's.
+/// Packs a directory. Every file belongs to root.
 pub fn tar(directory: &Path, archive: &Path) {
     let mut command = Command::new("tar");
     command

@@ -1,5 +1,5 @@
-//! Plugins, delegates and the runtime are killed at random moments while pods come and go. After the runtime's own
-//! cleaning and a garbage collection nothing is left: no address, device, rule or state.
+//! Kills plugins, delegates and the runtime at random moments while pods come and go. After the runtime's own
+//! cleanup and a garbage collection nothing remains: no address, device, rule or state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,14 +27,14 @@ const SEED: u64 = 0x10de;
 /// Runtimes call plugins for several pods at once.
 const WORKERS: usize = 8;
 const PODS: usize = 200;
-/// A verb lasts some tens of milliseconds.
+/// In microseconds: a verb takes some tens of milliseconds.
 const LATEST_KILL: u64 = 40_000;
-/// A runtime repeats a DEL until it succeeds; the last tries are left in peace.
+/// A runtime repeats a DEL until it succeeds. The last attempts are not killed.
 const KILLED_TRIES: usize = 3;
 const SANDBOXES: usize = 24;
-/// Of making one pod, 50 ms apart.
+/// The most attempts to create one pod, 50 ms apart.
 const MOST_TRIES: usize = 400;
-/// So that it comes to an end on a slow machine.
+/// Bounds the test on a slow machine.
 const MOST_KILLS: usize = 6;
 
 #[test]
@@ -62,7 +62,7 @@ fn plugins_killed_at_random_leave_nothing_after_a_collection() {
     assert!(killed.into_inner() > PODS / 4, "hardly any kill has met its process");
     host.collect();
     host.assert_clean();
-    // And all addresses can be had again.
+    // All addresses are available again.
     let pod = Pod::new(&cluster, "last");
     let mut peaceful = StdRng::seed_from_u64(SEED);
     assert!(host.verb("ADD", &pod, &mut peaceful, false).0, "a pod after all");
@@ -97,7 +97,7 @@ fn a_runtime_killed_at_random_leaves_nothing_after_a_collection() {
                     if number >= SANDBOXES {
                         break;
                     }
-                    // Whoever asks while it is down, or is killed meanwhile, gets an error and asks again, as a kubelet.
+                    // Retries, as a kubelet does, when containerd is down or is killed during the request.
                     let made = (0..MOST_TRIES).find_map(|attempt| {
                         let made = runtime.sandbox(&client, &format!("pod{number}-{attempt}"));
                         made.inspect_err(|_| thread::sleep(Duration::from_millis(50))).ok()
@@ -137,7 +137,7 @@ fn a_runtime_killed_at_random_leaves_nothing_after_a_collection() {
     assert_eq!(devices(&cluster), "");
 }
 
-/// A host on which the test is the runtime.
+/// A host on which the test acts as the runtime.
 struct PluginHost<'a> {
     cluster: &'a Cluster,
     setup: Setup,
@@ -157,8 +157,9 @@ impl<'a> PluginHost<'a> {
         PluginHost { cluster, setup, conf }
     }
 
-    /// A pod's life with kills; how many there were. One in eight is forgotten: its runtime has lost it. Of the others
-    /// one in four has a host port, by a plugin that comes after loden's.
+    /// Adds and deletes a pod under kills and returns their number. One pod in eight is never deleted, as if
+    /// its runtime had lost it. One in four of the others has a host port, by a plugin that runs after
+    /// loden's.
     fn one_pod(&self, random: &mut StdRng, live: &Mutex<BTreeMap<String, String>>) -> usize {
         let pod = Pod::new(self.cluster, &format!("{:016x}", random.random::<u64>()));
         let forgotten = random.random_ratio(1, 8);
@@ -190,7 +191,7 @@ impl<'a> PluginHost<'a> {
         self.call(verb, pod, named(&self.conf, "flannel"), random, violent)
     }
 
-    /// Calls `portmap`, which a runtime would call with the result of the plugin before.
+    /// Calls `portmap` with the result of loden's plugin, as a runtime does.
     fn port(
         &self,
         verb: &str,
@@ -208,7 +209,7 @@ impl<'a> PluginHost<'a> {
         self.call(verb, pod, named(&conf, "portmap"), random, violent)
     }
 
-    /// Calls a plugin; whether it succeeded, what it said, and how many kills there were.
+    /// Calls a plugin. Returns whether it succeeded, its output, and the number of kills.
     fn call(
         &self,
         verb: &str,
@@ -230,7 +231,8 @@ impl<'a> PluginHost<'a> {
         let killed = if violent && random.random_bool(0.5) { kill_one(&child, &conf, random) } else { 0 };
         let group = Pid::from_raw(child.id() as i32);
         let output = child.wait_with_output().expect("an end");
-        // A delegate whose plugin was killed goes on. What it does after the runtime's next call nobody can undo.
+        // A delegate whose plugin was killed continues. After the runtime's next call its work could not be
+        // undone.
         await_until("the delegates", || killpg(group, None).is_err());
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let words = text + &String::from_utf8_lossy(&output.stderr);
@@ -265,7 +267,7 @@ impl<'a> PluginHost<'a> {
     }
 }
 
-/// Repeats a DEL as a runtime does; how many kills there were.
+/// Repeats a DEL until it succeeds, as a runtime does, and returns the number of kills.
 fn until_good(mut del: impl FnMut(bool) -> (bool, String, usize)) -> usize {
     let mut killed = 0;
     for attempt in 0.. {
@@ -279,7 +281,7 @@ fn until_good(mut del: impl FnMut(bool) -> (bool, String, usize)) -> usize {
     killed
 }
 
-/// A plugin's configuration in the network of this test.
+/// Builds a plugin's configuration in the network of this test.
 fn named(conf: &Value, plugin: &str) -> Value {
     let mut conf = conf.clone();
     conf["name"] = "kills".into();
@@ -288,7 +290,7 @@ fn named(conf: &Value, plugin: &str) -> Value {
     conf
 }
 
-/// The address in a result.
+/// Returns the address in a result.
 fn address(result: &str) -> String {
     let json: Value = serde_json::from_str(result).unwrap_or_else(|error| panic!("{error}: {result}"));
     json["ips"][0]["address"].as_str().expect("an address").to_owned()
@@ -307,8 +309,8 @@ impl Pod {
     }
 }
 
-/// Kills the plugin or one below it at a random moment; 1 if there was somebody to kill. `portmap` alone is spared its
-/// children: when an `iptables` of its own fails it says that all is well.
+/// Kills the plugin or a descendant of it at a random moment. Returns 1 if the process was still there.
+/// Children of `portmap` are not killed: it reports success even when its `iptables` fails.
 fn kill_one(plugin: &Child, conf: &Value, random: &mut StdRng) -> usize {
     thread::sleep(Duration::from_micros(random.random_range(0..LATEST_KILL)));
     let plugin = plugin.id().to_string();
@@ -320,12 +322,12 @@ fn kill_one(plugin: &Child, conf: &Value, random: &mut StdRng) -> usize {
         family.extend(children.split_whitespace().next().map(str::to_owned));
     }
     let victim = &family[random.random_range(0..family.len())];
-    // The plugin is not collected yet, so its number and its children's are still theirs.
+    // The plugin has not been waited for, so its process id cannot have been reused.
     let met = victim.parse().is_ok_and(|number| kill(Pid::from_raw(number), Signal::SIGKILL).is_ok());
     usize::from(met)
 }
 
-/// What a runtime hands to GC when no pod is left.
+/// Builds the configuration that a runtime passes to GC when there is no pod.
 fn collection(conf: &Value) -> Value {
     let mut conf = conf.clone();
     conf["name"] = "cbr0".into();
@@ -339,19 +341,19 @@ fn subnet_env() -> &'static str {
     "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
 }
 
-/// Addresses that host-local holds as taken.
+/// Returns the addresses that host-local has reserved.
 fn addresses(directory: &Path) -> BTreeSet<String> {
     names(directory).into_iter().filter(|name| name.starts_with("10.244.")).collect()
 }
 
-/// Files of pods; those that begin with a dot or end in `.lock` are nobody's.
+/// Returns the files of pods. Those that begin with a dot or end in `.lock` belong to none.
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| !name.starts_with('.') && !name.ends_with("lock")).collect()
 }
 
-/// The host's ends of pods' devices.
+/// Lists the host's ends of the pods' veth pairs.
 fn devices(cluster: &Cluster) -> String {
     cluster.shell(1, "ip -o link show type veth | grep -v ' eth0@' | cut -d: -f2 || true")
 }

@@ -1,16 +1,16 @@
 //! loden under real container runtimes: its plugin called by containerd and podman, its options by dockerd.
 //!
 //! ```text
-//! image       an image of busybox, made here
+//! image       an image of busybox, built here
 //! setup       a host's plugins and configuration, by `loden install-cni`
-//! cage        namespaces for a runtime, and for all that it leaves behind
-//! talk        what two containers on two hosts must be able to say to each other
+//! cage        namespaces that contain a runtime and what it leaves behind
+//! talk        the traffic between two containers on two hosts that must work
 //! cri         pods without crictl
-//! containerd  a runtime of a host's own
+//! containerd  a runtime for one host
 //! pods        tests: containerd, over each backend, in both families
 //! engines     tests: podman with its CNI backend, dockerd by `mk-docker-opts`
-//! kills       tests: plugins, delegates and containerd are killed at random, and nothing is left
-//! old_kernel  tests: a host whose kernel has TUN and no more joins, and one without TUN says so
+//! kills       tests: plugins, delegates and containerd are killed at random, and nothing remains
+//! old_kernel  tests: a host whose kernel has only TUN joins, and one without TUN reports that
 //! ```
 
 // clippy.toml allows these in test functions only, not in their helpers.

@@ -1,11 +1,12 @@
-//! A host whose kernel has TUN and no tunnel of its own joins a cluster, and its pod talks to a pod of containerd.
+//! A host whose kernel has TUN and no tunnels joins a cluster, and its pod reaches a pod of containerd.
 //!
-//! The guest's kernel has the modules tun, bridge and veth and what these need, and no iptables. The lease store is etcd.
+//! The guest's kernel has the modules tun, bridge and veth and their dependencies, and no iptables. The lease
+//! store is etcd.
 
 use std::fs;
-use std::process::{Command, Stdio};
 
-use lab::{Process, Wiring};
+use lab::Wiring;
+use store::testing::etcd::{Security, Server};
 
 use crate::common::guest::{self, Guest};
 use crate::common::{Cluster, VXLAN, await_until};
@@ -15,33 +16,26 @@ use crate::setup::{self, Setup, fetch};
 
 /// The guest on the lab's underlay, beside host 1.
 const GUEST: &str = "198.18.0.200";
-/// Where the guest's daemon writes it, by default.
+/// The default of `--subnet-file`.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 #[test]
 fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
-    let programs = ["etcd", "etcdctl", "containerd", "ctr", "runc", "busybox", "unshare", "nsenter"];
+    let programs =
+        ["etcd", "etcdctl", "setpriv", "bash", "containerd", "ctr", "runc", "busybox", "unshare", "nsenter"];
     if !guest::needs(setup::needs(&programs)).are_met() {
         return;
     }
     let cluster = Cluster::build("old-kernel", 1, Wiring::Switch, VXLAN);
-    let _etcd = start_etcd(&cluster);
+    let host = cluster.host(1);
+    let etcd = Server::start_in(Security::None, host.namespace().path(), host.underlay());
+    etcd.etcdctl(&["put", "/coreos.com/network/config", VXLAN]);
     let place = cluster.file("image");
     fs::create_dir(&place).expect("a directory");
     let image = image::archive(&place);
     let here = Setup::new(&cluster, 1);
-    let mut daemon = Command::new(env!("CARGO_BIN_EXE_loden"));
-    daemon.args([
-        "run",
-        "--iface",
-        "eth0",
-        "--ip-masq",
-        "--etcd-endpoints",
-        &endpoint(&cluster),
-        "--subnet-file",
-    ]);
-    daemon.arg(cluster.file("host1.env")).arg("--run-dir").arg(cluster.file("run"));
-    daemon.arg("--counters-file").arg(cluster.file("host1.json")).stdout(Stdio::null());
+    let mut daemon = cluster.etcd_command(1, &etcd.endpoint());
+    daemon.arg("--ip-masq");
     let mut daemon = cluster.spawn(1, &mut daemon);
     daemon.await_ready();
     here.install(&[]);
@@ -60,17 +54,19 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
         let (code, words) = guest.run(&format!("ip link add tunnel type {kind}"));
         assert!(code != "0" && words.contains("Unknown device type"), "{kind}: {words}");
     }
-    let endpoint = endpoint(&cluster);
     let joins = format!(
-        "/programs/loden run --iface eth0 --etcd-endpoints {endpoint} --require-br-netfilter=false \
-         --iptables-forward-rules=false"
+        "/programs/loden run --iface eth0 --etcd-endpoints {} --require-br-netfilter=false \
+         --iptables-forward-rules=false",
+        etcd.endpoint()
     );
     let (code, words) = guest.run(&joins);
     assert!(code == "1" && words.contains("/dev/net/tun is missing: load the tun module"), "{words}");
     guest.load_spare();
     guest.shell(&format!(
         "{joins} > /shared/daemon.log 2>&1 &
-         until [ -e {SUBNET_FILE} ]; do kill -0 $! && sleep 0.1 || {{ cat /shared/daemon.log; exit 1; }}; done"
+         until [ -e {SUBNET_FILE} ]; do
+             kill -0 $! && sleep 0.1 || {{ cat /shared/daemon.log; exit 1; }}
+         done"
     ));
     let words = guest.shell(&make_pod(&fetch(address, 80, "name"), &fetch(address, 80, "cgi-bin/who")));
     let value = |name: &str| {
@@ -94,7 +90,8 @@ fn a_host_with_nothing_but_tun_joins_and_its_pod_talks() {
     assert!(drops.unexplained_drops().is_empty(), "{:?}", drops.drops());
 }
 
-/// Makes a pod by the plugin as a runtime would call it, and lets it fetch `name` and `who`, and serve a file.
+/// Returns a script that creates a pod through the plugin, runs `name` and `who` in it, and serves a file
+/// from it.
 fn make_pod(name: &str, who: &str) -> String {
     let conf = r#"{"name":"cbr0","cniVersion":"0.3.1","type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true,"ipMasq":false}}"#;
     format!(
@@ -113,22 +110,4 @@ mkdir /run/www; head -c 2000000 /dev/urandom > /run/www/big
 echo digest $(sha256sum < /run/www/big)
 pod busybox httpd -p 80 -h /run/www"
     )
-}
-
-/// On host 1, for all.
-fn start_etcd(cluster: &Cluster) -> Process {
-    let mut command = Command::new("etcd");
-    command.args(["--listen-client-urls", &endpoint(cluster), "--advertise-client-urls", &endpoint(cluster)]);
-    command.args(["--log-level", "error", "--data-dir"]).arg(cluster.file("etcd")).stdout(Stdio::null());
-    let process = Process::spawn(cluster.host(1).namespace(), &mut command).expect("etcd");
-    let put = format!(
-        "ETCDCTL_API=3 etcdctl --endpoints {} put /coreos.com/network/config '{VXLAN}' 2>&1 || true",
-        endpoint(cluster)
-    );
-    await_until("etcd", || cluster.shell(1, &put) == "OK");
-    process
-}
-
-fn endpoint(cluster: &Cluster) -> String {
-    format!("http://{}:2379", cluster.host(1).underlay())
 }

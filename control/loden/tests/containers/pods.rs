@@ -1,4 +1,4 @@
-//! Pods that containerd makes on two hosts, each with a daemon: over each backend, and in both families.
+//! Pods of containerd on two hosts with a daemon each, over each backend and in both families.
 
 use std::fs;
 use std::process::Command;
@@ -47,7 +47,7 @@ fn pods_of_two_hosts_talk_in_both_families() {
 
 /// Two hosts with a containerd each.
 struct Hosts {
-    // Before the cluster, whose directory holds their files.
+    // Dropped before the cluster, whose directory holds their files.
     runtimes: [Containerd; 2],
     setups: [Setup; 2],
     cluster: Cluster,
@@ -67,7 +67,7 @@ impl Hosts {
         Hosts { runtimes, setups, cluster }
     }
 
-    /// Daemons for this configuration, a pod on each host, and all that they can say to each other.
+    /// Starts daemons for this configuration and a pod on each host, and checks all traffic between the pods.
     fn talk(&mut self, config: &str, families: &[bool]) {
         self.cluster.config = config.to_owned();
         let daemons = talk::daemons(&self.cluster);
@@ -93,7 +93,7 @@ impl Hosts {
         End { number, name, addresses: pod.addresses.clone(), shell: Box::new(shell) }
     }
 
-    /// Another backend finds the host as if it had been the first.
+    /// Removes everything from a host, so that the next backend starts afresh.
     fn clean(&self, number: usize) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
         command.args(["cleanup", "--instance", &talk::instance(number), "--run-dir"]);

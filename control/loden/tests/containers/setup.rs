@@ -1,4 +1,4 @@
-//! What a host needs before its runtime can use loden.
+//! Prepares a host so that its runtime can use loden.
 
 use std::fs;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use lab::Needs;
 use crate::common::Cluster;
 use crate::image;
 
-/// Where Debian keeps the plugins of the CNI project.
+/// Debian's directory for the plugins of the CNI project.
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// Returns whether the test can run.
@@ -19,7 +19,8 @@ pub fn ready(programs: &[&str]) -> bool {
     needs(programs).are_met()
 }
 
-/// What a runtime needs, with these programs. The plugin is another crate's, so cargo does not build it for us.
+/// The needs of a test with a runtime, and these programs. The plugin is in another crate, so cargo does not
+/// build it with the tests.
 pub fn needs(programs: &[&str]) -> Needs {
     let are_plugins = ["bridge", "portmap"].iter().all(|name| Path::new(PLUGINS).join(name).is_file());
     let controllers = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/devices"];
@@ -33,7 +34,7 @@ pub fn needs(programs: &[&str]) -> Needs {
         .and("CONFIG_PROC_CHILDREN", Path::new(&format!("/proc/{id}/task/{id}/children")).exists())
 }
 
-/// loden's own plugin, beside the daemon.
+/// Returns the path of loden's own plugin, beside the daemon.
 pub fn plugin() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_loden")).with_file_name("loden-cni")
 }
@@ -46,12 +47,13 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Makes them for a host of the cluster, with the plugins of the CNI project and no configuration.
+    /// Creates the directories for a host of the cluster, with the plugins of the CNI project and no
+    /// configuration.
     pub fn new(cluster: &Cluster, number: usize) -> Setup {
         Setup::at(&cluster.file(&format!("cni{number}")), cluster.file(&format!("host{number}.env")))
     }
 
-    /// Makes them in `place`, for a daemon that writes this subnet file.
+    /// Creates the directories in `place`, for a daemon that writes this subnet file.
     pub fn at(place: &Path, subnet_file: PathBuf) -> Setup {
         let [bin, conf] = ["bin", "net.d"].map(|name| place.join(name));
         fs::create_dir_all(&bin).expect("a directory");
@@ -73,7 +75,7 @@ impl Setup {
     }
 }
 
-/// A shell line that fetches by HTTP, here or in a container.
+/// Returns a shell command that fetches a file by HTTP, on the host or in a container.
 pub fn fetch(address: IpAddr, port: u16, file: &str) -> String {
     let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
     format!("timeout 15 busybox wget -q -O - http://{host}:{port}/{file}")

@@ -1,4 +1,4 @@
-//! What two containers on two hosts must be able to say to each other, whoever made them.
+//! The traffic that must work between two containers on two hosts, whichever runtime started them.
 
 use std::fs;
 use std::net::IpAddr;
@@ -6,20 +6,20 @@ use std::net::IpAddr;
 use crate::common::{Cluster, Daemon, await_until};
 use crate::setup::fetch;
 
-/// The port of the first host that leads to its container's port 80.
+/// The port of the first host that maps to its container's port 80.
 pub const HOST_PORT: u16 = 30080;
 
-/// One container, on the host of this number, with a web server ([`crate::image::server`]) called by `name`.
+/// A container on host `number`, with a web server ([`crate::image::server`]) that calls itself `name`.
 pub struct End<'a> {
     pub number: usize,
     pub name: &'static str,
     pub addresses: Vec<IpAddr>,
-    /// Runs a shell line inside, and fails if it fails.
+    /// Runs a shell command inside and returns its output. Panics if the command fails.
     pub shell: Box<dyn Fn(&str) -> String + 'a>,
 }
 
 impl<'a> End<'a> {
-    /// One whose addresses are to be asked for inside.
+    /// Reads the addresses inside the container.
     pub fn asked(number: usize, name: &'static str, shell: impl Fn(&str) -> String + 'a) -> End<'a> {
         let text = shell("ip -o addr show dev eth0 scope global");
         let words =
@@ -27,7 +27,7 @@ impl<'a> End<'a> {
         End { number, name, addresses: words.collect(), shell: Box::new(shell) }
     }
 
-    /// Its address in one family.
+    /// Returns the address in one family.
     pub fn address(&self, ipv6: bool) -> IpAddr {
         *self.addresses.iter().find(|address| address.is_ipv6() == ipv6).expect("an address")
     }
@@ -37,7 +37,7 @@ impl<'a> End<'a> {
     }
 }
 
-/// Everything, in these families; the first end's web server has a host port.
+/// Checks addresses and traffic in these families. The first end's web server has a host port.
 pub fn check(cluster: &Cluster, ends: [&End<'_>; 2], families: &[bool]) {
     for end in ends {
         assert_eq!(end.addresses.len(), families.len(), "{}: {:?}", cluster.config, end.addresses);
@@ -48,7 +48,7 @@ pub fn check(cluster: &Cluster, ends: [&End<'_>; 2], families: &[bool]) {
     }
 }
 
-/// Daemons on two hosts that masquerade, as flannel's manifest has it, and know each other.
+/// Starts daemons on two hosts, masquerading as in flannel's manifest, and waits until they know each other.
 pub fn daemons(cluster: &Cluster) -> [Daemon; 2] {
     let daemons = [1, 2].map(|number| {
         let mut command = cluster.command(number);
@@ -59,12 +59,12 @@ pub fn daemons(cluster: &Cluster) -> [Daemon; 2] {
         daemon
     });
     for daemon in &daemons {
-        await_until("the peer", || daemon.said("peers=1"));
+        await_until("the peer", || daemon.logged("peers=1"));
     }
     daemons
 }
 
-/// Ends them; nothing was dropped that should not be.
+/// Stops the daemons. None of them may have dropped a packet.
 pub fn finish(cluster: &Cluster, daemons: [Daemon; 2]) {
     for daemon in daemons {
         for counters in daemon.finish() {
@@ -74,12 +74,12 @@ pub fn finish(cluster: &Cluster, daemons: [Daemon; 2]) {
     }
 }
 
-/// The daemon's name on a host.
+/// Returns the instance name of the daemon on a host.
 pub fn instance(number: usize) -> String {
     format!("runtime{number}")
 }
 
-/// The address is of the node's subnet, and the MTU that of `subnet.env`.
+/// Checks that the address is in the node's subnet and that the MTU is that of `subnet.env`.
 fn check_address(cluster: &Cluster, end: &End<'_>, ipv6: bool) {
     let env = fs::read_to_string(cluster.file(&format!("host{}.env", end.number))).expect("subnet.env");
     let recorded = model::subnet_env::parse(&env);
@@ -107,7 +107,7 @@ fn check_traffic(cluster: &Cluster, [one, two]: [&End<'_>; 2], ipv6: bool) {
     assert_eq!(two.shell(&fetch(at_one, 80, "name")), one.name, "{}", what("container to container"));
     let seen = two.shell(&fetch(at_one, 80, "cgi-bin/who"));
     let seen: IpAddr = seen.trim_matches(['[', ']']).parse().expect("an address");
-    assert_eq!(seen.to_canonical(), at_two, "{}", what("a container sees another one's own address"));
+    assert_eq!(seen.to_canonical(), at_two, "{}", what("a container sees the other container's own address"));
     let digest = one.shell("head -c 8000000 /dev/urandom > /www/big; sha256sum < /www/big");
     let fetched = two.shell(&format!("{} | sha256sum", fetch(at_one, 80, "big")));
     assert_eq!(digest, fetched, "{}", what("eight megabytes"));
@@ -117,5 +117,5 @@ fn check_traffic(cluster: &Cluster, [one, two]: [&End<'_>; 2], ipv6: bool) {
     assert_eq!(outside(host, HOST_PORT), one.name, "{}", what("a host port from another host"));
     let port = fetch(host, HOST_PORT, "name");
     assert_eq!(two.shell(&port), one.name, "{}", what("a host port from a container there"));
-    assert_eq!(one.shell(&port), one.name, "{}", what("its own host port, and back into itself"));
+    assert_eq!(one.shell(&port), one.name, "{}", what("its own host port"));
 }

@@ -1,4 +1,4 @@
-//! A loden host and a host with the kernel's ipip: what one sends the other understands, and the outer headers follow the
+//! A loden host and a host with the kernel's ipip understand each other, and their outer headers follow the
 //! same rules.
 
 use std::process::Command;
@@ -75,7 +75,7 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     assert!(drops.unexplained_drops().is_empty(), "{:#?}", drops.nonzero());
 }
 
-/// The kernel host's lease, as flannel writes it.
+/// Acquires the kernel host's lease, in flannel's form.
 fn lease(cluster: &Cluster) -> Lease {
     let (config, _) = net_config::parse(CONFIG).expect("a network configuration");
     let attrs = LeaseAttrs {
@@ -91,7 +91,7 @@ fn lease(cluster: &Cluster) -> Lease {
     })
 }
 
-/// Makes the kernel host's tunnel as flannel does, and an address that answers for a pod.
+/// Creates the kernel host's tunnel as flannel does, and an address that stands for a pod.
 fn set_up(guest: &mut Guest, own: &Lease, peer: &Lease) {
     let subnet = own.subnet().expect("IPv4");
     let (base, address) = (subnet.network(), subnet.nth(2).expect("an address"));
@@ -113,7 +113,8 @@ struct Outer {
     df: bool,
 }
 
-/// Every ipip packet once for each device it crossed. Each outer header must follow its inner one.
+/// Returns every ipip packet, once for each device it crossed, and checks each outer header against its inner
+/// one.
 fn ipip(frames: &[Vec<u8>]) -> Vec<Outer> {
     let mut seen = Vec::new();
     for frame in frames {

@@ -1,8 +1,8 @@
-//! A loden host and a host with the kernel's vxlan, set up as flannel sets it up: everything that one
-//! sends, the other understands, in both families.
+//! A loden host and a host with the kernel's vxlan, set up as flannel sets it up, understand each other in
+//! both families.
 //!
-//! The underlay veth pair is used in two ways. As it comes, the kernel hands over super-packets uncut and
-//! with open checksums. With its offloads off it is a wire.
+//! The underlay is a veth pair in one of two modes. By default the kernel passes super-packets on whole and
+//! without checksums. With its offloads disabled it behaves like a wire.
 
 use lab::Wiring;
 
@@ -12,7 +12,7 @@ use crate::common::{self, Cluster, DUAL, Daemon, KernelNode, packet};
 const LODEN: usize = 1;
 const KERNEL: usize = 2;
 
-/// Bytes of each bulk transfer; LODEN_TEST_BYTES makes them fewer for a quick look.
+/// Bytes of each bulk transfer; `LODEN_TEST_BYTES` overrides it.
 fn bulk() -> u64 {
     let asked = std::env::var("LODEN_TEST_BYTES").ok();
     asked.map_or(1 << 30, |bytes| bytes.parse().expect("LODEN_TEST_BYTES is a number"))
@@ -27,7 +27,7 @@ fn pings_cross_in_both_directions_and_families() {
     }
 }
 
-/// The tunnel's MTU to the byte. The pods' own devices are made larger for it, so that the tunnel decides.
+/// Checks the tunnel's MTU to the byte. The pods' own MTUs are raised, so that the tunnel's is the limit.
 #[test]
 fn a_packet_of_the_mtu_passes_and_one_byte_more_is_told_so() {
     let Some(pair) = pair("iop-mtu", false) else { return };
@@ -38,7 +38,7 @@ fn a_packet_of_the_mtu_passes_and_one_byte_more_is_told_so() {
     }
     for (ipv6, mtu) in [(false, 1450), (true, 1430)] {
         for (from, to) in [(LODEN, KERNEL), (KERNEL, LODEN)] {
-            // IPv6 packets are never fragmented on the way, and these IPv4 packets have DF set.
+            // Routers never fragment IPv6, and these IPv4 packets have DF set.
             assert!(common::unfragmented(&pair.cluster, from, to, ipv6, mtu), "{mtu} bytes from host {from}");
             let told = common::too_big(&pair.cluster, from, to, ipv6, mtu + 1);
             assert_eq!(told, mtu, "host {from}");
@@ -83,7 +83,8 @@ fn every_datagram_size_over_a_wire() {
     pair.sizes();
 }
 
-/// A kernel that learns drops what does not come from the address that an entry says, and it must learn nothing else.
+/// A kernel that learns drops packets that do not come from the address in its entry, and must learn no
+/// other.
 #[test]
 fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
     if !ready(&["bridge"]) {
@@ -106,7 +107,7 @@ fn a_kernel_that_learns_knows_us_by_the_address_we_publish() {
     pair.nothing_was_dropped();
 }
 
-/// What a cluster with Windows nodes has: a VNI from 4096 on, and the assigned port.
+/// Clusters with Windows nodes use a VNI of at least 4096 and the assigned port.
 #[test]
 fn the_numbers_that_windows_nodes_need_are_on_the_wire() {
     if !ready(&[]) {
@@ -155,8 +156,8 @@ impl Pair {
     }
 
     fn sizes(self) {
-        // A dual-stack node promises its pods 1450, and its IPv6 tunnel carries 1430: the first datagram
-        // between the two is lost, answered with packet-too-big, and the pod remembers.
+        // A dual-stack node gives its pods an MTU of 1450, and its IPv6 tunnel carries 1430. The first
+        // datagram of a size in between is lost and answered with packet-too-big, which the pod remembers.
         for (from, to) in [(LODEN, KERNEL), (KERNEL, LODEN)] {
             let (pod, to) = (self.cluster.host(from).pod(), self.cluster.pod(to, true));
             let refused = pod.ping(to, 1400, common::LIMIT).expect_err("larger than the tunnel");
@@ -176,8 +177,8 @@ impl Pair {
     }
 }
 
-/// Host 1 runs loden, host 2 has the kernel's vxlan; a pod on each. The kernel host joins first, so loden
-/// finds it in the store.
+/// Builds host 1 with loden and host 2 with the kernel's vxlan, with a pod each. The kernel host joins first,
+/// so loden finds it in the store.
 fn pair(name: &str, wire_like: bool) -> Option<Pair> {
     let programs: &[&str] = if wire_like { &["ethtool"] } else { &[] };
     if !ready(programs) {

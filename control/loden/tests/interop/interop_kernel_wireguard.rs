@@ -1,6 +1,6 @@
-//! A loden host and a host with the kernel's WireGuard, set up as flannel sets it up: Debian's kernel under QEMU. Both
-//! families inside and outside, a handshake begun by either side, a pre-shared key, keepalives, bulk in both directions, and
-//! either side moving to another address or port.
+//! A loden host and a host with the kernel's WireGuard, set up as flannel sets it up, understand each other:
+//! both families inside and outside, handshakes from either side, a pre-shared key, keepalives, bulk
+//! transfers in both directions, and either side moving to another address or port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -43,13 +43,13 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
 
     for ipv6 in [false, true] {
         let (far, near) = (far[usize::from(ipv6)], cluster.pod(1, ipv6));
-        // We begin: the kernel has nothing to say.
+        // loden initiates: the kernel has nothing to send.
         let device = device(ipv6);
         let shaken =
             |guest: &mut Guest| guest.shell(&format!("wg show {device} latest-handshakes | cut -f2")) != "0";
-        await_until("our handshake", || shaken(&mut guest));
+        await_until("loden's handshake", || shaken(&mut guest));
         reach(&cluster, far);
-        // The kernel begins: its sessions are gone, and it does not wait for us.
+        // The kernel initiates: it has lost its sessions, and does not wait for loden.
         guest.shell(&format!(
             "ip link set {device} down; ip link set {device} up; {}",
             routes(ipv6, &own, &kernel)
@@ -61,7 +61,7 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
             answer.unwrap_or_else(|error| panic!("{payload} bytes: {error}"));
         }
         bulk(&cluster, &mut guest, far, near);
-        // It hears us every second although nobody sends anything.
+        // loden's keepalives arrive every second although no pod sends anything.
         let received = |guest: &mut Guest| -> u64 {
             guest.shell(&format!("wg show {device} transfer | cut -f2")).parse().expect("bytes")
         };
@@ -69,19 +69,20 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
         await_until("a keepalive", || received(&mut guest) > before);
     }
 
-    // The kernel moves, to another port and another address, and is followed as soon as it is heard.
+    // The kernel moves to another port and another address, and loden follows its first packet.
     guest.shell(&format!(
-        "wg set flannel-wg listen-port 51999 && ip addr del {}/24 dev eth0 && ip addr add {MOVED}/24 dev eth0",
+        "wg set flannel-wg listen-port 51999 && ip addr del {}/24 dev eth0 && \
+         ip addr add {MOVED}/24 dev eth0",
         KERNEL[0]
     ));
     guest.shell(&format!("ping -c 3 -i 0.2 -W 5 -I {} {}", far[0], cluster.pod(1, false)));
     reach(&cluster, far[0]);
 
-    // We move, and the kernel follows.
+    // loden moves, and the kernel follows.
     let here = cluster.host(1).underlay();
     cluster.shell(1, &format!("ip addr del {here}/24 dev eth0; ip addr add 198.18.0.77/24 dev eth0"));
     let moved = || cluster.leases().iter().any(|lease| lease.attrs.public_ip.to_string() == "198.18.0.77");
-    await_until("our lease with the new address", moved);
+    await_until("loden's lease with the new address", moved);
     reach(&cluster, far[0]);
     let endpoint = guest.shell("wg show flannel-wg endpoints | cut -f2");
     assert_eq!(endpoint, format!("198.18.0.77:{}", PORTS[0]));
@@ -103,7 +104,7 @@ fn device(ipv6: bool) -> &'static str {
     if ipv6 { "flannel-wg-v6" } else { "flannel-wg" }
 }
 
-/// The address of a pod that the kernel host plays itself.
+/// Returns the pod address that the kernel host itself answers for.
 fn pod(lease: &Lease, ipv6: bool) -> IpAddr {
     match ipv6 {
         false => IpAddr::V4(lease.subnet().and_then(|subnet| subnet.nth(2)).expect("IPv4")),
@@ -114,10 +115,11 @@ fn pod(lease: &Lease, ipv6: bool) -> IpAddr {
     }
 }
 
-/// Devices, keys, peers, addresses and routes as flannel makes them, and an address that answers for a pod.
+/// Creates devices, keys, peers, addresses and routes as flannel does, and an address that stands for a pod.
 fn set_up(guest: &mut Guest, secret: &SecretKey, kernel: &Lease, own: &Lease) {
     guest.shell(&format!(
-        "ip addr add {}/24 dev eth0 && ip addr add {}/64 dev eth0 nodad && ip link set eth0 up && umask 077 && \
+        "ip addr add {}/24 dev eth0 && ip addr add {}/64 dev eth0 nodad && ip link set eth0 up && \
+         umask 077 && \
          echo {} > /run/key && echo {PSK} > /run/psk",
         KERNEL[0],
         KERNEL[1],
@@ -145,7 +147,7 @@ fn set_up(guest: &mut Guest, secret: &SecretKey, kernel: &Lease, own: &Lease) {
     }
 }
 
-/// A device that goes down loses its routes.
+/// Returns the command that adds a device's routes, which it loses when it goes down.
 fn routes(ipv6: bool, own: &Lease, kernel: &Lease) -> String {
     let to = match ipv6 {
         false => own.subnet().expect("IPv4").to_string(),
@@ -158,7 +160,7 @@ fn reach(cluster: &Cluster, far: IpAddr) {
     await_until("an answer", || cluster.host(1).pod().ping(far, 56, Duration::from_millis(500)).is_ok());
 }
 
-/// The same bytes arrive as were sent, in both directions.
+/// Transfers bytes in both directions and checks that they arrive unchanged.
 fn bulk(cluster: &Cluster, guest: &mut Guest, far: IpAddr, near: IpAddr) {
     let load = VerifyLoad { streams: 1, bytes: 8 << 20 };
     let there = SocketAddr::new(far, LOAD);
@@ -173,7 +175,7 @@ fn bulk(cluster: &Cluster, guest: &mut Guest, far: IpAddr, near: IpAddr) {
     guest.shell(&format!("/programs/loden load tcp {here} --verify --bytes {}", load.bytes));
 }
 
-/// The kernel host's lease, as flannel writes it.
+/// Acquires the kernel host's lease, in flannel's form.
 fn lease(cluster: &Cluster, secret: &SecretKey) -> Lease {
     let (config, _) = net_config::parse(&cluster.config).expect("a network configuration");
     let data = |port| Some(WireguardData { public_key: secret.public().0, port: Some(port) }.to_json());

@@ -1,4 +1,4 @@
-//! The backends that have no peer of their own in the kernel to be compared with: daemons among themselves.
+//! The backends that need no kernel tunnel as a reference: loden nodes among themselves.
 
 use lab::Wiring;
 
@@ -23,7 +23,7 @@ fn host_gw_routes_both_families_and_repairs_them() {
     let env = std::fs::read_to_string(&daemons[0].subnet_file).expect("a subnet file");
     assert!(env.contains("FLANNEL_MTU=1500"), "{env}");
 
-    // The kernel forgets routes with the link and with the address of the other family too.
+    // The kernel removes routes with the link, and with the address of the other family.
     cluster.shell(1, &format!("ip route del {subnet}; ip -6 route flush proto boot dev eth0"));
     await_until("the deleted routes", || shown(1) == route);
     let ipv6 = two.ipv6_subnet().expect("IPv6");
@@ -31,7 +31,7 @@ fn host_gw_routes_both_families_and_repairs_them() {
     cluster.shell(1, "ip link set eth0 down; ip link set eth0 up");
     await_until("the routes after a flap", || shown(1) == route);
 
-    // A node that is gone has no route, and one that stopped still forwards: its kernel does it alone.
+    // A node without a lease has no route. A stopped node still forwards, because its kernel does that alone.
     assert!(daemons.remove(1).end(nix::sys::signal::Signal::SIGTERM).success());
     common::ping(&cluster, 1, 2, false);
     cluster.in_store(async |store| store.remove(&two.key).await.expect("removed"));
@@ -48,7 +48,7 @@ fn host_gw_refuses_a_nat() {
     let cluster = Cluster::build("be-nat", 1, Wiring::Switch, config);
     let mut daemon = cluster.spawn(1, cluster.command(1).args(["--public-ip", "203.0.113.9"]));
     assert_eq!(daemon.await_end().code(), Some(1));
-    assert!(daemon.said("NAT"), "{}", daemon.words());
+    assert!(daemon.logged("NAT"), "{}", daemon.log_text());
     assert!(cluster.leases().is_empty(), "it took a subnet");
 }
 
@@ -65,12 +65,12 @@ fn vxlan_routes_to_neighbours_directly_and_back_into_the_tunnel() {
     for ipv6 in [false, true] {
         common::ping(&cluster, 1, 2, ipv6);
     }
-    assert!(daemons[0].said("reached without the tunnel"), "{}", daemons[0].words());
+    assert!(daemons[0].logged("reached without the tunnel"), "{}", daemons[0].log_text());
 
-    // A router between the two, as far as host 1 knows: only its direction changes.
+    // Host 1 now sees a router between the two: only its direction changes.
     cluster.shell(1, &format!("ip route add {far}/32 via 198.18.0.77"));
     await_until("the tunnel's route", || shown().contains("dev flannel.1"));
-    await_until("the log", || daemons[0].said("leads through the gateway 198.18.0.77"));
+    await_until("the log", || daemons[0].logged("leads through the gateway 198.18.0.77"));
     assert!(shown().contains("dev eth0"), "IPv6 stays: {}", shown());
     cluster.shell(1, &format!("ip route del {far}/32"));
     await_until("the direct route", || !shown().contains("flannel.1"));
@@ -143,7 +143,7 @@ fn alloc_takes_a_subnet_and_makes_nothing() {
     assert!(daemon.finish().is_empty());
 }
 
-/// Two nodes whose commands make the routes, as flannel's own host-gw sample does, with no shell.
+/// Two nodes whose commands add the routes, as in flannel's own host-gw sample, without a shell.
 #[test]
 fn extension_runs_the_commands_that_make_the_paths() {
     if !common::ready(&["ip"]) {
@@ -184,7 +184,7 @@ fn extension_runs_the_commands_that_make_the_paths() {
     await_until("the removal", || said(&format!("remove SUBNET={subnet}")));
 }
 
-/// A restart finds another configuration in the store than it remembers.
+/// A restart finds a configuration in the store that differs from its state file.
 #[test]
 fn an_extension_that_restarts_runs_its_start_commands_once() {
     if !common::ready(&[]) {
@@ -200,7 +200,7 @@ fn an_extension_that_restarts_runs_its_start_commands_once() {
         serde_json::json!({ "Network": "10.244.0.0/16", "Backend": backend }).to_string()
     };
     let cluster = Cluster::build("be-exr", 1, Wiring::Switch, &config("unused"));
-    // The store's configuration, and none on the command line.
+    // With the configuration in the store, and none on the command line.
     let mut command = cluster.command(1);
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let given = arguments.iter().position(|argument| argument == "--net-config-json").expect("it is given");
@@ -233,13 +233,13 @@ fn an_extension_that_cannot_start_says_which_command() {
         let cluster = Cluster::build("be-exf", 1, Wiring::Switch, &config);
         let mut daemon = cluster.spawn(1, &mut cluster.command(1));
         assert_eq!(daemon.await_end().code(), Some(1));
-        assert!(daemon.said("ls /no-such-place"), "{}", daemon.words());
+        assert!(daemon.logged("ls /no-such-place"), "{}", daemon.log_text());
         assert_eq!(cluster.leases().len(), left);
         assert!(!daemon.subnet_file.exists());
     }
 }
 
-/// Host 1 gets another address, then an MTU of 1400, then a flap of its link.
+/// Changes host 1's address, then its MTU to 1400, then takes its link down and up.
 fn changed_uplink(name: &str, backend: &str, mtu: u16) {
     let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
     let Some((cluster, mut daemons)) = cluster(name, 2, &config) else { return };
@@ -265,7 +265,7 @@ fn changed_uplink(name: &str, backend: &str, mtu: u16) {
     assert!(daemons.iter_mut().all(Daemon::is_running), "{backend}");
 }
 
-/// Hosts on a switch, a daemon and a pod on each.
+/// Builds hosts on a switch, with a daemon and a pod on each.
 fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemon>)> {
     if !common::ready(&[]) {
         return None;
@@ -276,7 +276,7 @@ fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemo
     let peers = || {
         (1..=hosts).all(|number| {
             let routes = cluster.shell(number, "ip route");
-            // The udp backend has one route for all.
+            // The udp backend has one route for all peers.
             let single = routes.contains("10.244.0.0/16 dev flannel0");
             single || routes.matches("/24 via ").count() == hosts - 1
         })

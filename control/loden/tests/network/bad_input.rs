@@ -1,5 +1,5 @@
-//! What no well-behaved neighbour sends: each such datagram ends under a drop counter with its name, or
-//! passes unharmed where that is right, and the traffic of others goes on.
+//! Datagrams that no well-behaved neighbour sends: each is counted under the drop reason that fits, or passes
+//! if it is legal, and the traffic of others continues.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -20,10 +20,10 @@ use crate::common::{self, Cluster, DUAL, Daemon, PORT};
 
 const VICTIM: usize = 1;
 const OTHER: usize = 2;
-/// Runs nothing: its datagrams are made here.
+/// Has no daemon: the test sends from it.
 const STRANGER: usize = 3;
 
-/// Times each bad datagram is sent, so that one that slips through shows.
+/// How often each bad datagram is sent, so that one that slips through shows in the counts.
 const TIMES: u64 = 7;
 
 /// Where the victim's pod listens.
@@ -31,7 +31,8 @@ const OPEN_PORT: u16 = 4242;
 
 const STRANGERS_MAC: [u8; 6] = [0x0e, 0x2a, 0, 0, 0, 0x99];
 
-/// Bad datagrams of every kind, each counted under its own reason, while a neighbour's traffic goes on.
+/// Sends bad datagrams of every kind, each counted under its own reason, while a neighbour's traffic
+/// continues.
 #[test]
 fn each_bad_datagram_is_counted_by_name_and_harms_nobody() {
     let Some(scene) = scene("bad-names") else { return };
@@ -73,7 +74,7 @@ fn ten_thousand_datagrams_of_noise_are_all_accounted_for() {
     let mut random = StdRng::seed_from_u64(0x10de);
     let good = scene.address.datagram(&scene.address.udp(b"good"));
     for number in 0..NOISE {
-        // Pure noise ends at the first header; the others get further before they go wrong.
+        // Pure noise fails at the first header; the others fail further in.
         let mut datagram = match number % 4 {
             0 => vec![0; random.random_range(0..2000)],
             1 => good[..22].iter().copied().chain(vec![0; random.random_range(0..200)]).collect(),
@@ -94,14 +95,14 @@ fn ten_thousand_datagrams_of_noise_are_all_accounted_for() {
             thread::sleep(Duration::from_millis(1));
         }
     }
-    assert!(scene.daemon.is_running(), "{}", scene.daemon.words());
+    assert!(scene.daemon.is_running(), "{}", scene.daemon.log_text());
     common::every_size(&scene.cluster, OTHER, VICTIM, false, 0..=100);
-    // A changed bit outside what any checksum covers (outer reserved bits are checked, inner source MAC is
-    // not) leaves the payload whole: whatever arrived is the one good payload.
+    // Outer reserved bits are checked; the inner source MAC address is not, nor is it in any checksum. A
+    // changed bit there leaves the payload intact, so only the one good payload may arrive.
     while let Some(payload) = receive(&listener) {
         assert_eq!(payload, b"good");
     }
-    let words = scene.daemon.words();
+    let words = scene.daemon.log_text();
     assert!(!words.contains("panicked") && !words.contains("WARN worker"), "{words}");
     let tunnel = scene.daemon.finish().remove(0);
     let dropped: u64 =
@@ -111,8 +112,8 @@ fn ten_thousand_datagrams_of_noise_are_all_accounted_for() {
     assert_eq!(taken, dropped + tunnel.get("ingress.segments"), "each ends in one verdict");
 }
 
-/// The kernel hands over many datagrams in one piece. A bad one among them takes no other with it, and one
-/// with a lying length gets none of the others' bytes.
+/// The kernel delivers many datagrams as one. A bad one among them drops no other, and one with a false
+/// length gets none of the others' bytes.
 #[test]
 fn a_bad_datagram_in_a_train_harms_no_other() {
     let Some(scene) = scene("bad-train") else { return };
@@ -124,7 +125,7 @@ fn a_bad_datagram_in_a_train_harms_no_other() {
         datagram[at] ^= 1;
         datagram
     };
-    // Claims the whole train as its own, with its checksum open as a kernel's super-packet has it.
+    // Claims the whole train as its own, with its checksum left open like a kernel's super-packet.
     let mut lying = to.udp(b"passenger");
     let whole = (4 * good.len() - 22) as u16;
     lying[2..4].copy_from_slice(&whole.to_be_bytes());
@@ -147,8 +148,8 @@ fn a_bad_datagram_in_a_train_harms_no_other() {
             while let Some(payload) = receive(&listener) {
                 arrived.push(payload);
             }
-            // In front, the lying one cannot be told from a super-packet whose payload poses as datagrams, so
-            // nothing of the train is believed.
+            // In the first place it cannot be told from a super-packet whose payload looks like datagrams, so
+            // the whole train is dropped.
             let rightly = if (reason, place) == ("truncated", 0) { 0 } else { 3 };
             assert_eq!(arrived, vec![b"passenger"; rightly], "{reason} in place {place}");
         }
@@ -160,8 +161,8 @@ fn a_bad_datagram_in_a_train_harms_no_other() {
     assert_eq!(counted, [4; 5], "{:?}", tunnel.drops());
 }
 
-/// Overlapping fragments are for the kernels on both sides of us: the host's puts together what surrounds
-/// the tunnel, the pod's what is inside. Neither delivers them, and whole ones still pass.
+/// Kernels reassemble the fragments: the host's those of the outer packet, the pod's those of the inner one.
+/// Neither delivers overlapping ones, and good ones still pass.
 #[test]
 fn overlapping_fragments_reach_nobody() {
     let Some(scene) = scene("bad-frag") else { return };
@@ -194,7 +195,7 @@ fn overlapping_fragments_reach_nobody() {
     assert!(tunnel.unexplained_drops().is_empty(), "{:?}", tunnel.drops());
 }
 
-/// What must be dropped, by the counter's name.
+/// Returns the datagrams that must be dropped, by drop reason.
 fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let good = to.datagram(&to.udp(b"good"));
     let packet = |change: &dyn Fn(&mut Vec<u8>)| {
@@ -202,7 +203,7 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
         change(&mut packet);
         to.datagram(&packet)
     };
-    // The header checksum is made right again, so that it is not what the packet is dropped for.
+    // The header checksum is corrected, so that it is not the reason for the drop.
     let header = |at: usize, value: u8| {
         packet(&|packet| {
             packet[at] = value;
@@ -235,7 +236,7 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 good[..22].to_vec(),
                 good[..30].to_vec(),
                 good[..good.len() - 1].to_vec(),
-                // A length that claims more than there is.
+                // A length beyond the end.
                 header(3, 250),
             ],
         ),
@@ -267,7 +268,7 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 header(0, 0x55),
                 packet(&|packet| packet.fill(0)),
                 packet(&|packet| packet.fill(0xff)),
-                // IPv6 behind the Ethernet type of IPv4.
+                // IPv6 with the Ethernet type of IPv4.
                 v6_in_v4,
             ],
         ),
@@ -301,11 +302,11 @@ fn bad_datagrams(to: &Address) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     ]
 }
 
-/// What looks odd and is legal: what it is, the datagram, and the payload that the pod must get.
+/// Returns odd but legal datagrams: a name, the datagram, and the payload that the pod must get.
 fn unharmed(to: &Address) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let mut options = to.udp(b"options");
     options[0] = 0x46;
-    // One word of no-operations.
+    // One word of NOP options.
     options.splice(20..20, [1, 1, 1, 0]);
     let length = (options.len() as u16).to_be_bytes();
     options[2..4].copy_from_slice(&length);
@@ -314,7 +315,7 @@ fn unharmed(to: &Address) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     trailing.extend([0xee; 40]);
     let mut unsummed = to.udp(b"no checksum");
     unsummed[26..28].fill(0);
-    // Whole at the tunnel's end; the host cuts it for the pod.
+    // Leaves the tunnel whole; the host fragments it for the pod.
     let long: Vec<u8> = (0..3000u32).map(|index| (index * 3) as u8).collect();
     let mut oversized = to.udp(&long);
     oversized[6] = 0;
@@ -331,7 +332,7 @@ fn unharmed(to: &Address) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     ]
 }
 
-/// Two halves, cut at 600 and `overlap` bytes earlier.
+/// Splits a packet into two fragments at 600, the second of which starts `overlap` bytes earlier.
 fn fragments(packet: &[u8], id: u16, overlap: usize) -> [Vec<u8>; 2] {
     let cut = 600;
     let fragment = |from: usize, to: usize, more: bool| {
@@ -348,14 +349,14 @@ fn fragments(packet: &[u8], id: u16, overlap: usize) -> [Vec<u8>; 2] {
     [fragment(0, cut, true), fragment(cut - overlap, packet.len() - 20, false)]
 }
 
-/// One datagram that reaches the pod's port, or `None` if none comes in a moment.
+/// Returns the next datagram that reaches the pod's port, or `None` if none arrives soon.
 fn receive(listener: &UdpSocket) -> Option<Vec<u8>> {
     let mut buffer = [0; 4096];
     let length = listener.recv(&mut buffer).ok()?;
     Some(buffer[..length].to_vec())
 }
 
-/// How the victim is reached.
+/// The addresses of the victim.
 struct Address {
     mac: [u8; 6],
     pod: IpAddr,
@@ -388,7 +389,7 @@ impl Scene {
         self.sender.send_to(datagram, to).expect("send");
     }
 
-    /// Sends datagrams of equal size with one call; a veth carries them to the victim in one piece.
+    /// Sends datagrams of equal size with one call; a veth pair carries them to the victim as one.
     fn send_train(&self, bytes: &[u8], size: usize) {
         setsockopt(&self.sender, UdpGsoSegment, &(size as i32)).expect("UDP_SEGMENT");
         self.send(bytes);
@@ -405,7 +406,7 @@ impl Scene {
         self.cluster.host(STRANGER).namespace().run(send).expect("the stranger");
     }
 
-    /// A UDP header and a tunnel payload, without a checksum, which VXLAN over IPv4 allows.
+    /// Builds a UDP datagram around a tunnel payload, without a checksum, which VXLAN over IPv4 allows.
     fn outer_udp(&self, payload: &[u8]) -> Vec<u8> {
         let mut datagram = Vec::from(40_000u16.to_be_bytes());
         datagram.extend(PORT.to_be_bytes());

@@ -1,7 +1,5 @@
-//! Every feature of the kernel that makes the datapath fast may be missing: each alone and all together,
-//! switched off by the operator or hidden by a seccomp filter, and the bytes are right all the same.
-//!
-//! How fast it is then is the bench's business.
+//! The datapath without the kernel features that make it fast: each alone and all together, disabled by the
+//! operator or hidden by a seccomp filter. The bytes must be right; the speed is measured by the bench.
 
 use io::mask::{self, Feature};
 use lab::Wiring;
@@ -11,7 +9,7 @@ use crate::common::{self, Cluster, Daemon, KernelNode, VXLAN};
 /// Bytes of each bulk transfer.
 const BULK: u64 = 64 << 20;
 
-/// Two loden hosts and one with the kernel's vxlan.
+// Two loden hosts and one with the kernel's vxlan.
 const FIRST: usize = 1;
 const SECOND: usize = 2;
 const KERNEL: usize = 3;
@@ -97,8 +95,8 @@ fn ready() -> bool {
     common::needs(&[]).and("the kernel's vxlan", common::has_vxlan()).are_met()
 }
 
-/// Starts both daemons, checks that they say and do without what is `off`, and sends every kind of traffic
-/// between all.
+/// Starts both daemons, sends every kind of traffic between all hosts, and checks that the daemons report and
+/// work without the features in `off`.
 fn right_bytes(name: &str, off: &[&str], start: impl Fn(&Cluster, usize) -> Daemon) {
     let mut cluster = Cluster::build(name, 3, Wiring::Switch, VXLAN);
     let kernel = KernelNode::join(&mut cluster, KERNEL);
@@ -112,13 +110,13 @@ fn right_bytes(name: &str, off: &[&str], start: impl Fn(&Cluster, usize) -> Daem
         common::verified(&cluster, from, to, false, BULK);
     }
     for (from, to) in [(FIRST, SECOND), (FIRST, KERNEL)] {
-        // Around the empty datagram, one packet, two and seven fragments.
+        // Around zero bytes, one packet, two fragments and seven fragments.
         for sizes in [0..=40, 1390..=1460, 2800..=2860, 8960..=9000] {
             common::every_size(&cluster, from, to, false, sizes);
         }
     }
     for daemon in daemons {
-        let said = daemon.words();
+        let said = daemon.log_text();
         for tunnel in daemon.finish() {
             for (feature, on) in &tunnel.features {
                 assert!(!(*on && off.contains(&feature.as_str())), "{feature} is still on");

@@ -1,4 +1,4 @@
-//! Exact limits on what the datapath spends, from the daemon's own counters.
+//! Limits on the cost of the datapath, from the daemon's own counters.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -11,10 +11,10 @@ use crate::common::{self, Cluster, Counters, Daemon, VXLAN};
 
 const GIB: u64 = 1 << 30;
 
-/// System calls that one GiB may cost a host where a super-packet crosses the underlay whole.
+/// The most system calls per GiB on a host whose underlay carries super-packets whole.
 const MOST_SYSCALLS: u64 = 50_000;
 
-/// One stream as fast as it goes over a plain veth pair: testbed I of the bench.
+/// Sends one TCP stream at full speed over a plain veth pair: testbed I of the bench.
 #[test]
 fn a_gib_costs_each_host_at_most_fifty_thousand_system_calls() {
     let Some((cluster, daemons)) = pair("guard-calls") else { return };
@@ -24,13 +24,13 @@ fn a_gib_costs_each_host_at_most_fifty_thousand_system_calls() {
     let (address, stop) = (server.address(), load::Stop::default());
     let load = load::TcpLoad { streams: 1, warm_up: Duration::ZERO, interval: Duration::from_secs(5) };
     let mut bytes = 0;
-    // Enough to judge by, however slow the machine is.
+    // By volume, not by time: the machine may be slow.
     while bytes < GIB {
         let report = cluster.host(1).pod().run(|| load::tcp(address, &load, &stop));
         bytes += report.expect("the pod").expect("a transfer").bytes;
     }
     let [sender, receiver] = daemons.map(|daemon| daemon.finish().remove(0));
-    // Without one of these a super-packet does not stay whole.
+    // Without one of these features super-packets are split.
     let whole =
         [&sender, &receiver].iter().all(|tunnel| ["tso", "gso", "gro"].iter().all(|f| tunnel.features[*f]));
     if !Needs::default().and("a kernel with TUN offloads, UDP_SEGMENT and UDP_GRO", whole).are_met() {
@@ -55,9 +55,9 @@ fn a_gib_is_summed_once_at_most_and_nothing_of_it_is_dropped() {
     }
 }
 
-/// A worker hands its packets on in order, so a flow keeps its order as long as it keeps its worker: from
-/// the first answer on, in both directions, whichever worker of the peer answers. Several flows, because
-/// one may be lucky.
+/// A worker keeps its packets in order, so a flow stays in order as long as it stays on its worker: from the
+/// first answer on, in both directions, whichever worker of the peer answers. Several flows, because one may
+/// be lucky.
 #[test]
 fn a_flow_stays_on_one_worker_in_both_directions() {
     const BULK: u64 = 16 << 20;
@@ -78,7 +78,7 @@ fn a_flow_stays_on_one_worker_in_both_directions() {
                 before.copy_from_slice(&now[..2]);
                 moved.sort_unstable();
                 let (most, rest) = (moved[1], moved[0]);
-                // What came before the first answer, and the connection that steers the load.
+                // The rest: bytes before the first answer, and the load's control connection.
                 assert!(rest <= most / 8, "{direction}: {most} and {rest} bytes");
             }
         }
@@ -113,14 +113,14 @@ fn datagrams_of_a_flow_arrive_in_the_order_they_left() {
             (0..FLOWS).map(|_| UdpSocket::bind("0.0.0.0:0").expect("a socket")).collect();
         for round in 0..ROUNDS {
             for (index, flow) in flows.iter().enumerate() {
-                // Runs of equal size, which segmentation takes together, and breaks in them.
+                // Runs of equal size, which the kernel coalesces, with breaks.
                 let size = if (round as usize + index).is_multiple_of(7) { 200 } else { 1200 };
                 let mut datagram = vec![round as u8; size];
                 datagram[..4].copy_from_slice(&round.to_be_bytes());
                 flow.send_to(&datagram, target).expect("send");
             }
             if round.is_multiple_of(16) {
-                // Room for the receiver: a lost datagram says nothing about order.
+                // Spares the receiver: a lost datagram proves nothing about order.
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -138,7 +138,7 @@ fn datagrams_of_a_flow_arrive_in_the_order_they_left() {
     );
 }
 
-/// A payload byte goes through a checksum of ours once on its way out and once on its way in, or never.
+/// Checks that loden sums each payload byte at most once on egress and once on ingress.
 fn summed_at_most_once(role: &str, tunnel: &Counters) {
     for direction in ["egress", "ingress"] {
         let summed = tunnel.get(&format!("{direction}.summed_bytes"));
@@ -147,7 +147,7 @@ fn summed_at_most_once(role: &str, tunnel: &Counters) {
     }
 }
 
-/// Two loden hosts on a plain veth pair.
+/// Builds two loden hosts on a plain veth pair.
 fn pair(name: &str) -> Option<(Cluster, [Daemon; 2])> {
     if !common::ready(&[]) {
         return None;

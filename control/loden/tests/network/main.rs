@@ -1,10 +1,12 @@
-//! Packets between nodes: what arrives, what it looks like on the wire, what it costs, and what becomes of bad ones.
+//! Packets between nodes: what arrives, what it looks like on the wire, what it costs, and what becomes of
+//! bad ones.
 //!
 //! ```text
 //! backends         tests: host-gw, vxlan's direct routes, ipip, alloc and extension
 //! bad_input        tests: datagrams that no well-behaved neighbour sends
 //! fallbacks        tests: each feature of the kernel is missing, alone and with all others
 //! guards           tests: limits on system calls, checksums and order
+//! inner_sources    tests: packets of the host's own protocols, and sources that nobody may use
 //! masquerade       tests: traffic rules as packets meet them
 //! on_the_wire      tests: outer headers beside the kernel's, and translation on the way
 //! wireguard        tests: two lodens, and loden beside wireguard-go
@@ -22,6 +24,7 @@ mod bad_input;
 mod common;
 mod fallbacks;
 mod guards;
+mod inner_sources;
 mod masquerade;
 mod on_the_wire;
 mod wireguard;

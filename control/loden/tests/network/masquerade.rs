@@ -1,4 +1,5 @@
-//! Traffic rules as packets meet them, in both modes and both families; then those of a running daemon.
+//! The effect of the traffic rules on packets, in both modes and both families; then the rules of a running
+//! daemon.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -30,8 +31,8 @@ fn who_is_seen_on_the_wire() {
             let world = World::build(kind, family);
             world.put_rules(kind);
             let World { pod, outside, remote, node, .. } = &world;
-            // Outside to a remote pod, and a host's socket with an address of the outside: the two modes
-            // differ, as flannel's do.
+            // From outside to a remote pod, and from a host socket with an uplink address: here the two modes
+            // differ, as in flannel.
             let strange = |source| if kind == "nftables" { source } else { family.base };
             for (what, from, bound, to, seen) in [
                 ("pod to outside", pod, None, (outside, family.outside), family.node),
@@ -102,7 +103,7 @@ fn a_daemon_puts_rules_before_it_is_ready_and_keeps_them() {
         await_until("the rules", || listed() == first);
         await_until("the route", || !cluster.shell(1, "ip route show type blackhole").is_empty());
         let status = daemon.end(Signal::SIGTERM);
-        assert_eq!(status.code(), Some(0), "{}", daemon.words());
+        assert_eq!(status.code(), Some(0), "{}", daemon.log_text());
         assert_eq!(listed(), first, "a stop leaves the rules");
         assert!(!cluster.shell(1, "ip route show type blackhole").is_empty());
     }
@@ -116,17 +117,17 @@ fn without_the_programs_masquerading_is_refused_and_forwarding_is_told() {
     for (kind, package) in [("iptables-nft", "iptables"), ("nftables", "nftables")] {
         let cluster = Cluster::build("mqm", 1, Wiring::Switch, &config(kind));
         mounts::private(|| {
-            // Nothing but the daemon itself can be run.
+            // Only the daemon itself can be executed.
             for place in ["/usr/sbin", "/sbin"] {
                 mounts::tmpfs(Path::new(place), "4k").expect("a tmpfs");
             }
             let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere").arg("--ip-masq"));
-            assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
-            assert!(daemon.said(&format!("install the package {package}")), "{}", daemon.words());
+            assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.log_text());
+            assert!(daemon.logged(&format!("install the package {package}")), "{}", daemon.log_text());
             assert!(!daemon.subnet_file.exists());
             let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere"));
             daemon.await_ready();
-            assert!(daemon.said(&format!("install the package {package}")), "{}", daemon.words());
+            assert!(daemon.logged(&format!("install the package {package}")), "{}", daemon.log_text());
             daemon.end(Signal::SIGTERM);
         })
         .expect("private mounts");
@@ -158,26 +159,27 @@ fn another_holder_of_the_lock_is_waited_for() {
     daemon.await_ready();
     assert!(cluster.shell(1, &listing("iptables-legacy")).contains("MASQUERADE"));
 
-    // Held for longer than anybody waits: said, the node goes on, and heals when it is free.
+    // Held for longer than iptables waits: the daemon logs it, continues, and repairs the rules once the lock
+    // is free.
     let file = fs::File::open(&path).expect("the lock file");
     let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("the lock");
     cluster.shell(1, "printf '*nat\\nCOMMIT\\n' | iptables-legacy-restore");
-    await_until("a complaint", || daemon.said("xtables lock"));
+    await_until("a complaint", || daemon.logged("xtables lock"));
     drop(lock);
     await_until("the rules", || cluster.shell(1, &listing("iptables-legacy")).contains("MASQUERADE"));
-    assert_eq!(daemon.words().matches("xtables lock").count(), 1, "said once: {}", daemon.words());
+    assert_eq!(daemon.log_text().matches("xtables lock").count(), 1, "logged once: {}", daemon.log_text());
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
 
-    // At a start nobody may believe that pods are masqueraded.
+    // A start fails, because pods would not be masqueraded.
     let file = fs::File::open(&path).expect("the lock file");
     let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("the lock");
     cluster.shell(1, "printf '*nat\\nCOMMIT\\n' | iptables-legacy-restore");
     let mut daemon = cluster.spawn(1, with_path(&mut command, place.path()));
-    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
+    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.log_text());
     assert!(
-        daemon.words().lines().last().is_some_and(|line| line.contains("xtables lock")),
+        daemon.log_text().lines().last().is_some_and(|line| line.contains("xtables lock")),
         "{}",
-        daemon.words()
+        daemon.log_text()
     );
     drop(lock);
 }
@@ -191,24 +193,24 @@ fn a_kernel_without_br_netfilter_is_refused_only_for_iptables() {
     mounts::private(|| {
         let world = cluster(common::VXLAN);
         let mut daemon = world.spawn(1, &mut without_bridges(&world.command(1)));
-        assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
-        assert!(daemon.said("br_netfilter is not loaded (/proc/sys/net/bridge/bridge-nf-call-iptables"));
+        assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.log_text());
+        assert!(daemon.logged("br_netfilter is not loaded (/proc/sys/net/bridge/bridge-nf-call-iptables"));
         let mut command = world.command(1);
         let mut daemon = world.spawn(1, &mut without_bridges(command.arg("--require-br-netfilter=false")));
         daemon.await_ready();
-        assert!(daemon.said("br_netfilter is not there: "), "{}", daemon.words());
+        assert!(daemon.logged("br_netfilter is not loaded: "), "{}", daemon.log_text());
         daemon.end(Signal::SIGTERM);
         drop(world);
         let world = cluster(&config("nftables"));
         let mut daemon = world.spawn(1, &mut without_bridges(&world.command(1)));
         daemon.await_ready();
-        assert!(!daemon.said("br_netfilter"), "{}", daemon.words());
+        assert!(!daemon.logged("br_netfilter"), "{}", daemon.log_text());
         daemon.end(Signal::SIGTERM);
     })
     .expect("private mounts");
 }
 
-/// A kernel may have nftables alone.
+/// Returns whether the tests can run. Some kernels have nftables only.
 fn ready() -> bool {
     let legacy = || {
         let namespace = Namespace::create(&format!("legacy{}-probe", std::process::id())).ok()?;
@@ -220,8 +222,8 @@ fn ready() -> bool {
 
 const ARGUMENTS: [&str; 3] = ["--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"];
 
-/// The command with nothing to be seen of br_netfilter. Its switches are each namespace's own, so they can
-/// only be hidden from inside.
+/// Wraps the command so that it does not see br_netfilter, whose sysctls are per namespace and can only be
+/// hidden from inside.
 fn without_bridges(command: &Command) -> Command {
     let mut hidden = Command::new("sh");
     let hide = r#"mount -t tmpfs none /proc/sys/net/bridge && exec "$@""#;
@@ -236,7 +238,7 @@ fn config(kind: &str) -> String {
     }
 }
 
-/// A directory in which `iptables` is of one kind.
+/// Creates a directory in which `iptables` is of one kind.
 fn programs(kind: &str) -> tempfile::TempDir {
     let place = tempfile::tempdir().expect("a directory");
     for family in ["iptables", "ip6tables"] {
@@ -273,7 +275,7 @@ fn flush(kind: &str) -> String {
 struct Family {
     cluster: &'static str,
     own: &'static str,
-    /// First address of the own subnet, which the tunnel device has.
+    /// The first address of the own subnet, on the tunnel device.
     base: IpAddr,
     gateway: IpAddr,
     pod: IpAddr,
@@ -308,7 +310,8 @@ const fn v6(parts: [u16; 8]) -> IpAddr {
     IpAddr::V6(std::net::Ipv6Addr::new(a, b, c, d, e, f, g, h))
 }
 
-/// A node between its pod, the outside, and a pod of another node behind a wire in the tunnel's place.
+/// A node, its pod, a host outside the cluster, and a pod of another node behind a wire that stands for the
+/// tunnel.
 struct World {
     family: Family,
     node: Namespace,
@@ -325,7 +328,7 @@ impl World {
         let world = World { family, node: make("n"), pod: make("p"), outside: make("o"), remote: make("r") };
         let World { node, pod, outside, remote, .. } = &world;
         for namespace in [node, pod, outside, remote] {
-            // No second without a usable address while the kernel looks for duplicates.
+            // Without duplicate address detection the address is usable at once.
             namespace.set_sysctl("net.ipv6.conf.default.accept_dad", "0").expect("no detection");
         }
         for (device, other) in [("pod0", pod), ("eth0", outside), ("flannel.1", remote)] {
@@ -386,7 +389,7 @@ impl World {
         self.node.run(|| drop(runtime().block_on(put))).expect("inside");
     }
 
-    /// Marks all that the node forwards, as kube-proxy marks what it masquerades.
+    /// Marks all packets that the node forwards, as kube-proxy marks those to be masqueraded.
     fn mark(&self, mark: &str) {
         let family = if self.family.base.is_ipv6() { "ip6" } else { "ip" };
         self.in_node(&format!(
@@ -396,7 +399,8 @@ impl World {
         ));
     }
 
-    /// The source of a multicast packet from a cluster address of the node, as the outside sees it.
+    /// Sends a multicast packet from a cluster address of the node and returns the source that the outside
+    /// sees.
     fn multicast(&self) -> IpAddr {
         let group = Ipv4Addr::new(224, 0, 0, 251);
         let (IpAddr::V4(gateway), IpAddr::V4(node), IpAddr::V4(outside)) =
@@ -427,16 +431,17 @@ impl World {
 }
 
 fn exchange(from: &Namespace, bound: Option<IpAddr>, to: (&Namespace, IpAddr)) -> SocketAddr {
-    try_exchange(from, bound, to).unwrap_or_else(|| panic!("nothing comes from {} to {}", from.name(), to.1))
+    try_exchange(from, bound, to)
+        .unwrap_or_else(|| panic!("nothing arrives from {} at {}", from.name(), to.1))
 }
 
-/// Sends a datagram and has it answered; whom the receiver saw, if both arrived.
+/// Sends a datagram and an answer. Returns the source that the receiver saw, if both arrived.
 fn try_exchange(from: &Namespace, bound: Option<IpAddr>, to: (&Namespace, IpAddr)) -> Option<SocketAddr> {
     let listener = to.0.run(|| UdpSocket::bind((to.1, 0)).expect("bind")).expect("inside");
     let any: IpAddr = if to.1.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
     let sender = from.run(|| UdpSocket::bind((bound.unwrap_or(any), 0)).expect("bind")).expect("inside");
     for socket in [&listener, &sender] {
-        // Long for a packet, short for one that never comes.
+        // Long for a packet that arrives, short for one that never does.
         socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a limit");
     }
     sender.connect(listener.local_addr().expect("an address")).expect("connect");

@@ -1,5 +1,5 @@
-//! What loden puts on the wire beside what the kernel's vxlan puts there for the same packets, field by field; and that
-//! it survives translation on the way.
+//! Compares loden's packets on the wire with those of the kernel's vxlan for the same inner packets, field by
+//! field, and checks that they survive address translation on the way.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use crate::common::capture::Capture;
 use crate::common::packet;
 use crate::common::{self, Cluster, DUAL, KernelNode, PORT, UDP, VXLAN, await_until, ping, verified};
 
-/// The inner packets are told apart by their destination port.
+/// The first destination port. Each inner packet has its own.
 const FIRST: u16 = 20_000;
 
 /// One inner packet's header fields.
@@ -23,7 +23,7 @@ struct Variant {
     payload: usize,
 }
 
-/// What is compared of an outer packet, and of the packet in it.
+/// The fields that are compared, of an outer packet and of its inner one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     outer: Outer,
@@ -49,7 +49,7 @@ fn outer_headers_are_the_kernels_but_for_what_rfc_6040_says() {
         return;
     }
     let mut cluster = Cluster::build("wire", 2, Wiring::Direct, DUAL);
-    // Finished checksums, as a wire has them.
+    // Complete checksums, as on a wire.
     [1, 2].iter().for_each(|number| cluster.make_wire_like(*number));
     let kernel = KernelNode::join(&mut cluster, 2);
     let daemon = cluster.start(1, &[]);
@@ -82,7 +82,8 @@ fn outer_headers_are_the_kernels_but_for_what_rfc_6040_says() {
             let port = FIRST + at as u16;
             let (ours, mut theirs) = (ours[&port].clone(), theirs[&port].clone());
             assert!(ours.outer.checksum && theirs.outer.checksum && ours.outer.port_in_range, "{ours:?}");
-            // decisions/0009: a mark of congestion goes outside too; the kernel makes it ECT(0) there.
+            // decisions/0009: loden copies a congestion mark to the outer header, where the kernel sets
+            // ECT(0).
             if variant.tos & 3 == 3 {
                 assert_eq!((ours.outer.tos & 3, theirs.outer.tos & 3), (3, 2), "{variant:?}");
                 theirs.outer.tos = ours.outer.tos;
@@ -93,8 +94,8 @@ fn outer_headers_are_the_kernels_but_for_what_rfc_6040_says() {
     assert!(daemon.finish().iter().all(|counters| counters.unexplained_drops().is_empty()));
 }
 
-/// Both nodes behind an address that their host does not hold, as flannel's public-ip of a machine behind NAT: each
-/// packet is translated twice on its way.
+/// Both nodes publish an address that their host does not have, like flannel's public-ip behind NAT: each
+/// packet is translated twice.
 #[test]
 fn packets_survive_two_translations() {
     if !common::ready(&["nft", "ethtool"]) {
@@ -117,26 +118,27 @@ fn packets_survive_two_translations() {
                      add rule ip nat after ip saddr {inside} udp dport {port} counter snat to {outside}\n"
                 );
                 cluster.shell(number, &format!("printf '{rules}' | nft -f -"));
-                // Nobody holds the address, so nobody answers for it.
+                // No host has the address, so none answers ARP for it.
                 let link = cluster.shell(number, "ip -o link show eth0");
                 let mac =
                     link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC");
                 cluster.shell(3 - number, &format!("ip neigh add {outside} lladdr {mac} dev eth0"));
-                // A kernel that translates UDP_SEGMENT sends towards a device without checksum offload spoils their
-                // checksums: net/ipv4/udp.c leaves an open sum in a packet that it does not mark as open.
+                // When the kernel translates UDP_SEGMENT sends to a device without checksum offload, it
+                // corrupts their checksums: net/ipv4/udp.c leaves a partial sum in a packet that it does not
+                // mark as partial.
                 let without: &[&str] = if wire_like { &["--without", "gso"] } else { &[] };
                 daemons.push(cluster.start(number, &[&["--public-ip", &outside], without].concat()));
             }
             for number in [1, 2] {
                 cluster.connect_pod(number);
             }
-            let peers = |daemon: &common::Daemon| daemon.said(&format!("applied device={device} peers=1"));
+            let peers = |daemon: &common::Daemon| daemon.logged(&format!("applied device={device} peers=1"));
             await_until("the peers", || daemons.iter().all(peers));
             ping(&cluster, 1, 2, false);
             ping(&cluster, 2, 1, false);
             verified(&cluster, 1, 2, false, 30_000_000);
             verified(&cluster, 2, 1, false, 30_000_000);
-            // Of udp's one flow, the first packet of either direction counts; vxlan has a flow for each direction.
+            // A rule counts the first packet of a flow: udp has one flow, vxlan one in each direction.
             let rules = cluster.shell(1, "nft list table ip nat");
             let used = rules.lines().filter(|rule| rule.contains("counter") && !rule.contains("packets 0 "));
             assert!(used.count() >= if port == PORT { 2 } else { 1 }, "{rules}");
@@ -170,7 +172,8 @@ fn send(cluster: &Cluster, from: usize, to: usize, ipv6: bool, port: u16, varian
     cluster.host(from).pod().run(raw).expect("the pod");
 }
 
-/// What a host has sent, by the inner destination port; every packet of a flow must look the same.
+/// Returns the packets that a host has sent, by inner destination port. All packets of a flow must look the
+/// same.
 fn by_port(cluster: &Cluster, host: usize, ipv6: bool, frames: &[Vec<u8>]) -> BTreeMap<u16, Seen> {
     let source: IpAddr = match ipv6 {
         true => cluster.host(host).underlay6().into(),
@@ -185,7 +188,7 @@ fn by_port(cluster: &Cluster, host: usize, ipv6: bool, frames: &[Vec<u8>]) -> BT
     seen.into_iter().map(|(port, (_, packet))| (port, packet)).collect()
 }
 
-/// The inner port, the outer source port and the rest of a vxlan frame from `source`.
+/// Returns the inner port, the outer source port and the compared fields of a vxlan frame from `source`.
 fn read(frame: &[u8], source: IpAddr) -> Option<(u16, u16, Seen)> {
     let ip = frame.get(14..).filter(|ip| ip.len() > 60)?;
     let (header, outer_source, outer_target, tos, ttl, df, flow_label) = match (source, ip[0] >> 4) {
@@ -208,7 +211,7 @@ fn read(frame: &[u8], source: IpAddr) -> Option<(u16, u16, Seen)> {
     };
     let port = inner.get(inner_header + 2..inner_header + 4)?;
     let port = u16::from_be_bytes([port[0], port[1]]);
-    // Answers quote what they answer.
+    // ICMP errors quote UDP packets.
     let protocol = if inner_header == 20 { inner[9] } else { inner[6] };
     if protocol != packet::UDP || target_port != PORT || !(FIRST..FIRST + 1000).contains(&port) {
         return None;

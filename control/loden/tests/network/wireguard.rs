@@ -1,4 +1,5 @@
-//! WireGuard: two lodens, and loden beside `wireguard-go`, which speaks for every other implementation.
+//! WireGuard between two loden nodes, and between loden and `wireguard-go`, which stands for other
+//! implementations.
 
 use std::fs;
 use std::path::Path;
@@ -39,14 +40,14 @@ fn two_lodens_talk_in_both_families_and_nothing_is_in_clear() {
     tcpdump.stop().expect("an end");
     let bytes = fs::read(&capture).expect("a capture");
     assert!(bytes.len() > 80_000_000, "{}", bytes.len());
-    // A pod's address is in every packet that is in clear.
+    // Every packet in clear contains a pod's address.
     for ipv6 in [false, true] {
         let address = match cluster.pod(2, ipv6) {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
         };
         let found = bytes.windows(address.len()).filter(|window| *window == address).count();
-        // Four bytes turn up by chance.
+        // Four bytes occur by chance.
         assert!(found <= 2, "{found} times {address:?}");
     }
     for daemon in daemons {
@@ -65,7 +66,7 @@ fn five_nodes_talk_in_every_pair() {
     let mut daemons: Vec<Daemon> = (1..=5).map(|number| start(&cluster, number, &[])).collect();
     for (daemon, number) in daemons.iter().zip(1..) {
         for device in ["flannel-wg", "flannel-wg-v6"] {
-            await_until("its peers", || daemon.said(&format!("applied device={device} peers=4")));
+            await_until("its peers", || daemon.logged(&format!("applied device={device} peers=4")));
         }
         cluster.connect_pod(number);
     }
@@ -75,7 +76,7 @@ fn five_nodes_talk_in_every_pair() {
             ping(&cluster, from, to, true);
         }
     }
-    // A node whose key is gone comes back with another one, and everybody learns it.
+    // A node that lost its key returns with another one, and all others learn it.
     let before = cluster.lease(3);
     drop(daemons.remove(2));
     fs::remove_file(cluster.file("key3")).expect("its key");
@@ -93,7 +94,7 @@ fn five_nodes_talk_in_every_pair() {
     drop((third, daemons));
 }
 
-/// What a stranger, a replay and a forger send ends by name, and the peer's traffic does not notice.
+/// Messages of strangers, replays and forgeries are counted by name, and the peer's traffic is not affected.
 #[test]
 fn bad_messages_end_by_name_and_harm_nobody() {
     if !common::ready(&["ip"]) {
@@ -102,7 +103,7 @@ fn bad_messages_end_by_name_and_harm_nobody() {
     let mut cluster = Cluster::build("wg-bad", 2, Wiring::Direct, PLAIN);
     let daemons = [1, 2].map(|number| start(&cluster, number, &[]));
     for (daemon, number) in daemons.iter().zip(1..) {
-        await_until("its peer", || daemon.said("applied device=flannel-wg peers=1"));
+        await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(number);
     }
     let mut wire = Capture::start(cluster.host(1).namespace());
@@ -150,7 +151,7 @@ fn bad_messages_end_by_name_and_harm_nobody() {
         await_until(name, || now() >= before + 10);
         assert_eq!(now(), before + 10, "{name}");
     }
-    // Handshakes of strangers are not counted as packets, and not answered.
+    // Handshakes of strangers are neither counted as packets nor answered.
     wire.frames();
     (0..50).for_each(|_| send(&initiation));
     ping(&cluster, 1, 2, false);
@@ -169,7 +170,7 @@ fn wireguard_go_and_loden_understand_each_other() {
     if !common::ready(&["ip", "wg", "wireguard-go"]) {
         return;
     }
-    // All control sockets of a machine lie in one directory: this test has one of its own.
+    // A machine has one directory for all control sockets, so this test mounts its own.
     mounts::private(|| {
         fs::create_dir_all("/run/wireguard").expect("a directory");
         mounts::tmpfs(Path::new("/run/wireguard"), "1m").expect("a tmpfs");
@@ -187,9 +188,9 @@ fn meet_wireguard_go() {
         let mut cluster = Cluster::build("wg-go", 2, Wiring::Direct, &config);
         let mut daemon = start(&cluster, 1, &[]);
         let _other = wireguard_go(&mut cluster, 2, secret);
-        await_until("its peer", || daemon.said("applied device=flannel-wg peers=1"));
+        await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(1);
-        // Either side begins.
+        // Either side initiates.
         ping(&cluster, 1, 2, false);
         ping(&cluster, 2, 1, false);
         verified(&cluster, 1, 2, false, 50_000_000);
@@ -202,16 +203,16 @@ fn meet_wireguard_go() {
         assert_eq!(counters[0].unexplained_drops().len(), 0, "{:?}", counters[0].drops());
         lies_about_its_addresses(&cluster, &daemon);
 
-        // It moves, and is followed as soon as it is heard.
+        // The peer moves, and loden follows its first packet.
         cluster.shell(2, &format!("wg set wg{} listen-port 51999", std::process::id()));
         ping(&cluster, 2, 1, false);
         ping(&cluster, 1, 2, false);
         cluster.shell(2, &format!("wg set wg{} listen-port 51820", std::process::id()));
         ping(&cluster, 2, 1, false);
 
-        // After a restart the other side still has a session that we have not.
+        // After a restart the peer still has a session that loden has lost.
         drop(daemon);
-        // The record that shows it is lost; the next ones are not.
+        // The record that reveals this is lost; the next ones are not.
         let daemon = start(&cluster, 1, &[]);
         let from = cluster.host(2).pod();
         let _ = from.ping(cluster.pod(1, false), 0, Duration::from_millis(200));
@@ -222,13 +223,14 @@ fn meet_wireguard_go() {
     }
 }
 
-/// A peer that holds the right key and sends from addresses of others.
+/// A peer with the right key sends from addresses of others.
 fn lies_about_its_addresses(cluster: &Cluster, daemon: &Daemon) {
     let count = || daemon.fresh_counters()[0].get("ingress.drop.wg_source");
     let before = count();
     let (device, pod) = (go_device(), cluster.pod(1, false));
     let lie = format!(
-        "ip addr add 10.244.77.7/32 dev {device}; ping -c 3 -i 0.2 -W 1 -I 10.244.77.7 {pod}; ip addr del 10.244.77.7/32 dev {device}"
+        "ip addr add 10.244.77.7/32 dev {device}; ping -c 3 -i 0.2 -W 1 -I 10.244.77.7 {pod}; \
+         ip addr del 10.244.77.7/32 dev {device}"
     );
     let said = cluster.shell(2, &lie);
     assert!(said.contains(" 0 received"), "{said}");
@@ -237,7 +239,8 @@ fn lies_about_its_addresses(cluster: &Cluster, daemon: &Daemon) {
     ping(cluster, 2, 1, false);
 }
 
-/// Somebody who knows our public key and is no peer, and a peer whose secret is another one: counted and not answered.
+/// A stranger that knows loden's public key, and a peer with another pre-shared key, are counted and get no
+/// answer.
 fn is_met_with_silence(cluster: &Cluster, daemon: &Daemon, secret: Option<&str>) {
     let count = || daemon.fresh_counters()[0].get("ingress.drop.wg_stranger");
     let (device, pod, path) =
@@ -247,7 +250,7 @@ fn is_met_with_silence(cluster: &Cluster, daemon: &Daemon, secret: Option<&str>)
     let make = format!("umask 077; wg genkey > {}; wg genpsk > {}", path("other.key"), path("other.psk"));
     cluster.shell(2, &make);
     let right = secret.map_or("/dev/null".to_owned(), |_| path("psk"));
-    // The session that is there goes with the peer.
+    // Removing the peer removes its session.
     let become_one = |key: &str, psk: &str| {
         let line = format!(
             "wg set {device} private-key {key} peer {ours} remove; \
@@ -260,7 +263,8 @@ fn is_met_with_silence(cluster: &Cluster, daemon: &Daemon, secret: Option<&str>)
         become_one(&key, &psk);
         let said = cluster.shell(2, &format!("ping -c 3 -i 0.2 -W 1 {pod}; true"));
         assert!(said.contains(" 0 received"), "{said}");
-        // With another secret we answer, as the protocol has it, and it is the other side that does not understand.
+        // With another pre-shared key loden answers, as the protocol requires, and the peer cannot read the
+        // answer.
         if key == path("other.key") {
             await_until("a stranger", || count() > before);
             let received = cluster.shell(2, &format!("wg show {device} transfer"));
@@ -273,12 +277,12 @@ fn is_met_with_silence(cluster: &Cluster, daemon: &Daemon, secret: Option<&str>)
     await_until("the peer that it was", reached);
 }
 
-/// Two tests at once, or another one of the machine's, must not meet at one control socket.
+/// The device has a name of its own, because the control socket of that name must be unique on the machine.
 fn go_device() -> String {
     format!("wg{}", std::process::id())
 }
 
-/// The tools of the WireGuard project on our device; the answer is the same whatever the namespace.
+/// Runs the tools of the WireGuard project on loden's device.
 fn wg_shows(cluster: &Cluster) {
     let shown = cluster.shell(1, "wg show flannel-wg");
     for line in [
@@ -310,7 +314,8 @@ fn start(cluster: &Cluster, number: usize, more: &[&str]) -> Daemon {
     daemon
 }
 
-/// Makes a host a stock node: a WireGuard device by the reference implementation, its lease, a route, a pod.
+/// Turns a host into a stock node: a WireGuard device of the reference implementation, its lease, a route, a
+/// pod.
 fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Process {
     let host = cluster.host(number);
     let key = cluster.file("go.key");
@@ -334,14 +339,18 @@ fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Proc
     cluster.shell(
         number,
         &format!(
-            "wg set {device} listen-port 51820 private-key {} peer {ours} {secret} allowed-ips {subnet} endpoint {}:51820",
+            "wg set {device} listen-port 51820 private-key {} \
+             peer {ours} {secret} allowed-ips {subnet} endpoint {}:51820",
             key.display(),
             cluster.host(1).underlay()
         ),
     );
     cluster.shell(
         number,
-        &format!("ip addr add 10.244.200.0/32 dev {device}; ip link set {device} mtu 1420 up; ip route add 10.244.0.0/16 dev {device}"),
+        &format!(
+            "ip addr add 10.244.200.0/32 dev {device}; ip link set {device} mtu 1420 up; \
+             ip route add 10.244.0.0/16 dev {device}"
+        ),
     );
     let value = format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{public}","Port":51820}}}}"#,

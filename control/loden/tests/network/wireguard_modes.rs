@@ -1,9 +1,8 @@
-//! Five nodes in each of WireGuard's modes and families: every pair talks, by the outer family that the mode says, and
-//! nothing that crosses the wire is in clear. All on etcd, but those with IPv6 alone, which flannel's keys in etcd cannot
-//! say (docs/compatibility.md).
+//! Five nodes in each of WireGuard's modes and families: every pair reaches each other over the outer family
+//! of the mode, and nothing crosses the wire in clear. The store is etcd, except with IPv6 alone, for which
+//! flannel has no key format in etcd (docs/compatibility.md).
 
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
 use lab::Wiring;
 use store::testing::etcd::{Security, Server};
@@ -48,7 +47,7 @@ fn ipv6_alone() {
     five("wm-auto6", IPV6, "auto", &["flannel-wg"], &[6]);
 }
 
-/// `outer`: the versions of IP that records go by.
+/// Runs five nodes. `outer` are the IP versions that carry records.
 fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) {
     if !common::ready(&["ip", "etcd", "etcdctl", "openssl", "setpriv", "nsenter", "bash"]) {
         return;
@@ -65,11 +64,11 @@ fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) 
     for (daemon, node) in daemons.iter().zip(1..) {
         for device in devices {
             let peers = NODES - 1;
-            await_until("its peers", || daemon.said(&format!("applied device={device} peers={peers}")));
+            await_until("its peers", || daemon.logged(&format!("applied device={device} peers={peers}")));
         }
         cluster.connect_pod(node);
     }
-    // Of the pods.
+    // The families of the pods.
     let families: &[bool] = match families {
         IPV4 => &[false],
         IPV6 => &[true],
@@ -89,7 +88,7 @@ fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) 
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen, outer, "{name}: how records went");
-    // Each pair, three pings each way and in each family, and a megabyte; each frame crosses two ports.
+    // Three pings for each pair, direction and family, and a megabyte. Each frame crosses two ports.
     assert!(records > NODES * (NODES - 1) * 3 * 2 * families.len(), "{name}: {records} records");
     for ipv6 in families {
         for (from, to) in [(1, 2), (2, 4), (4, 2), (5, 3)] {
@@ -108,19 +107,7 @@ fn five(name: &str, families: &str, mode: &str, devices: &[&str], outer: &[u8]) 
 fn start(cluster: &Cluster, etcd: Option<&Server>, node: usize) -> Daemon {
     let mut command = match etcd {
         None => cluster.command(node),
-        Some(etcd) => {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-            command
-                .args(["run", "--iface", cluster.host(node).uplink(), "--etcd-endpoints", &etcd.endpoint()])
-                .arg("--subnet-file")
-                .arg(cluster.file(&format!("host{node}.env")))
-                .arg("--counters-file")
-                .arg(cluster.file(&format!("host{node}.json")))
-                .arg("--run-dir")
-                .arg(cluster.place.path())
-                .stdout(Stdio::null());
-            command
-        }
+        Some(etcd) => cluster.etcd_command(node, &etcd.endpoint()),
     };
     command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{node}")));
     let mut daemon = cluster.spawn(node, &mut command);
@@ -128,7 +115,7 @@ fn start(cluster: &Cluster, etcd: Option<&Server>, node: usize) -> Daemon {
     daemon
 }
 
-/// The version of IP outside, if this frame is a transport record (type 4).
+/// Returns the outer IP version if this frame is a transport record (type 4).
 fn record_version(frame: &[u8]) -> Option<u8> {
     let ip = frame.get(14..)?;
     let version = ip.first()? >> 4;

@@ -1,5 +1,5 @@
-//! WireGuard's sessions by the real clock: one is two minutes old when the next one takes its place, and traffic must
-//! not notice.
+//! A WireGuard rekey by the real clock: a session is replaced after two minutes, and traffic must not be
+//! affected.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use crate::common::steady::Steady;
 use crate::common::{self, Cluster, await_until, verified};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
-/// REKEY_AFTER_TIME is 120 s (section 6.1 of the paper), and the handshake takes no time here.
+/// REKEY_AFTER_TIME is 120 s (section 6.1 of the paper); the handshake takes no time here.
 const LONG: Duration = Duration::from_secs(127);
-/// Around the rekey both directions are full.
+/// From here on both directions are saturated.
 const BUSY_FROM: Duration = Duration::from_secs(112);
 
 #[test]
@@ -23,17 +23,17 @@ fn a_rekey_under_load_loses_and_reorders_nothing() {
     let mut cluster = Cluster::build("wg-rekey", 2, Wiring::Direct, CONFIG);
     let daemons = [1, 2].map(|number| {
         let mut command = cluster.command(number);
-        // On fixed cores, for the reason that the flows' ends are.
+        // Pinned, for the reason given in `steady`.
         command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}"))).arg("--pin");
         let mut daemon = cluster.spawn(number, &mut command);
         daemon.await_ready();
         daemon
     });
     for (daemon, number) in daemons.iter().zip(1..) {
-        await_until("its peer", || daemon.said("applied device=flannel-wg peers=1"));
+        await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(number);
     }
-    // Type 2: the responses, of which each makes a session.
+    // Type 2: handshake responses, each of which starts a session.
     let capture = cluster.file("responses");
     let mut tcpdump = Command::new("tcpdump");
     tcpdump.args(["-i", "eth0", "-U", "-w"]).arg(&capture).arg("udp[8:4] = 0x02000000");
@@ -56,7 +56,8 @@ fn a_rekey_under_load_loses_and_reorders_nothing() {
     }
     tcpdump.stop().expect("an end");
     let bytes = std::fs::read(&capture).expect("a capture");
-    // A file header of 24 bytes; each packet has 16 of its own, 14 of Ethernet, 20 of IPv4, 8 of UDP and 92.
+    // A pcap header of 24 bytes; each packet has 16 for its record header, 14 for Ethernet, 20 for IPv4, 8
+    // for UDP and 92.
     let responses = (bytes.len() - 24) / (16 + 14 + 20 + 8 + 92);
     assert!(responses >= 2, "{responses} handshakes, {bulk} bulk transfers");
     for daemon in daemons {

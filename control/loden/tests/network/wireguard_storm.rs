@@ -1,5 +1,5 @@
-//! Ten thousand WireGuard peers begin a handshake at once: all are answered, those who are told so only with a cookie, and
-//! traffic between two nodes with a session does not notice.
+//! Ten thousand WireGuard peers initiate a handshake at once: all are answered, some only with a cookie, and
+//! traffic between two nodes with a session is not affected.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,11 +20,11 @@ use crate::common::{self, Cluster, Daemon, await_until};
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"wireguard"}}"#;
 const PEERS: u32 = 10_000;
 const PORT: u16 = 51820;
-/// Where the peers are: one address each, all of them the third host's.
+/// The network of the peers, with one address each, all on the third host.
 const NETWORK: u32 = Ipv4Addr::new(198, 19, 0, 0).to_bits();
-/// Sockets that are looked at before the time is.
+/// How many sockets are read between two looks at the clock.
 const CHUNK: usize = 500;
-/// All have to be answered by then; measured are a few seconds.
+/// All must be answered by then; it takes a few seconds.
 const LIMIT: Duration = Duration::from_secs(90);
 const BUFFER: usize = 256;
 
@@ -38,7 +38,7 @@ struct Stormer {
 
 #[test]
 fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
-    // Soft limits are low on many machines.
+    // The soft limit is low on many machines.
     let mut raise = Command::new("prlimit");
     raise.args(["--pid", &std::process::id().to_string(), &format!("--nofile={}:", PEERS + 1000)]);
     let raised = raise.status().is_ok_and(|status| status.success());
@@ -46,7 +46,7 @@ fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
         return;
     }
     let mut cluster = Cluster::build("wg-storm", 3, Wiring::Switch, CONFIG);
-    // Every address of the network is the third host's (AnyIP), and the first knows the way.
+    // The third host has every address of the network (AnyIP), and the first has a route.
     cluster.shell(3, "ip route add local 198.19.0.0/16 dev lo");
     cluster.shell(1, &format!("ip route add 198.19.0.0/16 via {}", cluster.host(3).underlay()));
     let daemons = [1, 2].map(|number| {
@@ -64,7 +64,7 @@ fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
     });
     let before = resident(&daemons[0]);
     enroll(&cluster);
-    await_until("the peers", || daemons[0].said(&format!("applied device=flannel-wg peers={}", PEERS + 1)));
+    await_until("the peers", || daemons[0].logged(&format!("applied device=flannel-wg peers={}", PEERS + 1)));
     let configured = resident(&daemons[0]);
 
     let lease = cluster.lease(1);
@@ -76,17 +76,18 @@ fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
     let (answered, cookies, took) = cluster.host(3).namespace().run(storm).unwrap();
     let outcome = flow.finish();
     println!(
-        "{answered} of {PEERS} answered in {took:?}, {cookies} cookies; {} datagrams there and back meanwhile; \
+        "{answered} of {PEERS} answered in {took:?}, {cookies} cookies; \
+         {} datagrams there and back meanwhile; \
          KiB resident: {before} with one peer, {configured} with all, {} with all sessions",
         outcome.sent,
         resident(&daemons[0])
     );
     assert_eq!(answered, PEERS, "{cookies} cookies, in {took:?}");
-    assert!(cookies > 0, "nobody was asked for a proof of its address");
+    assert!(cookies > 0, "no peer was sent a cookie");
     assert!(outcome.lost.is_empty(), "{outcome:?}");
     for daemon in daemons {
         for counters in daemon.finish() {
-            // What could not be looked at is counted; the flow lost nothing, so it was handshakes.
+            // Messages dropped unread are counted. The flow lost nothing, so they were handshakes.
             let mut drops = counters.unexplained_drops();
             drops.retain(|name, _| !name.ends_with("wg_busy"));
             assert!(drops.is_empty(), "{drops:?}");
@@ -94,7 +95,7 @@ fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
     }
 }
 
-/// Puts a lease for each into the store, in one step.
+/// Stores a lease for each peer, in one transaction.
 fn enroll(cluster: &Cluster) {
     let mut connection = rusqlite::Connection::open(cluster.store()).unwrap();
     connection.busy_timeout(Duration::from_secs(20)).unwrap();
@@ -113,8 +114,8 @@ fn enroll(cluster: &Cluster) {
     step.commit().unwrap();
 }
 
-/// All begin at once, and go on as the protocol says; how many were answered, how many were asked for a proof first, and
-/// how long it took.
+/// Initiates all handshakes at once and follows the protocol from there. Returns how many were answered, how
+/// many got a cookie first, and how long that took.
 fn storm(ours: PublicKey, target: SocketAddr) -> (u32, u32, Duration) {
     let mut stormers: Vec<Stormer> = (0..PEERS)
         .map(|number| {
@@ -162,7 +163,7 @@ fn storm(ours: PublicKey, target: SocketAddr) -> (u32, u32, Duration) {
 }
 
 impl Stormer {
-    /// Takes in what has come; how many cookies.
+    /// Receives one message. Returns the number of cookies.
     fn receive(&mut self, now: u64, actions: &mut Vec<Action>) -> u32 {
         let mut buffer = [0; BUFFER];
         match self.socket.recv_from(&mut buffer) {
@@ -190,7 +191,7 @@ fn secret(number: u32) -> SecretKey {
     SecretKey(bytes)
 }
 
-/// KiB that a daemon has in memory.
+/// Returns a daemon's resident memory in KiB.
 fn resident(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! A daemon that cannot do its work says why in one line, exits with 1, and leaves the host as it found it.
+//! A daemon that cannot work gives the reason in one line, exits with 1, and leaves the host as it found it.
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -12,7 +12,7 @@ use lab::{Wiring, mounts};
 use nix::sys::signal::Signal;
 use rusqlite::Connection;
 
-use crate::common::{self, Cluster, PORT, VXLAN};
+use crate::common::{self, Cluster, PORT, VXLAN, replace};
 
 const PROBES: &str = "10256";
 
@@ -50,7 +50,7 @@ fn broken_network_configurations_name_key_value_and_rule() {
             assert!(line.contains(word), "{word} is not named for {config}: {line}");
         }
     }
-    // None of them has reached the store, where other nodes would read it.
+    // None of them reached the store, where other nodes would read it.
     assert_eq!(cluster.in_store(async |store| store.net_config().await.expect("the store")), None);
 }
 
@@ -76,7 +76,7 @@ fn without_a_tun_device_it_says_so() {
 #[test]
 fn without_rights_it_names_them() {
     let Some(mut cluster) = alone("bs-rights") else { return };
-    // Somebody without rights must reach the program and write the store.
+    // A user without rights must be able to run the program and to write the store.
     let program = cluster.file("loden");
     fs::copy(env!("CARGO_BIN_EXE_loden"), &program).expect("a copy");
     fs::set_permissions(cluster.place.path(), fs::Permissions::from_mode(0o777)).expect("open to all");
@@ -104,7 +104,7 @@ fn a_device_name_that_is_taken_is_named() {
     second.arg("--public-ip").arg("198.18.0.77");
     replace(&mut second, "--subnet-file", files[0].to_str().expect("a path"));
     let line = refused_with(&cluster, &mut second, "flannel.1");
-    // Device and port are both taken; the port is asked for first.
+    // Device and port are both taken; the port is requested first.
     assert!(line.contains("8472"), "{line}");
     assert!(first.is_running());
     assert_eq!(cluster.leases().len(), 1, "the second has taken no lease");
@@ -122,13 +122,13 @@ fn a_port_that_is_taken_is_named() {
     assert!(line.contains("8472"), "{line}");
     drop(socket);
 
-    // A kernel's vxlan device, as flannel of another cluster would leave it.
+    // A kernel vxlan device, as flannel of another cluster leaves it.
     cluster.shell(1, "ip link add v9 type vxlan id 9 dstport 8472 dev eth0 && ip link set v9 up");
     let line = refused(&cluster, &mut cluster.command(1));
     assert!(line.contains("8472"), "{line}");
     cluster.shell(1, "ip link del v9");
 
-    // Another daemon with a network of its own: both could bind a shared port, and each get a half.
+    // Another daemon with its own network: if both could bind the port, each would get half of the packets.
     let mut first = cluster.start(1, &[]);
     let env = first.subnet_file.clone();
     cluster.config = VXLAN.replace(r#""vxlan""#, r#""vxlan","VNI":2"#);
@@ -141,7 +141,7 @@ fn a_port_that_is_taken_is_named() {
     assert!(first.is_running() && env.exists());
 }
 
-/// flannel's second daemon of udp would get `flannel1`.
+/// A second daemon of flannel's udp would get `flannel1`.
 #[test]
 fn a_second_daemon_of_udp_is_refused() {
     let Some(mut cluster) = alone("bs-udp") else { return };
@@ -177,7 +177,7 @@ fn a_store_that_is_no_store_is_named() {
     assert!(line.contains("leases.db") && line.contains("not a sqlite database"), "{line}");
     fs::remove_file(cluster.store()).expect("it is still there");
 
-    // A store of ours whose pages are overwritten.
+    // A valid store whose pages are overwritten.
     cluster.in_store(async |store| store.set_net_config(VXLAN).await.expect("the store"));
     let log = cluster.file("leases.db-wal");
     common::await_until("the last writer's end, which empties the log", || !log.exists());
@@ -208,7 +208,7 @@ fn a_full_disk_is_named() {
     assert!(line.contains("leases.db") && line.to_lowercase().contains("no space"), "{line}");
 }
 
-/// As in flannel, packets flow for the pods that are there; only what waits for the file waits.
+/// As in flannel, existing pods have traffic; only what depends on the file waits.
 #[test]
 fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
     let Some(cluster) = alone("bs-file") else { return };
@@ -225,10 +225,10 @@ fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
         replace(&mut command, "--subnet-file", env.to_str().expect("a path"));
         command.args(["--healthz-port", PROBES]).env("NOTIFY_SOCKET", cluster.file("notify"));
         let mut daemon = cluster.spawn(1, &mut command);
-        common::await_until("the warning", || daemon.said("subnet.env"));
-        // systemd hears that the start is over.
+        common::await_until("the warning", || daemon.logged("subnet.env"));
+        // systemd is told that the start is complete.
         socket.recv(&mut [0; 100]).expect("a message");
-        assert!(daemon.said("No space left") && !daemon.said("ready lease="), "{}", daemon.words());
+        assert!(daemon.logged("No space left") && !daemon.logged("ready lease="), "{}", daemon.log_text());
         assert_eq!(probe().as_deref(), Some("503"));
         let left: Vec<_> = fs::read_dir(&full).expect("the directory").collect();
         assert_eq!(left.len(), 1, "only the filler: {left:?}");
@@ -238,18 +238,18 @@ fn a_subnet_file_that_cannot_be_written_is_told_and_written_later() {
         fs::remove_file(full.join("filler")).expect("room");
         common::await_until("readiness", || probe().as_deref() == Some("200"));
         assert!(fs::read_to_string(&env).expect("it is written").starts_with("FLANNEL_NETWORK="));
-        assert_eq!(daemon.words().matches("ready lease=").count(), 1, "{}", daemon.words());
+        assert_eq!(daemon.log_text().matches("ready lease=").count(), 1, "{}", daemon.log_text());
         assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
     })
     .expect("private mounts");
 }
 
-/// One host with the plainest configuration; `None` where tests cannot have one.
+/// Builds one host with the plainest configuration; `None` if the test cannot run.
 fn alone(name: &str) -> Option<Cluster> {
     common::ready(&["ip"]).then(|| Cluster::build(name, 1, Wiring::Switch, VXLAN))
 }
 
-/// Runs the command and returns its one line; nothing may be left of it.
+/// Runs the command, which must fail, and returns its one line. Nothing of it may remain.
 fn refused(cluster: &Cluster, command: &mut Command) -> String {
     let line = refused_with(cluster, command, "flannel");
     assert_eq!(common::leftovers(cluster, 1), "", "{line}");
@@ -257,15 +257,15 @@ fn refused(cluster: &Cluster, command: &mut Command) -> String {
     line
 }
 
-/// The same where a device called `there` belongs to somebody else.
+/// Runs the command like [`refused`], where a device called `there` belongs to another program.
 fn refused_with(cluster: &Cluster, command: &mut Command, there: &str) -> String {
     let log = cluster.file("host1.log");
-    // The log of a daemon that runs on is not this one's.
+    // A daemon that keeps running keeps its log.
     let aside = cluster.file("aside.log");
     let moved = fs::rename(&log, &aside).is_ok();
     let mut daemon = cluster.spawn(1, command);
     let status = daemon.await_end();
-    let words = daemon.words();
+    let words = daemon.log_text();
     assert_eq!(status.code(), Some(1), "{words}");
     let lines: Vec<&str> = words.lines().filter(|line| line.starts_with("loden: ")).collect();
     assert_eq!(lines.len(), 1, "one line says why: {words}");
@@ -277,14 +277,4 @@ fn refused_with(cluster: &Cluster, command: &mut Command, there: &str) -> String
         fs::rename(&aside, &log).expect("the log");
     }
     lines[0].to_owned()
-}
-
-/// Gives an option of the command another value.
-fn replace(command: &mut Command, option: &str, value: &str) {
-    let mut args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    let at = args.iter().position(|arg| arg == option).expect("an option");
-    args[at + 1] = value.into();
-    let mut changed = Command::new(command.get_program());
-    changed.args(args);
-    *command = changed;
 }

@@ -1,10 +1,11 @@
-//! Five nodes on one etcd with TLS, client certificates and users, through all that happens to a cluster. After each
-//! step every pair of pods is reached and etcd has the expected keys and values, to the byte.
+//! Five nodes on one etcd with TLS, client certificates and users, through the events in the life of a
+//! cluster. After each step every pair of pods reaches each other, and etcd has the expected keys and values,
+//! to the byte.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
         return;
     }
     let mut world = World::new();
-    // One after another.
+    // The nodes join one after another.
     for node in 1..=NODES {
         world.start(node);
         world.cluster.connect_pod(node);
@@ -34,7 +35,7 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
         world.check();
     }
 
-    // One leaves and comes back, in good order and not: its lease waits for it.
+    // A node stops or crashes and returns: its lease is still there.
     for (node, signal) in [(5, Signal::SIGTERM), (3, Signal::SIGKILL)] {
         world.end(node, signal);
         world.check();
@@ -42,17 +43,18 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
         world.check();
     }
 
-    // A lease that somebody deletes is taken again, with the same key and value.
+    // A deleted lease is acquired again, with the same key and value.
     let key = world.key(2);
     world.etcd.etcdctl(&["del", &key]);
     world.check();
 
-    // A lease that somebody takes is lost: the node ends, the others follow. When it is free again, so is the start.
+    // A lease that another node takes is lost: the daemon exits and the others follow. Once it is free, a
+    // start succeeds.
     let taken = world.value(3).replace("198.18.0.3", "198.18.0.33");
     world.etcd.etcdctl(&["put", &world.key(3), &taken]);
     let mut lost = world.daemons.remove(&3).unwrap();
     assert_eq!(lost.await_end().code(), Some(1));
-    assert!(lost.said("lost the lease"), "{}", lost.words());
+    assert!(lost.logged("lost the lease"), "{}", lost.log_text());
     world.expected.get_mut(&3).unwrap().1 = taken;
     world.check();
     world.etcd.etcdctl(&["del", &world.key(3)]);
@@ -62,7 +64,7 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
     world.remember(3);
     world.check();
 
-    // etcd crashes, loses a lease while nobody sees it, is compacted, and comes back.
+    // etcd crashes, loses a lease while no node watches, is compacted, and returns.
     world.etcd.kill();
     world.reach_all();
     let key = world.key(5);
@@ -74,7 +76,7 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
     });
     world.check();
 
-    // A node without a way to the others, and to etcd; meanwhile another one leaves for good.
+    // A node is cut off from the others and from etcd while another one leaves for good.
     let switch = |world: &World, state: &str| {
         let mut command = Command::new("ip");
         command.args(["link", "set", "port2", state]);
@@ -86,7 +88,7 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
     let (key, value) = world.expected.remove(&5).unwrap();
     world.etcd.etcdctl(&["del", &key]);
     await_until("those that see it", || world.peers(1) == 3 && world.peers(3) == 3);
-    assert_eq!(world.peers(2), 4, "it cannot know");
+    assert_eq!(world.peers(2), 4, "it is cut off");
     switch(&world, "up");
     world.check();
     world.start(5);
@@ -94,26 +96,29 @@ fn five_nodes_outlive_what_happens_to_a_cluster() {
     assert_eq!(world.expected[&5], (key, value), "by subnet.env and the state file");
     world.check();
 
-    // A clock that jumps: ahead to where the lease is due, back again, and ahead while etcd is away.
+    // A clock jumps: ahead to the lease's renewal, back again, and ahead while etcd is down.
     world.jump(23 * HOUR + 1800);
-    world.await_said(JUMPY, "lease renewed", 1);
+    world.await_logged(JUMPY, "lease renewed", 1);
     world.check();
     world.jump(-24 * HOUR);
     world.check();
     world.etcd.kill();
     world.jump(49 * HOUR);
-    world.await_said(JUMPY, "cannot renew our lease", 1);
+    world.await_logged(JUMPY, "cannot renew our lease", 1);
     world.reach_all();
     world.etcd.restart();
     world.jump(49 * HOUR + 120);
-    world.await_said(JUMPY, "lease renewed", 2);
+    world.await_logged(JUMPY, "lease renewed", 2);
     world.check();
-    let words = world.daemons[&JUMPY].words();
-    assert!(words.lines().count() < 120, "it does not fill the log:\n{words}");
+    let words = world.daemons[&JUMPY].log_text();
+    assert!(words.lines().count() < 120, "the log stays short:\n{words}");
     assert!(words.matches("lease renewed").count() < 8, "{words}");
 
     for (node, daemon) in &world.daemons {
-        assert!(!daemon.said("password-of") && !daemon.said("flannel:flannel"), "node {node} tells secrets");
+        assert!(
+            !daemon.logged("password-of") && !daemon.logged("flannel:flannel"),
+            "node {node} tells secrets"
+        );
     }
 }
 
@@ -140,24 +145,15 @@ impl World {
 
     fn start(&mut self, node: usize) {
         let cluster = &self.cluster;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-        command
-            .args(["run", "--iface", cluster.host(node).uplink(), "--etcd-endpoints", &self.etcd.endpoint()])
-            .arg("--etcd-cafile")
-            .arg(self.etcd.file("ca.pem"))
-            .arg("--etcd-certfile")
-            .arg(self.etcd.file("client.pem"))
-            .arg("--etcd-keyfile")
-            .arg(self.etcd.file("client.key"))
-            .args(["--etcd-username", "flannel"])
-            .env("FLANNELD_ETCD_PASSWORD", "flannel")
-            .arg("--subnet-file")
-            .arg(cluster.file(&format!("host{node}.env")))
-            .arg("--run-dir")
-            .arg(cluster.file("run"))
-            .stdout(Stdio::null());
+        let mut command = cluster.etcd_command(node, &self.etcd.endpoint());
+        for (option, file) in
+            [("--etcd-cafile", "ca.pem"), ("--etcd-certfile", "client.pem"), ("--etcd-keyfile", "client.key")]
+        {
+            command.arg(option).arg(self.etcd.file(file));
+        }
+        command.args(["--etcd-username", "flannel"]).env("FLANNELD_ETCD_PASSWORD", "flannel");
         if node == JUMPY {
-            // Leases end by the wall clock; waits are by the other one, which does not jump.
+            // Leases expire by the wall clock; timers use the monotonic clock, which does not jump.
             command
                 .env("LD_PRELOAD", faketime())
                 .env("FAKETIME_TIMESTAMP_FILE", cluster.file("clock"))
@@ -174,13 +170,13 @@ impl World {
 
     /// Sets the clock of one node to this many seconds from now.
     fn jump(&self, seconds: i64) {
-        // Read again at each look, so it must never be seen half-written.
+        // libfaketime reads the file on each call, so the file must never be half-written.
         let new = self.cluster.file("clock.new");
         fs::write(&new, format!("{seconds:+}\n")).unwrap();
         fs::rename(new, self.cluster.file("clock")).unwrap();
     }
 
-    /// Takes what etcd has of a node that has joined, once it is of flannel's form.
+    /// Records the key and the value that etcd must have for a node that has joined, in flannel's form.
     fn remember(&mut self, node: usize) {
         let text = fs::read_to_string(self.cluster.file(&format!("host{node}.env"))).unwrap();
         let subnet = model::subnet_env::parse(&text).subnet().unwrap();
@@ -209,12 +205,12 @@ impl World {
         self.expected[&node].1.clone()
     }
 
-    /// How many peers the kernel has routes to.
+    /// Returns the number of peers that the kernel has routes to.
     fn peers(&self, node: usize) -> usize {
         self.cluster.shell(node, "ip route show dev flannel.1").lines().count()
     }
 
-    /// Waits until etcd has what is expected and every node a route to every other, then pings all pairs.
+    /// Waits until etcd has what is expected and every node has a route to every other, then pings all pairs.
     fn check(&self) {
         let all = || -> BTreeMap<String, String> {
             let text = self.etcd.etcdctl(&["get", "--prefix", &format!("{PREFIX}/subnets/")]);
@@ -224,7 +220,7 @@ impl World {
         let expected: BTreeMap<String, String> = self.expected.values().cloned().collect();
         let end = Instant::now() + LIMIT;
         while all() != expected {
-            let words: String = self.daemons.values().map(Daemon::words).collect();
+            let words: String = self.daemons.values().map(Daemon::log_text).collect();
             assert!(Instant::now() < end, "{:#?}\ninstead of {expected:#?}\n{words}", all());
             thread::sleep(Duration::from_millis(20));
         }
@@ -244,9 +240,9 @@ impl World {
         }
     }
 
-    fn await_said(&self, node: usize, words: &str, times: usize) {
+    fn await_logged(&self, node: usize, words: &str, times: usize) {
         let end = Instant::now() + LIMIT;
-        let log = || self.daemons[&node].words();
+        let log = || self.daemons[&node].log_text();
         while log().matches(words).count() < times {
             assert!(Instant::now() < end, "waited too long for {words:?}, {times} times:\n{}", log());
             thread::sleep(Duration::from_millis(20));
@@ -254,7 +250,7 @@ impl World {
     }
 }
 
-/// Where Debian's faketime keeps the library that it loads.
+/// Finds the library of Debian's faketime.
 fn faketime() -> PathBuf {
     let program = lab::find("faketime").unwrap();
     let usr = program.parent().unwrap().parent().unwrap();

@@ -1,4 +1,4 @@
-//! `loden run` as nodes of a cluster on a real etcd, which comes late, crashes and forgets.
+//! Nodes of a cluster on a real etcd, which starts late, crashes and loses data.
 
 use std::process::{Command, Stdio};
 
@@ -13,12 +13,13 @@ fn nodes_join_and_outlive_their_etcd() {
         return;
     }
     let mut cluster = Cluster::build("etcd", 2, Wiring::Switch, VXLAN);
-    // Before etcd is there, and before there is a configuration: it waits and says why.
+    // Without etcd, then without a configuration: the daemon waits and logs why.
     let mut first = start(&cluster, 1);
-    await_until("the complaint", || first.said("waiting for the lease store: etcd: cannot read"));
+    await_until("the complaint", || first.logged("waiting for the lease store: etcd: cannot read"));
     let etcd = start_etcd(&cluster);
-    await_until("the other complaint", || first.said("no network configuration in the store"));
-    // Nor does one that cannot be used end it, where flannel waits and where it does not: somebody will mend it.
+    await_until("the other complaint", || first.logged("no network configuration in the store"));
+    // An invalid configuration does not end it either, whether flannel would wait or not: the operator can
+    // correct it.
     for (config, why) in [
         ("{\"Network\":", "not a JSON object"),
         ("{}", "Network = (absent)"),
@@ -26,31 +27,24 @@ fn nodes_join_and_outlive_their_etcd() {
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlna"}}"#, "Backend.Type = \"vxlna\""),
     ] {
         etcdctl(&cluster, &format!("put /coreos.com/network/config '{config}'"));
-        let said = || first.words().lines().any(|line| line.contains("waiting for") && line.contains(why));
+        let said = || first.log_text().lines().any(|line| line.contains("waiting for") && line.contains(why));
         await_until(why, said);
         assert!(first.is_running());
     }
     etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
-    first.await_ready();
-    let mut second = start(&cluster, 2);
-    second.await_ready();
-    for number in [1, 2] {
-        cluster.connect_pod(number);
-        cluster.await_routes(number, 1);
-    }
-    ping(&cluster, 1, 2, false);
+    let mut second = join(&mut cluster, &mut first);
     let keys = subnets(&cluster);
     assert_eq!(keys.len(), 2, "{keys:?}");
 
-    // Without etcd traffic goes on; when it is back, so do leases.
+    // Traffic continues without etcd, and leases when etcd is back.
     drop(etcd);
-    await_until("the watch's complaint", || second.said("watching leases: etcd"));
+    await_until("the watch's complaint", || second.logged("watching leases: etcd"));
     ping(&cluster, 2, 1, false);
     let _etcd = start_etcd(&cluster);
-    await_until("the watch", || second.said("lease store: readable again"));
+    await_until("the watch", || second.logged("lease store: readable again"));
     assert_eq!(subnets(&cluster), keys);
 
-    // A lease that is taken away is taken again, and the peer follows.
+    // A deleted lease is acquired again, and the peer follows.
     etcdctl(&cluster, &format!("del {}", keys[0]));
     await_until("the same key", || subnets(&cluster) == keys);
     for number in [1, 2] {
@@ -60,8 +54,8 @@ fn nodes_join_and_outlive_their_etcd() {
     assert!(first.is_running() && second.is_running());
 }
 
-/// A restart while etcd is away, by a crash and in good order, and what happens when etcd comes back with something
-/// else.
+/// Restarts a daemon after a crash and after a stop while etcd is down, then brings etcd back with other
+/// data.
 #[test]
 fn a_restart_forwards_from_memory_before_etcd_answers() {
     if !common::ready(&["etcd", "etcdctl"]) {
@@ -71,15 +65,8 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     let etcd = start_etcd(&cluster);
     etcdctl(&cluster, &format!("put /coreos.com/network/config '{VXLAN}'"));
     let mut first = start(&cluster, 1);
-    first.await_ready();
-    let mut second = start(&cluster, 2);
-    second.await_ready();
-    for number in [1, 2] {
-        cluster.connect_pod(number);
-        cluster.await_routes(number, 1);
-    }
-    ping(&cluster, 1, 2, false);
-    // The first has written down that there is a second, which it does every ten seconds.
+    let _second = join(&mut cluster, &mut first);
+    // The first daemon has recorded its peer, which it does every ten seconds.
     await_until("the record", || state(&cluster, 1).contains("198.18.0.2"));
     let values = etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/");
     let keys = subnets(&cluster);
@@ -88,40 +75,41 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         first.end(signal);
         first = start(&cluster, 1);
-        await_until("forwarding", || first.said("forwarding from memory"));
+        await_until("forwarding", || first.logged("forwarding from memory"));
         first.await_ready();
         ping(&cluster, 1, 2, false);
         ping(&cluster, 2, 1, false);
-        assert!(!first.said("the store has confirmed"), "{}", first.words());
+        assert!(!first.logged("the store has confirmed"), "{}", first.log_text());
     }
     let status = cluster.shell(1, &format!("{LODEN} status --run-dir {}", cluster.file("run").display()));
     assert!(status.contains("from memory, not yet confirmed by the store"), "{status}");
     assert!(status.contains("leases unreadable for"), "{status}");
 
     let etcd = start_etcd(&cluster);
-    await_until("the store's word", || first.said("the store has confirmed the remembered lease"));
+    await_until("the store's word", || first.logged("the store has confirmed the remembered lease"));
     assert_eq!(etcdctl(&cluster, "get --prefix /coreos.com/network/subnets/"), values);
     ping(&cluster, 1, 2, false);
 
-    // While it is away its subnet is given to another: it starts anew, with another one.
+    // While the daemon is down its subnet goes to another node: it starts again with another one.
     first.end(Signal::SIGTERM);
     let own = keys.iter().find(|key| values.contains(&format!("{key}\n{{\"PublicIP\":\"198.18.0.1\"")));
     let own = own.expect("its key").clone();
     etcdctl(
         &cluster,
         &format!(
-            r#"put {own} '{{"PublicIP":"198.18.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}}}'"#
+            "put {own} '{}'",
+            r#"{"PublicIP":"198.18.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#
         ),
     );
     first = start(&cluster, 1);
     await_until("another subnet", || {
-        first.said("the store gave us another subnet; restarting from the store")
+        first.logged("the store gave us another subnet; restarting from the store")
     });
     await_until("a lease", || subnets(&cluster).len() == 3);
-    await_until("its peers", || first.words().matches("ready lease=").count() == 2);
+    await_until("its peers", || first.log_text().matches("ready lease=").count() == 2);
     cluster.await_routes(1, 2);
 
-    // And another configuration: the device of the first goes.
+    // With another configuration the old device is removed.
     first.end(Signal::SIGKILL);
     etcdctl(
         &cluster,
@@ -130,13 +118,13 @@ fn a_restart_forwards_from_memory_before_etcd_answers() {
     first = start(&cluster, 1);
     await_until("the other device", || cluster.shell(1, "ip -o link").contains("flannel.7"));
     await_until("the end of the first", || !cluster.shell(1, "ip -o link").contains("flannel.1:"));
-    assert!(first.said("the network configuration has changed since the last run"), "{}", first.words());
+    assert!(first.logged("the network configuration has changed since the last run"), "{}", first.log_text());
     drop(etcd);
 }
 
 const LODEN: &str = env!("CARGO_BIN_EXE_loden");
 
-/// The file by which a host's daemon remembers.
+/// Returns the state file of a host's daemon.
 fn state(cluster: &Cluster, number: usize) -> String {
     let files = std::fs::read_dir(cluster.file("run")).into_iter().flatten().flatten();
     let texts = files.filter(|file| file.path().extension().is_some_and(|end| end == "json"));
@@ -146,15 +134,23 @@ fn state(cluster: &Cluster, number: usize) -> String {
 }
 
 fn start(cluster: &Cluster, number: usize) -> Daemon {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
-    let iface = cluster.host(number).uplink();
-    command.args(["run", "--iface", iface, "--etcd-endpoints", &endpoint(cluster), "--subnet-file"]);
-    command.arg(cluster.file(&format!("host{number}.env"))).stdout(Stdio::null());
-    command.arg("--run-dir").arg(cluster.file("run"));
-    cluster.spawn(number, &mut command)
+    cluster.spawn(number, &mut cluster.etcd_command(number, &endpoint(cluster)))
 }
 
-/// On the first host, for all.
+/// Waits for the first daemon, starts the second, and connects a pod to each.
+fn join(cluster: &mut Cluster, first: &mut Daemon) -> Daemon {
+    first.await_ready();
+    let mut second = start(cluster, 2);
+    second.await_ready();
+    for number in [1, 2] {
+        cluster.connect_pod(number);
+        cluster.await_routes(number, 1);
+    }
+    ping(cluster, 1, 2, false);
+    second
+}
+
+/// Starts etcd on the first host.
 fn start_etcd(cluster: &Cluster) -> Process {
     let mut command = Command::new("etcd");
     command.args(["--listen-client-urls", &endpoint(cluster), "--advertise-client-urls", &endpoint(cluster)]);
@@ -176,7 +172,7 @@ fn etcdctl(cluster: &Cluster, line: &str) -> String {
     cluster.shell(1, &format!("ETCDCTL_API=3 etcdctl --endpoints {} {line}", endpoint(cluster)))
 }
 
-/// The keys of all leases.
+/// Returns the keys of all leases.
 fn subnets(cluster: &Cluster) -> Vec<String> {
     let keys = etcdctl(cluster, "get --prefix --keys-only /coreos.com/network/subnets/");
     keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()

@@ -1,5 +1,5 @@
-//! The daemon inside the test's own process, on a store in memory: it does what an administrator of Kubernetes can do
-//! to a node, and sees what no store of a file or of etcd is told.
+//! The daemon inside the test's own process, on a store in memory: it does what an administrator of
+//! Kubernetes can do to a node, and sees what no store of a file or of etcd is told.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,8 @@ fn a_node_is_announced_once_in_each_start_after_its_subnet_file() {
     for start in 1..=2 {
         world.run(async |store| {
             world.await_announcement(start).await;
-            // What is applied later announces nothing again: a peer that comes, a subnet file that is restored.
+            // What is applied later announces nothing again: a peer that comes, a subnet file that is
+            // restored.
             let Store::Memory(memory) = store else { panic!("another store") };
             let peer = r#"{"PublicIP":"203.0.113.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:09"}}"#;
             memory.put_row("10.244.200.0-24", peer, None);
@@ -53,7 +54,7 @@ fn an_overwritten_public_address_ends_nothing_and_is_not_fought() {
     let own = world.run(async |store| {
         world.await_announcement(1).await;
         let own = store.leases().await.expect("leases").remove(0);
-        let mut watch = store.watch().await.expect("a watch");
+        let mut watch = store.watch();
         assert_eq!(watch.next().await, Event::Snapshot(vec![own.clone()]));
         let Store::Memory(memory) = store else { panic!("another store") };
         memory.overwrite_public_ip(&own.key, Some(THERE.into()));
@@ -65,8 +66,9 @@ fn an_overwritten_public_address_ends_nothing_and_is_not_fought() {
     for start in 2..=3 {
         world.run(async |store| {
             world.await_announcement(start).await;
-            let mut watch = store.watch().await.expect("a watch");
-            // Whether the start has already been confirmed by the store or not: what it writes is no other lease.
+            let mut watch = store.watch();
+            // Whether the start has already been confirmed by the store or not: what it writes is no other
+            // lease.
             sleep(A_WHILE).await;
             let Event::Snapshot(leases) = watch.next().await else { panic!("a snapshot was due") };
             assert_eq!(leases.iter().map(|lease| lease.key).collect::<Vec<_>>(), [own.key]);

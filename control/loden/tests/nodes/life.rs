@@ -1,5 +1,5 @@
-//! The life of a node: what a start puts on the host, what a stop takes away, what survives a crash, and how
-//! peers that come and go show on the others. The forms are flannel's.
+//! The life of a node: what a start adds to the host, what a stop removes, what survives a crash, and how
+//! peers that come and go appear on the others. The forms are flannel's.
 
 use std::fs;
 use std::net::IpAddr;
@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use lab::Wiring;
-use model::lease::Lease;
 use nix::sys::signal::Signal;
 
-use crate::common::{self, Cluster, DUAL, Daemon, UDP, VXLAN};
+use crate::common::{self, Cluster, DUAL, Daemon, UDP, VXLAN, route, route_v6};
 
 #[test]
 fn signals_end_it_in_good_order() {
@@ -22,8 +21,8 @@ fn signals_end_it_in_good_order() {
         cluster.await_routes(1, 1);
         let (lease, env) = (cluster.lease(1), fs::read(&daemon.subnet_file).expect("subnet.env"));
         let before = common::leftovers(&cluster, 1);
-        assert_eq!(daemon.end(signal).code(), Some(0), "{}", daemon.words());
-        // As flannel's vxlan device; without a reader it has no carrier.
+        assert_eq!(daemon.end(signal).code(), Some(0), "{}", daemon.log_text());
+        // Like flannel's vxlan device; without a reader it has no carrier.
         let after = common::leftovers(&cluster, 1);
         assert_eq!(names(&after), names(&before), "{signal}");
         assert_eq!(cluster.lease(1), lease, "the lease is kept for the next start");
@@ -47,7 +46,7 @@ fn a_crash_leaves_a_device_that_the_next_start_takes_over_with_the_same_subnet()
     assert_eq!(daemon.end(Signal::SIGKILL).code(), None);
     assert_eq!(device(), before);
 
-    // By its public address, without a memory of its own.
+    // By its public address, without a subnet file.
     fs::remove_file(&daemon.subnet_file).expect("subnet.env");
     let mut daemon = cluster.start(1, &[]);
     assert_eq!(cluster.lease(1).key, key);
@@ -55,10 +54,10 @@ fn a_crash_leaves_a_device_that_the_next_start_takes_over_with_the_same_subnet()
     assert_eq!(fs::read(&daemon.subnet_file).expect("subnet.env"), env);
     daemon.end(Signal::SIGKILL);
 
-    // By subnet.env, where the store has forgotten.
+    // By subnet.env, when the store has lost the lease.
     assert!(cluster.in_store(async |store| store.remove(&key).await.expect("the store")));
     let daemon = cluster.start(1, &[]);
-    // It is ready from memory, and asks the store beside.
+    // The daemon is ready from its state file, and acquires the lease afterwards.
     common::await_until("its lease", || !cluster.leases().is_empty());
     assert_eq!(cluster.lease(1).key, key);
     assert_eq!(fs::read(&daemon.subnet_file).expect("subnet.env"), env);
@@ -80,7 +79,7 @@ fn a_third_node_comes_and_goes_and_the_others_follow() {
         let (v4, v6): (Vec<_>, Vec<_>) = others.map(|lease| (route(&lease), route_v6(&lease))).unzip();
         assert_eq!(sorted(&cluster.shell(host, "ip route show dev flannel.1")), sorted(&v4.join("\n")));
         let shown = cluster.shell(host, "ip -6 route show dev flannel-v6.1");
-        // Less the kernel's own for the device's address, and the preference that it shows with each.
+        // Without the kernel's own route for the device's address, and without the preference of each route.
         let made = shown.lines().filter(|line| !line.contains("proto kernel"));
         let forms: Vec<&str> = made.map(|line| line.split(" pref").next().unwrap_or(line)).collect();
         assert_eq!(sorted(&forms.join("\n")), sorted(&v6.join("\n")));
@@ -96,7 +95,7 @@ fn a_third_node_comes_and_goes_and_the_others_follow() {
     for host in [1, 2] {
         cluster.await_routes(host, 1);
     }
-    // And the two that stay are not disturbed, while the third is out of reach at once.
+    // The two that stay are not disturbed, and the third is unreachable at once.
     common::ping(&cluster, 1, 2, false);
     let gone = cluster.host(1).pod().ping(address, 8, Duration::from_secs(5)).expect_err("no route");
     assert!(gone.to_string().contains("ICMP type 3 code 0"), "{gone}");
@@ -120,7 +119,7 @@ fn devices_addresses_and_subnet_env_are_flannels() {
     let mode = fs::metadata(&daemon.subnet_file).expect("subnet.env").permissions().mode();
     assert_eq!(mode & 0o7777, 0o644);
 
-    // The base address, whole; and no address that the kernel makes up.
+    // The base address as /32 or /128, and none that the kernel generates.
     for (device, address, mtu) in [
         ("flannel.1", format!("{}/32", v4.network()), 1450),
         ("flannel-v6.1", format!("{}/128", v6.network()), 1430),
@@ -163,7 +162,7 @@ fn the_udp_backend_has_one_device_and_one_route() {
     common::verified(&cluster, 1, 2, false, 64 << 20);
     common::verified(&cluster, 2, 1, false, 64 << 20);
     common::every_size(&cluster, 1, 2, false, 0..=3000);
-    // An address that no node has, as flannel answers it: net unreachable.
+    // An address that no node has is answered as in flannel: net unreachable.
     let nobody: IpAddr = "10.244.255.254".parse().expect("an address");
     let told = cluster.host(1).pod().ping(nobody, 8, Duration::from_secs(5)).expect_err("nobody is there");
     assert!(told.to_string().contains("ICMP type 3 code 0"), "{told}");
@@ -183,16 +182,6 @@ fn a_single_family_writes_four_lines() {
 
 fn cluster(name: &str, hosts: usize, config: &str) -> Option<Cluster> {
     common::ready(&["ip"]).then(|| Cluster::build(name, hosts, Wiring::Switch, config))
-}
-
-fn route(lease: &Lease) -> String {
-    let subnet = lease.subnet().expect("IPv4");
-    format!("{subnet} via {} onlink", subnet.network())
-}
-
-fn route_v6(lease: &Lease) -> String {
-    let subnet = lease.ipv6_subnet().expect("IPv6");
-    format!("{subnet} via {} metric 1024 onlink", subnet.network())
 }
 
 fn sorted(lines: &str) -> Vec<&str> {

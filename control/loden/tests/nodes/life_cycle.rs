@@ -1,5 +1,5 @@
-//! What surrounds the daemon: flanneld's command line, probes, metrics, systemd, `loden status`, the memory of a
-//! restart and `loden cleanup`.
+//! What surrounds the daemon: flanneld's command line, probes, metrics, systemd, `loden status`, the state
+//! file and `loden cleanup`.
 
 use std::fs;
 use std::io::Write;
@@ -27,20 +27,20 @@ fn a_restart_keeps_its_link_address_and_says_what_it_is() {
     let cluster = Cluster::build("lcy-keep", 1, Wiring::Switch, VXLAN);
     let mut daemon = cluster.start(1, &[]);
     let before = cluster.lease(1);
-    // A crash, so that nothing is written in good order.
+    // A crash, so that nothing is written at the exit.
     daemon.end(Signal::SIGKILL);
     assert!(state_files(&cluster).len() == 1, "it is there from the start");
     let mut again = cluster.start(1, &[]);
     assert_eq!(cluster.lease(1).attrs, before.attrs);
     again.end(Signal::SIGTERM);
-    // Rubbish in its place is one warning.
+    // A corrupt state file is one warning.
     fs::write(&state_files(&cluster)[0], "{\u{0}").expect("write");
     let third = cluster.start(1, &[]);
     assert_eq!(
-        third.words().matches("state file of the previous run ignored").count(),
+        third.log_text().matches("state file of the previous run ignored").count(),
         1,
         "{}",
-        third.words()
+        third.log_text()
     );
     assert_eq!(cluster.lease(1).key, before.key);
 }
@@ -103,7 +103,7 @@ fn cleanup_takes_what_a_crash_left_and_nothing_else() {
     let routes = || cluster.shell(1, "ip route | grep '^10.244' || true");
     await_until("the peer's route", || routes().lines().count() == 1);
     cluster.shell(1, "ip route add 10.244.99.0/25 via 198.18.0.2; ip link add flannel.1 type bridge");
-    // What was planned last is written down within seconds.
+    // The last plan is recorded within seconds.
     await_until("the record", || {
         fs::read_to_string(cluster.file("first.json")).is_ok_and(|text| text.contains("\"via\""))
     });
@@ -142,12 +142,12 @@ fn a_replaced_configuration_is_told_without_its_secrets() {
         let mut daemon = cluster.start(1, &[NO_RULES, &["-vv"]].concat());
         assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
         assert_eq!(
-            daemon.words().matches("replacing the network configuration").count(),
+            daemon.log_text().matches("replacing the network configuration").count(),
             1,
             "{}",
-            daemon.words()
+            daemon.log_text()
         );
-        assert!(!daemon.said("s3cret"), "{}", daemon.words());
+        assert!(!daemon.logged("s3cret"), "{}", daemon.log_text());
     }
 }
 
@@ -192,7 +192,7 @@ fn a_port_in_use_ends_the_start() {
     assert!(words.contains(&format!("cannot serve health and metrics on 0.0.0.0:{PORT}")), "{words}");
 }
 
-/// T23 of flannel: the CNI plugin turns forwarding on, or the operator.
+/// As in flannel, the CNI plugin or the operator enables forwarding.
 #[test]
 fn forwarding_is_left_as_it_is_and_told() {
     if !ready(&["ip"]) {
@@ -205,14 +205,14 @@ fn forwarding_is_left_as_it_is_and_told() {
         cluster.shell(1, &format!("for switch in {switches}; do echo {value} > $switch; done"));
         let mut daemon = cluster.start(1, NO_RULES);
         for warning in warnings {
-            assert_eq!(daemon.words().matches(warning).count(), told, "{}", daemon.words());
+            assert_eq!(daemon.log_text().matches(warning).count(), told, "{}", daemon.log_text());
         }
         assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
         assert_eq!(cluster.shell(1, &format!("cat {switches}")), format!("{value}\n{value}"));
     }
 }
 
-/// A client of the health server that never ends its request would be waited for.
+/// A stop waits for a client of the health server that never completes its request.
 #[test]
 fn a_second_signal_waits_for_nobody() {
     if !ready(&["ip"]) {
@@ -227,9 +227,14 @@ fn a_second_signal_waits_for_nobody() {
     };
     let stream = cluster.host(1).namespace().run(half).expect("the host");
     daemon.process.signal(Signal::SIGTERM).expect("a signal");
-    await_until("the first signal's work", || daemon.said("stopped; what was made here stays"));
+    await_until("the first signal's work", || daemon.logged("stopped; what was made here stays"));
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
-    assert_eq!(daemon.words().matches("second signal: ending at once").count(), 1, "{}", daemon.words());
+    assert_eq!(
+        daemon.log_text().matches("second signal: ending at once").count(),
+        1,
+        "{}",
+        daemon.log_text()
+    );
     drop(stream);
 }
 
@@ -304,19 +309,19 @@ fn called_flanneld_it_speaks_flanneld() {
         .env("FLANNELD_IPTABLES_RESYNC", "soon");
     let mut daemon = cluster.spawn(1, &mut command);
     daemon.await_ready();
-    assert!(daemon.said("FLANNELD_IPTABLES_RESYNC"), "{}", daemon.words());
-    assert!(!daemon.said("s3cret-word"), "{}", daemon.words());
+    assert!(daemon.logged("FLANNELD_IPTABLES_RESYNC"), "{}", daemon.log_text());
+    assert!(!daemon.logged("s3cret-word"), "{}", daemon.log_text());
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
 }
 
-/// `loden` in the first host's namespace, about the cluster's daemons.
+/// Runs `loden` in the first host's namespace, with the cluster's run directory.
 fn loden(cluster: &Cluster, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
     command.args(arguments).arg("--run-dir").arg(cluster.place.path());
     cluster.host(1).namespace().output(&mut command).expect("a run")
 }
 
-/// `loden run` on the first host, without a network configuration.
+/// Builds `loden run` for the first host, without a network configuration.
 fn bare(cluster: &Cluster) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
     command
@@ -330,7 +335,7 @@ fn bare(cluster: &Cluster) -> Command {
     command
 }
 
-/// The code and the body of an answer.
+/// Returns the status code and the body of an answer.
 fn get(cluster: &Cluster, path: &str) -> Option<(String, String)> {
     common::get(cluster, 1, PORT, path)
 }

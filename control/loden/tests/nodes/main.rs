@@ -1,16 +1,18 @@
-//! Nodes of a cluster: how they start, stop, restart and follow each other, whatever their store and their host do.
+//! Nodes of a cluster: how they start, stop, restart and follow each other, whatever their store and their
+//! host do.
 //!
 //! ```text
-//! run          tests: one or two nodes from start to stop
-//! life         tests: what a start puts on the host, and what a stop and a crash leave
-//! life_cycle   tests: probes, metrics, systemd, `loden status`, `loden cleanup`
-//! restart      tests: restarts, a swap of stock flannel for loden, removed devices
-//! bad_start    tests: starts that cannot succeed
-//! in_process   tests: the daemon on a store in memory, where a public address is overwritten
-//! etcd         tests: an etcd that comes late, crashes and forgets
-//! cluster      tests: five nodes on an etcd with TLS and users
-//! bad_cluster  tests: a store and a host that do it wrong
-//! scale        tests: ten thousand leases
+//! run            tests: one or two nodes from start to stop
+//! life           tests: what a start puts on the host, and what a stop and a crash leave
+//! life_cycle     tests: probes, metrics, systemd, `loden status`, `loden cleanup`
+//! restart        tests: restarts, a swap of stock flannel for loden, removed devices
+//! bad_start      tests: starts that cannot succeed
+//! host_settings  tests: settings, routes and addresses of the host that are in the way
+//! in_process     tests: the daemon on a store in memory, where a public address is overwritten
+//! etcd           tests: an etcd that comes late, crashes and forgets
+//! cluster        tests: five nodes on an etcd with TLS and users
+//! bad_cluster    tests: a store and a host that do it wrong
+//! scale          tests: ten thousand leases
 //! ```
 
 // clippy.toml allows these in test functions only, not in their helpers.
@@ -22,6 +24,7 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod etcd;
+mod host_settings;
 mod in_process;
 mod life;
 mod life_cycle;

@@ -1,4 +1,4 @@
-//! What a restart, a swap of stock flannel for loden, and a removed device look like to pods, peers and the host.
+//! How a restart, a change from stock flannel to loden, and a removed device affect pods, peers and the host.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -24,7 +24,7 @@ fn pods_meet_no_error_while_the_daemon_restarts() {
     }
     ping(&cluster, 1, 2, true);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        // Both families at once, a hundred a second, over the restart.
+        // A hundred pings a second in each family, during the restart.
         let flows = [false, true].map(|ipv6| {
             let log = cluster.file(if ipv6 { "ping6" } else { "ping4" });
             let mut ping = Command::new("ping");
@@ -38,7 +38,7 @@ fn pods_meet_no_error_while_the_daemon_restarts() {
         }
         daemons[0].end(signal);
         daemons[0] = cluster.start(1, &[]);
-        assert!(daemons[0].said("forwarding from memory"), "{}", daemons[0].words());
+        assert!(daemons[0].logged("forwarding from memory"), "{}", daemons[0].log_text());
         for (mut flow, log) in flows {
             let before = answers(&log);
             await_until("more answers", || answers(&log) > before + 20);
@@ -55,7 +55,7 @@ fn pods_meet_no_error_while_the_daemon_restarts() {
     }
 }
 
-/// flannel's udp device ends with its daemon.
+/// In flannel the device of udp ends with its daemon.
 #[test]
 fn the_device_of_udp_stays_for_the_next_daemon() {
     if !ready(&["ip", "ping"]) {
@@ -77,8 +77,8 @@ fn the_device_of_udp_stays_for_the_next_daemon() {
     }
 }
 
-/// The host ran stock flannel: its kernel device is there with all its entries. After the swap the lease is what
-/// it was, to the byte, and a stock peer that knows nothing of it is reached.
+/// A host that ran stock flannel still has its kernel device. loden replaces the device and keeps its MAC
+/// address, so that stock peers need not learn anything.
 #[test]
 fn stock_flannels_device_makes_room_and_its_address_goes_on() {
     if !common::needs(&[]).and("the kernel's vxlan", common::has_vxlan()).are_met() {
@@ -90,7 +90,10 @@ fn stock_flannels_device_makes_room_and_its_address_goes_on() {
         let local = if device.contains("v6") { "fd00:10de::1" } else { "198.18.0.1" };
         cluster.shell(
             1,
-            &format!("ip link add {device} address {mac} type vxlan id 1 dstport 8472 local {local} dev eth0 nolearning"),
+            &format!(
+                "ip link add {device} address {mac} type vxlan id 1 dstport 8472 local {local} \
+                 dev eth0 nolearning"
+            ),
         );
         cluster.shell(1, &format!("ip link set {device} up"));
     }
@@ -98,15 +101,19 @@ fn stock_flannels_device_makes_room_and_its_address_goes_on() {
     let attrs = cluster.lease(1).attrs.to_json();
     assert!(kernel.iter().all(|(_, mac)| attrs.contains(mac)), "{attrs}");
     for (device, _) in kernel {
-        assert!(daemon.said(&format!("makes room for ours device={device}")), "{}", daemon.words());
+        assert!(
+            daemon.logged(&format!("replacing the kernel's tunnel device device={device}")),
+            "{}",
+            daemon.log_text()
+        );
         assert!(cluster.shell(1, &format!("ip -d link show {device}")).contains("tun type tun"));
     }
     drop(daemon);
-    // A device of flannel's name with another network in it is not flannel's.
+    // A device with flannel's name and another VNI is not flannel's.
     let cluster = Cluster::build("rst-other", 1, Wiring::Switch, VXLAN);
     cluster.shell(1, "ip link add flannel.1 type vxlan id 5 dstport 4789 dev eth0");
     let mut daemon = cluster.spawn(1, &mut cluster.command(1));
-    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.words());
+    assert_eq!(daemon.await_end().code(), Some(1), "{}", daemon.log_text());
     assert!(cluster.shell(1, "ip -d link show flannel.1").contains("vxlan id 5"));
 }
 
@@ -133,7 +140,7 @@ fn a_device_that_somebody_removes_comes_back_with_its_routes() {
         ping(&cluster, 1, 2, false);
         ping(&cluster, 2, 1, false);
         assert!(daemons[0].is_running());
-        assert_eq!(daemons[0].words().matches("the device was removed").count(), 1);
+        assert_eq!(daemons[0].log_text().matches("the device was removed").count(), 1);
     }
 }
 
@@ -148,7 +155,7 @@ fn cleanup_takes_devices_and_firewall_rules_and_leaves_others() {
         (DUAL.replace("{\"Network", "{\"EnableNFTables\":true,\"Network"), "nft list ruleset"),
     ] {
         let cluster = Cluster::build("rst-clean", 1, Wiring::Switch, &config);
-        // Empty chains stay where iptables has looked; what counts is rules, and what bears the name.
+        // iptables leaves empty chains behind when it lists rules, so only rules and flannel's names count.
         let plain = "grep -E '^-A|addr|flannel' || true";
         cluster.shell(1, "iptables -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE");
         cluster.shell(1, "ip6tables -A FORWARD -s 2001:db8::/32 -j ACCEPT");
@@ -174,7 +181,7 @@ fn cleanup_takes_devices_and_firewall_rules_and_leaves_others() {
     }
 }
 
-/// Stock flannel cannot start beside these: they have to go before it comes back.
+/// Stock flannel cannot start while these devices exist, so cleanup must remove them.
 #[test]
 fn cleanup_makes_room_for_stock_flannel() {
     if !ready(&["ip"]) {
@@ -200,14 +207,14 @@ fn a_failed_start_leaves_no_device() {
         return;
     }
     let cluster = Cluster::build("rst-fail", 1, Wiring::Switch, VXLAN);
-    // Masquerading comes after the device, and there is nothing to make it with.
+    // Masquerading is set up after the device, and there is no program for it.
     let status = mounts::private(|| {
         for place in ["/usr/sbin", "/sbin"] {
             mounts::tmpfs(Path::new(place), "4k").expect("a tmpfs");
         }
         let mut daemon = cluster.spawn(1, cluster.command(1).env("PATH", "/nowhere").arg("--ip-masq"));
         let status = daemon.await_end();
-        assert!(daemon.said("datapath device=flannel.1"), "{}", daemon.words());
+        assert!(daemon.logged("datapath device=flannel.1"), "{}", daemon.log_text());
         status
     })
     .expect("private mounts");

@@ -1,6 +1,6 @@
-//! Two nodes among ten thousand: the leases of the others come, change and go on a real etcd as fast as it takes
-//! them, while a flow between the two loses nothing. After each step the routes, the peers and where packets go are
-//! those of the store, one by one.
+//! Two nodes among ten thousand: the leases of the others come, change and go on a real etcd as fast as it
+//! accepts them, while a flow between the two loses nothing. After each step the routes, the peers and the
+//! destinations of packets match the store, one by one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -21,17 +21,18 @@ use crate::common::{self, Cluster, Daemon};
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const LEASES: &str = "/coreos.com/network/subnets/";
-/// Nodes that are only a lease.
+/// The number of nodes that are only a lease.
 const OTHERS: usize = 10_000;
-/// etcd takes 128 in one transaction.
+/// etcd accepts 128 operations in one transaction.
 const AT_ONCE: usize = 100;
-/// Where their subnets begin: all with two digits, so that they are one range of keys, and past those of the two.
+/// The second octet of their first subnet: all have two digits, so that their keys are one range, after those
+/// of the two.
 const FIRST: usize = 32;
 
-/// A packet that is not seen by then does not come.
+/// A packet that has not arrived by then is lost.
 const LAST: Duration = Duration::from_millis(300);
 
-/// Where a node is: its public address and its link address on the overlay.
+/// A node's public address and its MAC address on the overlay.
 type Place = (Ipv4Addr, [u8; 6]);
 
 #[test]
@@ -46,7 +47,7 @@ fn ten_thousand_leases_come_change_and_go() {
     world.storm(1);
     world.check();
 
-    // A thousand changes a second, of which a third are removals.
+    // A thousand changes a second, a third of them removals.
     let began = Instant::now();
     for round in 0..40usize {
         let changes: Vec<(usize, Option<u8>)> = (0..AT_ONCE)
@@ -60,17 +61,17 @@ fn ten_thousand_leases_come_change_and_go() {
     }
     world.check();
 
-    // etcd crashes and comes back with all it had.
+    // etcd crashes and restarts with its data.
     world.etcd.kill();
     world.etcd.restart();
     world.write(&[(1, Some(3)), (2, None)]);
     world.check();
 
-    // Half of it changes while nobody sees it, and is compacted: they have to be listed anew.
+    // Leases change unseen and the history is compacted: the daemons must list all leases again.
     world.unseen(|node| (!node.is_multiple_of(4)).then_some(4));
     world.check();
 
-    // Again and again, and the memory stays what it was.
+    // Memory does not grow from one storm to the next.
     let memory = [5, 6].map(|generation| {
         world.clear();
         world.check();
@@ -82,7 +83,7 @@ fn ten_thousand_leases_come_change_and_go() {
     println!("{} datagrams there and back; memory {memory:?} KiB", flow.sent);
     assert_eq!(flow.lost, [0; 0], "of {}", flow.sent);
     for ((before, after), what) in memory[0].iter().zip(memory[1]).zip(["VmRSS", "VmHWM"]) {
-        // One set of leases, plan and table more would be above it.
+        // A leaked set of leases, plan and table would exceed this.
         assert!(after <= before + 6 * 1024, "{what} grows from one storm to the next: {memory:?} KiB");
     }
     assert!(world.daemons.iter_mut().all(Daemon::is_running));
@@ -90,7 +91,7 @@ fn ten_thousand_leases_come_change_and_go() {
 
 struct World {
     daemons: Vec<Daemon>,
-    /// By number of the node, the generation of its lease.
+    /// The generation of each node's lease.
     leases: BTreeMap<usize, u8>,
     etcd: Server,
     cluster: Cluster,
@@ -99,7 +100,7 @@ struct World {
 impl World {
     fn new() -> World {
         let mut cluster = Cluster::build("scale", 2, Wiring::Direct, CONFIG);
-        // So that packets to the others come by the second host, and end there.
+        // Packets to the others go to the second host and end there.
         cluster.shell(1, &format!("ip route add 172.16.0.0/12 via {}", cluster.host(2).underlay()));
         cluster.shell(2, "ip route add blackhole 172.16.0.0/12");
         let host = cluster.host(1);
@@ -118,13 +119,13 @@ impl World {
         World { daemons: daemons.into(), leases: BTreeMap::new(), etcd, cluster }
     }
 
-    /// All of the others take a lease.
+    /// Stores a lease for each of the others.
     fn storm(&mut self, generation: u8) {
         let all: Vec<_> = (0..OTHERS).map(|node| (node, Some(generation))).collect();
         self.write(&all);
     }
 
-    /// All of the others leave.
+    /// Removes the leases of the others.
     fn clear(&mut self) {
         let (first, end) =
             (format!("{LEASES}10.{FIRST}."), format!("{LEASES}10.{}.", FIRST + OTHERS / 256 + 1));
@@ -132,8 +133,8 @@ impl World {
         self.leases.clear();
     }
 
-    /// Changes every lease but those of the nodes for which there is `None`, which go, where the daemons do not see
-    /// it, and lets etcd forget how it came.
+    /// Changes the leases of the others, or removes those for which `generation` returns `None`, while the
+    /// daemons cannot see it, and compacts etcd's history.
     fn unseen(&mut self, generation: impl Fn(usize) -> Option<u8>) {
         let changes: Vec<_> = (0..OTHERS).map(|node| (node, generation(node))).collect();
         let World { etcd, cluster, leases, .. } = self;
@@ -151,7 +152,7 @@ impl World {
         write(&self.cluster, &mut self.leases, &self.etcd.endpoint(), changes);
     }
 
-    /// Waits until both nodes have what the store has, and nothing else.
+    /// Waits until both nodes match the store exactly.
     fn check(&self) {
         let expected: BTreeMap<Ipv4Addr, Place> =
             self.leases.iter().map(|(node, generation)| (subnet(*node), place(*node, *generation))).collect();
@@ -166,7 +167,7 @@ impl World {
         settle("where packets go", &expected, || self.sightings());
     }
 
-    /// The peers that a node shows.
+    /// Returns the peers in a node's `loden status`.
     fn peers(&self, number: usize) -> BTreeMap<Ipv4Addr, Place> {
         let line = format!(
             "{LODEN} status --json --run-dir {}",
@@ -187,19 +188,19 @@ impl World {
         entries
     }
 
-    /// The destinations of the kernel routes into a node's tunnel. One that has not flannel's form is shown as
-    /// 0.0.0.0, which no node has.
+    /// Returns the destinations of the kernel routes into a node's tunnel. A route that does not have
+    /// flannel's form appears as 0.0.0.0, which no node has.
     fn routes(&self, number: usize) -> BTreeMap<Ipv4Addr, ()> {
         let text = self.cluster.shell(number, "ip -4 route show dev flannel.1");
         let of = |line: &str| {
             let subnet: Ipv4Addr = line.split_once("/24 via ")?.0.parse().ok()?;
             (line == format!("{subnet}/24 via {subnet} onlink")).then_some(subnet)
         };
-        // What is none, such as a cover, stands for a moment at most.
+        // Other routes, such as a cover, exist only briefly.
         text.lines().map(|line| (of(line).unwrap_or(Ipv4Addr::UNSPECIFIED), ())).collect()
     }
 
-    /// Sends a packet from the first pod to each of the others, and looks where each goes by the wire.
+    /// Sends a packet from the first pod to each of the others and returns where each goes on the wire.
     fn sightings(&self) -> BTreeMap<Ipv4Addr, Place> {
         // ETH_P_IP, packet(7).
         let protocol = Protocol::from(i32::from(0x0800u16.to_be()));
@@ -215,7 +216,7 @@ impl World {
             let reader = scope.spawn(|| read(socket, &sent));
             for node in 0..OTHERS {
                 let [a, b, c, _] = subnet(node).octets();
-                // To a subnet without a route it comes to nothing.
+                // A subnet without a route gives an error.
                 let _ = sender.send_to(b"whither", (Ipv4Addr::new(a, b, c, 9), 9));
                 if node % 50 == 0 {
                     thread::sleep(Duration::from_millis(1));
@@ -226,7 +227,7 @@ impl World {
         })
     }
 
-    /// The first daemon's resident memory and its peak, in KiB.
+    /// Returns the first daemon's resident memory and its peak, in KiB.
     fn memory(&self) -> [u64; 2] {
         let status = fs::read_to_string(format!("/proc/{}/status", self.daemons[0].process.id())).unwrap();
         ["VmRSS:", "VmHWM:"].map(|name| {
@@ -253,7 +254,7 @@ fn start(cluster: &Cluster, number: usize, endpoint: &str) -> Daemon {
     cluster.spawn(number, &mut command)
 }
 
-/// Writes by transactions, four at a time.
+/// Writes leases in transactions, four at a time.
 fn write(
     cluster: &Cluster,
     leases: &mut BTreeMap<usize, u8>,
@@ -267,7 +268,7 @@ fn write(
             let key = format!("{LEASES}{}-24", subnet(*node));
             match generation {
                 Some(generation) => {
-                    // etcdctl 3.4 cuts what is in single quotes.
+                    // etcdctl 3.4 truncates values in single quotes.
                     writeln!(text, "put {key} {:?}", value(*node, *generation)).unwrap();
                     leases.insert(*node, *generation);
                 }
@@ -280,13 +281,14 @@ fn write(
         fs::write(directory.path().join(format!("{number:03}")), text + "\n\n").unwrap();
     }
     let line = format!(
-        "cd {} && ls | ETCDCTL_API=3 xargs -P 4 -I @ sh -c 'etcdctl --endpoints {endpoint} txn < @ | grep -q ^SUCCESS'",
+        "cd {} && ls | ETCDCTL_API=3 \
+         xargs -P 4 -I @ sh -c 'etcdctl --endpoints {endpoint} txn < @ | grep -q ^SUCCESS'",
         directory.path().display()
     );
     cluster.shell(1, &line);
 }
 
-/// Waits until `look` sees what is expected; fails with what differs.
+/// Waits until `look` returns what is expected. Panics with the difference.
 fn settle<T: PartialEq + std::fmt::Debug>(
     what: &str,
     expected: &BTreeMap<Ipv4Addr, T>,
@@ -313,7 +315,7 @@ fn settle<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Where packets towards the others go, by the subnet of their inner destination.
+/// Reads packets from the wire. Returns where they go, by the subnet of their inner destination.
 fn read(mut socket: Socket, sent: &AtomicBool) -> BTreeMap<Ipv4Addr, Place> {
     let (mut seen, mut buffer) = (BTreeMap::new(), [0; 2048]);
     let mut end = None;
@@ -357,7 +359,7 @@ fn value(node: usize, generation: u8) -> String {
     )
 }
 
-/// The subnet that a node has taken.
+/// Returns the subnet of a node's lease.
 fn subnet_of(cluster: &Cluster, number: usize) -> [u8; 4] {
     let text = fs::read_to_string(cluster.file(&format!("host{number}.env"))).unwrap();
     model::subnet_env::parse(&text).subnet().unwrap().network().octets()

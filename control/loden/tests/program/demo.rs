@@ -1,4 +1,4 @@
-//! `loden demo` as its user meets it: exit codes, JSON, and nothing left behind whatever happens.
+//! `loden demo` as its user sees it: exit codes, JSON, and nothing left behind whatever happens.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Far beyond what a busy machine needs: only a hang reaches it.
+/// Far more than a busy machine needs: only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
@@ -108,12 +108,14 @@ fn pods_without_a_tunnel_fail_and_are_named() {
     if !Needs::hosts().are_met() {
         return;
     }
-    // Says that all is in place, and moves nothing.
+    // Reports success and moves nothing.
     let program = script(
         "echo 'a daemon that does nothing' >&2; last=\n\
          for word in \"$@\"; do [ \"$last\" = --subnet-file ] && file=$word; last=$word; done\n\
          number=${file%.subnet.env}; number=${number##*host}\n\
-         printf 'FLANNEL_NETWORK=10.244.0.0/16\\nFLANNEL_SUBNET=10.244.%s.1/24\\nFLANNEL_MTU=1450\\n' $number > $file.new\n\
+         echo FLANNEL_NETWORK=10.244.0.0/16 > $file.new\n\
+         echo FLANNEL_SUBNET=10.244.$number.1/24 >> $file.new\n\
+         echo FLANNEL_MTU=1450 >> $file.new\n\
          mv $file.new $file; exec sleep 1000",
     );
     let demo = Demo::start(&["--json", "--program", program.to_str().unwrap()]);
@@ -175,7 +177,7 @@ fn udp_with_ipv6_is_refused() {
     assert!(stderr.contains("--ipv6 needs --backend vxlan") && stderr.lines().count() == 1, "{stderr}");
 }
 
-/// A running demo, stopped when dropped. Its stderr goes to a file, so that it never waits for us.
+/// A running demo, stopped when dropped. Its stderr goes to a file, so that it never waits for a reader.
 struct Demo {
     child: Option<Child>,
     stderr: PathBuf,
@@ -209,7 +211,7 @@ impl Demo {
         }
     }
 
-    /// Waits for the end; returns the output and the demo's name.
+    /// Waits for the demo to exit and returns its output and its name.
     fn ends(mut self) -> (Output, String) {
         let begin = Instant::now();
         while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
@@ -223,7 +225,7 @@ impl Demo {
         (output, name)
     }
 
-    /// Waits for a good end that leaves nothing; returns the report.
+    /// Waits for a successful exit that leaves nothing behind and returns the report.
     fn succeeds(self) -> Value {
         let (output, name) = self.ends();
         let [stdout, stderr] = texts(&output);
@@ -260,11 +262,11 @@ fn remove(name: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loden")).args(["demo", "--remove", name]).output().unwrap()
 }
 
-/// No namespace, no file and no process bears the demo's name.
+/// Checks that no namespace, file or process has the demo's name.
 fn assert_nothing_left(name: &str) {
     assert_eq!(Namespace::names(&format!("{name}-")), Vec::<String>::new());
     assert!(!std::env::temp_dir().join(name).exists());
-    // Every daemon has a file of the demo's directory on its command line.
+    // Every daemon's command line names a file in the demo's directory.
     let mark = format!("/{name}/");
     let left: Vec<String> = fs::read_dir("/proc")
         .unwrap()
@@ -275,7 +277,7 @@ fn assert_nothing_left(name: &str) {
     assert_eq!(left, Vec::<String>::new());
 }
 
-/// A demo of three hosts, of which each reaches each other one in these families; its report.
+/// Runs a demo of three hosts, checks that all reach each other in these families, and returns its report.
 fn reach_all(arguments: &[&str], backend: &str, families: &[&str]) -> Value {
     let all = [arguments, &["--hosts", "3", "--seconds", "1", "--json"]].concat();
     let report = Demo::start(&all).succeeds();
@@ -299,8 +301,8 @@ fn texts(output: &Output) -> [String; 2] {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// A shell script in a file of its own. Another process writes it: a file that this one has open for
-/// writing could be inherited by a test beside us, and could then not be run (ETXTBSY).
+/// Writes a shell script to a new file, through another process: a child of a parallel test could inherit a
+/// file that this process has open for writing, and the script could then not be executed (ETXTBSY).
 fn script(text: &str) -> PathBuf {
     let path = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
     let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\"; chmod 755 \"$2\"";

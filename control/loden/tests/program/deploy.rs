@@ -1,4 +1,5 @@
-//! What lies in `deploy/`: systemd understands it, and the daemon lives with what it grants.
+//! The files in `deploy/`: systemd accepts the units, and the daemon works with the capabilities that they
+//! grant.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ const UNIT: &str = include_str!("../../../../deploy/systemd/loden.service");
 const DROP_IN: &str = include_str!("../../../../deploy/systemd/docker.service.d/loden.conf");
 const INSTALLED: &str = "/usr/local/bin/loden";
 
-/// systemd's own measure, in tenths: 0 is nothing at all, 100 everything.
+/// systemd's exposure level in tenths: 0 is fully confined, 100 unconfined.
 const EXPOSURE: &str = "--threshold=30";
 
 #[test]
@@ -33,7 +34,7 @@ fn systemd_understands_the_units_and_finds_them_hardened() {
             said.lines().filter(|line| line.contains("loden") || line.contains("docker")).collect();
         assert!(ours.is_empty(), "{ours:#?}");
     }
-    // So it would be said.
+    // What systemd would report.
     let broken = put(
         place.path(),
         "loden-broken.service",
@@ -68,12 +69,12 @@ fn the_capabilities_of_the_unit_are_enough() {
         // CAP_NET_ADMIN is 12, CAP_NET_RAW 13 (linux/capability.h).
         assert!(status.contains("CapEff:\t0000000000003000"), "{status}");
         for number in [1, 2] {
-            await_until("the peer", || daemons[number - 1].said("peers=1"));
+            await_until("the peer", || daemons[number - 1].logged("peers=1"));
             cluster.connect_pod(number);
         }
         ping(&cluster, 1, 2, false);
         for daemon in daemons {
-            assert!(!daemon.said("WARN"), "{}", daemon.words());
+            assert!(!daemon.logged("WARN"), "{}", daemon.log_text());
             daemon.finish();
         }
     }
@@ -101,7 +102,7 @@ fn dockerd_gets_every_variable_that_is_written() {
     assert!(names.iter().all(|name| start.contains(&format!("${name}"))), "{start}\n{written}");
 }
 
-/// A unit that starts this build's daemon.
+/// Writes a unit that starts this build's daemon.
 fn put(place: &Path, name: &str, unit: &str) -> PathBuf {
     let path = place.join(name);
     fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");

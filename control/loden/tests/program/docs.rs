@@ -1,4 +1,4 @@
-//! The documentation says what the program has.
+//! The documentation matches the program.
 
 use std::path::{Path, PathBuf};
 
@@ -120,8 +120,8 @@ fn sources(root: &Path, folders: &[&str]) -> Vec<(Vec<String>, String)> {
     sources
 }
 
-/// A module by the folders and the file that hold it. Unit tests are those of the module around them, whether they
-/// stand in `x.rs`, `x/tests.rs` or `x_tests.rs`.
+/// A module by the folders and the file that hold it. Unit tests are those of the module around them, whether
+/// they stand in `x.rs`, `x/tests.rs` or `x_tests.rs`.
 fn module(path: &Path) -> Vec<String> {
     let path = path.with_extension("");
     let parts = path.components().map(|part| part.as_os_str().to_string_lossy().replace('-', "_"));

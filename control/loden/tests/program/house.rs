@@ -42,7 +42,8 @@ fn the_crates_arrows_are_those_of_the_drawing() {
     assert!(undrawn.is_empty() && unused.is_empty(), "not in the drawing: {undrawn:?}; not used: {unused:?}");
 }
 
-/// An arrow that a test needs leads the same way as the others: no crate's tests use one that stands above it.
+/// An arrow that a test needs leads the same way as the others: no crate's tests use one that stands above
+/// it.
 #[test]
 fn tests_use_no_crate_from_above() {
     let crates = crates();
@@ -127,6 +128,10 @@ fn a_drawing_is_read_arrow_by_arrow() {
 
 fn fits(line: &str, width: usize) -> bool {
     let Some((limit, _)) = line.char_indices().nth(width) else { return true };
+    // flannel's rules stand in tests as iptables-save prints them.
+    if line.starts_with("-A ") {
+        return true;
+    }
     let start = line[..limit].rfind(' ').map_or(0, |blank| blank + 1);
     let word = line[start..].split(' ').next().unwrap_or_default();
     word.matches('"').count() >= 2

@@ -46,7 +46,7 @@ fn the_plugin_and_a_list_are_put_once_and_a_second_run_says_so() {
 fn a_given_configuration_is_copied_to_the_byte_with_its_mode() {
     let host = Host::new();
     let source = host.path("cni-conf.json");
-    // As a ConfigMap is mounted.
+    // Laid out like a mounted ConfigMap.
     fs::write(host.path("data"), CONF).expect("a file");
     fs::set_permissions(host.path("data"), fs::Permissions::from_mode(0o600)).expect("a mode");
     symlink(host.path("data"), &source).expect("a link");
@@ -184,7 +184,7 @@ fn called_by_the_scripts_name_it_does_what_the_script_does() {
         "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n\
          DOCKER_NETWORK_OPTIONS=\" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"
     );
-    // A shell reads it as well.
+    // A shell can read it too.
     let line = format!(". {}; echo $DOCKER_NETWORK_OPTIONS", host.path("docker.env").display());
     let shell = Command::new("sh").args(["-c", &line]).output().expect("sh");
     assert_eq!(text(&shell.stdout), "--bip=10.1.74.1/24 --ip-masq=true --mtu=1472");

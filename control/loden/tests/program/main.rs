@@ -1,5 +1,5 @@
-//! The program as its user meets it: `loden demo`, `loden install-cni`, what lies in `deploy/`, and what the documentation
-//! says of them.
+//! The program as its user meets it: `loden demo`, `loden install-cni`, what lies in `deploy/`, and what the
+//! documentation says of them.
 
 // clippy.toml allows these in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]

@@ -271,7 +271,8 @@ proptest! {
     #[test]
     fn an_accepted_pool_obeys_the_rules(base: u32, prefix in 0..=32u8, length: u8, min: u32) {
         let network = cidr::masked_v4(base.into(), prefix).unwrap();
-        let text = format!(r#"{{"Network":"{network}","SubnetLen":{length},"SubnetMin":"{}"}}"#, Ipv4Addr::from(min));
+        let min = Ipv4Addr::from(min);
+        let text = format!(r#"{{"Network":"{network}","SubnetLen":{length},"SubnetMin":"{min}"}}"#);
         if let Ok((config, _)) = parse(&text) {
             let pool = config.ipv4.unwrap();
             prop_assert!(pool.subnet_len >= prefix + 2 && pool.subnet_len <= 30);

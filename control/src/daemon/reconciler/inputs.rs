@@ -39,8 +39,8 @@ impl Inputs {
         Ok(Inputs { context, outline, own, ledger, plan: None, changed: Some(now) })
     }
 
-    /// Takes up another uplink; returns true if other tunnels have to be opened for it. An uplink that cannot carry
-    /// the tunnels is refused, and all stays as it is.
+    /// Takes up another uplink; returns true if other tunnels have to be opened for it. An uplink that cannot
+    /// carry the tunnels is refused, and all stays as it is.
     pub(crate) fn set_underlay(&mut self, underlay: Underlay, now: Instant) -> Result<bool, PlanError> {
         let context = Context { underlay, ..self.context.clone() };
         let outline = plan::outline(&context)?;
@@ -58,8 +58,8 @@ impl Inputs {
         }
     }
 
-    /// Takes in our own lease as it is now; returns true if peers see something else of it than before. The expiry
-    /// and the wish are no part of the plan.
+    /// Takes in our own lease as it is now; returns true if peers see something else of it than before. The
+    /// expiry and the wish are no part of the plan.
     pub(crate) fn set_own(&mut self, own: Owned, now: Instant) -> bool {
         let seen = |own: &Owned| (own.published.key, own.published.attrs.clone());
         let changed = seen(&own) != seen(&self.own);

@@ -6,6 +6,7 @@
 //! ```text
 //! inputs      all that the plan is made of; nothing of it changes without a new plan
 //! own_lease   when to ask the store for our lease, and what it says of it
+//! wishes      what we have wished to publish in this run
 //! uplink      when another interface, address or MTU is taken up
 //! pace        how soon a change of the peers is acted on
 //! schedule    when the whole host is compared with the plan
@@ -19,6 +20,7 @@ mod pace;
 mod request;
 mod schedule;
 mod uplink;
+mod wishes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,7 +52,8 @@ pub(crate) enum Action {
     RecordLease,
     /// Look at the host's interfaces; [`Reconciler::handle_uplink`] takes what is seen.
     LookAtUplink,
-    /// Close the tunnels and open them as outlined, with the tables of this plan; [`Reconciler::handle_opened`] takes the result.
+    /// Close the tunnels and open them as outlined, with the tables of this plan;
+    /// [`Reconciler::handle_opened`] takes the result.
     Reopen(Arc<Plan>),
     /// Ask the kernel for the ways to the peers; [`Reconciler::handle_reach`] takes them.
     LookAtWays,
@@ -79,8 +82,9 @@ enum Step {
     Apply,
 }
 
-/// Decides what a node does. Feed it events by `handle_*` as they come; carry out what [`Reconciler::poll_action`]
-/// returns until it returns none; wait for an event, but not beyond [`Reconciler::poll_timeout`].
+/// Decides what a node does. Feed it events by `handle_*` as they come; carry out what
+/// [`Reconciler::poll_action`] returns until it returns none; wait for an event, but not beyond
+/// [`Reconciler::poll_timeout`].
 #[derive(Debug)]
 pub(crate) struct Reconciler {
     inputs: Inputs,
@@ -220,8 +224,8 @@ impl Reconciler {
         self.inputs.set_reach(reach, now.instant);
     }
 
-    /// Takes in what applying the plan came to; returns false if it is tried once more at once, with tunnels that are
-    /// opened again.
+    /// Takes in what applying the plan came to; returns false if it is tried once more at once, with tunnels
+    /// that are opened again.
     pub(crate) fn handle_applied(&mut self, state: HostState, now: Now) -> bool {
         if state == HostState::DeviceGone && !std::mem::replace(&mut self.reopened, true) {
             self.steps.extend([Step::Reopen, Step::Apply]);

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-/// One moment on both clocks. Waits run on the monotonic clock; leases expire on the wall clock, which may jump.
+/// One moment on both clocks. Waits run on the monotonic clock; leases expire on the wall clock, which may
+/// jump.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     /// The monotonic clock.

@@ -1,7 +1,7 @@
 //! Our own lease: when to ask the store for it, and what events and answers say of it.
 //!
-//! A lease has what we wish to publish and what is published, which differ where an administrator has overwritten
-//! our public address. Whether to publish is decided between wishes; peers see what is published.
+//! A lease has what we wish to publish and what is published, which differ where an administrator has
+//! overwritten our public address. Whether to publish is decided between wishes; peers see what is published.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use store::lease::{Holder, Owned};
 use super::end::End;
 use super::now::Now;
 use super::request::{Answer, Request};
+use super::wishes::Wishes;
 use crate::daemon::error::DaemonError;
 
 /// Longest sleep before the wall clock is read again: expiries are points of it, and it may jump.
@@ -23,8 +24,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 const TAKEN: &str = "another node took the subnet; restart to get a new one";
 const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
 
-/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one request at a
-/// time, and hand every event and answer to `handle_*`; a lease that these return is ours as it is stored now.
+/// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one
+/// request at a time, and hand every event and answer to `handle_*`; a lease that these return is ours as it
+/// is stored now.
 #[derive(Debug)]
 pub(crate) struct OwnLease {
     renewal: Renewal,
@@ -32,18 +34,14 @@ pub(crate) struct OwnLease {
     confirmed: bool,
     /// A request is under way.
     busy: bool,
-    /// Other wishes that the store was asked to publish since it last gave us the lease, each once. It may have done
-    /// so although the answer got lost.
-    asked: Vec<LeaseAttrs>,
-    /// By how many wishes, ours and then those of `asked`, the store was asked for the lease in vain.
-    searched: usize,
-    /// Another lease that the store gave instead.
+    /// What we have wished in this run.
+    wishes: Wishes,
+    /// Another lease to give back, which the store gave instead of ours.
     give_back: Option<SubnetKey>,
-    /// What we wished earlier in this run, each once: a late event that shows it is no stranger's.
-    former: Vec<LeaseAttrs>,
     /// The lease was removed while a request that writes it was under way.
     removed_meanwhile: bool,
-    /// The lease as an event showed it while a request was under way, perhaps later than the answer was given.
+    /// The lease as an event showed it while a request was under way, perhaps later than the answer was
+    /// given.
     shown_meanwhile: Option<Lease>,
     /// A wish that the store does not know is to be published at the next chance.
     publish: bool,
@@ -58,10 +56,8 @@ impl OwnLease {
             renewal: Renewal::new(&own.published, margin, now),
             confirmed: true,
             busy: false,
-            asked: Vec::new(),
-            searched: 0,
+            wishes: Wishes::default(),
             give_back: None,
-            former: Vec::new(),
             removed_meanwhile: false,
             shown_meanwhile: None,
             publish: false,
@@ -90,21 +86,19 @@ impl OwnLease {
                 Request::Confirm { config: config.clone(), wished: wished.clone(), key: own.key() }
             }
             Step::Renew => Request::Renew(own.clone()),
-            Step::Acquire => {
-                let mut wishes = std::iter::once(&own.wished).chain(&self.asked);
-                let wished = wishes.nth(self.searched).unwrap_or(&own.wished).clone();
-                let give_back = self.give_back.take();
-                Request::Acquire { config: config.clone(), wished, key: own.key(), give_back }
-            }
+            Step::Acquire => Request::Acquire {
+                config: config.clone(),
+                wished: self.wishes.search(own),
+                key: own.key(),
+                give_back: self.give_back.take(),
+            },
             Step::Sleep(_) if std::mem::take(&mut self.publish) && own.wished != *wished => {
                 Request::Publish { own: own.clone(), wished: wished.clone() }
             }
             Step::Sleep(_) => return None,
         };
         self.busy = true;
-        if *request.wished() != own.wished {
-            add(&mut self.asked, request.wished());
-        }
+        self.wishes.ask(request.wished(), own);
         Some(request)
     }
 
@@ -121,7 +115,8 @@ impl OwnLease {
         }
     }
 
-    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by this.
+    /// Asks for `wished` to be published if the store does not know it. A failed attempt is repeated only by
+    /// this.
     pub(crate) fn publish(&mut self, own: &Owned, wished: &LeaseAttrs) {
         self.publish = own.wished != *wished;
         if !self.publish {
@@ -144,11 +139,16 @@ impl OwnLease {
         now: u64,
     ) -> Result<Option<Owned>, End> {
         match (event, stored) {
-            // What is stored is from before the run: the confirmation under way will write it again.
-            _ if !self.confirmed => Ok(None),
             (Own::Unchanged, _) | (Own::Written, None) => Ok(None),
+            // What is stored may be from before the run: the confirmation under way will write it again.
+            _ if !self.confirmed => {
+                self.removed_meanwhile = event == Own::Removed;
+                self.shown_meanwhile = stored.cloned();
+                Ok(None)
+            }
             (Own::Removed, _) => {
-                tracing::warn!(lease = %own.key(), "our lease was removed from the store; acquiring it again");
+                let lease = own.key();
+                tracing::warn!(%lease, "our lease was removed from the store; acquiring it again");
                 self.removed_meanwhile = self.busy;
                 self.renewal.handle_lost();
                 Ok(None)
@@ -165,80 +165,90 @@ impl OwnLease {
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
         now: u64,
     ) -> Result<Option<Owned>, End> {
-        let key = own.key();
         self.busy = false;
         let removed_meanwhile = std::mem::take(&mut self.removed_meanwhile);
         let shown_meanwhile = self.shown_meanwhile.take();
-        let mut granted = match answer {
+        let Some(mut granted) = self.granted(answer, own, now)? else { return Ok(None) };
+        tracing::info!(lease = %own.key(), "lease renewed");
+        // If the event is the older one, another will follow.
+        if let Some(shown) = shown_meanwhile.filter(|shown| holder(&granted.wished, shown) == Holder::Us) {
+            granted.published = shown;
+        }
+        self.renewal.handle_renewed(&granted.published, now);
+        self.wishes.end_search();
+        if removed_meanwhile {
+            self.renewal.handle_lost();
+        }
+        Ok(Some(granted))
+    }
+
+    /// Returns the lease if the store has given it.
+    fn granted(&mut self, answer: Answer, own: &Owned, now: u64) -> Result<Option<Owned>, End> {
+        let key = own.key();
+        match answer {
             Answer::Reconfigured => {
                 tracing::warn!(
                     "the network configuration has changed since the last run; restarting from the store"
                 );
-                return Err(End::Restart);
+                Err(End::Restart)
             }
-            Answer::Confirmed(Err(error)) => return Err(error.into()),
+            Answer::Confirmed(Err(error)) => Err(error.into()),
             Answer::Confirmed(Ok(granted)) if granted.key() != key => {
                 let now = granted.key();
-                tracing::warn!(was = %key, %now, "the store gave us another subnet; restarting from the store");
-                return Err(End::Restart);
+                tracing::warn!(
+                    was = %key,
+                    %now,
+                    "the store gave us another subnet; restarting from the store"
+                );
+                Err(End::Restart)
             }
             Answer::Confirmed(Ok(granted)) => {
                 tracing::info!(lease = %key, "the store has confirmed the remembered lease");
                 self.confirmed = true;
-                granted
+                Ok(Some(granted))
             }
             Answer::Acquired(Ok(granted)) if granted.key() != key => {
-                if self.searched < self.asked.len() {
-                    self.searched += 1;
+                if self.wishes.can_search_on(own) {
                     self.give_back = Some(granted.key());
                     self.renewal.handle_lost();
                     return Ok(None);
                 }
                 // Pods already have addresses of the old subnet: only a restart can change it.
                 let error = Box::new(lost(key, TAKEN));
-                return Err(End::Failed { error, give_back: Some(granted.key()) });
+                Err(End::Failed { error, give_back: Some(granted.key()) })
             }
             Answer::Acquired(Err(StoreError::OutOfSubnets(error))) => {
-                return Err(lost(key, &error.to_string()).into());
+                Err(lost(key, &error.to_string()).into())
             }
-            Answer::Renewed(Ok(granted)) | Answer::Acquired(Ok(granted)) => granted,
+            Answer::Renewed(Ok(granted)) | Answer::Acquired(Ok(granted)) => Ok(Some(granted)),
             Answer::Published(Ok(granted)) => {
                 let attrs = granted.published.attrs.to_json();
                 tracing::info!(lease = %key, attrs, "published the changed attributes");
                 self.unpublished = None;
-                granted
+                Ok(Some(granted))
             }
             Answer::Renewed(Err(StoreError::Lost { why, .. })) => {
-                tracing::warn!(lease = %key, why, "our lease is no longer stored as ours; acquiring it again");
+                let lost = "our lease is no longer stored as ours; acquiring it again";
+                tracing::warn!(lease = %key, why, "{lost}");
                 self.renewal.handle_lost();
-                return Ok(None);
+                Ok(None)
             }
             Answer::Published(Err(StoreError::Lost { why, .. })) => {
                 self.unpublished = Some(format!("our lease {key} is no longer stored as ours: {why}"));
                 self.renewal.handle_lost();
-                return Ok(None);
+                Ok(None)
             }
             Answer::Renewed(Err(error)) | Answer::Acquired(Err(error)) => {
                 tracing::warn!("cannot renew our lease, retrying in a minute: {error}");
                 self.renewal.handle_failure(now);
-                return Ok(None);
+                self.wishes.end_search();
+                Ok(None)
             }
             Answer::Published(Err(error)) => {
                 self.unpublished = Some(format!("cannot publish the changed attributes: {error}"));
-                return Ok(None);
+                Ok(None)
             }
-        };
-        tracing::info!(lease = %key, "lease renewed");
-        // If the event is the older one, another will follow.
-        if let Some(shown) = shown_meanwhile.filter(|shown| holder(&granted.wished, shown) == Holder::Us) {
-            granted.published = shown;
         }
-        self.accept(&granted, own, now);
-        std::mem::take(&mut self.asked).iter().for_each(|wish| add(&mut self.former, wish));
-        if removed_meanwhile {
-            self.renewal.handle_lost();
-        }
-        Ok(Some(granted))
     }
 
     /// Takes in our lease as somebody, perhaps we, has written it.
@@ -249,36 +259,17 @@ impl OwnLease {
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
         now: u64,
     ) -> Result<Option<Owned>, End> {
-        let is_ours = |wish: &LeaseAttrs| holder(wish, stored) == Holder::Us;
-        let mut wishes = std::iter::once(&own.wished).chain(&self.asked);
-        if let Some(wished) = wishes.find(|wish| is_ours(wish)).cloned() {
-            let granted = Owned { published: stored.clone(), wished };
-            self.accept(&granted, own, now);
+        if let Some(wished) = self.wishes.find(own, |wish| holder(wish, stored) == Holder::Us) {
+            self.renewal.handle_renewed(stored, now);
+            self.wishes.end_search();
+            self.removed_meanwhile = false;
             self.shown_meanwhile = self.busy.then(|| stored.clone());
-            return Ok(Some(granted));
+            return Ok(Some(Owned { published: stored.clone(), wished }));
         }
-        if self.former.iter().any(is_ours) {
-            return Ok(None);
-        }
-        // Two daemons that publish one address would take the lease from each other forever, so the one that finds
-        // itself replaced gives up.
+        // Two daemons that publish one address would take the lease from each other forever, so the one that
+        // finds itself replaced gives up.
         let rival = holder(&own.wished, stored) == Holder::Rival;
         Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
-    }
-
-    /// The store has our lease, as `granted`.
-    fn accept(&mut self, granted: &Owned, own: &Owned, now: u64) {
-        self.renewal.handle_renewed(&granted.published, now);
-        self.searched = 0;
-        if granted.wished != own.wished {
-            add(&mut self.former, &own.wished);
-        }
-    }
-}
-
-fn add(wishes: &mut Vec<LeaseAttrs>, wish: &LeaseAttrs) {
-    if !wishes.contains(wish) {
-        wishes.push(wish.clone());
     }
 }
 

@@ -105,13 +105,14 @@ fn a_lease_that_another_node_has_written_is_lost() {
 }
 
 #[test]
-fn an_event_of_our_own_former_wish_is_no_strangers() {
+fn a_late_event_of_our_own_former_wish_is_no_strangers() {
     let (mut lease, own) = acquired(None);
     lease.lease.publish(&own, &wish(7));
     assert!(lease.poll_wishing(&own, 7, NOW).is_some());
     let published = owned(7, None, NOW + DAY);
     lease.answer(Answer::Published(Ok(published.clone())), &own, NOW).expect("published");
-    assert_eq!(lease.event(&own, &published, by_address), Ok(None));
+    assert_eq!(lease.event(&own, &published, by_address), Ok(Some(own.clone())));
+    assert_eq!(lease.event(&published, &own, by_address), Ok(Some(published)), "the last event is right");
 }
 
 #[test]
@@ -140,6 +141,8 @@ fn a_removed_lease_is_acquired_again_even_if_a_request_was_under_way() {
 #[test]
 fn another_subnet_ends_the_node_and_is_given_back() {
     let (mut lease, own) = acquired(None);
+    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
+    assert!(lease.poll(&own, NOW).is_some());
     let other = Owned { published: Lease { key: key(9), ..own.published.clone() }, wished: wish(1) };
     match lease.lease.handle_answer(Answer::Acquired(Ok(other)), &own, by_address, NOW) {
         Err(End::Failed { error, give_back }) => {
@@ -161,6 +164,13 @@ fn a_remembered_lease_is_confirmed_before_anything_else() {
     assert_eq!(lease.event(&owned(8, None, 1), &own, by_address), Ok(None));
     assert_eq!(lease.answer(Answer::Confirmed(Ok(own.clone())), &own, NOW), Ok(Some(own.clone())));
     assert_eq!(lease.poll(&own, NOW), None);
+
+    // It is removed after the store has written it again, and before the answer.
+    let mut lease = remembered();
+    assert!(lease.poll(&own, NOW).is_some());
+    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
+    lease.answer(Answer::Confirmed(Ok(own.clone())), &own, NOW).expect("confirmed");
+    assert!(matches!(lease.poll(&own, NOW), Some(Request::Acquire { .. })));
 
     let other = Owned { published: Lease { key: key(9), ..own.published.clone() }, wished: wish(1) };
     for answer in [Answer::Reconfigured, Answer::Confirmed(Ok(other))] {

@@ -1,11 +1,12 @@
 //! When the whole host is compared with the plan.
 //!
-//! Soon after the kernel reported a change, and repeatedly while something could not be done. Otherwise seldom: with
-//! ten thousand peers, listing the routes takes a core for tens of milliseconds.
+//! Soon after the kernel reported a change, and repeatedly while something could not be done. Otherwise
+//! seldom: with ten thousand peers, listing the routes takes a core for tens of milliseconds.
 
 use std::time::{Duration, Instant};
 
-/// The least pause between two comparisons. On a host where links and routes change all the time it is the period.
+/// The least pause between two comparisons. On a host where links and routes change all the time it is the
+/// period.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Comparing may take one part in this many of the time, where a table is so large that it takes long.
 const SHARE: u32 = 100;

@@ -61,7 +61,8 @@ pub(super) fn wish(host: u8) -> LeaseAttrs {
     plan::outline(&context(underlay(host, 1500))).expect("an outline").attrs
 }
 
-/// Our lease, wished from `host` and published as `wish` says, or with an address that an administrator has put.
+/// Our lease, wished from `host` and published as `wish` says, or with an address that an administrator has
+/// put.
 pub(super) fn owned(host: u8, overwrite: Option<u8>, expires: u64) -> Owned {
     let wished = wish(host);
     let public_ip = overwrite.map_or(wished.public_ip, address);

@@ -75,7 +75,7 @@ impl World {
     /// Nothing is out of order any more, and all that is on its way arrives.
     fn heal(&mut self) {
         (self.store.down, self.host.cannot_open, self.host.cannot_apply) = (false, false, false);
-        if self.host.uplink != Ok(underlay(7, 1400)) {
+        if !matches!(&self.host.uplink, Ok(uplink) if uplink.mtu >= 1400) {
             self.happen(Uplink(Ok((8, 1500))));
         }
         self.settle(Duration::from_secs(200));
@@ -134,8 +134,9 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 proptest! {
-    /// After any sequence of uplink, lease and publication events the applied plan equals the plan made from scratch
-    /// of the final inputs; and a node that has settled writes nothing to the store and applies nothing out of turn.
+    /// After any sequence of uplink, lease and publication events the applied plan equals the plan made from
+    /// scratch of the final inputs; and a node that has settled writes nothing to the store and applies
+    /// nothing out of turn.
     #[test]
     fn the_applied_plan_is_that_of_the_final_inputs(
         by_node: bool,
@@ -182,6 +183,40 @@ fn an_overwritten_address_neither_ends_the_node_nor_makes_it_write() {
     world.check();
     assert_eq!(world.store.writes, writes + 1);
     assert_eq!(world.node.inputs().own().published.attrs.public_ip, address(99));
+}
+
+/// The administrator's event overtakes the answer to our own publication.
+#[test]
+fn an_answer_that_arrives_after_a_later_event_does_not_bring_back_what_was_published_before() {
+    let mut world = World::new(true, false);
+    world.happen(Uplink(Ok((7, 1500))));
+    world.wait(Duration::from_secs(10));
+    for happening in [RequestServed, Overwrite(Some(99)), EventsArrive(2), AnswerArrives { lost: false }] {
+        world.happen(happening);
+    }
+    world.settle(Duration::from_secs(2));
+    world.check();
+}
+
+/// The store has published our new address, and the connection that it left by took the answer along.
+#[test]
+fn a_publication_whose_answer_gets_lost_does_not_end_the_node() {
+    for event_is_late in [false, true] {
+        let mut world = World::new(false, false);
+        world.happen(Uplink(Ok((7, 1500))));
+        world.wait(Duration::from_secs(10));
+        world.happen(RequestServed);
+        world.happen(AnswerArrives { lost: true });
+        if event_is_late {
+            for _ in 0..20 {
+                world.wait(Duration::from_secs(1));
+                world.happen(RequestServed);
+                world.happen(AnswerArrives { lost: false });
+            }
+        }
+        world.settle(Duration::from_secs(20));
+        world.check();
+    }
 }
 
 #[test]

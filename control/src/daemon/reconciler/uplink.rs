@@ -1,14 +1,14 @@
 //! The uplink: an interface, address or MTU that has changed is taken up without a restart.
 //!
-//! Tunnels are bound to an address and made for an MTU, so they are opened again when those change. While the uplink
-//! is unusable the node stays as it is: what was right may be right again in a moment.
+//! Tunnels are bound to an address and made for an MTU, so they are opened again when those change. While the
+//! uplink is unusable the node stays as it is: what was right may be right again in a moment.
 
 use std::time::{Duration, Instant};
 
 use crate::underlay::Underlay;
 
-/// How long a changed uplink has to last before it is taken up. An address that moves, or a route that is replaced,
-/// is away for a moment, and what is there instead is not to be published.
+/// How long a changed uplink has to last before it is taken up. An address that moves, or a route that is
+/// replaced, is away for a moment, and what is there instead is not to be published.
 const LASTING: Duration = Duration::from_secs(1);
 
 /// What is remembered between two looks at the host.

@@ -1,4 +1,5 @@
-//! A host, a store and a clock that are no more than values, at the edges of the machine that the daemon runs.
+//! A host, a store and a clock that are no more than values, at the edges of the machine that the daemon
+//! runs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;

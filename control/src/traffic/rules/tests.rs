@@ -27,7 +27,8 @@ fn iptables_masquerading_is_flannels() {
     let v6 = iptables(Purpose::Masquerade, &v6(), false);
     assert_eq!(
         v6.rules[4],
-        r#"-A FLANNEL-POSTRTG -s fd00:244::/48 ! -d ff00::/8 -m comment --comment "flanneld masq" -j MASQUERADE"#
+        "-A FLANNEL-POSTRTG -s fd00:244::/48 ! -d ff00::/8 \
+         -m comment --comment \"flanneld masq\" -j MASQUERADE"
     );
 }
 

@@ -21,7 +21,7 @@ async fn overwritten(bench: &Bench, store: &Store, value: &str) -> Owned {
 async fn everybody_sees_the_overwritten_address() {
     for bench in Bench::with_overwrites() {
         let store = bench.handle().await;
-        let mut watch = bench.handle().await.watch().await.unwrap();
+        let mut watch = bench.handle().await.watch();
         next(&mut watch).await;
         let own = store.acquire(&wish(&plain(), VXLAN)).await.unwrap();
         assert_eq!(next(&mut watch).await, Event::Put(own.published.clone()));

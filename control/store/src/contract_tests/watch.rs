@@ -11,7 +11,7 @@ async fn a_watch_sees_what_other_handles_do() {
     for bench in Bench::all() {
         let (store, config) = (bench.handle().await, plain());
         let one = acquire(&store, &wish(&config, ONE)).await.unwrap();
-        let mut watch = bench.handle().await.watch().await.unwrap();
+        let mut watch = bench.handle().await.watch();
         assert_eq!(blurred_event(next(&mut watch).await), Event::Snapshot(vec![blurred(&one)]));
 
         let two = acquire(&store, &wish(&config, TWO)).await.unwrap();
@@ -33,7 +33,7 @@ async fn a_watch_sees_what_other_handles_do() {
 async fn a_watch_of_nothing_begins_with_an_empty_snapshot() {
     for bench in Bench::all() {
         let store = bench.handle().await;
-        let mut watch = store.watch().await.unwrap();
+        let mut watch = store.watch();
         assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
         store.set_net_config("{}").await.unwrap();
         let lease = acquire(&store, &wish(&plain(), ONE)).await.unwrap();
@@ -46,7 +46,7 @@ async fn a_watch_of_nothing_begins_with_an_empty_snapshot() {
 async fn a_watch_sees_leases_run_out() {
     for bench in Bench::all() {
         let store = bench.handle().await;
-        let mut watch = store.watch().await.unwrap();
+        let mut watch = store.watch();
         assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
         bench.put_row("10.3.9.0-24", TWO, None).await;
         assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.key == key("10.3.9.0-24")));
@@ -61,7 +61,7 @@ async fn a_watch_sees_leases_run_out() {
 async fn a_dropped_wait_loses_nothing() {
     for bench in Bench::all() {
         let store = bench.handle().await;
-        let mut watch = store.watch().await.unwrap();
+        let mut watch = store.watch();
         let mut events = Vec::new();
         for node in 1..=20 {
             let value = format!(r#"{{"PublicIP":"192.0.2.{node}","PublicIPv6":null}}"#);
@@ -100,7 +100,7 @@ async fn rubbish_is_skipped_row_by_row() {
     for bench in Bench::all() {
         let store = bench.handle().await;
         bench.put_row("10.3.200.0-24", TWO, later()).await;
-        let mut watch = store.watch().await.unwrap();
+        let mut watch = store.watch();
         assert!(matches!(next(&mut watch).await, Event::Snapshot(leases) if leases.len() == 1));
         for (key, value) in rubbish {
             bench.put_row(key, value, later()).await;
@@ -125,7 +125,7 @@ async fn the_ledger_behind_a_watch_leaves_our_own_lease_out() {
     for bench in Bench::all() {
         let (store, config) = (bench.handle().await, plain());
         let own = acquire(&store, &wish(&config, ONE)).await.unwrap();
-        let mut watch = store.watch().await.unwrap();
+        let mut watch = store.watch();
         let mut ledger = Ledger::new(Some(own.key));
         let change = ledger.handle(next(&mut watch).await);
         assert_eq!((change.peers, change.own), (false, Own::Written));

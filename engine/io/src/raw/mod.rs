@@ -73,7 +73,7 @@ impl RawPort {
         let socket = make().map_err(|cause: io::Error| {
             let advice = match cause.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => "run as root or grant CAP_NET_RAW",
-                Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
+                Some(libc::EMFILE | libc::ENFILE) => crate::files::ADVICE,
                 _ => "",
             };
             Error::new(format!("creating a raw socket for IP protocol {protocol}"), cause).advise(advice)

@@ -299,7 +299,7 @@ fn open_node() -> Result<OwnedFd, Error> {
                 "blocked by the container's device rules or the file's mode: allow character device 10:200, \
                  and run as root or with CAP_NET_ADMIN"
             }
-            Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files",
+            Some(libc::EMFILE | libc::ENFILE) => crate::files::ADVICE,
             _ => "",
         };
         Error::new("opening /dev/net/tun", cause).advise(advice)

@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::group::{UdpGroup, open_groups};
 use crate::wait::Waiter;
-use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, sys};
+use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, files, sys};
 
 /// Maximum datagrams in one joined send: UDP_MAX_SEGMENTS (linux/udp.h), 64 until Linux 6.9.
 pub const MAX_SEGMENTS: usize = 64;
@@ -272,7 +272,7 @@ fn socket(address: &SocketAddr) -> Result<Socket, Error> {
     make().map_err(|cause: io::Error| {
         let advice = match cause.raw_os_error() {
             Some(libc::EAFNOSUPPORT) => "IPv6 is not available on this host: use an IPv4 underlay",
-            Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files, or use a smaller fan",
+            Some(libc::EMFILE | libc::ENFILE) => files::ADVICE,
             _ => "",
         };
         Error::new(format!("creating a UDP socket for {address}"), cause).advise(advice)
@@ -310,8 +310,7 @@ fn lanes(config: &UdpConfig) -> Result<Vec<Socket>, Error> {
 fn share(lanes: &[Socket]) -> Result<Vec<Socket>, Error> {
     let shared: io::Result<Vec<Socket>> = lanes.iter().map(Socket::try_clone).collect();
     shared.map_err(|cause| {
-        Error::new("sharing the sending sockets among the workers", cause)
-            .advise("raise the limit on open files, or use a smaller fan")
+        Error::new("sharing the sending sockets among the workers", cause).advise(files::ADVICE)
     })
 }
 

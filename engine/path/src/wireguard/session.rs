@@ -57,7 +57,7 @@ pub struct Session {
     owner: AtomicU32,
 }
 
-/// Whether a session is usable, and whether the caller must request the next one.
+/// Whether a session is usable for sending, and whether the caller must request the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The session is usable.
@@ -129,23 +129,25 @@ impl Session {
             return Standing::Expired;
         }
         let due = sent >= REKEY_AFTER_MESSAGES || (self.initiator && age >= REKEY_AFTER);
-        self.usable(due)
+        if due && self.first_to_rekey() { Standing::Rekey } else { Standing::Good }
     }
 
-    /// Returns whether the session is usable for receiving at `now`.
+    /// Whether the session is too old for receiving at `now`.
     #[inline]
-    pub fn receive_standing(&self, now: Millis) -> Standing {
-        let age = now.saturating_sub(self.born);
-        if age >= REJECT_AFTER {
-            return Standing::Expired;
-        }
-        self.usable(self.initiator && age >= REKEY_ON_RECEIVE)
+    pub fn has_expired(&self, now: Millis) -> bool {
+        now.saturating_sub(self.born) >= REJECT_AFTER
     }
 
-    /// Returns the standing of a usable session, `Rekey` once if the next session is due.
+    /// Whether the caller, who has received an authentic record at `now`, is the first to find that the next
+    /// session is due. Anyone can forge records, so this must not be called before the record is opened.
     #[inline]
-    fn usable(&self, due: bool) -> Standing {
-        if due && !self.rekeying.swap(true, Ordering::Relaxed) { Standing::Rekey } else { Standing::Good }
+    pub fn is_rekey_due(&self, now: Millis) -> bool {
+        self.initiator && now.saturating_sub(self.born) >= REKEY_ON_RECEIVE && self.first_to_rekey()
+    }
+
+    #[inline]
+    fn first_to_rekey(&self) -> bool {
+        !self.rekeying.swap(true, Ordering::Relaxed)
     }
 
     /// Makes the next caller get [`Standing::Rekey`] again, because the request for the next session was not
@@ -255,11 +257,12 @@ mod tests {
         assert_eq!(left.send_standing(1000 + 120_001), Standing::Good, "once");
         assert_eq!(left.send_standing(1000 + 180_000), Standing::Expired);
         assert_eq!(right.send_standing(1000 + 179_999), Standing::Good, "only the initiator rekeys");
-        assert_eq!(right.receive_standing(1000 + 179_999), Standing::Good);
-        assert_eq!(right.receive_standing(1000 + 180_000), Standing::Expired);
+        assert!(!right.has_expired(1000 + 179_999) && !right.is_rekey_due(1000 + 179_999));
+        assert!(right.has_expired(1000 + 180_000));
         let (left, _) = pair();
-        assert_eq!(left.receive_standing(1000 + 164_999), Standing::Good);
-        assert_eq!(left.receive_standing(1000 + 165_000), Standing::Rekey);
+        assert!(!left.is_rekey_due(1000 + 164_999) && !left.has_expired(1000 + 165_000));
+        assert!(left.is_rekey_due(1000 + 165_000));
+        assert!(!left.is_rekey_due(1000 + 165_001), "once");
         let (_, right) = pair();
         right.take_counters(REKEY_AFTER_MESSAGES);
         assert_eq!(right.send_standing(1000), Standing::Rekey);

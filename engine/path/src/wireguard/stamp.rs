@@ -30,7 +30,8 @@ impl Gate {
         Gate { mac1: labelled(b"mac1----", owner) }
     }
 
-    /// Whether mac1 is valid. A cookie reply has no mac1 and passes.
+    /// Whether mac1 is valid. A cookie reply has no mac1 and passes: whether one is awaited is for the caller
+    /// to know.
     pub fn admits(&self, message: &[u8]) -> bool {
         if message.first() == Some(&COOKIE) {
             return true;

@@ -3,6 +3,7 @@
 //! packet's verdict, on the bytes delivered and on the order within each flow.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use path::{DropReason, Format, Verdict};
 use proptest::prelude::*;
@@ -182,6 +183,18 @@ fn can_be_cut(p: &[u8], v: &View) -> bool {
     (v.protocol == UDP || p[v.transport + 12] >> 4 >= 5) && header < v.len && header <= 192
 }
 
+/// Whether no other node may send packets with this source.
+fn is_bad_source(p: &[u8]) -> bool {
+    if p[0] >> 4 == 4 {
+        let source = Ipv4Addr::new(p[12], p[13], p[14], p[15]);
+        let special = source.is_loopback() || source.is_link_local() || source.is_multicast();
+        return special || source.is_broadcast() || p[12] == 0;
+    }
+    let source = Ipv6Addr::from(<[u8; 16]>::try_from(&p[8..24]).unwrap());
+    let special = source.is_loopback() || source.is_unicast_link_local() || source.is_multicast();
+    special || source.is_unspecified()
+}
+
 /// Returns the packets that one datagram, or one uncut super-packet, delivers.
 fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<Vec<Vec<u8>>, Refusal> {
     let (offset, version) = strip(format, d)?;
@@ -193,6 +206,9 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     }
     if !ip_checksum_valid(&p) {
         return Err(DropReason::BadIpChecksum);
+    }
+    if is_bad_source(&p) {
+        return Err(DropReason::BadSource);
     }
     mark(&mut p, ecn)?;
     if format == Format::Udp {
@@ -580,8 +596,16 @@ fn the_generator_reaches_every_drop_reason() {
             }
         }
     }
-    let elsewhere =
-        ["no_route", "too_big", "bad_offload", "underlay_full", "underlay_error", "overlay_error"];
+    let elsewhere = [
+        "no_route",
+        "too_big",
+        "bad_offload",
+        "wrong_family",
+        "own_source",
+        "underlay_full",
+        "underlay_error",
+        "overlay_error",
+    ];
     for reason in
         DropReason::ALL.iter().filter(|r| !elsewhere.contains(&r.name()) && !r.name().starts_with("wg_"))
     {

@@ -11,10 +11,12 @@ use path::outbox::{MESSAGES, Outbox, SEGMENTS_MAX};
 use path::space::{bytes, bytes_mut};
 use path::wireguard::session::{Millis, OVERHEAD, Standing};
 use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
-use path::{Counters, DropReason, PeerId, WorkerIndex};
-use wire::wireguard::{HEADER_LEN, Kind, PADDING};
+use path::{Counters, Direction, DropReason, PeerId, WorkerIndex};
+use wire::wireguard::{self, HEADER_LEN, Kind, PADDING};
 
-use super::mail::{FromNetwork, FromWorker, Mailbox, Stray, ToWorker};
+use super::awaited::Awaited;
+use super::budget::{Budget, Kept};
+use super::mail::{FromWorker, Mailbox, Message, Stray, ToWorker};
 use super::{Clock, Shared};
 
 /// Space for the sealed messages of one call: eight full ones.
@@ -39,7 +41,12 @@ pub(crate) struct Crypt {
     mailbox: Arc<Mailbox>,
     gate: Gate,
     to_keeper: Sender<FromWorker>,
-    from_network: Sender<FromNetwork>,
+    handshakes: Sender<Message>,
+    cookies: Sender<Message>,
+    awaited: Arc<Awaited>,
+    to_others: Sender<Stray>,
+    waiting: Budget,
+    astray: Budget,
     peers: HashMap<PeerId, PeerState>,
     inbound: HashMap<SessionIndex, Inbound>,
     /// The buffer for records.
@@ -63,9 +70,11 @@ struct PeerState {
     reported_at: Option<Millis>,
     pulse: Arc<Pulse>,
     session: Option<Arc<Session>>,
-    staged: VecDeque<Box<[u8]>>,
+    staged: VecDeque<Kept>,
     /// When a session was last requested.
     requested: Option<Millis>,
+    /// Whether the keeper will report a session, or give up. Packets wait for that only.
+    awaiting: bool,
 }
 
 /// A session for receiving.
@@ -104,7 +113,12 @@ impl Crypt {
             mailbox: Arc::clone(&shared.mailboxes[worker.place()]),
             gate: shared.gate.clone(),
             to_keeper: shared.from_worker.0.clone(),
-            from_network: shared.from_network.0.clone(),
+            handshakes: shared.handshakes.0.clone(),
+            cookies: shared.cookies.0.clone(),
+            awaited: Arc::clone(&shared.awaited),
+            to_others: shared.strays.0.clone(),
+            waiting: shared.waiting.clone(),
+            astray: shared.astray.clone(),
             peers: HashMap::new(),
             inbound: HashMap::new(),
             records: vec![0; RECORDS].into_boxed_slice(),
@@ -122,14 +136,18 @@ impl Crypt {
         (OVERHEAD + PADDING - 1) as u32
     }
 
-    /// Reads the clock and processes the keeper's mail. Returns whether waiting packets now have a session;
-    /// see [`Crypt::seal_staged`].
+    /// Reads the clock and processes the keeper's mail.
     #[inline]
-    pub(crate) fn refresh(&mut self, counters: &mut Counters) -> bool {
+    pub(crate) fn refresh(&mut self, counters: &mut Counters) {
         self.now = self.clock.now();
         if self.mailbox.is_full() {
             self.take_mail(counters);
         }
+    }
+
+    /// Whether waiting packets now have a session; see [`Crypt::seal_staged`].
+    #[inline]
+    pub(crate) fn has_unblocked(&self) -> bool {
         !self.unblocked.is_empty()
     }
 
@@ -153,9 +171,13 @@ impl Crypt {
                         session: None,
                         staged: VecDeque::new(),
                         requested: None,
+                        awaiting: false,
                     };
                     let peer = self.peers.entry(id).or_insert_with(new);
                     (peer.endpoint, peer.reported) = (endpoint, endpoint);
+                    if peer.session.is_some() && !peer.staged.is_empty() {
+                        self.unblocked.push(id);
+                    }
                 }
                 ToWorker::Gone(id) => {
                     let staged = self.peers.remove(&id).map_or(0, |peer| peer.staged.len());
@@ -173,7 +195,7 @@ impl Crypt {
                         if !peer.staged.is_empty() {
                             self.unblocked.push(session.peer);
                         }
-                        peer.session = Some(session);
+                        (peer.session, peer.awaiting) = (Some(session), false);
                     }
                 }
                 ToWorker::Forget(index) => {
@@ -184,7 +206,10 @@ impl Crypt {
                     }
                 }
                 ToWorker::GiveUp(id) => {
-                    let staged = self.peers.get_mut(&id).map_or(0, |peer| peer.staged.drain(..).len());
+                    let staged = self.peers.get_mut(&id).map_or(0, |peer| {
+                        peer.awaiting = false;
+                        std::mem::take(&mut peer.staged).len()
+                    });
                     counters.egress.drop(DropReason::WgNoSession, staged as u64);
                 }
                 ToWorker::Stray(stray) => self.strays.push_back(stray),
@@ -220,8 +245,7 @@ impl Crypt {
             };
             let packets = Packets { spans: outbox.spans_of(message), size: u32::from(message.segment_size) };
             let Some((session, to)) = usable_session(peer, message.peer, self.now, &self.to_keeper) else {
-                let lost = stage(peer, arena, packets);
-                counters.egress.drop(DropReason::WgNoSession, lost);
+                stage(peer, arena, packets, &self.waiting, &mut counters.egress);
                 continue;
             };
             let first_span = self.spans.len() as u32;
@@ -306,6 +330,10 @@ impl Crypt {
                     peer.pulse.retry_sent();
                 }
             }
+            if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.staged.is_empty()) {
+                // Returns the memory of the queue.
+                peer.staged = VecDeque::new();
+            }
             self.unblocked.pop();
         }
         !self.batch.is_empty()
@@ -330,13 +358,7 @@ impl Crypt {
         let record = bytes_mut(arena, &span);
         let header = match Kind::parse(record).map_err(|_| DropReason::WgMalformed)? {
             Kind::Data(header) => header,
-            Kind::Handshake => {
-                if !self.gate.admits(record) {
-                    return Err(DropReason::WgStranger);
-                }
-                let message = FromNetwork::Message(source, Box::from(&*record));
-                return self.from_network.try_send(message).map(|()| None).map_err(|_| DropReason::WgBusy);
-            }
+            Kind::Handshake => return self.hand_over(source, record).map(|()| None),
         };
         let index = SessionIndex(header.receiver);
         // The session may have been created since the turn began.
@@ -349,18 +371,11 @@ impl Crypt {
         };
         let owner = inbound.session.owner();
         if let Some(owner) = owner.filter(|owner| *owner != self.worker) {
-            let stray = FromNetwork::Stray(owner, Stray { source, ecn, bytes: Box::from(&*record) });
-            return self.from_network.try_send(stray).map(|()| None).map_err(|_| DropReason::WgBusy);
+            return self.pass_on(owner, source, ecn, record).map(|()| None);
         }
         let id = inbound.session.peer;
-        match inbound.session.receive_standing(self.now) {
-            Standing::Good => {}
-            Standing::Rekey => {
-                if self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
-                    inbound.session.retry_rekey();
-                }
-            }
-            Standing::Expired => return Err(DropReason::WgExpired),
+        if inbound.session.has_expired(self.now) {
+            return Err(DropReason::WgExpired);
         }
         let len = inbound.session.open(record, header.counter).ok_or(DropReason::WgForged)?;
         // If two workers open a first record at the same moment, the other one may have claimed the window.
@@ -368,12 +383,15 @@ impl Crypt {
         if !ours || !inbound.window.get_or_insert_default().accept(header.counter) {
             return Err(DropReason::WgReplay);
         }
+        if inbound.session.is_rekey_due(self.now) && self.to_keeper.try_send(FromWorker::Want(id)).is_err() {
+            inbound.session.retry_rekey();
+        }
         let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
         if !inbound.confirmed {
             if !peer.staged.is_empty() {
                 self.unblocked.push(id);
             }
-            peer.session = Some(Arc::clone(&inbound.session));
+            (peer.session, peer.awaiting) = (Some(Arc::clone(&inbound.session)), false);
             // If the channel is full, the next record confirms it.
             inbound.confirmed = self.to_keeper.try_send(FromWorker::Confirmed(id, index)).is_ok();
         }
@@ -407,6 +425,37 @@ impl Crypt {
         }
     }
 
+    /// Passes a handshake message to the keeper, unless it is not for this node, or answers no message of
+    /// this node. Cookie replies have a channel of their own, because they can be forged without any key.
+    fn hand_over(&self, source: SocketAddr, bytes: &[u8]) -> Result<(), DropReason> {
+        let answered = wireguard::answered(bytes).map(SessionIndex);
+        if answered.is_some_and(|index| !self.awaited.contains(index)) || !self.gate.admits(bytes) {
+            return Err(DropReason::WgStranger);
+        }
+        let is_cookie = bytes.first() == Some(&wireguard::COOKIE);
+        let channel = if is_cookie { &self.cookies } else { &self.handshakes };
+        let message = Message { source, bytes: Box::from(bytes) };
+        channel.try_send(message).map_err(|_| DropReason::WgBusy)
+    }
+
+    /// Passes a record to the worker that opens its session's records. Anyone who has seen the session's
+    /// index can forge such records, so what is kept of them is bounded.
+    #[cold]
+    fn pass_on(
+        &self,
+        owner: WorkerIndex,
+        source: SocketAddr,
+        ecn: u8,
+        record: &[u8],
+    ) -> Result<(), DropReason> {
+        if record.len() > self.mtu + Crypt::overhead() as usize {
+            return Err(DropReason::WgTooLong);
+        }
+        let bytes = self.astray.keep([record].into_iter()).ok_or(DropReason::WgBusy)?;
+        let stray = Stray { owner, source, ecn, bytes };
+        self.to_others.try_send(stray).map_err(|_| DropReason::WgBusy)
+    }
+
     /// Takes the oldest record that arrived at another worker.
     pub(crate) fn stray(&mut self) -> Option<Stray> {
         self.strays.pop_front().inspect(|_| self.mailbox.stray_taken())
@@ -430,31 +479,52 @@ fn usable_session(
     let standing = peer.session.as_ref().map_or(Standing::Expired, |session| session.send_standing(now));
     let requested = peer.requested.is_some_and(|then| now < then + REQUEST_INTERVAL);
     if standing == Standing::Rekey || (standing == Standing::Expired && !requested) {
-        peer.requested = Some(now);
-        if to_keeper.try_send(FromWorker::Want(id)).is_err()
-            && let Some(session) = &peer.session
-        {
+        let delivered = to_keeper.try_send(FromWorker::Want(id)).is_ok();
+        peer.requested = delivered.then_some(now);
+        peer.awaiting |= delivered;
+        if !delivered && let Some(session) = &peer.session {
             session.retry_rekey();
         }
     }
     if standing == Standing::Expired {
         return None;
     }
-    peer.session.clone().zip(peer.endpoint)
+    let both = peer.session.clone().zip(peer.endpoint);
+    if both.is_none() {
+        // The session is there, and the mail with the address is on its way.
+        peer.awaiting = true;
+    }
+    both
 }
 
-/// Keeps packets until there is a session. Returns how many older packets were dropped to make room.
+/// Keeps packets until there is a session, as far as there is room. A peer's new packets displace its old
+/// ones, as in the kernel, but not those of other peers.
 #[cold]
-fn stage(peer: &mut PeerState, arena: &[u8], packets: Packets<'_>) -> u64 {
-    let mut lost = 0;
+fn stage(
+    peer: &mut PeerState,
+    arena: &[u8],
+    packets: Packets<'_>,
+    budget: &Budget,
+    counters: &mut Direction,
+) {
     for packet in packets {
+        if !peer.awaiting {
+            counters.drop(DropReason::WgNoSession, 1);
+            continue;
+        }
         if peer.staged.len() == STAGED {
             peer.staged.pop_front();
-            lost += 1;
+            counters.drop(DropReason::WgNoSession, 1);
         }
-        peer.staged.push_back(packet.flat_map(|span| bytes(arena, &span)).copied().collect());
+        let pieces = packet.map(|span| bytes(arena, &span));
+        let mut kept = budget.keep(pieces.clone());
+        while kept.is_none() && peer.staged.pop_front().is_some() {
+            counters.drop(DropReason::WgWaitingFull, 1);
+            kept = budget.keep(pieces.clone());
+        }
+        counters.drop(DropReason::WgWaitingFull, u64::from(kept.is_none()));
+        peer.staged.extend(kept);
     }
-    lost
 }
 
 /// Iterates over the packets of a message, each as its spans.

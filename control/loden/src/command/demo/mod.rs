@@ -46,7 +46,8 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     if options.ipv6 && !options.backend.carries_ipv6() {
         let name = options.backend.name();
         bail!(
-            "--ipv6 needs --backend vxlan, wireguard or host-gw: like flannel's, the {name} backend carries IPv4 only"
+            "--ipv6 needs --backend vxlan, wireguard or host-gw: like flannel's, the {name} backend carries \
+             IPv4 only"
         );
     }
     let own_user_namespace = !lab::userns::privileged();

@@ -230,8 +230,9 @@ mod tests {
 
     #[test]
     fn both_families_are_taken_from_the_file() {
-        let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_IPV6_NETWORK=fd00::/56\n\
-                    FLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n";
+        let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\n\
+                    FLANNEL_IPV6_NETWORK=fd00::/56\nFLANNEL_IPV6_SUBNET=fd00:0:0:7::1/64\n\
+                    FLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n";
         let network = pod_network(text).unwrap();
         assert_eq!(network.ipv4.unwrap().to_string(), "10.244.7.0/24");
         assert_eq!(network.ipv6.unwrap().to_string(), "fd00:0:0:7::/64");

@@ -99,7 +99,8 @@ pub(super) fn check(bytes: &[u8], file_name: &str) -> anyhow::Result<()> {
     let extensions: Vec<String> = extensions.iter().map(|one| format!(".{one}")).collect();
     ensure!(
         extension.is_some_and(|extension| extensions.iter().any(|one| extension == &one[1..])),
-        "it is {what}, which runtimes read only from a file named *{}, not from {file_name:?}: rename the file",
+        "it is {what}, which runtimes read only from a file named *{}, not from {file_name:?}: rename the \
+         file",
         extensions.join(" or *")
     );
     Ok(())

@@ -39,7 +39,8 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     if !options.skip_conf {
         for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
             eprintln!(
-                "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this network",
+                "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this \
+                 network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
             );

@@ -37,14 +37,17 @@ pub(crate) fn run(options: &DockerOptsOptions) -> anyhow::Result<ExitCode> {
     let subnet_file = match fs::read_to_string(&options.subnet_file) {
         Ok(text) => text,
         Err(error) if environment_has_a_subnet(&environment) => {
-            tracing::debug!(path = %options.subnet_file.display(), %error, "no subnet file; using the environment");
+            tracing::debug!(
+                path = %options.subnet_file.display(), %error,
+                "no subnet file; using the environment"
+            );
             String::new()
         }
         Err(error) => {
             return Err(error).with_context(|| {
                 format!(
-                    "cannot read {}; the daemon writes it once this node has a subnet: start the daemon first, or \
-                     give its --subnet-file with -f",
+                    "cannot read {}; the daemon writes it once this node has a subnet: start the daemon \
+                     first, or give its --subnet-file with -f",
                     options.subnet_file.display()
                 )
             });
@@ -75,7 +78,8 @@ pub(crate) fn render(
     };
     let Some(subnet) = lookup(SUBNET) else {
         bail!(
-            "{SUBNET} is missing: the node has no IPv4 subnet, which dockerd's --bip needs; check `loden status`"
+            "{SUBNET} is missing: the node has no IPv4 subnet, which dockerd's --bip needs; check `loden \
+             status`"
         );
     };
     // The prefix length is required: without it dockerd would use a single address.

@@ -111,15 +111,15 @@ fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
 }
 
 fn on_this_host(out: &mut String, document: &Document) {
-    let mut made: Vec<String> = Vec::new();
+    let mut created: Vec<String> = Vec::new();
     for tunnel in &document.tunnels {
-        made.push(format!("device {} with {} routes", tunnel.device, tunnel.routes));
+        created.push(format!("device {} with {} routes", tunnel.device, tunnel.routes));
     }
     if !document.direct.is_empty() {
-        made.push(format!("{} routes through {}", document.direct.len(), document.direct[0].interface));
+        created.push(format!("{} routes through {}", document.direct.len(), document.direct[0].interface));
     }
-    made.extend(document.files.iter().map(|file| format!("file {file}")));
-    for (position, text) in made.iter().enumerate() {
+    created.extend(document.files.iter().map(|file| format!("file {file}")));
+    for (position, text) in created.iter().enumerate() {
         row(out, if position == 0 { "created" } else { "" }, text);
     }
 }

@@ -42,7 +42,7 @@ pub enum Action {
     Forget(SessionIndex),
     /// Send an empty record.
     Keepalive,
-    /// The peer does not respond: drop the packets that wait for a session.
+    /// The peer does not respond, or has no address: drop the packets that wait for a session.
     GiveUp,
 }
 
@@ -56,7 +56,7 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// The traffic that workers record.
     pub pulse: Arc<Pulse>,
-    /// When the last handshake was completed.
+    /// When the last handshake was completed that the peer has proved to be part of.
     pub last_handshake: Option<Millis>,
     psk: SecretKey,
     persistent: Millis,
@@ -146,7 +146,7 @@ impl Peer {
         self.attempt.as_ref().map(|attempt| attempt.local)
     }
 
-    /// Begins a handshake, unless one has just begun or the peer's endpoint is unknown.
+    /// Begins a handshake, unless one has just begun. Gives up if the peer's endpoint is unknown.
     pub fn begin(&mut self, private: &SecretKey, moment: &Moment, actions: &mut Vec<Action>) {
         let recent = |attempt: &Attempt| moment.now < attempt.sent + REKEY_TIMEOUT;
         if self.attempt.as_ref().is_some_and(recent) {
@@ -163,9 +163,13 @@ impl Peer {
         moment: &Moment,
         actions: &mut Vec<Action>,
     ) {
-        let Some(to) = self.endpoint else { return };
-        let begun = noise::begin(private, &self.key, &self.psk, moment.index, &moment.stamp);
-        let Some((begun, mut message)) = begun else { return };
+        let begun = || noise::begin(private, &self.key, &self.psk, moment.index, &moment.stamp);
+        let Some((to, (begun, mut message))) = self.endpoint.and_then(|to| Some((to, begun()?))) else {
+            // Nothing is on its way that packets could wait for.
+            actions.extend(self.attempt.take().map(|attempt| Action::Forget(attempt.local)));
+            actions.push(Action::GiveUp);
+            return;
+        };
         self.stamp.put(&mut message, moment.now);
         let attempt = Attempt { begun, local: moment.index, first, sent: moment.now };
         let abandoned = self.attempt.replace(attempt);
@@ -190,7 +194,9 @@ impl Peer {
         (self.latest, self.answered) = (initiation.timestamp, Some(moment.now));
         let remote = initiation.sender;
         let Some((mut message, keys)) = initiation.respond(&self.psk, moment.index) else { return false };
-        self.endpoint = Some(from);
+        // An initiation may be an old one, replayed after this node has restarted and forgotten the newest
+        // timestamp. The first record of the session proves that the peer is there, and moves it.
+        self.endpoint.get_or_insert(from);
         self.stamp.put(&mut message, moment.now);
         actions.push(Action::Send(from, message.to_vec()));
         let session = self.session((moment.index, remote), &keys, false, moment.now);
@@ -315,12 +321,12 @@ impl Peer {
         initiator: bool,
         now: Millis,
     ) -> Arc<Session> {
-        self.last_handshake = Some(now);
         self.timers.forget = Some(now + FORGET_AFTER);
         Arc::new(Session::new(self.id, indices, keys, initiator, now))
     }
 
     fn switch_to(&mut self, session: Arc<Session>, actions: &mut Vec<Action>) {
+        self.last_handshake = Some(session.born);
         actions.push(Action::Use(Arc::clone(&session)));
         if let Some(former) = self.current.replace(session) {
             self.retire(former, actions);

@@ -196,7 +196,7 @@ fn a_handshake_without_a_response_is_retried_and_given_up() {
     assert_eq!((pair.left.poll_timeout(), pair.left.attempting()), (None, None));
     // The peer's endpoint is unknown.
     pair.left.endpoint = None;
-    assert!(pair.begin().is_empty());
+    assert!(matches!(pair.begin()[..], [Action::GiveUp]), "nothing waits for it");
 }
 
 #[test]
@@ -260,4 +260,36 @@ fn keys_are_erased_when_they_are_no_longer_needed() {
     pair.now += FORGET_AFTER;
     assert!(matches!(pair.time_out()[..], [Action::Forget(index)] if index == left));
     assert!(pair.left.current().is_none() && pair.left.poll_timeout().is_none());
+}
+
+/// After a restart this node has forgotten which initiations it has seen.
+#[test]
+fn an_old_initiation_after_a_restart_moves_nothing() {
+    let mut pair = Pair::new();
+    let old = message(&pair.begin());
+    let older = pair.respond(&old).map(|_| old).expect("taken");
+    pair.now += REKEY_TIMEOUT;
+    pair.left.attempt = None;
+    let newer = message(&pair.begin());
+    pair.right = Peer::new(PeerId(0), LEFT.public());
+    pair.right.endpoint = Some(at(1));
+    for replayed in [older, newer] {
+        let (moment, mut actions) = (pair.moment(), Vec::new());
+        let initiation = noise::receive(&RIGHT, &replayed).expect("authentic");
+        assert!(pair.right.handle_initiation(initiation, at(66), &moment, &mut actions));
+        assert_eq!(pair.right.endpoint, Some(at(1)), "an initiation alone does not move the peer");
+        assert_eq!(pair.right.last_handshake, None, "nor does it complete a handshake");
+        pair.now += MIN_INITIATION_GAP;
+    }
+}
+
+#[test]
+fn a_moved_peers_session_is_complete_with_its_first_record() {
+    let mut pair = Pair::new();
+    pair.right.endpoint = Some(at(9));
+    let (_, right) = pair.shake();
+    assert_eq!((pair.right.endpoint, pair.right.last_handshake), (Some(at(9)), None));
+    pair.now += 40;
+    pair.right.confirm(right, &mut Vec::new());
+    assert!(pair.right.last_handshake.is_some());
 }
