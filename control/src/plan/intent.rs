@@ -63,8 +63,8 @@ pub struct Link {
     /// The device's name.
     pub device: String,
     /// The networks that the device carries, one place for each family. The device owns the base address of
-    /// each place's subnet; any other address of the device within a place's cluster network is a leftover, and
-    /// so is any other IPv6 address beside an IPv6 place that is not link-local.
+    /// each place's subnet. Any other address of the device within a place's cluster network is a leftover,
+    /// and so is, beside an IPv6 place, any other IPv6 address that is not link-local.
     pub places: Vec<Place>,
     /// The device's MTU.
     pub mtu: Mtu,

@@ -36,7 +36,8 @@ impl Buffers {
 }
 
 impl<O: Overlay> Tunnel<O> {
-    /// Sends what has waited, and forwards a batch from each queue that may have packets. Returns whether there were any.
+    /// Sends what has waited, and forwards a batch from each queue that may have packets. Returns whether
+    /// there were any.
     #[inline]
     pub(crate) fn egress<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         self.sealing.send_waiting(&mut out, &mut self.counters);
