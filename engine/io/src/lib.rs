@@ -13,6 +13,7 @@
 //! | [`probe`] | the features that this kernel and container grant | no |
 //! | [`netns`], [`thread`] | a private network namespace and a core for one thread | no |
 //! | [`files`] | the limit of open files | no |
+//! | [`clock`] | the time since boot | once per turn |
 //! | [`heap`] | returning freed memory to the kernel | no |
 //! | [`mask`] | hiding kernel features, for tests | no |
 //! | `sys` | one wrapper per system call | through the modules above |
@@ -40,6 +41,7 @@
 //! bounds check against the arena. Control buffers that the kernel has written are parsed in safe code, as
 //! bytes with checked lengths.
 
+pub mod clock;
 mod error;
 pub mod files;
 pub mod heap;

@@ -27,6 +27,15 @@ const SIOCETHTOOL: u32 = 0x8946;
 /// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
 
+/// clock_gettime(2) with CLOCK_BOOTTIME (linux/time.h), which the vDSO answers.
+#[inline]
+pub(crate) fn boot_time() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec. This clock exists since Linux 2.6.39, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// malloc_trim(3): returns free pages of all arenas to the kernel.
 #[cfg(target_env = "gnu")]
 pub(crate) fn trim_heap() {

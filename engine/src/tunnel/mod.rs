@@ -115,8 +115,9 @@ impl<O: Overlay> Tunnel<O> {
 
     /// Returns the sum of all queues' counters.
     pub(crate) fn overlay_counters(&self) -> PortCounters {
-        let sum = |sum: PortCounters, queue: &Queue<O>| sum.plus(queue.overlay.counters());
-        self.queues.iter().fold(PortCounters::default(), sum)
+        let mut each = self.queues.iter().map(|queue| queue.overlay.counters());
+        let first = each.next().copied().unwrap_or_default();
+        each.fold(first, |sum, counters| sum.plus(counters))
     }
 
     /// Notifies control if the port has lost a feature since the last call.

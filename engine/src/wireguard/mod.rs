@@ -21,7 +21,7 @@ mod mail;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
@@ -109,18 +109,19 @@ impl KeeperHandle {
     }
 }
 
-/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0.
+/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0. It goes on while the machine is
+/// suspended, because the peers' clocks do, and no key may be used longer than it should.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock(Duration);
 
 impl Clock {
     pub(crate) fn start() -> Clock {
-        Clock(Instant::now())
+        Clock(io::clock::since_boot())
     }
 
     #[inline]
     pub(crate) fn now(&self) -> Millis {
-        self.0.elapsed().as_millis() as Millis + 1
+        io::clock::since_boot().saturating_sub(self.0).as_millis() as Millis + 1
     }
 }
 

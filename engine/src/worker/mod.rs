@@ -137,10 +137,11 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     }
 
     fn publish(&mut self) {
-        for (index, (tunnel, page)) in self.tunnels.iter_mut().zip(&self.pages).enumerate() {
-            let underlay = self.wire.counters(index).copied().unwrap_or_default();
-            tunnel.report_downgrades(&underlay);
-            page.store(&tunnel.counters, &tunnel.overlay_counters(), &underlay, self.looped);
+        let Worker { wire, tunnels, pages, looped, .. } = self;
+        for (index, (tunnel, page)) in tunnels.iter_mut().zip(pages).enumerate() {
+            let Some(underlay) = wire.counters(index) else { continue };
+            tunnel.report_downgrades(underlay);
+            page.store(&tunnel.counters, &tunnel.overlay_counters(), underlay, *looped);
         }
     }
 }

@@ -7,7 +7,7 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wire::wireguard::{HEADER_LEN, Header, PADDING, TAG_LEN};
 use zeroize::Zeroize;
 
-/// Milliseconds on a monotonic clock.
+/// Milliseconds on a monotonic clock that goes on in suspend.
 pub type Millis = u64;
 
 /// The age at which the initiator of a session requests the next one when it sends (REKEY_AFTER_TIME, section
