@@ -19,7 +19,8 @@ pub enum Event {
     },
     /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),
-    /// A tunnel's WireGuard handshake thread has failed for this reason; its sessions will expire.
+    /// A tunnel's WireGuard handshake thread has failed for this reason; its sessions expire without
+    /// successors.
     KeeperFailed(String),
 }
 

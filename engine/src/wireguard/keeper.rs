@@ -25,8 +25,8 @@ use crate::event::{self, Event, Notifier};
 
 /// The period over which the intake counts handshakes.
 const SECOND: Millis = 1_000;
-/// How often to look for an index whose place among the awaited is free. With ten thousand pending handshakes
-/// every sixth place is taken.
+/// How often to look for an index whose place among the awaited is free. With ten thousand handshakes
+/// pending, every sixth place is taken.
 const TRIES: u32 = 64;
 /// How often to return the memory of what has waited.
 const RETURN_EVERY: Millis = 5_000;
