@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// Returns the time since the machine has booted, with the time in suspend. `Instant` leaves that out, so what
-/// must not outlive a certain age, such as a key, is measured by this clock.
+/// Returns the time since boot, including suspend. `Instant` leaves suspend out, so the age of a key, which
+/// has a limit, is measured by this clock.
 #[inline]
 pub fn since_boot() -> Duration {
     sys::boot_time()

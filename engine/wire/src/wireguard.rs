@@ -62,12 +62,12 @@ impl Kind {
     }
 }
 
-/// Returns the index that a response or cookie reply names: its receiver's index of the message that it
-/// answers. Returns `None` for other messages.
+/// Returns the index of the handshake message that a response or cookie reply answers. Returns `None` for
+/// other messages.
 pub fn answered(bytes: &[u8]) -> Option<u32> {
-    let at = match bytes.first()? {
-        &RESPONSE => 8,
-        &COOKIE => 4,
+    let at = match *bytes.first()? {
+        RESPONSE => 8,
+        COOKIE => 4,
         _ => return None,
     };
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
