@@ -8,8 +8,8 @@ use path::WorkerIndex;
 /// An event in a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The kernel rejected a batch call in use, or every joined send to a peer; these datagrams are sent one by
-    /// one.
+    /// The kernel rejected a batch call in use, or every joined send to a peer; these datagrams are sent one
+    /// by one.
     UnderlayDowngraded,
     /// The TUN rejected a super-packet; `tcp` and `udp` say what is still joined.
     OverlayDowngraded {

@@ -1,7 +1,7 @@
 //! Learns path MTUs, on a separate thread per engine.
 //!
 //! ```text
-//!  ICMP messages ───────► ┌─────────┐ judge, ask for the route ─► limit of a peer, in the table that workers read
+//!  ICMP messages ───────► ┌─────────┐ judge, ask for the route ─► limit of a peer, in the workers' table
 //!  workers: "refused" ──► │ learner │
 //!                         └─────────┘ ten minutes later ────────► no limit
 //! ```

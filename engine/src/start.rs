@@ -142,8 +142,9 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
     Ok((learner, note))
 }
 
-/// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip sets
-/// DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the kernel.
+/// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip
+/// sets DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the
+/// kernel.
 fn families(tunnel: &TunnelConfig) -> [bool; 2] {
     let ipip = matches!(tunnel.format(), Format::Ipip(_));
     let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);

@@ -187,8 +187,8 @@ impl Fib {
         self.peers.is_empty()
     }
 
-    /// Sets the largest inner packet that fits the path to a peer; `None` if nothing is known. Returns whether
-    /// the table has the peer.
+    /// Sets the largest inner packet that fits the path to a peer; `None` if nothing is known. Returns
+    /// whether the table has the peer.
     pub fn set_path_limit(&self, end: PathEnd, limit: Option<u16>) -> bool {
         let mut found = false;
         for peer in self.peers.iter().filter(|peer| peer.is_at(end)) {

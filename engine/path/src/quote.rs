@@ -32,8 +32,8 @@ pub struct Announcement {
     pub limit: u16,
 }
 
-/// Judges an ICMP message, which begins with its IPv4 header, or an ICMPv6 message. Returns `None` if it is not
-/// to be believed.
+/// Judges an ICMP message, which begins with its IPv4 header, or an ICMPv6 message. Returns `None` if it
+/// is not to be believed.
 pub fn judge(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<Announcement> {
     let (announced, quote) = if v6 { read_v6(message)? } else { read_v4(message)? };
     let outer = Outer::parse(quote, v6)?;

@@ -91,8 +91,8 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> u64 {
     while !stop.load(Ordering::Relaxed) {
         socket.send_to(&number.to_be_bytes(), target).expect("send");
         number += 1;
-        // Paced by the clock, so that a thread that was delayed catches up, but not with a burst that overflows
-        // a socket's buffer: the time beyond is skipped.
+        // Paced by the clock, so that a thread that was delayed catches up, but not with a burst that
+        // overflows a socket's buffer: the time beyond is skipped.
         let (due, now) = (began + GAP * number as u32, Instant::now());
         began += now.saturating_duration_since(due + BURST);
         thread::sleep(due.saturating_duration_since(now));

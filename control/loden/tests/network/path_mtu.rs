@@ -20,8 +20,8 @@ const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 const NARROW: u32 = 1400;
 const BYTES: u64 = 20_000_000;
 
-/// A tunnel under test: its configuration, the outer and the inner family, and the largest packets for pods on a
-/// path of [`NARROW`] and of 1500.
+/// A tunnel under test: its configuration, the outer and the inner family, and the largest packets for pods
+/// on a path of [`NARROW`] and of 1500.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
@@ -291,8 +291,8 @@ fn without_df(cluster: &Cluster, length: u32) {
     assert_eq!(buffer[..len], payload);
 }
 
-/// ICMP messages to host 1 from somebody who knows both hosts, the tunnel's port and its network, but has seen
-/// nothing.
+/// ICMP messages to host 1 from somebody who knows both hosts, the tunnel's port and its network, but has
+/// seen nothing.
 fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
     let (one, two) = (cluster.host(1), cluster.host(2));
     if !case.outer_v6 {

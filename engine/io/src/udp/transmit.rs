@@ -22,7 +22,7 @@ const MAX_VECTORS: usize = 1024;
 /// concern one route or one device, so it says nothing about other peers.
 const REJECTIONS_MAX: u16 = 8;
 
-/// Runs to a peer that are sent singly before the next one is tried joined: the peer's route may have changed.
+/// Runs to a peer that are sent singly before the next one is tried joined, since its route may have changed.
 pub(super) const SINGLY: u16 = 1024;
 
 /// Peers whose rejections are counted at a time. Peers with the same slot displace each other.

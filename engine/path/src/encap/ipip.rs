@@ -3,8 +3,8 @@
 //!
 //! The engine writes the whole outer header, because some fields depend on the inner packet: TTL and DF are
 //! copied, and the class of service is 0 with the inner ECN bits (net/ipv4/ip_tunnel.c, ip_tunnel_xmit, for a
-//! tunnel that inherits its TTL and does no path MTU discovery). The kernel fills in length, checksum,
-//! and the id of packets without DF, as for every raw socket with IP_HDRINCL (net/ipv4/raw.c, raw_send_hdrinc).
+//! tunnel that inherits its TTL and does no path MTU discovery). The kernel fills in length, checksum, and
+//! the id of packets without DF, as for every raw socket with IP_HDRINCL (net/ipv4/raw.c, raw_send_hdrinc).
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -57,8 +57,9 @@ impl Ipip {
     }
 }
 
-/// Returns the identification of packets with DF to a peer: a secret, because a "fragmentation needed" message
-/// must quote it. Packets that are never fragmented need no distinct identification (RFC 6864 section 4.1).
+/// Returns the identification of packets with DF to a peer: a secret, because a "fragmentation needed"
+/// message must quote it. Packets that are never fragmented need no distinct identification (RFC 6864
+/// section 4.1).
 /// Never 0, which the kernel would replace.
 pub(crate) fn identification(peer: IpAddr) -> u16 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);

@@ -71,7 +71,8 @@ proptest! {
     fn udp_without_df_is_fragmented(payload in 1281usize..1423, limit in 576u16..1300) {
         let packet = Packet::udp(false, 9, payload);
         for open in [false, true] {
-            let bytes = Packet { checksum: if open { Checksum::Open } else { Checksum::Valid }, ..packet.clone() }.bytes();
+            let checksum = if open { Checksum::Open } else { Checksum::Valid };
+            let bytes = Packet { checksum, ..packet.clone() }.bytes();
             let read = with_virtio(u8::from(open), 0, 0, if open { (20, 6) } else { (0, 0) }, &bytes);
             let out = node(vxlan(0), limit).egress(&[read]);
             let fragments = stripped(&out);
