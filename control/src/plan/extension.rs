@@ -11,7 +11,7 @@ use super::context::{Context, inner_mtu};
 use super::error::PlanError;
 use super::intent::{CommandPeer, Commands, Paths, Peer};
 use super::outline::Outline;
-use super::peers::sift;
+use super::peers::{check_type, sift};
 use store::lease::ledger::LeaseSet;
 
 /// The backend type in leases.
@@ -32,9 +32,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
 
 pub(super) fn paths(extension: &Extension, own: &Lease, leases: &LeaseSet) -> Paths {
     let sifted = sift(own, leases, 1, |lease| {
-        if lease.attrs.backend_type != TYPE {
-            return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
-        }
+        check_type(lease, TYPE)?;
         data(lease)?;
         let (v4, v6) = (lease.subnet().map(IpNetwork::V4), lease.ipv6_subnet().map(IpNetwork::V6));
         let remote = SocketAddr::new(IpAddr::V4(lease.attrs.public_ip), 0);

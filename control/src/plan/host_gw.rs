@@ -12,7 +12,7 @@ use super::context::{Context, inner_mtu, places};
 use super::error::{PlanError, missing};
 use super::intent::{Direct, Paths, Peer, Route};
 use super::outline::Outline;
-use super::peers::sift;
+use super::peers::{check_type, sift};
 use crate::underlay::Endpoint;
 use store::lease::ledger::LeaseSet;
 
@@ -42,9 +42,7 @@ pub(super) fn outline(context: &Context) -> Result<Outline, PlanError> {
 pub(super) fn paths(context: &Context, own: &Lease, leases: &LeaseSet) -> Result<Paths, PlanError> {
     let places = places(context, own)?;
     let sifted = sift(own, leases, places.len(), |lease| {
-        if lease.attrs.backend_type != TYPE {
-            return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
-        }
+        check_type(lease, TYPE)?;
         let gateways = places.iter().enumerate().map(|(number, place)| {
             let peer = if place.cluster.is_ipv4() { gateway_v4(lease)? } else { gateway_v6(lease) };
             Ok(peer.map(|peer| (number, peer)))

@@ -11,7 +11,7 @@ use super::direct;
 use super::error::{NO_IPV4, PlanError, missing};
 use super::intent::{Link, Paths, Peer, Place, Tunnel};
 use super::outline::{Outline, TunnelOutline};
-use super::peers::sift;
+use super::peers::{check_type, sift};
 use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel.ipip";
@@ -64,9 +64,7 @@ pub(super) fn paths(
 }
 
 fn peer(lease: &Lease) -> Result<Vec<(usize, Peer)>, String> {
-    if lease.attrs.backend_type != TYPE {
-        return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
-    }
+    check_type(lease, TYPE)?;
     let Some(subnet) = lease.subnet() else {
         return Err("it has no IPv4 subnet, and ipip carries only IPv4".into());
     };

@@ -62,6 +62,12 @@ pub(super) fn sift(
     sifted
 }
 
+/// Returns what is wrong with a lease of another backend.
+pub(super) fn check_type(lease: &Lease, ours: &str) -> Result<(), String> {
+    let theirs = &lease.attrs.backend_type;
+    if theirs == ours { Ok(()) } else { Err(format!("its backend type is {theirs:?}, ours is {ours:?}")) }
+}
+
 fn lengths(key: &SubnetKey) -> (Option<u8>, Option<u8>) {
     (key.ipv4().map(|subnet| subnet.prefix()), key.ipv6().map(|subnet| subnet.prefix()))
 }

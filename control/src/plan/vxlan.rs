@@ -16,7 +16,7 @@ use super::direct;
 use super::error::{PlanError, missing};
 use super::intent::{Link, Paths, Peer, Tunnel};
 use super::outline::{Outline, TunnelOutline};
-use super::peers::sift;
+use super::peers::{check_type, sift};
 use store::lease::ledger::LeaseSet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers.
@@ -90,9 +90,7 @@ pub(super) fn paths(
 ) -> Result<Paths, PlanError> {
     let places = places(context, own)?;
     let sifted = sift(own, leases, places.len(), |lease| {
-        if lease.attrs.backend_type != TYPE {
-            return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
-        }
+        check_type(lease, TYPE)?;
         let mut found = Vec::new();
         for (tunnel, place) in places.iter().enumerate() {
             let peer =

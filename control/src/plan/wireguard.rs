@@ -17,7 +17,7 @@ use super::context::{Context, inner_mtu, places};
 use super::error::{PlanError, missing};
 use super::intent::{Link, Paths, Peer, Place, Route, Secrets, Tunnel};
 use super::outline::{Outline, TunnelOutline};
-use super::peers::sift;
+use super::peers::{check_type, sift};
 use store::lease::ledger::LeaseSet;
 
 const DEVICE: &str = "flannel-wg";
@@ -122,9 +122,7 @@ pub(super) fn paths(
     };
     let own_key = context.private_key.as_ref().map(SecretKey::public);
     let sifted = sift(own, leases, places.len(), |lease| {
-        if lease.attrs.backend_type != TYPE {
-            return Err(format!("its backend type is {:?}, ours is {TYPE:?}", lease.attrs.backend_type));
-        }
+        check_type(lease, TYPE)?;
         let mut found = Vec::new();
         for (tunnel, places) in places.iter().enumerate() {
             for ipv4 in places.iter().map(|place| place.cluster.is_ipv4()) {
