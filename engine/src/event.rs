@@ -30,6 +30,8 @@ pub enum Event {
     /// A tunnel's WireGuard handshake thread has failed for this reason; its sessions expire without
     /// successors.
     KeeperFailed(String),
+    /// The path MTU thread has failed for this reason; no path MTU is learned or expires any more.
+    LearnerFailed(String),
 }
 
 /// An event, with its tunnel and worker.

@@ -22,7 +22,7 @@ use io::{Waiter, Waker};
 use path::quote::{self, Own};
 use path::{Fib, Format, PathEnd, PeerId, WorkerIndex};
 
-use crate::event::{Event, Notifier};
+use crate::event::{self, Event, Notifier};
 use crate::status::PathStatus;
 
 /// How long a limit is kept (RFC 1191 section 6.3, RFC 8201 section 4).
@@ -184,6 +184,7 @@ impl Learner {
         self,
         tunnels: Vec<Watched>,
         stop: Arc<AtomicBool>,
+        notifier: Notifier,
     ) -> std::io::Result<LearnerHandle> {
         let Learner { sockets, mut waiter, refused: (_, refused) } = self;
         let waker = waiter.waker();
@@ -195,8 +196,8 @@ impl Learner {
             while !stop.load(Ordering::Relaxed) {
                 if pending {
                     std::thread::sleep(PAUSE);
-                } else if waiter.wait(timeout).is_err() {
-                    return;
+                } else {
+                    waiter.wait(timeout)?;
                 }
                 pending = judge_some(&sockets, &tunnels);
                 for refused in refused.try_iter() {
@@ -206,8 +207,11 @@ impl Learner {
                 let next = tunnels.iter().filter_map(|tunnel| tunnel.paths.expire(now)).min();
                 timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
             }
+            Ok(())
         };
-        let thread = std::thread::Builder::new().name("loden-pmtu".to_owned()).spawn(run)?;
+        let thread = std::thread::Builder::new()
+            .name("loden-pmtu".to_owned())
+            .spawn(move || event::watch(&notifier, Event::LearnerFailed, run))?;
         Ok(LearnerHandle { waker, thread: Mutex::new(Some(thread)) })
     }
 }

@@ -104,7 +104,8 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
             .map_err(|cause| Error::new(format!("starting worker {index}"), cause))?;
         engine.threads.push(worker);
     }
-    let handle = learner.start(watched, Arc::clone(&engine.stop));
+    let notifier = Notifier { tunnel: 0, worker: path_mtu::NOBODY, sender: sender.clone() };
+    let handle = learner.start(watched, Arc::clone(&engine.stop), notifier);
     engine.learner = Some(handle.map_err(|cause| Error::new("starting the path MTU thread", cause))?);
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };

@@ -74,6 +74,12 @@ pub enum DaemonError {
         /// The reason.
         why: String,
     },
+    /// The path MTU thread ended on its own.
+    #[error("learning path MTUs failed: {why}; restart the daemon")]
+    LearnerFailed {
+        /// The reason.
+        why: String,
+    },
     /// A worker ended on its own.
     #[error("worker {worker} of the datapath failed: {why}; restart the daemon")]
     WorkerFailed {

@@ -101,7 +101,30 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
             tracing::info!(device, peer, limit, "path MTU learned; larger packets are refused or cut");
         }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
+        Event::LearnerFailed(why) => return Err(DaemonError::LearnerFailed { why }),
         Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use model::subnet_env::SubnetEnv;
+    use path::WorkerIndex;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_failed_ends_the_daemon() {
+        let subnet_env = SubnetEnv { ipv4: None, ipv6: None, mtu: 1450, ip_masq: false };
+        let plan =
+            Plan { tunnels: Vec::new(), direct: None, commands: None, subnet_env, ignored: Vec::new() };
+        let notice = |event| Notice { tunnel: 0, worker: WorkerIndex(0), event };
+        for failure in [Event::WorkerFailed, Event::KeeperFailed, Event::LearnerFailed] {
+            let error = report_notice(&plan, notice(failure("panicked".into()))).unwrap_err().to_string();
+            assert!(error.contains("panicked; restart the daemon"), "{error}");
+        }
+        let limited = Event::PathLimited { peer: "192.0.2.2".into(), limit: 1380 };
+        assert!(report_notice(&plan, notice(limited)).is_ok());
+    }
 }
