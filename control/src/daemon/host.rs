@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::Engine;
-use rtnetlink::Handle;
 
 use super::datapath;
 use super::reconciler::Inputs;
 use crate::apply::engine::Numbers;
 use crate::apply::{Applied, Applier, ApplyError};
+use crate::netlink::Netlink;
 use crate::persist::remembered::Remembered;
 use crate::plan::Plan;
 use crate::settings::Settings;
@@ -24,7 +24,7 @@ pub(super) struct Host {
 impl Host {
     /// Brings the host to its first plan. `numbers` are those of the peers in the engine's tables.
     pub(super) async fn new(
-        netlink: Handle,
+        netlink: Netlink,
         subnet_file: PathBuf,
         engine: Arc<Engine>,
         numbers: Vec<Numbers>,
@@ -43,7 +43,7 @@ impl Host {
     }
 
     /// Returns the connection to the kernel.
-    pub(super) fn netlink(&self) -> &Handle {
+    pub(super) fn netlink(&self) -> &Netlink {
         self.applier.netlink()
     }
 

@@ -53,7 +53,9 @@ pub(super) struct Node<'a> {
 impl Node<'_> {
     /// Keeps the node as planned until it cannot go on; `Ok` if it has to be started again from the store.
     pub(super) async fn serve(&mut self, log_counters: &mut Signal) -> Result<(), DaemonError> {
-        match self.follow(log_counters).await {
+        let ended = self.follow(log_counters).await;
+        self.board.pause();
+        match ended {
             Ok(never) => match never {},
             Err(End::Restart) => Ok(()),
             Err(End::Failed { error, give_back }) => {
@@ -72,7 +74,9 @@ impl Node<'_> {
         loop {
             while let Some(action) = self.reconciler.poll_action(now())? {
                 self.carry_out(action).await;
+                self.board.turned(Instant::now());
             }
+            self.board.turned(Instant::now());
             let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
             tokio::select! {
                 event = self.watch.next() => self.take_events(event)?,
@@ -129,7 +133,7 @@ impl Node<'_> {
             Action::LookAtWays => {
                 let inputs = self.reconciler.inputs();
                 let reach = look::ways(self.host.netlink(), inputs.context(), inputs.peers()).await;
-                self.reconciler.handle_reach(reach, now());
+                self.reconciler.handle_reach(reach.map_err(|error| error.to_string()), now());
             }
             Action::Apply(plan) => self.apply(plan).await,
         }
