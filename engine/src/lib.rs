@@ -13,6 +13,7 @@
 //!
 //! Start reading at `worker`, then `tunnel`. The crate `path` decides what happens to a packet.
 
+mod clock;
 pub mod config;
 mod event;
 mod layout;

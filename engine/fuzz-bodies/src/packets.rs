@@ -8,6 +8,7 @@ use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
 use path::quote::{self, Own};
+use path::reply::Limiter;
 use path::{
     Counters, DropReason, Fib, FibBuilder, Format, Ipip, PathEnd, PeerSpec, Received, Verdict, Vxlan,
 };
@@ -168,6 +169,7 @@ fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
     let mut arena = vec![fill; SPACE + room];
     let (mut outbox, mut counters) = (Outbox::new(0..SPACE as u32), Counters::default());
     let (mut at, mut sent) = (SPACE, vec![]);
+    let mut limiter = Limiter::new();
     let mut expected = 0;
     for record in records {
         let start = at + HEADROOM;
@@ -191,7 +193,7 @@ fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
                     Verdict::Drop(DropReason::BadOffload)
                 }
             }
-            Err(refusal) => egress::refuse(&mut arena, read, refusal, fib, &mut outbox),
+            Err(refusal) => egress::refuse(&mut arena, read, refusal, fib, &mut outbox, (&mut limiter, 1)),
         };
         if let Verdict::Reply(_) = verdict {
             expected += 1;

@@ -20,19 +20,18 @@ pub(crate) mod keeper;
 mod mail;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
-use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
 use self::awaited::Awaited;
 use self::budget::Budget;
 use self::mail::{FromControl, FromWorker, Mailbox, Message};
 pub(crate) use self::mail::{Stray, ToWorker};
+use crate::clock::Clock;
 
 /// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
@@ -106,30 +105,6 @@ impl KeeperHandle {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
-        }
-    }
-}
-
-/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0. It goes on while the machine is
-/// suspended, because the peers' clocks do, and no key may be used longer than it should.
-#[derive(Clone, Debug)]
-pub(crate) enum Clock {
-    /// The tunnel was opened at this time since boot.
-    Started(Duration),
-    /// A test sets the time.
-    Set(Arc<AtomicU64>),
-}
-
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock::Started(io::clock::since_boot())
-    }
-
-    #[inline]
-    pub(crate) fn now(&self) -> Millis {
-        match self {
-            Clock::Started(start) => io::clock::since_boot().saturating_sub(*start).as_millis() as Millis + 1,
-            Clock::Set(now) => now.load(Ordering::Relaxed),
         }
     }
 }
