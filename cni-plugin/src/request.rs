@@ -70,8 +70,10 @@ pub struct Request {
     pub container: String,
     /// The interface in the container; empty for verbs that concern no container.
     pub interface: String,
-    /// The container's network namespace, if it exists.
-    pub netns: Option<Netns>,
+    /// `CNI_NETNS`, the path of the container's network namespace; empty if there is none.
+    pub netns: String,
+    /// `CNI_NETNS_OVERRIDE`: the container may share the plugin's own namespace.
+    pub netns_override: bool,
     /// The directories in which to search for delegates.
     pub path: Vec<PathBuf>,
     /// The configuration.
@@ -161,12 +163,16 @@ impl Request {
             let details = format!("cniVersion is {:?}, but {verb} needs {minimum} or later", config.version);
             return Err(Failure::new(Code::IncompatibleVersion, message, details));
         }
-        if matches!(verb, Verb::Add | Verb::Del) && !netns.is_empty() && !netns_override {
+        if verb == Verb::Add && !netns_override {
             check_netns(&netns)?;
         }
         let path = std::env::split_paths(&path).filter(|place| place.is_absolute()).collect();
-        let netns = Netns::at(&netns);
-        Ok(Request { verb, container, interface, netns, path, config })
+        Ok(Request { verb, container, interface, netns, netns_override, path, config })
+    }
+
+    /// Returns the network namespace that the runtime's path names now, if any.
+    pub fn namespace(&self) -> Option<Netns> {
+        Netns::at(&self.netns)
     }
 }
 

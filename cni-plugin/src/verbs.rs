@@ -53,7 +53,7 @@ fn add(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let _lock = states.lock(&attachment)?;
     let left = timeouts.request.saturating_sub(began.elapsed());
     let before = (states.read_own(&attachment)?, states.netns(&attachment));
-    states.write(&attachment, &config, request.netns.as_ref())?;
+    states.write(&attachment, &config, request.namespace().as_ref())?;
     let result =
         plugin(request, &config, left).run("ADD", &[], &config).and_then(
             |printed| match serde_json::from_str::<Value>(&printed) {
@@ -97,9 +97,21 @@ fn del(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let _lock = states.lock_for_deletion(&attachment)?;
     match read()? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => delete(request, &states, &attachment, &config, None, timeout),
+        Found::Config(config) => {
+            let netns = netns_of_deletion(request, &states, &attachment);
+            delete(request, &states, &attachment, &config, netns, timeout)
+        }
         Found::Broken => delete_broken(request, &states, &attachment, timeout),
     }
+}
+
+/// Returns what replaces the namespace that the runtime named: nothing if its path now names another
+/// namespace, whose interface of this name is not ours to delete.
+fn netns_of_deletion(request: &Request, states: &States, attachment: &Attachment) -> Option<&'static str> {
+    let now = request.namespace()?;
+    let is_hosts = now.is_own() && !request.netns_override;
+    let is_others = states.netns(attachment).is_some_and(|recorded| recorded.differs(&now));
+    (is_hosts || is_others).then_some("")
 }
 
 /// Deletes an interface whose state is unreadable. The configuration that ADD would use now names the same
@@ -112,7 +124,8 @@ fn delete_broken(
 ) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("the saved state of this container is unreadable as well"))?;
-    delete(request, states, attachment, &delegate::build(&request.config, &subnet), None, timeout)
+    let netns = netns_of_deletion(request, states, attachment);
+    delete(request, states, attachment, &delegate::build(&request.config, &subnet), netns, timeout)
 }
 
 /// Has the delegate delete an interface, and removes its state after that.

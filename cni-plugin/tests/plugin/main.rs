@@ -6,6 +6,7 @@
 mod debian;
 mod disk;
 mod hang;
+mod namespaces;
 
 use std::fs;
 use std::io::Write;
