@@ -14,6 +14,7 @@ use crate::reply::{self, Code, Failure};
 use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
 use crate::subnet;
+use crate::versions;
 
 /// Time limits for a delegate.
 #[derive(Clone, Copy, Debug)]
@@ -49,9 +50,10 @@ fn add(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
     let config = delegate::build(&request.config, &subnet);
     let (states, attachment) = (states(request), attachment(request));
-    let began = Instant::now();
+    let deadline = Instant::now() + timeouts.request;
+    versions::check(request, &config, deadline).map_err(InvokeError::into_failure)?;
     let _lock = states.lock(&attachment)?;
-    let left = timeouts.request.saturating_sub(began.elapsed());
+    let left = deadline.saturating_duration_since(Instant::now());
     let before = (states.read_own(&attachment)?, states.netns(&attachment));
     states.write(&attachment, &config, request.namespace().as_ref())?;
     let result =
@@ -128,7 +130,9 @@ fn delete_broken(
     delete(request, states, attachment, &delegate::build(&request.config, &subnet), netns, timeout)
 }
 
-/// Has the delegate delete an interface, and removes its state after that.
+/// Has the delegate delete an interface, and removes its state after that. A delegate that does not support
+/// the saved version of the specification, since it has been replaced by another release, is asked in others:
+/// what a deletion needs is the same in all.
 ///
 /// `netns` replaces the network namespace that the runtime named; empty means that there is none.
 fn delete(
@@ -142,7 +146,22 @@ fn delete(
     let mut variables =
         vec![("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
     variables.extend(netns.map(|path| ("CNI_NETNS", path)));
-    plugin(request, config, timeout).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    let deadline = Instant::now() + timeout;
+    let mut refusal = None;
+    for config in versions::in_turn(config) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match plugin(request, &config, left).run("DEL", &variables, &config) {
+            Ok(_) => {
+                refusal = None;
+                break;
+            }
+            Err(InvokeError::Failed(failure)) if failure.code == Code::IncompatibleVersion as u64 => {
+                refusal.get_or_insert(failure);
+            }
+            Err(error) => return Err(error.into_failure()),
+        }
+    }
+    refusal.map_or(Ok(()), Err)?;
     states.remove(attachment).map_err(|failure| failure.and("the interface itself was deleted"))
 }
 
@@ -178,7 +197,10 @@ fn status(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
     let config = delegate::build(&request.config, &subnet);
-    match plugin(request, &config, timeout).run("STATUS", &[], &config) {
+    let deadline = Instant::now() + timeout;
+    versions::check(request, &config, deadline).map_err(|error| unavailable(error.into_failure()))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    match plugin(request, &config, left).run("STATUS", &[], &config) {
         Ok(_) => Ok(()),
         Err(InvokeError::Failed(failure)) if lacks_verb(&failure) => Ok(()),
         Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
