@@ -236,7 +236,7 @@ impl Config {
             subnet_file: place(string(&mut object, "subnetFile")?, SUBNET_FILE),
             data_directory: place(string(&mut object, "dataDir")?, DATA_DIRECTORY),
             ipam: map(&mut object, "ipam")?,
-            runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
+            runtime_config: optional_map(&mut object, "runtimeConfig")?.map(Value::Object),
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
             // Go may write an empty list as null (CRI-O). A missing key is different: nothing is known to be
             // valid.
@@ -308,9 +308,13 @@ fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, 
 }
 
 fn map(object: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Failure> {
+    optional_map(object, key).map(Option::unwrap_or_default)
+}
+
+fn optional_map(object: &mut Map<String, Value>, key: &str) -> Result<Option<Map<String, Value>>, Failure> {
     match object.remove(key) {
-        None | Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
         Some(other) => Err(Failure::new(Code::Decoding, format!("{key} is not an object"), other)),
     }
 }
@@ -408,6 +412,8 @@ mod tests {
             (r#"{"name":7}"#, 6),
             (r#"{"name":"n","delegate":[]}"#, 6),
             (r#"{"name":"n","ipam":"host-local"}"#, 6),
+            (r#"{"name":"n","runtimeConfig":"mac"}"#, 6),
+            (r#"{"name":"n","runtimeConfig":[]}"#, 6),
             (r#"{"name":"n","cniVersion":"2.0.0"}"#, 1),
             (r#"{"name":"n","delegate":{"type":7}}"#, 7),
             (r#"{"name":"n","delegate":{"name":"x"}}"#, 7),

@@ -48,7 +48,7 @@ pub fn run(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
 
 fn add(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
-    let config = delegate::build(&request.config, &subnet);
+    let config = delegate::build(&request.config, &subnet)?;
     let (states, attachment) = (states(request), attachment(request));
     let deadline = Instant::now() + timeouts.request;
     versions::check(request, &config, deadline).map_err(InvokeError::into_failure)?;
@@ -127,7 +127,8 @@ fn delete_broken(
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("the saved state of this container is unreadable as well"))?;
     let netns = netns_of_deletion(request, states, attachment);
-    delete(request, states, attachment, &delegate::build(&request.config, &subnet), netns, timeout)
+    let config = delegate::build(&request.config, &subnet)?;
+    delete(request, states, attachment, &config, netns, timeout)
 }
 
 /// Has the delegate delete an interface, and removes its state after that. A delegate that does not support
@@ -196,7 +197,7 @@ fn with_gateways(mut result: Value) -> Value {
 fn status(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
-    let config = delegate::build(&request.config, &subnet);
+    let config = delegate::build(&request.config, &subnet).map_err(unavailable)?;
     let deadline = Instant::now() + timeout;
     versions::check(request, &config, deadline).map_err(|error| unavailable(error.into_failure()))?;
     let left = deadline.saturating_duration_since(Instant::now());
@@ -236,7 +237,7 @@ fn gc(request: &Request, timeouts: Timeouts) -> Result<(), Failure> {
     // Without a subnet there is no configuration for the delegate; the interfaces above needed only their
     // states.
     if let Ok(subnet) = subnet::read(&request.config.subnet_file) {
-        let mut config = delegate::build(&request.config, &subnet);
+        let mut config = delegate::build(&request.config, &subnet)?;
         host_local::sweep(&config);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));

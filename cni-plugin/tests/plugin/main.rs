@@ -247,6 +247,28 @@ fn a_daemon_that_is_not_ready_is_worth_another_try() {
 }
 
 #[test]
+fn routes_that_cannot_be_read_are_an_error_before_anything_is_done() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.delegate(GOOD).run("ADD", &config).unwrap();
+    for routes in
+        [json!(["10.9.0.0/16"]), json!({"dst": "10.9.0.0/16"}), json!([{"dst": "10.9.0.0/16", "mtu": "x"}])]
+    {
+        config["ipam"] = json!({"routes": routes});
+        for (verb, code) in [("ADD", 7), ("STATUS", 50)] {
+            let error = node.run(verb, &config).unwrap_err();
+            assert_eq!(error["code"], code, "{error}");
+            assert!(error.to_string().contains("failed to read IPAM routes"), "{error}");
+        }
+    }
+    assert_eq!((node.calls().len(), node.states()), (1, vec!["pod-1".to_owned()]));
+    // A deletion needs none.
+    node.run("DEL", &config).unwrap();
+    assert_eq!(node.states(), [""; 0]);
+}
+
+#[test]
 fn check_hands_on_the_state_with_the_result_before() {
     let node = Node::new(V4);
     let mut config = node.config();
