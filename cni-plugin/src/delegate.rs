@@ -172,7 +172,10 @@ mod tests {
         assert_eq!(
             built["ipam"]["routes"],
             json!([
-                {"dst": "0.0.0.0/0", "gw": "10.1.17.9", "mtu": 1400, "advmss": 1360, "priority": 7, "table": -1},
+                {
+                    "dst": "0.0.0.0/0", "gw": "10.1.17.9",
+                    "mtu": 1400, "advmss": 1360, "priority": 7, "table": -1
+                },
                 {"dst": "fd00::/64", "gw": "fd00::9", "scope": 253},
                 {"dst": "10.9.8.7/16"},
                 {"dst": "10.9.0.0/16"},

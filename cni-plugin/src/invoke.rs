@@ -30,6 +30,9 @@ const ORPHANS_FINISH: Duration = Duration::from_secs(5);
 /// Polling interval for a plugin that has closed its output and is about to exit.
 const POLL: Duration = Duration::from_millis(1);
 
+/// The message of a plugin that is older than VERSION.
+const NO_VERSION: &str = "unknown CNI_COMMAND: VERSION";
+
 /// The failure of a delegate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InvokeError {
@@ -128,7 +131,7 @@ impl Plugin<'_> {
         let dummies = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].map(|name| (name, "dummy"));
         match self.run("VERSION", &dummies, &json!({ "cniVersion": version })) {
             Ok(printed) => Ok(reply::parse_versions(&printed)),
-            Err(InvokeError::Failed(failure)) if failure.message.contains("unknown CNI_COMMAND: VERSION") => {
+            Err(InvokeError::Failed(failure)) if failure.message.contains(NO_VERSION) => {
                 Ok(Some(vec![VERSIONS[0].to_owned()]))
             }
             Err(InvokeError::Failed(_)) => Ok(None),

@@ -63,9 +63,10 @@ fn a_delegate_that_does_not_say_what_it_supports_is_trusted() {
     }
     // Older than VERSION.
     let node = Node::new(V4);
-    let first = r#"[ $CNI_COMMAND = VERSION ] && { echo '{"code": 4, "msg": "unknown CNI_COMMAND: VERSION"}'; exit 1; }"#;
+    let answer = r#"echo '{"code": 4, "msg": "unknown CNI_COMMAND: VERSION"}'; exit 1"#;
+    let first = format!("[ $CNI_COMMAND = VERSION ] && {{ {answer}; }}");
     let mut config = node.config();
-    assert_eq!(node.program(first, "", GOOD).run("ADD", &config).unwrap_err()["code"], 1);
+    assert_eq!(node.program(&first, "", GOOD).run("ADD", &config).unwrap_err()["code"], 1);
     config["cniVersion"] = "0.1.0".into();
     node.run("ADD", &config).unwrap();
 }
