@@ -213,7 +213,7 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     }
     let sum = verify(&p, &v, format != Format::Udp)?;
     let size = if uncut {
-        (sum != Sum::Unknown && can_be_cut(&p, &v) && (v.protocol == UDP || split >= 8)).then_some(split)
+        (sum != Sum::Unknown && can_be_cut(&p, &v)).then_some(split)
     } else {
         let large = v.len > MTU.into() && v.protocol == TCP && sum == Sum::Open && can_be_cut(&p, &v);
         large.then(|| usize::from(MTU) - header_len(&p, &v))
@@ -292,8 +292,7 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     }
     let size = half(4);
     if kind != 0 {
-        let least = if v.protocol == TCP { 8 } else { 1 };
-        if v.fragment || size < least || ![TCP, UDP].contains(&v.protocol) {
+        if v.fragment || size == 0 || ![TCP, UDP].contains(&v.protocol) {
             return Err(silent(DropReason::BadOffload));
         }
         let t = &p[v.transport..];

@@ -1,5 +1,7 @@
 //! A worker that is turned by hand over any ports, for testing the whole loop without a kernel or a thread.
 
+mod sealed;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use io::{Overlay, Underlay, Waiter};
 use path::{Fib, WorkerIndex};
 
+pub use self::sealed::{Sealed, SealedWorker, Update};
 use crate::config::{Switches, WaitPolicy};
 use crate::event::{self, Notifier};
 use crate::snapshot::{self, Publisher};
@@ -32,11 +35,22 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         lanes: u16,
         switches: Switches,
     ) -> std::io::Result<Self> {
+        Self::with_sealing(queues, underlay, fib, (mtu, lanes), switches, Sealing::Plain)
+    }
+
+    fn with_sealing(
+        queues: Vec<O>,
+        underlay: U,
+        fib: Fib,
+        (mtu, lanes): (u16, u16),
+        switches: Switches,
+        sealing: Sealing,
+    ) -> std::io::Result<Self> {
         let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
         let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
-        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing: Sealing::Plain };
+        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing };
         let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
         let pages = vec![Arc::clone(&page)];
