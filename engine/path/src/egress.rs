@@ -12,7 +12,7 @@ use crate::counters::Direction;
 use crate::fib::{Fib, NextHop};
 use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
-use crate::offload::checksum;
+use crate::offload::checksum::{self, Sender, State};
 use crate::offload::fragment::{self, Whole};
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Destination, Outbox};
@@ -39,6 +39,8 @@ pub struct Bound<'f> {
     /// The size of the fragments that the packet, or each of its segments, is sent in.
     fragments: Option<u16>,
     open_checksum: Option<(u16, u16)>,
+    /// Whether the kernel has verified the checksum or leaves it to us.
+    vouched: bool,
 }
 
 impl Bound<'_> {
@@ -110,7 +112,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
-    Ok(Bound { peer, inner, at, cut, fragments, open_checksum })
+    let vouched = virtio.flags & (virtio::NEEDS_CSUM | virtio::DATA_VALID) != 0;
+    Ok(Bound { peer, inner, at, cut, fragments, open_checksum, vouched })
 }
 
 /// Makes a packet fit the path to its peer: TCP segments are cut smaller, and IPv4 packets that allow it are
@@ -140,8 +143,8 @@ fn shrink(
     if complaint.is_some() { Err(refusal) } else { Ok(Some(limit)) }
 }
 
-/// Cuts a super-packet, prepends the template and queues the datagrams. The caller has checked
-/// [`Outbox::has_room`].
+/// Cuts a super-packet, prepends the template and queues the datagrams. Drops a packet whose checksum is
+/// wrong: the far end would take it for verified. The caller has checked [`Outbox::has_room`].
 #[inline]
 pub fn queue(
     arena: &mut [u8],
@@ -159,6 +162,17 @@ pub fn queue(
         ecn: if peer.template.has_outer_header() { 0 } else { inner.ecn() },
     };
     let prefix = peer.template.len();
+    if !bound.vouched {
+        let packet = bytes(arena, &(bound.at..bound.at + inner.len as u32));
+        match checksum::verify(inner, packet, Sender::Completes, &mut counters.summed_bytes) {
+            // Segments get checksums that nobody could tell from the sender's.
+            Ok(State::Open | State::Unknown) if bound.cut.is_some() => {
+                return Verdict::Drop(DropReason::BadTransportChecksum);
+            }
+            Ok(_) => {}
+            Err(reason) => return Verdict::Drop(reason),
+        }
+    }
     if let Some(size) = bound.fragments {
         return queue_fragments(arena, bound, size, &destination, outbox, counters);
     }
