@@ -89,6 +89,7 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
             paths: Arc::clone(&running_tunnel.paths),
             own: own(tunnel, &running_tunnel.chosen),
             families: families(tunnel),
+            established: keeper.as_ref().map(|keeper| keeper.shared.established.clone()),
             notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
         });
         running.push(running_tunnel);
@@ -145,12 +146,11 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
 }
 
 /// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip
-/// sets DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the
-/// kernel.
+/// sets DF; other outer packets are fragmented on their way.
 fn families(tunnel: &TunnelConfig) -> [bool; 2] {
     let ipip = matches!(tunnel.format(), Format::Ipip(_));
     let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);
-    [ipip, ipv6 && matches!(tunnel.format(), Format::Vxlan(_) | Format::Udp)]
+    [ipip, ipv6 && !ipip]
 }
 
 fn own(tunnel: &TunnelConfig, chosen: &Chosen) -> Own {

@@ -66,7 +66,7 @@ pub fn ipip(data: &[u8]) {
     let own = Own { address: Some(local.into()), ports: Vec::new() };
     for record in records(rest) {
         if let Some(announcement) = quote::judge(record.bytes, false, &fib, &own) {
-            assert!(announcement.limit >= 576 && fib.peer_at(announcement.end).is_some());
+            assert!(announcement.limit >= 576);
         }
         assert_eq!(quote::judge(record.bytes, true, &fib, &own), None, "ipip has no IPv6 underlay");
     }
