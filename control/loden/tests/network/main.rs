@@ -4,6 +4,7 @@
 //! ```text
 //! backends         tests: host-gw, vxlan's direct routes, ipip, alloc and extension
 //! bad_input        tests: datagrams that no well-behaved neighbour sends
+//! fairness         tests: what a greedy pod leaves to its neighbours and to the host's memory
 //! fallbacks        tests: each feature of the kernel is missing, alone and with all others
 //! guards           tests: limits on system calls, checksums and order
 //! inner_sources    tests: packets of the host's own protocols, and sources that nobody may use
@@ -23,6 +24,7 @@ mod backends;
 mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
+mod fairness;
 mod fallbacks;
 mod guards;
 mod inner_sources;
