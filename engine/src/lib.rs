@@ -14,6 +14,7 @@
 //! Start reading at `worker`, then `tunnel`. The crate `path` decides what happens to a packet.
 
 mod bounds;
+mod clock;
 pub mod config;
 mod event;
 mod layout;

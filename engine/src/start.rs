@@ -12,6 +12,7 @@ use path::quote::Own;
 use path::{Format, WorkerIndex};
 
 use crate::bounds::Bounds;
+use crate::clock::Clock;
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
@@ -201,6 +202,7 @@ fn distribute<'c>(
             switches: one.chosen.features,
             notifier: Notifier { tunnel: index, worker, sender: sender.clone() },
             sealing,
+            clock: Clock::start(),
         };
         share.ports.push((index, port));
         share.tunnels.push(Tunnel::new(queues, parts));

@@ -25,6 +25,9 @@ const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
 const SIOCETHTOOL: u32 = 0x8946;
 
+// asm-generic/socket.h
+const SO_NETNS_COOKIE: c_int = 71;
+
 /// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
 
@@ -50,6 +53,24 @@ pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
     // SAFETY: the descriptor is new, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// SO_NETNS_COOKIE (asm-generic/socket.h, since Linux 5.14): returns the number of the socket's network
+/// namespace.
+pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie: u64 = 0;
+    let mut length = mem::size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    })?;
+    Ok(cookie)
 }
 
 /// TUNSETIFF (linux/if_tun.h): attaches `fd` to device `name`, creating it if absent; returns its actual

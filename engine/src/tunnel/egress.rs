@@ -82,7 +82,8 @@ impl<O: Overlay> Tunnel<O> {
                 self.flush(queue, out);
                 pass.at = HEADERS;
             }
-            let Tunnel { queues, egress: Buffers { arena, outbox }, fib, sealing, counters, .. } = self;
+            let Tunnel { queues, egress, fib, sealing, counters, clock, replies, .. } = self;
+            let Buffers { arena, outbox } = egress;
             let overlay = &mut queues[queue].overlay;
             let start = pass.at + HEADROOM;
             let Ok(len) = overlay.read(&mut arena[start..pass.at + READ_ROOM]) else {
@@ -106,12 +107,16 @@ impl<O: Overlay> Tunnel<O> {
                         Verdict::Drop(DropReason::BadOffload)
                     }
                 }
-                Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox),
+                Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox, (replies, clock.now())),
             };
             match verdict {
                 Verdict::ToUnderlay(_) | Verdict::ToOverlay => {}
                 Verdict::Reply(reason) => {
                     counters.egress.replies += 1;
+                    counters.egress.drop(reason, 1);
+                }
+                Verdict::Suppressed(reason) => {
+                    counters.egress.suppressed_replies += 1;
                     counters.egress.drop(reason, 1);
                 }
                 Verdict::Drop(reason) => counters.egress.drop(reason, 1),
