@@ -27,6 +27,7 @@ pub mod status;
 #[doc(hidden)]
 pub mod testing;
 mod tunnel;
+pub mod unread;
 pub mod wireguard;
 mod worker;
 
@@ -69,6 +70,7 @@ struct RunningTunnel {
     /// Size of the newest table.
     table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
+    unread: Option<unread::Meter>,
     paths: Arc<path_mtu::Paths>,
     persist: bool,
     /// The keeper of a WireGuard tunnel.
@@ -160,9 +162,11 @@ impl Engine {
 
     /// Returns the current counters. Never stops a worker.
     pub fn status(&self) -> Status {
-        let tunnels =
-            self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages, t.paths.status())).collect();
-        Status { tunnels }
+        let read = |tunnel: &RunningTunnel| {
+            let unread = tunnel.unread.as_ref().map(unread::Meter::read).unwrap_or_default();
+            TunnelStatus::read(&tunnel.device, &tunnel.pages, tunnel.paths.status(), unread)
+        };
+        Status { tunnels: self.tunnels.iter().map(read).collect() }
     }
 
     /// Returns the notices that workers have sent since the last call.
@@ -189,6 +193,9 @@ impl Engine {
         for tunnel in &self.tunnels {
             if let Some(keeper) = &tunnel.keeper {
                 keeper.stop();
+            }
+            if let Some(unread) = &tunnel.unread {
+                unread.stop();
             }
             tunnel.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
         }

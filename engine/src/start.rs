@@ -20,6 +20,7 @@ use crate::path_mtu::{self, Hint, Learner, Paths, Watched};
 use crate::port::Port;
 use crate::status::Page;
 use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::unread::Meter;
 use crate::wireguard::crypt::Crypt;
 use crate::wireguard::{Settings, Shared, keeper};
 use crate::worker::{Wire, Worker};
@@ -186,6 +187,7 @@ fn distribute<'c>(
         }
         None => None,
     };
+    let unread = Meter::new(&one.chosen.device, &one.ports)?;
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for (number, queue) in one.queues.into_iter().enumerate() {
         queues[layout::owner(number, workers).place()].push(queue);
@@ -213,6 +215,7 @@ fn distribute<'c>(
         publisher,
         table_bytes: AtomicUsize::new(tunnel.table.bytes()),
         pages,
+        unread,
         paths: Paths::new(Arc::clone(&tunnel.table)),
         persist: tunnel.persist,
         keeper: None,

@@ -222,6 +222,26 @@ pub(crate) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
 }
 
+/// SO_MEMINFO (asm-generic/socket.h, Linux 4.12): returns how many packets a socket has dropped.
+pub(crate) fn socket_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // asm-generic/socket.h; linux/sock_diag.h.
+    const SO_MEMINFO: c_int = 55;
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut values = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut len = mem::size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `values`, and how many into `len`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(values[SK_MEMINFO_DROPS])
+}
+
 /// SO_ATTACH_FILTER with the classic BPF program `ret 0` (linux/filter.h): makes the socket drop every
 /// packet.
 pub(crate) fn attach_drop_all(fd: BorrowedFd<'_>) -> io::Result<()> {

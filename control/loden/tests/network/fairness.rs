@@ -16,6 +16,9 @@ use nix::sys::socket::sockopt::UdpGsoSegment;
 
 use crate::common::{self, Cluster, DUAL, Daemon, VXLAN};
 
+/// IP in IP, through raw sockets.
+const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
+
 /// Kernel memory for packets that wait for the workers, by default.
 const BOUND: u64 = 64 << 20;
 /// The largest packet that the kernel puts into a queue.
@@ -77,6 +80,7 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
             sends.map(|sent| sent.unwrap_or(0) as u64).sum()
         });
         let offered: u64 = offered.expect("the pod");
+        // While the daemon cannot look, the kernel counts what finds no room.
         daemon.process.signal(Signal::SIGCONT).expect("a signal");
         if offered == 0 {
             return;
@@ -87,6 +91,10 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
             waited = daemon.fresh_counters()[0].get("egress.bytes");
             waited > 0 && waited == before
         });
+        let counters = daemon.fresh_counters().remove(0);
+        let (read, [lost, _]) = (counters.get("egress.packets"), counters.unread);
+        let trains = offered / train.len() as u64;
+        assert!(lost > 0 && read + lost <= trains + 100, "{read} read and {lost} lost of {trains}");
         println!("{workers} workers, {bound} bytes: {waited} of {offered} bytes waited");
         let receive = receive_buffers(&cluster);
         assert!(
@@ -96,6 +104,50 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
         assert!(waited >= bound / 4, "{workers} workers: only {waited} of {bound} bytes were used");
         daemon.finish();
         other.finish();
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_counted_for_each_format() {
+    if !common::ready(&[]) {
+        return;
+    }
+    for (config, name) in [(VXLAN, "vxlan"), (IPIP, "ipip")] {
+        let mut cluster = Cluster::build(&format!("fair-drop-{name}"), 2, Wiring::Direct, config);
+        let healthz = ["--healthz-ip", "127.0.0.1", "--healthz-port", "9180"];
+        let [sender, mut receiver] = [1, 2].map(|host| {
+            let daemon = cluster.start(host, &[&["--queue-memory", "1"][..], &healthz].concat());
+            cluster.connect_pod(host);
+            daemon
+        });
+        common::await_until("the peer", || sender.logged("peers=1"));
+        let before = receiver.fresh_counters()[0].clone();
+        assert_eq!(before.unread, [0, 0], "{name}");
+        receiver.process.signal(Signal::SIGSTOP).expect("a signal");
+        let target = SocketAddr::new(cluster.pod(2, false), 9);
+        let send = || {
+            let flow = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            for number in 0..20_000 {
+                let _ = flow.send_to(&[0x5a; 1000], target);
+                // The sending host must keep up, or its own queue overflows.
+                if number % 32 == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        };
+        cluster.host(1).pod().run(send).expect("the pod");
+        receiver.process.signal(Signal::SIGCONT).expect("a signal");
+        let counters = receiver.fresh_counters().remove(0);
+        assert!(counters.unread[1] > 0, "{name}: {:#?}", counters.nonzero());
+        let (_, metrics) = common::get(&cluster, 2, "9180", "/metrics").expect("metrics");
+        let line = metrics.lines().find(|line| {
+            line.starts_with("loden_unread_drops_total") && line.contains(r#"direction="ingress""#)
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        assert_eq!(value, Some(counters.unread[1]), "{name}: {metrics}");
+        let place = cluster.place.path().display();
+        let status = cluster.shell(2, &format!("{} status --run-dir {place}", env!("CARGO_BIN_EXE_loden")));
+        assert!(status.contains("by the kernel, before a worker read them"), "{status}");
     }
 }
 
