@@ -1,8 +1,8 @@
 //! The worker loop: one worker per core, run to completion.
 //!
 //! ```text
-//! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, wire with socket 0 of each port
-//!    ▲                               └──► worker 1: queue 1 of each TUN, wire with socket 1 of each port
+//! control ── publish(Fib) ──► mailbox ──► worker 0: some queues of each TUN, wire with socket 0 of each port
+//!    ▲                               └──► worker 1: the other queues, wire with socket 1 of each port
 //!    └── status(), notices() ◄── counter pages, few events
 //! ```
 //!
@@ -13,6 +13,8 @@
 //!
 //! Start reading at `worker`, then `tunnel`. The crate `path` decides what happens to a packet.
 
+mod bounds;
+mod clock;
 pub mod config;
 mod event;
 mod layout;
@@ -81,9 +83,11 @@ struct RunningTunnel {
 pub struct Chosen {
     /// The name that the kernel assigned to the TUN device.
     pub device: String,
-    /// Number of workers and of listening sockets. Also the number of queues, unless another one was
-    /// requested.
+    /// Number of workers and of listening sockets.
     pub workers: usize,
+    /// Packets that may wait in each queue of the device. The engine does not set this length: whoever
+    /// configures the device does.
+    pub queue_length: u32,
     /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.

@@ -11,6 +11,8 @@ use io::{Error, Waiter, files, tun};
 use path::quote::Own;
 use path::{Format, WorkerIndex};
 
+use crate::bounds::Bounds;
+use crate::clock::Clock;
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
@@ -67,9 +69,11 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
 fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -> Result<Engine, Error> {
     let (learner, note) = learner(tunnels)?;
     let mut opened = Vec::new();
+    let bounds = Bounds::new(config, tunnels, workers);
     let mut workers = workers;
     for tunnel in tunnels {
-        let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none() && families(tunnel)[1])?;
+        let mut one =
+            OpenTunnel::open(config, tunnel, &bounds, workers, note.is_none() && families(tunnel)[1])?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
         // device.
         workers = one.chosen.workers;
@@ -82,7 +86,7 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
     let (mut running, mut keepers, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
-        one.shrink(config, workers);
+        one.shrink(workers);
         let (running_tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
         watched.push(Watched {
             paths: Arc::clone(&running_tunnel.paths),
@@ -198,6 +202,7 @@ fn distribute<'c>(
             switches: one.chosen.features,
             notifier: Notifier { tunnel: index, worker, sender: sender.clone() },
             sealing,
+            clock: Clock::start(),
         };
         share.ports.push((index, port));
         share.tunnels.push(Tunnel::new(queues, parts));

@@ -10,7 +10,8 @@ use io::PortCounters;
 use path::{Counters, Direction, DropReason};
 
 /// The names of one direction's counters, except the drops.
-const FLOW: [&str; 6] = ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies"];
+const FLOW: [&str; 7] =
+    ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies", "suppressed_replies"];
 const DIRECTIONS: [&str; 2] = ["egress", "ingress"];
 const PORTS: [&str; 2] = ["overlay", "underlay"];
 const LOOP: [&str; 4] = ["turns", "waits", "sleeps", "moderated"];
@@ -84,8 +85,8 @@ pub fn names() -> impl Iterator<Item = String> {
     flows.chain(ports).chain(LOOP.into_iter().map(|name| format!("loop.{name}")))
 }
 
-fn flow_values(d: &Direction) -> [u64; 6] {
-    [d.packets, d.bytes, d.delivered, d.segments, d.summed_bytes, d.replies]
+fn flow_values(d: &Direction) -> [u64; 7] {
+    [d.packets, d.bytes, d.delivered, d.segments, d.summed_bytes, d.replies, d.suppressed_replies]
 }
 
 /// All counters of a running engine.

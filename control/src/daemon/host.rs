@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::Engine;
+use store::aside;
 
 use super::datapath;
 use super::reconciler::Inputs;
@@ -79,7 +80,9 @@ impl Host {
     /// Stops the workers.
     pub(super) async fn stop(&self) {
         let engine = Arc::clone(&self.engine);
-        // Joining threads blocks; a second signal must still get through.
-        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        // Joining threads blocks; probes must still be answered.
+        if aside::run("loden-stop", move || engine.stop()).await.is_err() {
+            self.engine.stop();
+        }
     }
 }

@@ -193,9 +193,10 @@ impl<'a> Beginning<'a> {
             board,
             report: Report::default(),
             is_ready: false,
+            announcement: None,
             counters_file: settings.counters_file.clone().map(CountersFile::new),
             rules,
-            _sockets: sockets,
+            sockets,
         };
         node.show_applied(&applied);
         node.remember();

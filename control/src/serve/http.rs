@@ -83,6 +83,11 @@ impl Server {
         self.address
     }
 
+    /// Tells whether serving has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Stops accepting connections, and gives open requests three seconds to finish.
     pub async fn stop(self) {
         let _ = self.stop.send(true);

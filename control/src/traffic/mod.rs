@@ -243,6 +243,13 @@ fn purposes(settings: &TrafficSettings) -> Vec<Purpose> {
 #[derive(Debug)]
 pub struct Keeper(JoinHandle<()>);
 
+impl Keeper {
+    /// Tells whether the task has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.0.abort();

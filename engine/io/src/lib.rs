@@ -11,7 +11,7 @@
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
-//! | [`netns`], [`thread`] | a private network namespace and a core for one thread | no |
+//! | [`netns`], [`thread`] | a private network namespace, its number, and a core for one thread | no |
 //! | [`files`] | the limit of open files | no |
 //! | [`clock`] | the time since boot | once per turn |
 //! | [`heap`] | returning freed memory to the kernel | no |

@@ -92,8 +92,8 @@ pub fn tun_details() -> TunProbe {
     let multi_queue =
         supported(tun::IFF_MULTI_QUEUE, "the TUN driver does not support multi-queue (Linux 3.8)");
     // The scratch namespace disappears with its thread, and the device with its descriptor.
-    let trial = std::thread::spawn(probe_scratch_device).join();
-    let (create, tso, uso) = trial.unwrap_or_else(|_| {
+    let thread = std::thread::Builder::new().name("loden-probe".into()).spawn(probe_scratch_device);
+    let (create, tso, uso) = thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| {
         let gap = || Probe::missing("not probed: examining the scratch device failed");
         (gap(), gap(), gap())
     });
@@ -119,7 +119,7 @@ pub fn af_xdp() -> Probe {
 /// Probes calling bpf(2).
 pub fn bpf() -> Probe {
     judge(
-        sys::bpf_array_map(),
+        sys::bpf_array(4, 1, 0).map(drop),
         "the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL)",
         "bpf(2) needs CAP_BPF, or a seccomp filter blocks it",
     )
@@ -152,8 +152,13 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         return gap(&format!("not probed: {error}"));
     }
     let wanted = tun::Offloads { csum: true, tso: true, uso: true };
-    let config =
-        tun::TunConfig { name: "loden-probe".to_owned(), queues: 1, offloads: wanted, persist: false };
+    let config = tun::TunConfig {
+        name: "loden-probe".to_owned(),
+        queues: 1,
+        queue_bytes: 0,
+        offloads: wanted,
+        persist: false,
+    };
     match tun::open(&config) {
         Err(error) => {
             let create = refused(&error.cause, &error.to_string());

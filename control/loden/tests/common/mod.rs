@@ -8,6 +8,7 @@ pub mod capture;
 pub mod guest;
 mod kernel;
 pub mod packet;
+pub mod pids;
 pub mod steady;
 mod traffic;
 
@@ -27,7 +28,7 @@ use nix::sys::signal::Signal;
 use store::{Spec, Store};
 
 pub use kernel::{KernelNode, has_vxlan};
-pub use traffic::{enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
+pub use traffic::{DAMAGED, damaged_flow, enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
 
 /// IPv4 only.
 pub const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;

@@ -9,11 +9,12 @@ use std::time::Instant;
 use super::state::{Origin, State};
 
 /// The metrics for the engine's flow counters, with their help texts; the direction becomes a label.
-const FLOWS: [(&str, &str); 4] = [
+const FLOWS: [(&str, &str); 5] = [
     ("packets", "Packets or super-packets received."),
     ("bytes", "Bytes received."),
     ("delivered", "Packets forwarded."),
     ("replies", "ICMP errors sent back."),
+    ("suppressed_replies", "ICMP errors not sent back, because there were too many."),
 ];
 
 /// Returns the additional labels of an engine counter that belongs to a family; `None` for other counters.

@@ -24,6 +24,7 @@ use super::keys::Keys;
 use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
+use super::resolver::connector;
 
 /// Time limit of a call, divided among the endpoints, and the least share of an endpoint.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -189,8 +190,10 @@ impl Shared {
             None => {
                 let endpoint = self.endpoint(link.endpoint);
                 let endpoint = endpoint.map_err(|error| Failure::Unreachable(error.to_string()))?;
-                let channel =
-                    endpoint.connect().await.map_err(|error| Failure::Unreachable(reason(&error)))?;
+                let channel = endpoint
+                    .connect_with_connector(connector(LEAST_PATIENCE))
+                    .await
+                    .map_err(|error| Failure::Unreachable(reason(&error)))?;
                 link.channel.insert(channel).clone()
             }
         };
