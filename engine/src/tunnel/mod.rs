@@ -28,6 +28,8 @@ use crate::worker::Outlet;
 /// One worker's share of one tunnel.
 pub(crate) struct Tunnel<O> {
     queues: Vec<Queue<O>>,
+    /// The queue whose turn it is to be read first.
+    next: usize,
     fib: Reader<Fib>,
     mtu: u16,
     lanes: u16,
@@ -69,6 +71,7 @@ impl<O: Overlay> Tunnel<O> {
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
         Tunnel {
             queues: queues.into_iter().map(|overlay| Queue { overlay, ready: true, token: 0 }).collect(),
+            next: 0,
             fib,
             mtu,
             lanes,
