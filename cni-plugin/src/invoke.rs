@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::reply::{self, Code, Failure};
+use crate::reply::{self, Code, Failure, VERSIONS};
 
 /// Maximum output of a plugin; results take a few hundred bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -29,6 +29,9 @@ const CHILDREN_EXIT_AFTER_KILL: Duration = Duration::from_millis(200);
 const ORPHANS_FINISH: Duration = Duration::from_secs(5);
 /// Polling interval for a plugin that has closed its output and is about to exit.
 const POLL: Duration = Duration::from_millis(1);
+
+/// The message of a plugin that is older than VERSION.
+const NO_VERSION: &str = "unknown CNI_COMMAND: VERSION";
 
 /// The failure of a delegate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,20 @@ impl Plugin<'_> {
             Failure::new(Code::Io, format!("the plugin {} failed", self.name), details)
         });
         Err(InvokeError::Failed(failure))
+    }
+
+    /// Asks which versions of the specification the plugin supports. Returns `None` if its answer does not say.
+    pub fn versions(&self, version: &str) -> Result<Option<Vec<String>>, InvokeError> {
+        // Plugins of before VERSION check these first (`GetVersionInfo`, CNI library).
+        let dummies = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].map(|name| (name, "dummy"));
+        match self.run("VERSION", &dummies, &json!({ "cniVersion": version })) {
+            Ok(printed) => Ok(reply::parse_versions(&printed)),
+            Err(InvokeError::Failed(failure)) if failure.message.contains(NO_VERSION) => {
+                Ok(Some(vec![VERSIONS[0].to_owned()]))
+            }
+            Err(InvokeError::Failed(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Kills a plugin after its timeout, and its children. The plugin has not been waited for, so its process

@@ -14,3 +14,4 @@ pub mod request;
 pub mod state;
 pub mod subnet;
 pub mod verbs;
+pub mod versions;

@@ -70,8 +70,10 @@ pub struct Request {
     pub container: String,
     /// The interface in the container; empty for verbs that concern no container.
     pub interface: String,
-    /// The container's network namespace, if it exists.
-    pub netns: Option<Netns>,
+    /// `CNI_NETNS`, the path of the container's network namespace; empty if there is none.
+    pub netns: String,
+    /// `CNI_NETNS_OVERRIDE`: the container may share the plugin's own namespace.
+    pub netns_override: bool,
     /// The directories in which to search for delegates.
     pub path: Vec<PathBuf>,
     /// The configuration.
@@ -161,12 +163,16 @@ impl Request {
             let details = format!("cniVersion is {:?}, but {verb} needs {minimum} or later", config.version);
             return Err(Failure::new(Code::IncompatibleVersion, message, details));
         }
-        if matches!(verb, Verb::Add | Verb::Del) && !netns.is_empty() && !netns_override {
+        if verb == Verb::Add && !netns_override {
             check_netns(&netns)?;
         }
         let path = std::env::split_paths(&path).filter(|place| place.is_absolute()).collect();
-        let netns = Netns::at(&netns);
-        Ok(Request { verb, container, interface, netns, path, config })
+        Ok(Request { verb, container, interface, netns, netns_override, path, config })
+    }
+
+    /// Returns the network namespace that the runtime's path names now, if any.
+    pub fn namespace(&self) -> Option<Netns> {
+        Netns::at(&self.netns)
     }
 }
 
@@ -230,7 +236,7 @@ impl Config {
             subnet_file: place(string(&mut object, "subnetFile")?, SUBNET_FILE),
             data_directory: place(string(&mut object, "dataDir")?, DATA_DIRECTORY),
             ipam: map(&mut object, "ipam")?,
-            runtime_config: object.remove("runtimeConfig").filter(|value| !value.is_null()),
+            runtime_config: optional_map(&mut object, "runtimeConfig")?.map(Value::Object),
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
             // Go may write an empty list as null (CRI-O). A missing key is different: nothing is known to be
             // valid.
@@ -302,9 +308,13 @@ fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, 
 }
 
 fn map(object: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Failure> {
+    optional_map(object, key).map(Option::unwrap_or_default)
+}
+
+fn optional_map(object: &mut Map<String, Value>, key: &str) -> Result<Option<Map<String, Value>>, Failure> {
     match object.remove(key) {
-        None | Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
         Some(other) => Err(Failure::new(Code::Decoding, format!("{key} is not an object"), other)),
     }
 }
@@ -402,6 +412,8 @@ mod tests {
             (r#"{"name":7}"#, 6),
             (r#"{"name":"n","delegate":[]}"#, 6),
             (r#"{"name":"n","ipam":"host-local"}"#, 6),
+            (r#"{"name":"n","runtimeConfig":"mac"}"#, 6),
+            (r#"{"name":"n","runtimeConfig":[]}"#, 6),
             (r#"{"name":"n","cniVersion":"2.0.0"}"#, 1),
             (r#"{"name":"n","delegate":{"type":7}}"#, 7),
             (r#"{"name":"n","delegate":{"name":"x"}}"#, 7),

@@ -14,6 +14,7 @@ use crate::reply::{self, Code, Failure};
 use crate::request::{Request, Verb};
 use crate::state::{Attachment, Found, States};
 use crate::subnet;
+use crate::versions;
 
 /// Time limits for a delegate.
 #[derive(Clone, Copy, Debug)]
@@ -47,13 +48,14 @@ pub fn run(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
 
 fn add(request: &Request, timeouts: Timeouts) -> Result<String, Failure> {
     let subnet = subnet::read(&request.config.subnet_file)?;
-    let config = delegate::build(&request.config, &subnet);
+    let config = delegate::build(&request.config, &subnet)?;
     let (states, attachment) = (states(request), attachment(request));
-    let began = Instant::now();
+    let deadline = Instant::now() + timeouts.request;
+    versions::check(request, &config, deadline).map_err(InvokeError::into_failure)?;
     let _lock = states.lock(&attachment)?;
-    let left = timeouts.request.saturating_sub(began.elapsed());
+    let left = deadline.saturating_duration_since(Instant::now());
     let before = (states.read_own(&attachment)?, states.netns(&attachment));
-    states.write(&attachment, &config, request.netns.as_ref())?;
+    states.write(&attachment, &config, request.namespace().as_ref())?;
     let result =
         plugin(request, &config, left).run("ADD", &[], &config).and_then(
             |printed| match serde_json::from_str::<Value>(&printed) {
@@ -97,9 +99,21 @@ fn del(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let _lock = states.lock_for_deletion(&attachment)?;
     match read()? {
         Found::Nothing => Ok(()),
-        Found::Config(config) => delete(request, &states, &attachment, &config, None, timeout),
+        Found::Config(config) => {
+            let netns = netns_of_deletion(request, &states, &attachment);
+            delete(request, &states, &attachment, &config, netns, timeout)
+        }
         Found::Broken => delete_broken(request, &states, &attachment, timeout),
     }
+}
+
+/// Returns what replaces the namespace that the runtime named: nothing if its path now names another
+/// namespace, whose interface of this name is not ours to delete.
+fn netns_of_deletion(request: &Request, states: &States, attachment: &Attachment) -> Option<&'static str> {
+    let now = request.namespace()?;
+    let is_hosts = now.is_own() && !request.netns_override;
+    let is_others = states.netns(attachment).is_some_and(|recorded| recorded.differs(&now));
+    (is_hosts || is_others).then_some("")
 }
 
 /// Deletes an interface whose state is unreadable. The configuration that ADD would use now names the same
@@ -112,10 +126,14 @@ fn delete_broken(
 ) -> Result<(), Failure> {
     let subnet = subnet::read(&request.config.subnet_file)
         .map_err(|failure| failure.and("the saved state of this container is unreadable as well"))?;
-    delete(request, states, attachment, &delegate::build(&request.config, &subnet), None, timeout)
+    let netns = netns_of_deletion(request, states, attachment);
+    let config = delegate::build(&request.config, &subnet)?;
+    delete(request, states, attachment, &config, netns, timeout)
 }
 
-/// Has the delegate delete an interface, and removes its state after that.
+/// Has the delegate delete an interface, and removes its state after that. A delegate that does not support
+/// the saved version of the specification, since it has been replaced by another release, is asked in others:
+/// what a deletion needs is the same in all.
 ///
 /// `netns` replaces the network namespace that the runtime named; empty means that there is none.
 fn delete(
@@ -129,7 +147,22 @@ fn delete(
     let mut variables =
         vec![("CNI_CONTAINERID", attachment.container.as_str()), ("CNI_IFNAME", &attachment.interface)];
     variables.extend(netns.map(|path| ("CNI_NETNS", path)));
-    plugin(request, config, timeout).run("DEL", &variables, config).map_err(InvokeError::into_failure)?;
+    let deadline = Instant::now() + timeout;
+    let mut refusal = None;
+    for config in versions::in_turn(config) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match plugin(request, &config, left).run("DEL", &variables, &config) {
+            Ok(_) => {
+                refusal = None;
+                break;
+            }
+            Err(InvokeError::Failed(failure)) if failure.code == Code::IncompatibleVersion as u64 => {
+                refusal.get_or_insert(failure);
+            }
+            Err(error) => return Err(error.into_failure()),
+        }
+    }
+    refusal.map_or(Ok(()), Err)?;
     states.remove(attachment).map_err(|failure| failure.and("the interface itself was deleted"))
 }
 
@@ -164,8 +197,11 @@ fn with_gateways(mut result: Value) -> Value {
 fn status(request: &Request, timeout: Duration) -> Result<(), Failure> {
     let unavailable = |failure: Failure| Failure { code: Code::NotAvailable as u64, ..failure };
     let subnet = subnet::read(&request.config.subnet_file).map_err(unavailable)?;
-    let config = delegate::build(&request.config, &subnet);
-    match plugin(request, &config, timeout).run("STATUS", &[], &config) {
+    let config = delegate::build(&request.config, &subnet).map_err(unavailable)?;
+    let deadline = Instant::now() + timeout;
+    versions::check(request, &config, deadline).map_err(|error| unavailable(error.into_failure()))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    match plugin(request, &config, left).run("STATUS", &[], &config) {
         Ok(_) => Ok(()),
         Err(InvokeError::Failed(failure)) if lacks_verb(&failure) => Ok(()),
         Err(InvokeError::NotStarted(failure)) => Err(unavailable(failure)),
@@ -201,7 +237,7 @@ fn gc(request: &Request, timeouts: Timeouts) -> Result<(), Failure> {
     // Without a subnet there is no configuration for the delegate; the interfaces above needed only their
     // states.
     if let Ok(subnet) = subnet::read(&request.config.subnet_file) {
-        let mut config = delegate::build(&request.config, &subnet);
+        let mut config = delegate::build(&request.config, &subnet)?;
         host_local::sweep(&config);
         config["cni.dev/valid-attachments"] =
             request.config.valid.clone().unwrap_or_else(|| Value::Array(Vec::new()));

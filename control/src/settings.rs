@@ -89,6 +89,8 @@ pub struct WorkerSettings {
     pub pin: bool,
     /// How long a worker polls for work before it sleeps; `None` for the engine's default.
     pub spin: Option<Duration>,
+    /// Bytes of kernel memory for packets that wait for the workers; `None` for the engine's default.
+    pub queue_memory: Option<usize>,
     /// Names of the features not to use, even if the kernel has them.
     pub without: Vec<String>,
 }

@@ -115,12 +115,13 @@ impl Applier {
     pub async fn apply(&mut self, plan: &Plan, tables: &impl Tables) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
         let mut indexes = Vec::with_capacity(plan.tunnels.len());
-        for tunnel in &plan.tunnels {
-            let (index, changes) =
-                links::apply(&self.netlink, &tunnel.link).await.map_err(|error| match error.errno() {
-                    Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
-                    _ => error.into(),
-                })?;
+        for (number, tunnel) in plan.tunnels.iter().enumerate() {
+            let queue_length = tables.queue_length(number);
+            let configured = links::apply(&self.netlink, &tunnel.link, queue_length).await;
+            let (index, changes) = configured.map_err(|error| match error.errno() {
+                Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
+                _ => error.into(),
+            })?;
             indexes.push(index);
             applied.changes += changes;
         }

@@ -45,7 +45,10 @@ fn a_fresh_device_becomes_as_planned_and_stays() {
         );
         assert_eq!(world.shell("cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra"), "0");
         assert!(world.shell("ip link show flannel.1").contains("mtu 1450 qdisc"), "MTU");
-        assert!(world.shell("ip link show flannel.1").contains("qlen 10000"), "queue length");
+        for (device, length) in [("flannel.1", 700), ("flannel-v6.1", 300)] {
+            let link = world.shell(&format!("ip link show {device}"));
+            assert!(link.contains(&format!("qlen {length}")), "{link}");
+        }
         assert_eq!(world.published.lock().expect("lock").as_slice(), [(0, 2), (1, 2)]);
 
         let second = world.apply(&plan).await;
@@ -489,6 +492,10 @@ struct World {
 }
 
 impl Tables for World {
+    fn queue_length(&self, tunnel: usize) -> u32 {
+        [700, 300][tunnel]
+    }
+
     fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
         self.published.lock().expect("lock").push((tunnel, fib.len()));
     }
@@ -561,6 +568,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             let config = io::tun::TunConfig {
                 name: name.into(),
                 queues: 1,
+                queue_bytes: 0,
                 offloads: Default::default(),
                 persist: false,
             };

@@ -80,6 +80,7 @@ fn json(engine: &Engine, status: &Status) -> Value {
             "features": features,
             "syscalls": tunnel.syscalls(),
             "totals": object(tunnel.totals()),
+            "unread": { "egress": tunnel.unread.egress, "ingress": tunnel.unread.ingress },
             "workers": workers(tunnel),
         })
     });
