@@ -105,8 +105,8 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
                 device,
                 interface,
                 "this host translates the tunnel's source address towards an interface without checksum \
-                 offload, where the kernel damages joined datagrams; gso paused, sending one by one; exempt the \
-                 tunnel's port from SNAT or enable the interface's tx checksums"
+                 offload, where the kernel damages joined datagrams; gso paused, sending one by one; exempt \
+                 the tunnel's port from SNAT or enable the interface's tx checksums"
             );
         }
         Event::SegmentationResumed => {

@@ -26,8 +26,8 @@ const TYPE: u16 = 0x3fff;
 const GENERIC: usize = 4;
 const UDP: u8 = 17;
 
-/// Whether an interface computes the checksums of UDP packets of a family, or leaves them to the kernel. Fails
-/// on kernels before 2.6.39.
+/// Whether an interface computes the checksums of UDP packets of a family, or leaves them to the kernel.
+/// Fails on kernels before 2.6.39.
 pub fn sums(interface: &str, ipv6: bool) -> io::Result<bool> {
     // linux/netdev_features.h: NETIF_F_HW_CSUM, NETIF_F_IP_CSUM and NETIF_F_IPV6_CSUM.
     let bits = 1 << 3 | if ipv6 { 1 << 4 } else { 1 << 1 };
