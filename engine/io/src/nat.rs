@@ -104,10 +104,11 @@ mod tests {
     #[test]
     fn a_translated_source_is_found_in_both_families() {
         scratch::run(|| {
-            let setup = "ip link set lo up && ip addr add 192.0.2.1/32 dev lo && ip addr add 192.0.2.9/32 dev lo \
-                && ip addr add fd00::1/128 dev lo nodad && ip addr add fd00::9/128 dev lo nodad \
-                && iptables -t nat -A POSTROUTING -p udp --dport 8472 -j SNAT --to-source 192.0.2.9 \
-                && ip6tables -t nat -A POSTROUTING -p udp --dport 8472 -j SNAT --to-source fd00::9";
+            let setup = "for a in 192.0.2.1/32 192.0.2.9/32 fd00::1/128 fd00::9/128; do
+                  ip addr add $a dev lo || exit 1
+                done
+                snat='-t nat -A POSTROUTING -p udp --dport 8472 -j SNAT --to-source'
+                iptables $snat 192.0.2.9 && ip6tables $snat fd00::9";
             if !scratch::shell(setup) {
                 return;
             }

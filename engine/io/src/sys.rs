@@ -146,8 +146,8 @@ pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
     Ok(value[1] != 0)
 }
 
-/// SIOCETHTOOL with ETHTOOL_GFEATURES (linux/ethtool.h, Linux 2.6.39): returns the first 32 active features of
-/// an interface, as NETIF_F bits.
+/// SIOCETHTOOL with ETHTOOL_GFEATURES (linux/ethtool.h, Linux 2.6.39): returns the first 32 active features
+/// of an interface, as NETIF_F bits.
 pub(crate) fn active_features(name: &str) -> io::Result<u32> {
     const ETHTOOL_GFEATURES: u32 = 0x3a;
     let mut request = interface_request(name)?;
