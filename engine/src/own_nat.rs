@@ -1,7 +1,7 @@
 //! Watches for hosts that translate the source of their own tunnel packets on the way to an interface that
-//! computes no checksums. Joined datagrams would leave there with wrong checksums: since Linux 6.11 the kernel
-//! joins them for such an interface too, and translation changes a checksum that is not complete yet. See
-//! docs/decisions/0027-own-nat.md.
+//! computes no checksums. Joined datagrams would leave there with wrong checksums: since Linux 6.11 the
+//! kernel joins them for such an interface too, and translation changes a checksum that is not complete yet.
+//! See docs/decisions/0027-own-nat.md.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
