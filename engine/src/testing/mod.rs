@@ -2,12 +2,13 @@
 
 mod sealed;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use io::{Overlay, Underlay, Waiter};
-use path::{Fib, WorkerIndex};
+use path::{Fib, SegmentSizes, WorkerIndex};
 
 pub use self::sealed::{Sealed, SealedWorker, Update};
 use crate::config::{Switches, WaitPolicy};
@@ -50,7 +51,8 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
         let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
-        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing };
+        let sizes = Arc::new(SegmentSizes::new(mtu, RandomState::new()));
+        let parts = Parts { fib, sizes, lanes, switches, notifier, sealing };
         let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
         let pages = vec![Arc::clone(&page)];

@@ -59,7 +59,8 @@ impl<O: Overlay> Tunnel<O> {
                 self.flush(queue, out);
                 at = HEADERS;
             }
-            let Tunnel { queues, egress: Buffers { arena, outbox }, fib, sealing, counters, .. } = self;
+            let Tunnel { queues, egress: Buffers { arena, outbox }, fib, sizes, sealing, counters, .. } =
+                self;
             let overlay = &mut queues[queue].overlay;
             let start = at + HEADROOM;
             let Ok(len) = overlay.read(&mut arena[start..at + READ_ROOM]) else {
@@ -72,7 +73,7 @@ impl<O: Overlay> Tunnel<O> {
             counters.egress.packets += 1;
             counters.egress.bytes += len.saturating_sub(wire::virtio::HEADER_LEN) as u64;
             let fib = fib.current();
-            let verdict = match egress::check(arena, read.clone(), fib) {
+            let verdict = match egress::check(arena, read.clone(), fib, sizes) {
                 Ok(bound) => {
                     if !bound.fits(outbox) {
                         flush(overlay, &mut self.egress, sealing, out, counters);

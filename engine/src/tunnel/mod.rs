@@ -11,10 +11,11 @@ mod ingress;
 mod sealing;
 
 use std::io::Result;
+use std::sync::Arc;
 
 use io::{Overlay, PortCounters, Ready, Underlay, Waiter};
 use path::offload::coalesce::{Coalescer, Joins};
-use path::{Counters, Fib};
+use path::{Counters, Fib, SegmentSizes};
 
 pub(crate) use self::ingress::ARENA_HEADERS;
 pub(crate) use self::sealing::Sealing;
@@ -27,7 +28,7 @@ use crate::worker::Outlet;
 pub(crate) struct Tunnel<O> {
     queues: Vec<Queue<O>>,
     fib: Reader<Fib>,
-    mtu: u16,
+    sizes: Arc<SegmentSizes>,
     lanes: u16,
     egress: egress::Buffers,
     coalescer: Coalescer,
@@ -50,7 +51,7 @@ struct Queue<O> {
 /// The parts of a tunnel besides its queues.
 pub(crate) struct Parts {
     pub(crate) fib: Reader<Fib>,
-    pub(crate) mtu: u16,
+    pub(crate) sizes: Arc<SegmentSizes>,
     pub(crate) lanes: u16,
     pub(crate) switches: Switches,
     pub(crate) notifier: Notifier,
@@ -60,12 +61,12 @@ pub(crate) struct Parts {
 impl<O: Overlay> Tunnel<O> {
     /// Creates a share that serves these queues.
     pub(crate) fn new(queues: Vec<O>, parts: Parts) -> Self {
-        let Parts { fib, mtu, lanes, switches, notifier, sealing } = parts;
+        let Parts { fib, sizes, lanes, switches, notifier, sealing } = parts;
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
         Tunnel {
             queues: queues.into_iter().map(|overlay| Queue { overlay, ready: true, token: 0 }).collect(),
             fib,
-            mtu,
+            sizes,
             lanes,
             egress: egress::Buffers::new(sealing.overhead()),
             coalescer: Coalescer::new(0..ARENA_HEADERS as u32, joins),
