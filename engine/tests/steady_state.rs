@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Result};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use engine::Switches;
 use engine::testing::ByHand;
@@ -272,6 +273,8 @@ fn steady(switches: Switches, plain_only: bool) {
     let turn = |worker: &mut ByHand<Pods, Peers>| {
         log.lock().unwrap().waiting = [1, 1];
         worker.rouse();
+        // ICMP errors about a flow are limited.
+        worker.advance(Duration::from_secs(1));
         worker.turn().unwrap();
     };
     (0..WARM_UP).for_each(|_| turn(&mut worker));

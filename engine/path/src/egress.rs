@@ -17,10 +17,11 @@ use crate::offload::fragment::{self, Whole};
 use crate::offload::mss::SegmentSizes;
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Destination, Outbox};
-use crate::reply::{self, Complaint};
+use crate::reply::{self, Complaint, Limiter};
 use crate::space::{bytes, bytes_mut};
 use crate::template::TEMPLATE_MAX;
 use crate::verdict::{DropReason, Verdict};
+use crate::wireguard::session::Millis;
 
 /// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
@@ -299,7 +300,8 @@ impl From<DropReason> for Refusal {
     }
 }
 
-/// Queues the ICMP error for a refused packet, if one must be sent and the batch has room for it.
+/// Queues the ICMP error for a packet that was refused at `now`, if one must be sent, the limiter admits it
+/// and the batch has room for it.
 #[cold]
 pub fn refuse(
     arena: &mut [u8],
@@ -307,19 +309,25 @@ pub fn refuse(
     refusal: Refusal,
     fib: &Fib,
     outbox: &mut Outbox,
+    (limiter, now): (&mut Limiter, Millis),
 ) -> Verdict {
     let drop = Verdict::Drop(refusal.reason);
-    let Some(complaint) = refusal.complaint.filter(|_| outbox.has_room_for_reply()) else { return drop };
+    let Some(complaint) = refusal.complaint else { return drop };
     let mut reply = [0; reply::ROOM];
     let offender = bytes(arena, &(read.start + virtio::HEADER_LEN as u32..read.end));
+    let Ok(inner) = Inner::parse(offender) else { return drop };
     let len = reply::build(&mut reply[virtio::HEADER_LEN..], complaint, fib, offender);
     if len == 0 {
         return drop;
     }
+    let suppressed = Verdict::Suppressed(refusal.reason);
+    if !outbox.has_room_for_reply() || !limiter.admits(&inner, now) {
+        return suppressed;
+    }
     let len = virtio::HEADER_LEN + len;
-    let Some(span) = outbox.space.take(len) else { return drop };
+    let Some(span) = outbox.space.take(len) else { return suppressed };
     bytes_mut(arena, &span).copy_from_slice(&reply[..len]);
-    if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { drop }
+    if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { suppressed }
 }
 
 /// Decrements the time to live or hop limit in place and returns the new value.
