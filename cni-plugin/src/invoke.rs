@@ -125,7 +125,8 @@ impl Plugin<'_> {
         Err(InvokeError::Failed(failure))
     }
 
-    /// Asks which versions of the specification the plugin supports. Returns `None` if its answer does not say.
+    /// Asks which versions of the specification the plugin supports. Returns `None` if its answer does not
+    /// say.
     pub fn versions(&self, version: &str) -> Result<Option<Vec<String>>, InvokeError> {
         // Plugins of before VERSION check these first (`GetVersionInfo`, CNI library).
         let dummies = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].map(|name| (name, "dummy"));
