@@ -9,11 +9,12 @@
 //! | `.netns` | the interface's network namespace, because the runtime names none to GC |
 //! | `.lock` | the processes that work on the interface |
 //! | `.new` | a state that is being written |
-//! | `.failed` | nothing; its time is that of a GC that could not delete the interface, nor reach all others |
+//! | `.failed` | nothing; its time is that of a GC that failed to delete the interface, and to reach others |
 //! | `.refused` | other networks that were refused the interface, whose DEL must not delete it |
 //!
-//! A name that could become too long for NAME_MAX is split: the files of such a container, except for flannel's,
-//! are in a directory `@` with the first part of its ID, and their names begin with `+` and the rest.
+//! A name that could become too long for NAME_MAX is split: the files of such a container, except for
+//! flannel's, are in a directory `@` with the first part of its ID, and their names begin with `+` and the
+//! rest.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
