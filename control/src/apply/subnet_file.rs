@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
+use store::regular;
 
 use crate::persist::atomic_file;
 
@@ -36,14 +37,20 @@ pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> 
     atomic_file::write(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
 }
 
+/// Returns the error for a file whose filesystem does not answer.
+pub(super) fn unanswered(path: &Path, source: io::Error) -> SubnetFileError {
+    SubnetFileError { what: "write", path: path.to_owned(), source }
+}
+
 /// Returns true if the file already has this content.
 pub fn is_written(path: &Path, desired: &SubnetEnv) -> bool {
-    fs::read(path).is_ok_and(|present| present == subnet_env::render(desired).as_bytes())
+    let text = subnet_env::render(desired);
+    regular::read(path, text.len() as u64).is_ok_and(|present| present == text.as_bytes())
 }
 
 /// Reads what an earlier run wrote; `None` if there is no readable file.
 pub fn previous(path: &Path) -> Option<Recorded> {
-    let text = match fs::read_to_string(path) {
+    let text = match regular::read_to_string(path, regular::USUAL) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {

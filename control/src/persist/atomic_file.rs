@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use store::regular;
+
 /// The permission bits of a mode.
 const MODE_BITS: u32 = 0o7777;
 
@@ -63,7 +65,7 @@ pub fn parent(path: &Path) -> &Path {
 fn is_already_so(path: &Path, bytes: &[u8], mode: u32) -> bool {
     fs::metadata(path).is_ok_and(|there| {
         there.is_file() && there.len() == bytes.len() as u64 && there.mode() & MODE_BITS == mode
-    }) && fs::read(path).is_ok_and(|there| there == bytes)
+    }) && regular::read(path, bytes.len() as u64).is_ok_and(|there| there == bytes)
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@
 //! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::SUBNET_FILE;
+use nix::libc::O_NONBLOCK;
+use store::regular;
 
 use crate::settings::Settings;
 
@@ -53,7 +55,7 @@ pub struct Instance {
 #[derive(Debug)]
 pub struct Lock {
     // Closing the file releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl Instance {
@@ -118,6 +120,14 @@ impl Instance {
         [self.socket(), self.state(), self.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
     }
 
+    /// Tells whether the lock is still that of the lock file, so that it keeps others out.
+    pub fn is_locked_by(&self, lock: &Lock) -> bool {
+        let identity = |file: &Metadata| (file.dev(), file.ino());
+        let ours = lock.file.metadata().map(|file| identity(&file));
+        let there = fs::symlink_metadata(self.lock_file()).map(|file| identity(&file));
+        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+    }
+
     /// Creates the directory of the files.
     pub fn make_directory(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)
@@ -132,7 +142,9 @@ impl Instance {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
+                .custom_flags(O_NONBLOCK)
                 .open(self.lock_file())
+                .and_then(|file| regular::check(&file.metadata()?).map(|()| file))
         };
         let mut file = match open() {
             Ok(file) => file,
@@ -152,7 +164,7 @@ impl Instance {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Ok(Lock { _file: file }))
+        Ok(Ok(Lock { file }))
     }
 
     fn file(&self, kind: &str) -> PathBuf {

@@ -1,6 +1,6 @@
 //! What a daemon records for its next run, and when.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,11 @@ impl Remembered {
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
 
+    /// Returns the file's path, if there is to be one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.path()
+    }
+
     /// Writes the current state to the file if the plan has changed and the last write is long enough ago.
     pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
         let due = self
@@ -163,15 +168,19 @@ mod tests {
         ];
         for (what, state, net_config, expected) in cases {
             let settings = Settings { net_config, ..Settings::default() };
-            let memory =
-                Remembered { state, subnet_file: PathBuf::new(), written: None, file: StateFile::new(None) };
+            let memory = Remembered {
+                state,
+                subnet_file: PathBuf::new(),
+                written: None,
+                file: StateFile::new(None, None),
+            };
             assert_eq!(memory.past(&settings, NOW).is_some(), expected, "{what}");
         }
     }
 
     #[test]
     fn a_self_test_is_valid_for_one_boot_and_one_set_of_features() {
-        let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
+        let mut memory = Remembered::open(StateFile::new(None, None), &Settings::default());
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(memory.tested(&[]), None);
         memory.set_tested(&names(&["tso"]), names(&["tso", "uso"]));

@@ -10,10 +10,11 @@ use path::wireguard::{Gate, PublicKey, Session, SessionIndex};
 use path::{Fib, PeerId, WorkerIndex};
 
 use super::ByHand;
+use crate::clock::Clock;
 use crate::config::Switches;
 use crate::tunnel::Sealing;
 use crate::wireguard::crypt::Crypt;
-use crate::wireguard::{Clock, Shared, ToWorker};
+use crate::wireguard::{Shared, ToWorker};
 
 /// Capacity of the channels to the keeper: a few messages fill them.
 const CHANNEL: usize = 4;
@@ -72,8 +73,9 @@ impl Sealed {
             let (underlay, network) = memory::underlay(local, MemoryConfig::default());
             let sealing = Sealing::Wireguard(Box::new(crypt));
             let (queues, settings) = (vec![overlay], (mtu, 1));
-            let worker =
-                ByHand::with_sealing(queues, underlay, fib.clone(), settings, Switches::default(), sealing)?;
+            let (fib, clock) = (fib.clone(), Arc::clone(&clock));
+            let switches = Switches::default();
+            let worker = ByHand::with_sealing(queues, underlay, fib, settings, switches, sealing, clock)?;
             Ok(SealedWorker { worker, pods, network })
         });
         let workers = workers.collect::<std::io::Result<_>>()?;

@@ -16,23 +16,24 @@
 mod awaited;
 mod budget;
 pub(crate) mod crypt;
+mod established;
 pub(crate) mod keeper;
 mod mail;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
-use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
 use self::awaited::Awaited;
 use self::budget::Budget;
+pub(crate) use self::established::Established;
 use self::mail::{FromControl, FromWorker, Mailbox, Message};
 pub(crate) use self::mail::{Stray, ToWorker};
+use crate::clock::Clock;
 
 /// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
@@ -110,30 +111,6 @@ impl KeeperHandle {
     }
 }
 
-/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0. It goes on while the machine is
-/// suspended, because the peers' clocks do, and no key may be used longer than it should.
-#[derive(Clone, Debug)]
-pub(crate) enum Clock {
-    /// The tunnel was opened at this time since boot.
-    Started(Duration),
-    /// A test sets the time.
-    Set(Arc<AtomicU64>),
-}
-
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock::Started(io::clock::since_boot())
-    }
-
-    #[inline]
-    pub(crate) fn now(&self) -> Millis {
-        match self {
-            Clock::Started(start) => io::clock::since_boot().saturating_sub(*start).as_millis() as Millis + 1,
-            Clock::Set(now) => now.load(Ordering::Relaxed),
-        }
-    }
-}
-
 /// The state that a tunnel's workers and keeper share, created before their threads start.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -148,6 +125,7 @@ pub(crate) struct Shared {
     /// The memory for strays.
     pub(crate) astray: Budget,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) established: Established,
 }
 
 /// Capacity of each of the keeper's channels from workers. Further messages are dropped and counted by the
@@ -188,6 +166,7 @@ impl Shared {
             waiting: Budget::new(waiting),
             astray: Budget::new(astray),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
+            established: Established::default(),
         }
     }
 }

@@ -14,10 +14,11 @@ use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
 use path::{Counters, Direction, DropReason, PeerId, WorkerIndex};
 use wire::wireguard::{self, HEADER_LEN, Kind, PADDING};
 
+use super::Shared;
 use super::awaited::Awaited;
 use super::budget::{Budget, Kept};
 use super::mail::{FromWorker, Mailbox, Message, Stray, ToWorker};
-use super::{Clock, Shared};
+use crate::clock::Clock;
 
 /// Space for the sealed messages of one call: eight full ones.
 const RECORDS: usize = 1 << 19;

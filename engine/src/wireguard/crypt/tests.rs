@@ -195,6 +195,7 @@ fn worker(
         lanes: 1,
         switches: Switches::default(),
         notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },
+        clock: crypt.clock.clone(),
         sealing: Sealing::Wireguard(Box::new(crypt)),
     };
     let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
