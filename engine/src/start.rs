@@ -1,6 +1,6 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -176,7 +176,7 @@ fn distribute<'c>(
     sender: &Sender<Notice>,
 ) -> Result<(RunningTunnel, Option<KeeperParts<'c>>), Error> {
     let workers = shares.len();
-    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new()));
+    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new().hash_one(index)));
     let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
     let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
     let keeper = match &tunnel.wireguard {
