@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use control::persist::atomic_file;
 
 use crate::options::{InstallCniOptions, PLUGIN};
+use crate::output::{print, say};
 
 /// A file to install.
 struct Wanted {
@@ -31,19 +32,25 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     // installed.
     let mut wanted = plugin_files(options)?;
     wanted.extend(conf_file(options)?);
-    for file in &wanted {
-        let written =
-            atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
-        println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
-    }
+    let mut text = String::new();
+    let installed = wanted.iter().try_for_each(|file| {
+        let written = atomic_file::write(&file.path, &file.bytes, file.mode)?;
+        let what = if written { "installed" } else { "unchanged" };
+        text.push_str(&format!("{what} {}\n", file.path.display()));
+        Ok(())
+    });
+    // At the end: what cannot be printed is installed all the same.
+    let printed = print(&text);
+    installed.map_err(|error| advise(error, options))?;
+    printed?;
     if !options.skip_conf {
         for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
-            eprintln!(
+            say(format_args!(
                 "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this \
                  network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
-            );
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
