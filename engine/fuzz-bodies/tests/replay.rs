@@ -1,7 +1,7 @@
 //! Runs the fuzz targets without a fuzzer, on the checked-in corpus and on random mutations of it.
 //!
-//! The corpus has seeds with names, and inputs that a fuzzer has found and that together reach what all of its
-//! inputs reach (`-set_cover_merge=1`).
+//! The corpus has seeds with names, and inputs that a fuzzer has found and that together reach what all of
+//! its inputs reach (`-set_cover_merge=1`).
 //!
 //! Crashes that a fuzzer finds are kept in the corpus as `crash-…`, with a word about the cause.
 
