@@ -5,7 +5,6 @@ use lab::Wiring;
 
 use crate::common::{self, Cluster, Daemon, UDP, VXLAN, await_until, ping, verified};
 
-const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const BYTES: u64 = 20_000_000;
 /// The address that packets leave with.
 const OTHER: &str = "198.18.7.7";
@@ -18,11 +17,6 @@ fn vxlan_sends_singly_while_the_kernel_would_damage_trains() {
 #[test]
 fn udp_sends_singly_while_the_kernel_would_damage_trains() {
     paused_and_resumed(UDP, "flannel0", 8285);
-}
-
-#[test]
-fn wireguard_sends_singly_while_the_kernel_would_damage_trains() {
-    paused_and_resumed(WIREGUARD, "flannel-wg", 51_820);
 }
 
 /// Linux 6.11 and later join datagrams for such an interface, and translation makes their checksums wrong.
@@ -39,14 +33,7 @@ fn paused_and_resumed(config: &str, device: &str, port: u16) {
              --dport {port} -j SNAT --to-source {OTHER}"
         ),
     );
-    let run = |number: usize| {
-        let mut command = cluster.command(number);
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    };
-    let daemons: Vec<Daemon> = [1, 2].map(run).into();
+    let daemons: Vec<Daemon> = [1, 2].iter().map(|number| cluster.start(*number, &[])).collect();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={device} peers=1");
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
