@@ -11,6 +11,7 @@ use control::persist::atomic_file;
 
 use super::{directory, given};
 use crate::options::InstallConfOptions;
+use crate::output::print;
 
 /// The name of the subcommand and of flannel's program.
 pub(crate) const NAME: &str = "install-conf";
@@ -34,6 +35,6 @@ pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
         };
         anyhow!("{error}; {next}")
     })?;
-    println!("{} {}", if written { "installed" } else { "unchanged" }, wanted.path.display());
+    print(&format!("{} {}\n", if written { "installed" } else { "unchanged" }, wanted.path.display()))?;
     Ok(ExitCode::SUCCESS)
 }

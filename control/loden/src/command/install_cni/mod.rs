@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use control::persist::atomic_file;
 
 use crate::options::{InstallCniOptions, PLUGIN};
+use crate::output::{print, say};
 
 /// A file to install.
 struct Wanted {
@@ -33,28 +34,34 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     let conf = conf_file(options)?;
     let needed = conf.as_ref().map(|conf| conf.bytes.clone()).unwrap_or_default();
     wanted.extend(conf);
-    for file in &wanted {
-        let written =
-            atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
-        println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
-    }
+    let mut text = String::new();
+    let installed = wanted.iter().try_for_each(|file| {
+        let written = atomic_file::write(&file.path, &file.bytes, file.mode)?;
+        let what = if written { "installed" } else { "unchanged" };
+        text.push_str(&format!("{what} {}\n", file.path.display()));
+        Ok(())
+    });
+    // At the end: what cannot be printed is installed all the same.
+    let printed = print(&text);
+    installed.map_err(|error| advise(error, options))?;
+    printed?;
     if !options.skip_conf {
         for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
-            eprintln!(
+            say(format_args!(
                 "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this \
                  network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
-            );
+            ));
         }
         let missing = conflist::missing_plugins(&needed, &options.bin_dir, &options.name);
         if !missing.is_empty() {
-            eprintln!(
+            say(format_args!(
                 "loden: {} not found in {}: pods get no network until the CNI project's plugins are \
                  installed there (Debian: containernetworking-plugins, in /usr/lib/cni)",
                 missing.join(", "),
                 options.bin_dir.display()
-            );
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
