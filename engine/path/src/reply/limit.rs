@@ -184,7 +184,10 @@ mod tests {
             assert!((40..=50).contains(&admitted(&mut limiter, flood, NOW)));
         }
         assert!(limiter.admits(Complaint::NoRoute, &packet(6, 7, 2), NOW));
-        assert!(!limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW) && limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW + 20));
+        assert!(
+            !limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW)
+                && limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW + 20)
+        );
     }
 
     #[test]
