@@ -34,8 +34,8 @@ const AGE: Duration = Duration::from_secs(600);
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum questions of all peers in that interval.
 const QUESTIONS: usize = 256;
-/// Messages about each peer that are judged per [`WINDOW`]. Whoever guesses what a message must quote gets few
-/// attempts.
+/// Messages about each peer that are judged per [`WINDOW`]. Whoever guesses what a message must quote gets
+/// few attempts.
 const MESSAGES: u32 = 16;
 const WINDOW: Duration = Duration::from_millis(100);
 /// Messages of each socket that are read per turn, and the pause after it if there may be more.

@@ -293,7 +293,7 @@ fn other_interface(case: Case) {
     }
     // The kernel refuses only trains; what is sent singly it fragments.
     for (from, to) in [(1, 2), (2, 1)] {
-        // A pod that was told the path's MTU offers an MSS with which the other host's trains are not refused.
+        // A pod that knows the path's MTU offers an MSS with which the other host's trains are not refused.
         forget(&cluster, to);
         verified(&cluster, from, to, inner_v6, BYTES);
         await_until("the limit", || daemons[from - 1].logged("path MTU learned"));
