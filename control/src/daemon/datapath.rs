@@ -44,7 +44,7 @@ pub(super) fn open(
     let (tunnels, numbers): (Vec<TunnelConfig>, _) =
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
-    engine.chosen().for_each(log_chosen);
+    engine.chosen().for_each(|chosen| log_chosen(&chosen));
     if let Some(shortage) = engine.shortage() {
         tracing::warn!("{shortage}");
     }

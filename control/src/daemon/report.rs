@@ -111,6 +111,18 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
         Event::PathLimited { peer, limit } => {
             tracing::info!(device, peer, limit, "path MTU learned; larger packets are refused or cut");
         }
+        Event::SegmentationPaused { interface } => {
+            tracing::warn!(
+                device,
+                interface,
+                "this host translates the tunnel's source address towards an interface without checksum \
+                 offload, where the kernel damages joined datagrams; gso paused, sending one by one; exempt \
+                 the tunnel's port from SNAT or enable the interface's tx checksums"
+            );
+        }
+        Event::SegmentationResumed => {
+            tracing::info!(device, "the tunnel's source address is safe from translation; gso resumed");
+        }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
         Event::LearnerFailed(why) => return Err(DaemonError::LearnerFailed { why }),
         Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),

@@ -384,9 +384,17 @@ fn nearest(expected: &[Option<Vec<u8>>], packet: Vec<u8>) -> String {
     }
 }
 
-/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum.
+/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum; and
+/// without bytes behind its end, as of an Ethernet frame.
 fn normal(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
+    let word =
+        |at: usize| packet.get(at..at + 2).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]])));
+    let end = match packet.first().map(|first| first >> 4) {
+        Some(4) => word(2),
+        _ => word(4).map(|len| ipv6::HEADER_LEN + len),
+    };
+    packet.truncate(end.unwrap_or_default());
     match packet.first().map(|first| first >> 4) {
         Some(4) if packet.len() >= ipv4::MIN_HEADER_LEN => {
             packet[1] &= !3;

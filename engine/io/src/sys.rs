@@ -153,6 +153,19 @@ pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
     Ok(value[1] != 0)
 }
 
+/// SIOCETHTOOL with ETHTOOL_GFEATURES (linux/ethtool.h, Linux 2.6.39): returns the first 32 active features
+/// of an interface, as NETIF_F bits.
+pub(crate) fn active_features(name: &str) -> io::Result<u32> {
+    const ETHTOOL_GFEATURES: u32 = 0x3a;
+    let mut request = interface_request(name)?;
+    // struct ethtool_gfeatures: the command, the number of blocks, then blocks of four words, of which the
+    // third is what is active.
+    let mut value = [ETHTOOL_GFEATURES, 1, 0, 0, 0, 0];
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
+    Ok(value[4])
+}
+
 /// SIOCSIFFLAGS (linux/sockios.h): sets an interface's IFF_ flags.
 pub(crate) fn set_interface_flags(name: &str, flags: libc::c_short) -> io::Result<()> {
     let mut request = interface_request(name)?;

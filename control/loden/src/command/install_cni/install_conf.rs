@@ -23,7 +23,7 @@ pub(crate) fn is_program_name(program: Option<&OsStr>) -> bool {
 
 /// Copies the configuration and prints one line.
 pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
-    let wanted = given(&options.source, options.target.clone())?;
+    let wanted = given(&options.source, options.target.clone(), &[])?;
     directory(atomic_file::parent(&wanted.path), "TARGET")?;
     let written = atomic_file::write(&wanted.path, &wanted.bytes, wanted.mode).map_err(|error| {
         let next = match error.source.kind() {

@@ -31,7 +31,9 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     // Everything is read and checked first: a fault in the second file must not leave the first one
     // installed.
     let mut wanted = plugin_files(options)?;
-    wanted.extend(conf_file(options)?);
+    let conf = conf_file(options)?;
+    let needed = conf.as_ref().map(|conf| conf.bytes.clone()).unwrap_or_default();
+    wanted.extend(conf);
     let mut text = String::new();
     let installed = wanted.iter().try_for_each(|file| {
         let written = atomic_file::write(&file.path, &file.bytes, file.mode)?;
@@ -50,6 +52,15 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
                  network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
+            ));
+        }
+        let missing = conflist::missing_plugins(&needed, &options.bin_dir, &options.name);
+        if !missing.is_empty() {
+            say(format_args!(
+                "loden: {} not found in {}: pods get no network until the CNI project's plugins are \
+                 installed there (Debian: containernetworking-plugins, in /usr/lib/cni)",
+                missing.join(", "),
+                options.bin_dir.display()
             ));
         }
     }
@@ -95,13 +106,14 @@ fn conf_file(options: &InstallCniOptions) -> anyhow::Result<Option<Wanted>> {
         conflist::check(&bytes, &options.conf_name).with_context(|| {
             format!("--conf-name {:?} does not suit a generated configuration", options.conf_name)
         })?;
+        ensure_alone(&bytes, &path, &options.name)?;
         return Ok(Some(Wanted { path, bytes, mode: 0o644 }));
     };
-    given(source, path).map(Some)
+    given(source, path, &options.name).map(Some)
 }
 
 /// Reads and checks a configuration to install at `path`, with the mode of its source.
-fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
+fn given(source: &Path, path: PathBuf, names: &[String]) -> anyhow::Result<Wanted> {
     let read = || -> io::Result<(Vec<u8>, u32)> {
         Ok((fs::read(source)?, fs::metadata(source)?.permissions().mode()))
     };
@@ -109,7 +121,16 @@ fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
         read().with_context(|| format!("cannot read the configuration {}", source.display()))?;
     conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy())
         .with_context(|| format!("{} not installed: it would break the node's network", source.display()))?;
+    ensure_alone(&bytes, &path, names)?;
     Ok(Wanted { path, bytes, mode })
+}
+
+/// Checks that no other configuration gives pods the same addresses.
+fn ensure_alone(bytes: &[u8], path: &Path, names: &[String]) -> anyhow::Result<()> {
+    match conflist::clash(bytes, path, names) {
+        None => Ok(()),
+        Some(why) => bail!("{} not installed: {why}", path.display()),
+    }
 }
 
 /// Rejects a name that is a path: the file could land anywhere.
