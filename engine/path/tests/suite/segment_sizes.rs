@@ -373,7 +373,7 @@ fn a_forgotten_connection_gets_no_more_than_it_negotiated() {
     let mut node = node();
     let like = super_packet(false, 1500);
     let packets: Vec<_> = (0..24_000).map(|i| Packet { ports: (10_000 + i, 80), ..like.clone() }).collect();
-    let mss = |i: usize| if i % 2 == 0 { 500 } else { 1400 };
+    let mss = |i: usize| if i.is_multiple_of(2) { 500 } else { 1400 };
     let syns: Vec<_> = packets.iter().enumerate().map(|(i, p)| syn(p, Some(mss(i)), 0)).collect();
     syns.chunks(1000).for_each(|syns| send_all(&mut node, syns));
     let (mut kept, mut forgotten) = (0, 0);
