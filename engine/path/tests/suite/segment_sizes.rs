@@ -1,6 +1,7 @@
 //! The segment size of TCP super-packets that arrive uncut: never more than the connection has negotiated.
 
 use path::DropReason;
+use path::inner::Inner;
 use proptest::prelude::*;
 
 use crate::ipip::{from_kernel, ipip};
@@ -296,6 +297,34 @@ fn new_connections_do_not_displace_one_that_carries_data() {
             assert_eq!(segment(&mut node, packet), 1290 - 12);
         }
     }
+}
+
+/// Workers share the table; none waits for another.
+#[test]
+fn workers_beside_each_other_keep_what_carries_data() {
+    let node = node();
+    let like = super_packet(false, 2000);
+    let ports = |thread: u16, i: u16| Packet { ports: (i, thread), ..like.clone() };
+    let egress = |packet: &Packet| {
+        let bytes = from_pod(packet);
+        node.sizes.observe_egress(&Inner::parse(&bytes).unwrap(), &bytes);
+    };
+    let size = |packet: &Packet| node.sizes.payload(&Inner::parse(&packet.bytes()).unwrap(), 52, false);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                let own = ports(thread, 1);
+                egress(&syn(&own, Some(1000 + thread), ACK));
+                let first = size(&own);
+                // Another one's SYN may have been in between; the data that follows is protected.
+                assert!([244, 988 + thread].contains(&first), "{first}");
+                for i in 2..5000 {
+                    egress(&syn(&ports(thread, i), Some(1400), 0));
+                    assert_eq!(size(&own), first);
+                }
+            });
+        }
+    });
 }
 
 /// Connections that have ended without a word make room in the end; one that goes on stays.
