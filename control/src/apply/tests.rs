@@ -569,6 +569,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
                 name: name.into(),
                 queues: 1,
                 queue_bytes: 0,
+                unlimited_queues: 0,
                 offloads: Default::default(),
                 persist: false,
             };
