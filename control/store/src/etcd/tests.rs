@@ -43,7 +43,7 @@ async fn put(server: &Server, key: &[u8], value: &[u8], expires: Option<u64>) {
     let mut lease = 0;
     if let Some(ttl) = left {
         let granted: LeaseGrantResponse =
-            client.call("test", GRANT, &LeaseGrantRequest { ttl }).await.unwrap();
+            client.call("test", GRANT, &LeaseGrantRequest { ttl, id: 0 }).await.unwrap();
         lease = granted.id;
     }
     let request = PutRequest { key: key.to_vec(), value: value.to_vec(), lease };
@@ -68,7 +68,7 @@ fn plain() -> NetConfig {
 }
 
 fn wish<'a>(config: &'a NetConfig, value: &str) -> Wish<'a> {
-    Wish { config, attrs: LeaseAttrs::parse(value).unwrap(), previous: None }
+    Wish { config, attrs: LeaseAttrs::parse(value).unwrap(), previous: None, former: None }
 }
 
 fn node(number: u32) -> String {
@@ -77,7 +77,7 @@ fn node(number: u32) -> String {
 }
 
 fn watch(server: &Server) -> Watch {
-    open(server).watch()
+    open(server).watch(None)
 }
 
 /// The keys and values as `etcdctl` prints them.
@@ -232,7 +232,7 @@ async fn a_lost_etcd_lease_is_seen_and_the_subnet_taken_again() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     server.etcdctl(&["lease", "revoke", grants(&server).first().unwrap()]);
     assert_eq!(next(&mut watch).await, Event::Removed(lease.key));
@@ -250,7 +250,7 @@ async fn our_key_in_the_watch_has_its_true_end() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     next(&mut watch).await;
     put_row(&server, &lease.key.to_string(), ONE, Some(unix_now() + 1_000)).await;
     let Event::Put(written) = next(&mut watch).await else { panic!("a put was due") };
@@ -424,7 +424,7 @@ async fn a_certificate_for_the_client_and_one_for_the_server() {
     };
     let store = Etcd::open(ours.clone()).unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease]));
     // Without a scheme the files ask for TLS.
     let bare = server.endpoint().strip_prefix("https://").unwrap().to_owned();
@@ -496,7 +496,7 @@ async fn users_and_passwords() {
     let store = user("flannel", "flannel");
     store.set_net_config("{}").await.unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     for denied in [user("flannel", "s3cret"), user("nobody", "s3cret"), user("", "s3cret"), open(&server)] {
         let error = denied.net_config().await.unwrap_err();
