@@ -9,12 +9,11 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use rtnetlink::Handle;
 use rtnetlink::packet_route::link::InfoKind;
 
 use crate::apply::routes;
 use crate::apply::share::{Scope, Share};
-use crate::netlink::{self, NetlinkError};
+use crate::netlink::{self, Netlink, NetlinkError};
 use crate::persist::instance::Instance;
 use crate::persist::state_file::{self, FileRecord, RouteRecord, State};
 use crate::plan::Route;
@@ -40,7 +39,7 @@ pub struct Report {
 
 /// Removes what the instance left behind; a dry run only lists it. Must run in the daemon's network
 /// namespace.
-pub async fn clean(netlink: &Handle, instance: &Instance, dry_run: bool) -> Result<Report, UnreadableState> {
+pub async fn clean(netlink: &Netlink, instance: &Instance, dry_run: bool) -> Result<Report, UnreadableState> {
     let path = instance.state();
     let state = state_file::read(&path).map_err(|source| UnreadableState { path, source })?;
     let mut report = Report::default();
@@ -58,7 +57,7 @@ enum StepError {
 }
 
 struct Work<'a> {
-    netlink: &'a Handle,
+    netlink: &'a Netlink,
     dry_run: bool,
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::process::{ExitStatus, Stdio};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
@@ -51,7 +52,8 @@ pub async fn run(
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "the command is blank")));
     };
     // One pipe for both outputs preserves their order.
-    let (mut reader, writer) = io::pipe().map_err(failed)?;
+    let (reader, writer) = io::pipe().map_err(failed)?;
+    let mut reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(failed)?;
     let mut process = Command::new(program);
     process
         .args(words)
@@ -70,13 +72,13 @@ pub async fn run(
             let _ = input.write_all(line.as_bytes()).await;
         }
     };
-    let gather = tokio::task::spawn_blocking(move || {
+    let gather = async move {
         let mut output = Vec::new();
-        io::Read::read_to_end(&mut reader, &mut output).map(|_| output)
-    });
+        reader.read_to_end(&mut output).await.map(|_| output)
+    };
     let (status, output, ()) = tokio::join!(child.wait(), gather, feed);
     let status = status.map_err(failed)?;
-    let output = output.map_err(io::Error::other).and_then(|read| read).map_err(failed)?;
+    let output = output.map_err(failed)?;
     let output = String::from_utf8_lossy(&output).trim().to_owned();
     if status.success() {
         return Ok(output);
@@ -105,10 +107,13 @@ impl Runner {
         self.known.clone_from(&wanted.peers);
         let made = calls.len();
         if made > 0 {
-            let queue = self.queue.get_or_insert_with(start);
             for call in calls {
-                // The task ends only with the runtime.
-                let _ = queue.send(call);
+                let queue = self.queue.get_or_insert_with(start);
+                if let Err(unsent) = queue.send(call) {
+                    // The task has ended, which it never should: the calls that waited are lost with it.
+                    let queue = self.queue.insert(start());
+                    let _ = queue.send(unsent.0);
+                }
             }
         }
         made

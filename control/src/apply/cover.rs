@@ -8,10 +8,10 @@
 //! any stale route of ours, so the next comparison removes it.
 
 use ipnetwork::IpNetwork;
-use rtnetlink::Handle;
 use rtnetlink::packet_route::route::RouteAttribute;
 
 use super::share::{Change, Scope, Share, message};
+use crate::netlink::Netlink;
 use crate::plan::Route;
 
 /// Number of missing routes from which a cover pays off; fewer are added in no time.
@@ -22,7 +22,7 @@ const LAST: u32 = u32::MAX;
 /// Adds a cover to each tunnel that misses many routes, unless the kernel rejects it. Returns the shares that
 /// have a cover, each with the covered network.
 pub(super) async fn add(
-    netlink: &Handle,
+    netlink: &Netlink,
     shares: &[Share<'_>],
     changes: &[Change],
 ) -> Vec<(usize, IpNetwork)> {
@@ -40,7 +40,8 @@ pub(super) async fn add(
             }
             let mut cover = message(share.index, Route::into_device(cluster), false);
             cover.attributes.push(RouteAttribute::Priority(LAST));
-            match netlink.route().add(cover).execute().await {
+            let what = || format!("add a route to {cluster} dev {}", share.device);
+            match netlink.ask(what, async |handle| handle.route().add(cover).execute().await).await {
                 Ok(()) => covered.push((number, cluster)),
                 // The peer routes work without a cover; packets only have to wait longer.
                 Err(error) => tracing::debug!(

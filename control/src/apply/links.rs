@@ -10,7 +10,6 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
@@ -19,7 +18,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
-use crate::netlink::{NetlinkError, find_link, own_address};
+use crate::netlink::{self, Netlink, NetlinkError, find_link, own_address};
 use crate::plan::Link;
 
 /// Number of packets that the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and
@@ -100,18 +99,13 @@ pub enum Change {
 }
 
 /// Reads the state of the device with this name; `None` if there is no such device.
-pub async fn observe(netlink: &Handle, device: &str) -> Result<Option<Observed>, NetlinkError> {
+pub async fn observe(netlink: &Netlink, device: &str) -> Result<Option<Observed>, NetlinkError> {
     let what = || format!("look at {device}");
     let Some(message) = find_link(netlink, device).await? else { return Ok(None) };
     let index = message.header.index;
-    let addresses: Vec<AddressMessage> = netlink
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| NetlinkError::from_rtnetlink(what(), error))?;
+    let mut addresses: Vec<AddressMessage> = Vec::new();
+    let list = |handle: &Handle| handle.address().get().set_link_index_filter(index).execute();
+    netlink.list(what, list, |address| addresses.push(address)).await?;
     Ok(Some(from_messages(device, &message, &addresses)))
 }
 
@@ -144,7 +138,7 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
 /// Observes the device and changes what differs. Returns the device's index and the number of changes.
 ///
 /// Fails if the device is missing, since only the engine can create it.
-pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), NetlinkError> {
+pub async fn apply(netlink: &Netlink, desired: &Link) -> Result<(u32, usize), NetlinkError> {
     let device = &desired.device;
     let Some(observed) = observe(netlink, device).await? else {
         return Err(gone(format!("configure {device}")));
@@ -157,15 +151,13 @@ pub async fn apply(netlink: &Handle, desired: &Link) -> Result<(u32, usize), Net
 }
 
 /// Lists the addresses of all of the host's devices.
-pub async fn host_addresses(netlink: &Handle) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-    let failed = |error| NetlinkError::from_rtnetlink("list the host's addresses", error);
-    let addresses: Vec<AddressMessage> =
-        netlink.address().get().execute().try_collect().await.map_err(failed)?;
+pub async fn host_addresses(netlink: &Netlink) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let addresses = netlink::addresses(netlink, || "list the host's addresses".to_owned()).await?;
     Ok(addresses.iter().filter_map(own_address).collect())
 }
 
 /// Returns the index of the device with this name, if there is one.
-pub async fn index(netlink: &Handle, device: &str) -> Result<Option<u32>, NetlinkError> {
+pub async fn index(netlink: &Netlink, device: &str) -> Result<Option<u32>, NetlinkError> {
     Ok(find_link(netlink, device).await?.map(|message| message.header.index))
 }
 
@@ -223,20 +215,26 @@ fn is_leftover(address: IpNetwork, desired: &Link) -> bool {
 
 /// Returns whether the change was made; one that the device can do without may fail.
 async fn make_change(
-    netlink: &Handle,
+    netlink: &Netlink,
     device: &str,
     index: u32,
     change: &Change,
 ) -> Result<bool, NetlinkError> {
     let link = || LinkUnspec::new_with_index(index);
-    let (what, result) = match change {
+    let set = async |what: String, message: LinkMessage| {
+        netlink.ask(|| what.clone(), async |handle| handle.link().set(message).execute().await).await
+    };
+    match change {
         Change::NoLinkLocal => {
-            // Not an error: the device also works with a link-local address.
-            let answer = netlink.link().set(without_link_local(link()).build()).execute().await;
-            if let Err(error) = &answer {
-                tracing::debug!(device, %error, "cannot turn link-local addresses off; the device keeps one");
-            }
-            return Ok(answer.is_ok());
+            let what = format!("turn link-local addresses off on {device}");
+            return match set(what, without_link_local(link()).build()).await {
+                // Not an error: the device also works with a link-local address.
+                Err(error) if error.is_answer() => {
+                    tracing::debug!(device, %error, "the device keeps its link-local address");
+                    Ok(false)
+                }
+                answer => answer.map(|()| true),
+            };
         }
         Change::Off(setting) => {
             let key = setting.key(device);
@@ -251,28 +249,29 @@ async fn make_change(
                 }
             };
         }
-        Change::Mtu(mtu) => (
-            format!("set MTU {mtu} on {device}"),
-            netlink.link().set(link().mtu(*mtu).build()).execute().await,
-        ),
+        Change::Mtu(mtu) => set(format!("set MTU {mtu} on {device}"), link().mtu(*mtu).build()).await?,
         Change::QueueLength(length) => {
             let message = link().append_extra_attribute(LinkAttribute::TxQueueLen(*length)).build();
-            (format!("set queue length {length} on {device}"), netlink.link().set(message).execute().await)
+            set(format!("set queue length {length} on {device}"), message).await?;
         }
         Change::Add(address) => {
-            let mut request = netlink.address().add(index, address.ip(), address.prefix());
-            // flannel sets no broadcast address either; on this device it would have no meaning.
-            let attributes = &mut request.message_mut().attributes;
-            attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
-            (format!("add {address} to {device}"), request.replace().execute().await)
+            let add = async |handle: Handle| {
+                let mut request = handle.address().add(index, address.ip(), address.prefix());
+                // flannel sets no broadcast address either; on this device it would have no meaning.
+                let attributes = &mut request.message_mut().attributes;
+                attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+                request.replace().execute().await
+            };
+            netlink.ask(|| format!("add {address} to {device}"), add).await?;
         }
         Change::Remove(address) => {
             let message = removal(index, *address);
-            (format!("remove {address} from {device}"), netlink.address().del(message).execute().await)
+            let what = || format!("remove {address} from {device}");
+            netlink.ask(what, async |handle| handle.address().del(message).execute().await).await?;
         }
-        Change::Up => (format!("bring {device} up"), netlink.link().set(link().up().build()).execute().await),
-    };
-    result.map(|()| true).map_err(|error| NetlinkError::from_rtnetlink(what, error))
+        Change::Up => set(format!("bring {device} up"), link().up().build()).await?,
+    }
+    Ok(true)
 }
 
 fn without_link_local(link: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> {

@@ -20,14 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use path::fib::FibError;
-use rtnetlink::Handle;
 
 use self::commands::Runner;
 use self::engine::{Numbers, Tables};
 use self::routes::Outcome;
 use self::share::{Scope, Share};
 use self::subnet_file::SubnetFileError;
-use crate::netlink::NetlinkError;
+use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::{Direct, Plan, Route, Tunnel};
 
 /// Reasons why the host could not be made to match the plan.
@@ -73,7 +72,7 @@ impl Applied {
 /// of the host, and which routes on its interface are ours.
 #[derive(Debug)]
 pub struct Applier {
-    netlink: Handle,
+    netlink: Netlink,
     subnet_file: PathBuf,
     published: Vec<Tunnel>,
     numbers: Vec<Numbers>,
@@ -84,7 +83,7 @@ pub struct Applier {
 
 impl Applier {
     /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`.
-    pub fn new(netlink: Handle, subnet_file: PathBuf) -> Applier {
+    pub fn new(netlink: Netlink, subnet_file: PathBuf) -> Applier {
         Applier {
             netlink,
             subnet_file,
@@ -104,7 +103,7 @@ impl Applier {
     }
 
     /// Returns the connection to the kernel.
-    pub fn netlink(&self) -> &Handle {
+    pub fn netlink(&self) -> &Netlink {
         &self.netlink
     }
 

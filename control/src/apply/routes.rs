@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -13,7 +13,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::cover;
 use super::share::{Change, Scope, Share, message};
-use crate::netlink::NetlinkError;
+use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::Route;
 use crate::underlay::address_of;
 
@@ -34,7 +34,7 @@ pub struct Outcome {
 
 /// Lists our routes, each with the index of the share that it belongs to.
 pub async fn observe(
-    netlink: &Handle,
+    netlink: &Netlink,
     shares: &[Share<'_>],
 ) -> Result<BTreeSet<(usize, Route)>, NetlinkError> {
     let mut ours = BTreeSet::new();
@@ -46,14 +46,13 @@ pub async fn observe(
             false => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             true => RouteMessageBuilder::<Ipv6Addr>::new().build(),
         };
-        let mut routes = Box::pin(netlink.route().get(query).execute());
-        while let Some(message) =
-            routes.try_next().await.map_err(|error| NetlinkError::from_rtnetlink("list the routes", error))?
-        {
-            let Some((index, route)) = candidate(&message) else { continue };
+        let what = || "list the routes".to_owned();
+        let take = |message| {
+            let Some((index, route)) = candidate(&message) else { return };
             let owner = shares.iter().position(|share| share.index == index && share.owns(&route));
             ours.extend(owner.map(|share| (share, route)));
-        }
+        };
+        netlink.list(what, |handle| handle.route().get(query).execute(), take).await?;
     }
     Ok(ours)
 }
@@ -73,7 +72,7 @@ pub fn diff(observed: &BTreeSet<(usize, Route)>, shares: &[Share<'_>]) -> Vec<Ch
 }
 
 /// Observes the routes of all shares and changes what differs.
-pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, NetlinkError> {
+pub async fn apply(netlink: &Netlink, shares: &[Share<'_>]) -> Result<Outcome, NetlinkError> {
     let observed = observe(netlink, shares).await?;
     let (put, remove): (Vec<_>, Vec<_>) =
         diff(&observed, shares).into_iter().partition(|change| matches!(change, Change::Put(..)));
@@ -95,7 +94,7 @@ pub async fn apply(netlink: &Handle, shares: &[Share<'_>]) -> Result<Outcome, Ne
 /// device; the route through the gateway keeps working without it. One left behind by a crash looks like any
 /// stale route of ours. Returns the changes that are still rejected.
 async fn retry_on_link(
-    netlink: &Handle,
+    netlink: &Netlink,
     shares: &[Share<'_>],
     rejected: Vec<(Change, NetlinkError)>,
     outcome: &mut Outcome,
@@ -104,10 +103,10 @@ async fn retry_on_link(
         rejected.into_iter().partition(|(_, error)| error.errno() == Some(nix::libc::EINVAL));
     let gateways: Vec<RouteMessage> =
         retried.iter().filter_map(|(change, _)| gateway_on_link(shares, change)).collect();
-    each(&gateways, async |message| netlink.route().add(message).execute().await).await;
+    each(netlink, &gateways, async |handle, message| handle.route().add(message).execute().await).await;
     let changes = retried.into_iter().map(|(change, _)| change).collect();
     rejected.extend(make_all(netlink, shares, changes, outcome).await);
-    each(&gateways, async |message| netlink.route().del(message).execute().await).await;
+    each(netlink, &gateways, async |handle, message| handle.route().del(message).execute().await).await;
     rejected
 }
 
@@ -121,14 +120,22 @@ fn gateway_on_link(shares: &[Share<'_>], change: &Change) -> Option<RouteMessage
 }
 
 /// Sends a request for each route concurrently. Whether it was of use shows when the changes are retried.
-async fn each(routes: &[RouteMessage], request: impl AsyncFn(RouteMessage) -> Result<(), rtnetlink::Error>) {
-    let requests = routes.iter().map(|message| request(message.clone()));
+async fn each(
+    netlink: &Netlink,
+    routes: &[RouteMessage],
+    request: impl AsyncFn(Handle, RouteMessage) -> Result<(), rtnetlink::Error>,
+) {
+    let what = || "change the route to a gateway".to_owned();
+    let requests = routes
+        .iter()
+        .map(async |message| netlink.ask(what, async |handle| request(handle, message.clone()).await).await);
     stream::iter(requests).buffer_unordered(IN_FLIGHT).for_each(async |_| {}).await;
 }
 
-/// Makes the changes concurrently. Returns those that the kernel rejected.
+/// Makes the changes concurrently. Returns those that the kernel rejected. If it does not answer, the rest is
+/// left to the next round, since each request would have to wait.
 async fn make_all(
-    netlink: &Handle,
+    netlink: &Netlink,
     shares: &[Share<'_>],
     changes: Vec<Change>,
     outcome: &mut Outcome,
@@ -140,24 +147,30 @@ async fn make_all(
     while let Some((change, answer)) = answers.next().await {
         match answer {
             Ok(()) => outcome.changed += 1,
-            Err(error) => rejected.push((change, error)),
+            Err(error) => {
+                let answered = error.is_answer();
+                rejected.push((change, error));
+                if !answered {
+                    break;
+                }
+            }
         }
     }
     rejected
 }
 
-async fn make_change(netlink: &Handle, shares: &[Share<'_>], change: Change) -> Result<(), NetlinkError> {
+async fn make_change(netlink: &Netlink, shares: &[Share<'_>], change: Change) -> Result<(), NetlinkError> {
     let (Change::Put(share, route) | Change::Remove(share, route)) = change;
     let Some(Share { device, index, scope, .. }) = shares.get(share) else { return Ok(()) };
     let onlink = matches!(scope, Scope::Tunnel(_));
     let message = message(*index, route, onlink);
-    let (verb, result) = match change {
-        Change::Put(..) => ("add", netlink.route().add(message).replace().execute().await),
-        Change::Remove(..) => ("remove", netlink.route().del(message).execute().await),
+    let verb = if matches!(change, Change::Put(..)) { "add" } else { "remove" };
+    let what = || format!("{verb} the route {} dev {device}", describe(route));
+    let make = async |handle: Handle| match change {
+        Change::Put(..) => handle.route().add(message).replace().execute().await,
+        Change::Remove(..) => handle.route().del(message).execute().await,
     };
-    result.map_err(|error| {
-        NetlinkError::from_rtnetlink(format!("{verb} the route {} dev {device}", describe(route)), error)
-    })
+    netlink.ask(what, make).await
 }
 
 /// Returns the interface index and the route of a message, if the route may be ours.

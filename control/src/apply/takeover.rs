@@ -7,13 +7,12 @@
 
 use model::backend::Backend;
 use model::net_config::NetConfig;
-use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use wire::addr::Mac;
 
-use crate::netlink::{NetlinkError, find_link, is_kind, link_infos, remove_link};
+use crate::netlink::{Netlink, NetlinkError, find_link, is_kind, link_infos, remove_link};
 use crate::plan::{Identity, Outline};
 
 /// The MAC addresses of the kernel tunnels that ours replace.
@@ -33,7 +32,7 @@ impl Found {
 }
 
 /// Reads the MAC addresses of flannel's kernel devices.
-pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, NetlinkError> {
+pub async fn look(netlink: &Netlink, config: &NetConfig) -> Result<Found, NetlinkError> {
     let Backend::Vxlan(vxlan) = &config.backend else { return Ok(Found::default()) };
     let mut found = Found::default();
     for (prefix, mac) in [("flannel.", &mut found.mac), ("flannel-v6.", &mut found.mac_v6)] {
@@ -46,7 +45,7 @@ pub async fn look(netlink: &Handle, config: &NetConfig) -> Result<Found, Netlink
 
 /// Removes flannel's kernel devices that have the names of ours. Also removes the devices listed in `left`
 /// that are ours, that no process has open, and that are not part of the outline.
-pub async fn make(netlink: &Handle, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
+pub async fn make(netlink: &Netlink, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {
         let of_flannel = |link: &LinkMessage| match tunnel.format {

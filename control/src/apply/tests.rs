@@ -482,7 +482,7 @@ fn direct(nodes: &[u8]) -> Plan {
 
 /// A namespace with two TUN devices, and a stand-in for the engine that counts peers.
 struct World {
-    netlink: Handle,
+    netlink: crate::netlink::Netlink,
     directory: tempfile::TempDir,
     applier: tokio::sync::Mutex<Applier>,
     published: Mutex<Vec<(usize, usize)>>,
@@ -568,7 +568,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let netlink = crate::netlink::connect().expect("netlink");
+            let netlink = crate::netlink::Netlink::connect().expect("netlink");
             let directory = tempfile::tempdir().expect("directory");
             let applier = Applier::new(netlink.clone(), directory.path().join("subnet.env"));
             let world = World { netlink, directory, applier: applier.into(), published: Mutex::default() };

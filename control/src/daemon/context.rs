@@ -2,11 +2,11 @@
 
 use model::backend::Backend;
 use model::net_config::NetConfig;
-use rtnetlink::Handle;
 
 use super::error::DaemonError;
 use super::{look, traffic};
 use crate::apply::takeover;
+use crate::netlink::Netlink;
 use crate::persist::remembered::Remembered;
 use crate::persist::wireguard_key;
 use crate::plan::{self, Context, Identity, Outline};
@@ -18,7 +18,7 @@ use crate::underlay::reach::Reach;
 pub(super) async fn collect(
     config: NetConfig,
     settings: &Settings,
-    netlink: &Handle,
+    netlink: &Netlink,
     memory: &mut Remembered,
     board: &Board,
 ) -> Result<Context, DaemonError> {
@@ -50,7 +50,7 @@ pub(super) async fn collect(
 /// Outlines the tunnels to open, and makes the place for them free.
 pub(super) async fn outline(
     context: &Context,
-    netlink: &Handle,
+    netlink: &Netlink,
     memory: &Remembered,
 ) -> Result<Outline, DaemonError> {
     let outline = plan::outline(context)?;

@@ -1,6 +1,9 @@
 //! What the daemon offers from its first moment on: its name, probes and metrics, the status socket.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::error::DaemonError;
 use crate::persist::instance::{Instance, Lock};
@@ -9,6 +12,9 @@ use crate::serve::board::Board;
 use crate::serve::http::{self, Server};
 use crate::serve::status_socket::{self, Socket};
 use crate::settings::Settings;
+
+/// Time between two looks at the servers.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The servers of a running daemon.
 pub(super) struct Endpoints {
@@ -47,6 +53,19 @@ impl Endpoints {
             served.ok()
         });
         Ok(Endpoints { board, instance, health, socket, lock: lock.ok() })
+    }
+
+    /// Waits until a server has ended on its own, which none should.
+    pub(super) async fn failed(&self) -> DaemonError {
+        loop {
+            if self.health.as_ref().is_some_and(Server::has_ended) {
+                return DaemonError::TaskEnded { what: "the server for probes" };
+            }
+            if self.socket.as_ref().is_some_and(Socket::has_ended) {
+                return DaemonError::TaskEnded { what: "the socket for loden status" };
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// Returns the file for a restart.

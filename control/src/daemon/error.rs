@@ -80,6 +80,12 @@ pub enum DaemonError {
         /// The reason.
         why: String,
     },
+    /// A task that runs as long as the daemon ended on its own.
+    #[error("{what} ended; restart the daemon")]
+    TaskEnded {
+        /// What the task did.
+        what: &'static str,
+    },
     /// A worker ended on its own.
     #[error("worker {worker} of the datapath failed: {why}; restart the daemon")]
     WorkerFailed {

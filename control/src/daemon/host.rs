@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::Engine;
-use rtnetlink::Handle;
+use store::aside;
 
 use super::datapath;
 use super::reconciler::Inputs;
 use crate::apply::engine::Numbers;
 use crate::apply::{Applied, Applier, ApplyError};
+use crate::netlink::Netlink;
 use crate::persist::remembered::Remembered;
 use crate::plan::Plan;
 use crate::settings::Settings;
@@ -24,7 +25,7 @@ pub(super) struct Host {
 impl Host {
     /// Brings the host to its first plan. `numbers` are those of the peers in the engine's tables.
     pub(super) async fn new(
-        netlink: Handle,
+        netlink: Netlink,
         subnet_file: PathBuf,
         engine: Arc<Engine>,
         numbers: Vec<Numbers>,
@@ -43,7 +44,7 @@ impl Host {
     }
 
     /// Returns the connection to the kernel.
-    pub(super) fn netlink(&self) -> &Handle {
+    pub(super) fn netlink(&self) -> &Netlink {
         self.applier.netlink()
     }
 
@@ -79,7 +80,9 @@ impl Host {
     /// Stops the workers.
     pub(super) async fn stop(&self) {
         let engine = Arc::clone(&self.engine);
-        // Joining threads blocks; a second signal must still get through.
-        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
+        // Joining threads blocks; probes must still be answered.
+        if aside::run("loden-stop", move || engine.stop()).await.is_err() {
+            self.engine.stop();
+        }
     }
 }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use model::net_config::NetConfig;
-use rtnetlink::Handle;
 use store::lease::ledger::LeaseSet;
 
 use super::error::DaemonError;
+use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::Context;
 use crate::settings::UplinkSettings;
 use crate::underlay::reach::{self, Reach};
@@ -14,7 +14,7 @@ use crate::underlay::{self, Underlay, select};
 
 /// Chooses the uplink of a node that starts.
 pub(super) async fn choose_uplink(
-    netlink: &Handle,
+    netlink: &Netlink,
     settings: &UplinkSettings,
     config: &NetConfig,
 ) -> Result<Underlay, DaemonError> {
@@ -28,7 +28,7 @@ pub(super) async fn choose_uplink(
 
 /// Looks at the uplink of a node that runs. The error says why it is unusable.
 pub(super) async fn uplink(
-    netlink: &Handle,
+    netlink: &Netlink,
     settings: &UplinkSettings,
     config: &NetConfig,
 ) -> Result<Underlay, String> {
@@ -38,9 +38,13 @@ pub(super) async fn uplink(
 }
 
 /// Looks at the ways to the peers, where the plan depends on them.
-pub(super) async fn ways(netlink: &Handle, context: &Context, peers: &LeaseSet) -> Reach {
+pub(super) async fn ways(
+    netlink: &Netlink,
+    context: &Context,
+    peers: &LeaseSet,
+) -> Result<Reach, NetlinkError> {
     if !context.routes_directly() {
-        return Reach::new();
+        return Ok(Reach::new());
     }
     let (ipv4, ipv6) = (context.config.ipv4.is_some(), context.config.ipv6.is_some());
     let addresses = peers.iter().flat_map(|lease| {

@@ -42,7 +42,10 @@ pub async fn run(settings: &Settings) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     // Before anything that may take long: a probe must not mistake a slow store for a hung daemon.
     let endpoints = Endpoints::open(settings).await?;
-    let result = live(settings, &endpoints, &mut signals).await;
+    let result = tokio::select! {
+        result = live(settings, &endpoints, &mut signals) => result,
+        error = endpoints.failed() => Err(error),
+    };
     signals.or_second(endpoints.close()).await;
     result
 }

@@ -1,5 +1,6 @@
 //! A node that forwards: its parts, and the loop that carries out what the reconciler decides.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,17 +44,21 @@ pub(super) struct Node<'a> {
     pub(super) board: Arc<Board>,
     pub(super) report: Report,
     pub(super) is_ready: bool,
+    /// Tells the store that this node is ready, until that is done.
+    pub(super) announcement: Option<Pin<Box<dyn Future<Output = ()>>>>,
     pub(super) counters_file: Option<CountersFile>,
     /// The rules stay in place as long as this does.
     pub(super) rules: Keeper,
     /// Removed with the node.
-    pub(super) _sockets: Option<Sockets>,
+    pub(super) sockets: Option<Sockets>,
 }
 
 impl Node<'_> {
     /// Keeps the node as planned until it cannot go on; `Ok` if it has to be started again from the store.
     pub(super) async fn serve(&mut self, log_counters: &mut Signal) -> Result<(), DaemonError> {
-        match self.follow(log_counters).await {
+        let ended = self.follow(log_counters).await;
+        self.board.pause();
+        match ended {
             Ok(never) => match never {},
             Err(End::Restart) => Ok(()),
             Err(End::Failed { error, give_back }) => {
@@ -72,7 +77,9 @@ impl Node<'_> {
         loop {
             while let Some(action) = self.reconciler.poll_action(now())? {
                 self.carry_out(action).await;
+                self.board.turned(Instant::now());
             }
+            self.board.turned(Instant::now());
             let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
             tokio::select! {
                 event = self.watch.next() => self.take_events(event)?,
@@ -84,6 +91,7 @@ impl Node<'_> {
                 () = self.changes.happened(), if self.reconciler.wants_reports() => {
                     self.reconciler.handle_report(now());
                 }
+                () = done(&mut self.announcement) => self.announcement = None,
                 () = next_action => {}
                 _ = tick.tick() => self.tick()?,
                 _ = log_counters.recv() => counters_file::log(self.host.engine()),
@@ -129,7 +137,7 @@ impl Node<'_> {
             Action::LookAtWays => {
                 let inputs = self.reconciler.inputs();
                 let reach = look::ways(self.host.netlink(), inputs.context(), inputs.peers()).await;
-                self.reconciler.handle_reach(reach, now());
+                self.reconciler.handle_reach(reach.map_err(|error| error.to_string()), now());
             }
             Action::Apply(plan) => self.apply(plan).await,
         }
@@ -169,16 +177,17 @@ impl Node<'_> {
     }
 
     /// Pods may come: `subnet.env` is written, and all that it promises is in place.
-    fn announce_ready(&self) {
+    fn announce_ready(&mut self) {
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(%lease, subnet_file = %self.settings.subnet_file.display(), "ready");
         self.board.set_phase(Phase::Ready);
         let store = self.store.clone();
-        // In a task of its own: a store that hangs must not keep the node from its other work.
-        tokio::spawn(async move { wait_for_store::announce_ready(&store).await });
+        // Beside the loop: a store that hangs must not keep the node from its other work.
+        self.announcement = Some(Box::pin(async move { wait_for_store::announce_ready(&store).await }));
     }
 
     fn tick(&mut self) -> Result<(), DaemonError> {
+        self.check_tasks()?;
         for notice in self.host.engine().notices() {
             report::report_notice(self.host.plan(), notice)?;
         }
@@ -190,6 +199,19 @@ impl Node<'_> {
         let inputs = self.reconciler.inputs();
         self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers());
         Ok(())
+    }
+
+    /// Fails if a task of this node has ended: nothing else would notice.
+    fn check_tasks(&self) -> Result<(), DaemonError> {
+        let tasks = [
+            ("watching the leases", self.watch.has_ended()),
+            ("keeping the traffic rules", self.rules.has_ended()),
+            ("the socket for wg show", self.sockets.as_ref().is_some_and(Sockets::has_ended)),
+        ];
+        match tasks.into_iter().find(|(_, has_ended)| *has_ended) {
+            Some((what, _)) => Err(DaemonError::TaskEnded { what }),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn remember(&mut self) {
@@ -216,6 +238,14 @@ impl Node<'_> {
             %lease,
             "stopped; what was made here stays for the next start, loden cleanup removes it"
         );
+    }
+}
+
+/// Waits for the end of the work; forever if there is none. Nothing is lost if the wait is dropped half-way.
+async fn done(work: &mut Option<Pin<Box<dyn Future<Output = ()>>>>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
     }
 }
 

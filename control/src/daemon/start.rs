@@ -15,7 +15,6 @@ use engine::Engine;
 use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
-use rtnetlink::Handle;
 use store::lease::ledger::Ledger;
 use store::{Event, Owned, Store, Watch};
 
@@ -29,7 +28,7 @@ use super::store_request::StoreRequest;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
 use crate::apply::subnet_file;
-use crate::netlink::{self, Changes};
+use crate::netlink::{Changes, Netlink};
 use crate::persist::remembered::{Past, Remembered};
 use crate::plan::{self, Context, Outline};
 use crate::serve::board::Board;
@@ -57,7 +56,7 @@ pub(super) async fn start<'a>(
         settings,
         endpoints,
         recorded: subnet_file::previous(&settings.subnet_file),
-        netlink: netlink::connect()?,
+        netlink: Netlink::connect()?,
         changes: Changes::listen()?,
         store: Store::open(settings.store.clone()).await?,
         memory: Remembered::open(endpoints.state_file(), settings),
@@ -83,7 +82,7 @@ struct Beginning<'a> {
     endpoints: &'a Endpoints,
     /// What `subnet.env` said before it was written again: what an earlier run has left.
     recorded: Option<Recorded>,
-    netlink: Handle,
+    netlink: Netlink,
     /// From before the first look at the host.
     changes: Changes,
     store: Store,
@@ -114,7 +113,7 @@ impl<'a> Beginning<'a> {
         }
         let mut ledger = Ledger::new(Some(own.key()));
         ledger.handle(Event::Snapshot(peers));
-        context.reach = look::ways(&self.netlink, &context, ledger.peers()).await;
+        context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         let planned = plan::plan(&context, &own.published, ledger.peers())?;
         let (engine, numbers) =
             datapath::open(self.settings, &context, &outline, &planned.tunnels, &mut self.memory)?;
@@ -144,7 +143,7 @@ impl<'a> Beginning<'a> {
         extension::after(&context.config, &own.published).await?;
         let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
         ledger.handle(watch.next().await);
-        context.reach = look::ways(&self.netlink, &context, ledger.peers()).await;
+        context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
@@ -194,9 +193,10 @@ impl<'a> Beginning<'a> {
             board,
             report: Report::default(),
             is_ready: false,
+            announcement: None,
             counters_file: settings.counters_file.clone().map(CountersFile::new),
             rules,
-            _sockets: sockets,
+            sockets,
         };
         node.show_applied(&applied);
         node.remember();

@@ -3,8 +3,8 @@
 use model::lease::Lease;
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
-use rtnetlink::Handle;
 
+use crate::netlink::Netlink;
 use crate::settings::TrafficSettings;
 use crate::traffic::program::Programs;
 use crate::traffic::{self, Keeper, Networks, Traffic, TrafficError};
@@ -29,7 +29,7 @@ pub(super) async fn start(
     config: &NetConfig,
     own: &Lease,
     previous: Option<&Recorded>,
-    netlink: Handle,
+    netlink: Netlink,
 ) -> Result<Keeper, TrafficError> {
     let networks = Networks::of(config, own);
     let programs = Programs::from_env();

@@ -1,6 +1,7 @@
 //! Failed requests to the kernel.
 
 use std::io;
+use std::time::Duration;
 
 /// A request that the kernel rejected, or that could not be sent.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +30,24 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
-    /// The answer was not valid, or the connection ended.
+    /// The kernel did not answer.
+    #[error(
+        "cannot {what}: no answer from the kernel within {} s; opening another netlink socket",
+        .patience.as_secs()
+    )]
+    Silent {
+        /// The request as an imperative.
+        what: String,
+        /// How long the request waited.
+        patience: Duration,
+    },
+    /// The connection ended, or lost messages, before the answer was complete.
+    #[error("cannot {what}: the netlink socket failed before the answer; opening another")]
+    Ended {
+        /// The request as an imperative.
+        what: String,
+    },
+    /// The answer was not valid.
     #[error("cannot {what}: {answer}")]
     Broken {
         /// The request as an imperative.
@@ -57,8 +75,13 @@ impl NetlinkError {
             NetlinkError::Connect(source)
             | NetlinkError::Refused { source, .. }
             | NetlinkError::Ipv6Off { source, .. } => source.raw_os_error(),
-            NetlinkError::Broken { .. } => None,
+            NetlinkError::Silent { .. } | NetlinkError::Ended { .. } | NetlinkError::Broken { .. } => None,
         }
+    }
+
+    /// Tells whether the kernel has answered. Without an answer it is not known whether a change was made.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, NetlinkError::Refused { .. } | NetlinkError::Ipv6Off { .. })
     }
 }
 

@@ -4,40 +4,46 @@
 //! `underlay`, `apply` and `traffic` know netlink's message types; everything else works on plain values.
 
 mod changes;
+mod connection;
 mod error;
 
 use std::net::IpAddr;
 
-use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 pub use self::changes::Changes;
+pub use self::connection::Netlink;
 pub use self::error::NetlinkError;
 
-/// Opens a connection in the calling thread's network namespace and drives it on the running tokio runtime.
-pub fn connect() -> Result<Handle, NetlinkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
-    tokio::spawn(connection);
-    Ok(handle)
-}
-
 /// Looks up the device of this name; `None` if there is none.
-pub async fn find_link(netlink: &Handle, device: &str) -> Result<Option<LinkMessage>, NetlinkError> {
-    match netlink.link().get().match_name(device.to_owned()).execute().try_next().await {
-        Ok(found) => Ok(found),
-        Err(error) => {
-            let error = NetlinkError::from_rtnetlink(format!("look at {device}"), error);
-            if error.errno() == Some(nix::libc::ENODEV) { Ok(None) } else { Err(error) }
-        }
+pub async fn find_link(netlink: &Netlink, device: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+    let mut found = None;
+    let what = || format!("look at {device}");
+    let look = |handle: &Handle| handle.link().get().match_name(device.to_owned()).execute();
+    match netlink.list(what, look, |link| found = found.take().or(Some(link))).await {
+        Ok(()) => Ok(found),
+        Err(error) if error.errno() == Some(nix::libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// Removes a device that was looked up by this name.
-pub async fn remove_link(netlink: &Handle, device: &str, link: &LinkMessage) -> Result<(), NetlinkError> {
-    let request = netlink.link().del(link.header.index).execute().await;
-    request.map_err(|error| NetlinkError::from_rtnetlink(format!("remove the device {device}"), error))
+pub async fn remove_link(netlink: &Netlink, device: &str, link: &LinkMessage) -> Result<(), NetlinkError> {
+    let index = link.header.index;
+    let what = || format!("remove the device {device}");
+    netlink.ask(what, async |handle| handle.link().del(index).execute().await).await
+}
+
+/// Lists the addresses of all devices.
+pub async fn addresses(
+    netlink: &Netlink,
+    what: impl Fn() -> String,
+) -> Result<Vec<AddressMessage>, NetlinkError> {
+    let mut addresses = Vec::new();
+    netlink.list(what, |handle| handle.address().get().execute(), |each| addresses.push(each)).await?;
+    Ok(addresses)
 }
 
 /// Returns the attributes that are specific to the kind of a virtual device.

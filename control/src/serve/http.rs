@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -83,6 +83,11 @@ impl Server {
         self.address
     }
 
+    /// Tells whether serving has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Stops accepting connections, and gives open requests three seconds to finish.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
@@ -140,6 +145,10 @@ fn connection(
 
 fn answer(path: &str, board: &Board) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
+        "/healthz" | "/readyz" if board.stalled(Instant::now()).is_some() => {
+            let body = Bytes::from_static(b"flanneld hangs: its control loop does not turn");
+            (StatusCode::SERVICE_UNAVAILABLE, PLAIN, body)
+        }
         "/healthz" => (StatusCode::OK, PLAIN, Bytes::from_static(b"flanneld is running")),
         "/readyz" if board.was_ready() => (StatusCode::OK, PLAIN, Bytes::from_static(b"flanneld is ready")),
         "/readyz" => {
@@ -173,12 +182,37 @@ mod tests {
         assert_eq!(get(&server, "GET", "/readyz").await, ("200".into(), "flanneld is ready".into()));
         board.set_phase(Phase::Stopping);
         assert_eq!(get(&server, "GET", "/readyz?verbose").await.0, "200", "ready is final");
+        board.turned(Instant::now());
+        assert_eq!(get(&server, "GET", "/healthz").await.0, "200", "it turns");
         for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "NONSENSE"] {
             assert_eq!(get(&server, method, "/healthz").await.1, "flanneld is running", "{method}");
         }
         assert_eq!(get(&server, "GET", "/").await.0, "404");
         let (code, text) = get(&server, "GET", "/metrics").await;
         assert!(code == "200" && text.contains("loden_ready 1"), "{text}");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_control_loop_that_hangs_is_not_alive() {
+        let (server, board) = server().await;
+        board.set_phase(Phase::Ready);
+        let minutes_ago = Instant::now().checked_sub(Duration::from_secs(120)).expect("a moment");
+        board.turned(minutes_ago);
+        for path in ["/healthz", "/readyz"] {
+            let (code, text) = get(&server, "GET", path).await;
+            assert!(code == "503" && text.contains("control loop"), "{path}: {code} {text}");
+        }
+        let (_, metrics) = get(&server, "GET", "/metrics").await;
+        assert!(metrics.contains("loden_control_turn_age_seconds 12"), "{metrics}");
+        assert!(board.document().stalled.is_some_and(|seconds| seconds >= 120));
+        board.turned(Instant::now());
+        assert_eq!(get(&server, "GET", "/healthz").await.0, "200", "it turns again");
+        // A node that starts again waits for its store as long as that takes.
+        board.turned(minutes_ago);
+        board.pause();
+        assert_eq!(get(&server, "GET", "/readyz").await.0, "200");
+        assert!(!get(&server, "GET", "/metrics").await.1.contains("loden_control_turn_age_seconds"));
         server.stop().await;
     }
 

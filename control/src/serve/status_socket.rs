@@ -43,6 +43,13 @@ pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
     Ok(Socket { path: path.to_owned(), task })
 }
 
+impl Socket {
+    /// Tells whether serving has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         self.task.abort();

@@ -14,6 +14,7 @@ use engine::wireguard::PeerStatus;
 use ipnetwork::IpNetwork;
 use model::uapi::{self, Asked};
 use path::wireguard::{PublicKey, SecretKey};
+use store::aside;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -43,6 +44,13 @@ pub struct Sockets(Vec<Socket>);
 struct Socket {
     path: PathBuf,
     task: JoinHandle<()>,
+}
+
+impl Sockets {
+    /// Tells whether serving has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.0.iter().any(|socket| socket.task.is_finished())
+    }
 }
 
 impl Drop for Socket {
@@ -152,7 +160,7 @@ impl Shown {
         let tunnel = self.tunnel;
         let (private, port) = (self.private.clone(), self.port);
         // The engine answers from another thread, and there may be thousands of peers.
-        let text = tokio::task::spawn_blocking(move || {
+        let text = aside::run("loden-wg-show", move || {
             let peers = match &engine {
                 Some(engine) => engine.peers(tunnel)?,
                 None => Vec::new(),

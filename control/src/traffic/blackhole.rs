@@ -3,23 +3,21 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use nix::libc::{EEXIST, ESRCH};
+use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::netlink::NetlinkError;
+use crate::netlink::{Netlink, NetlinkError};
 
 /// Ensures that there is a route to `subnet`. Returns true if it had to be added.
 ///
 /// Does not list the routes first: the kernel rejects a second route to the same network.
-pub async fn ensure(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
-    let added = netlink.route().add(message(subnet)).execute().await;
-    let added = added.map_err(|error| NetlinkError::from_rtnetlink(format!("add blackhole {subnet}"), error));
-    match added {
+pub async fn ensure(netlink: &Netlink, subnet: IpNetwork) -> Result<bool, NetlinkError> {
+    let what = || format!("add blackhole {subnet}");
+    match netlink.ask(what, async |handle| handle.route().add(message(subnet)).execute().await).await {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(EEXIST) => Ok(false),
         Err(error) => Err(error),
@@ -27,25 +25,21 @@ pub async fn ensure(netlink: &Handle, subnet: IpNetwork) -> Result<bool, Netlink
 }
 
 /// Returns true if the route to `subnet` is a blackhole; it is not where a bridge has the whole subnet.
-pub async fn is_there(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
+pub async fn is_there(netlink: &Netlink, subnet: IpNetwork) -> Result<bool, NetlinkError> {
     let query = match subnet {
         IpNetwork::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
         IpNetwork::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
     };
-    let mut routes = Box::pin(netlink.route().get(query).execute());
-    let failed = |error| NetlinkError::from_rtnetlink("list the routes", error);
-    while let Some(route) = routes.try_next().await.map_err(failed)? {
-        if is_ours(&route, subnet) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let (what, mut found) = (|| "list the routes".to_owned(), false);
+    let take = |route| found |= is_ours(&route, subnet);
+    netlink.list(what, |handle| handle.route().get(query).execute(), take).await?;
+    Ok(found)
 }
 
 /// Removes the blackhole route. Returns false if there was none.
-pub async fn remove(netlink: &Handle, subnet: IpNetwork) -> Result<bool, NetlinkError> {
-    let removed = netlink.route().del(message(subnet)).execute().await;
-    match removed.map_err(|error| NetlinkError::from_rtnetlink(format!("remove blackhole {subnet}"), error)) {
+pub async fn remove(netlink: &Netlink, subnet: IpNetwork) -> Result<bool, NetlinkError> {
+    let what = || format!("remove blackhole {subnet}");
+    match netlink.ask(what, async |handle| handle.route().del(message(subnet)).execute().await).await {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(ESRCH) => Ok(false),
         Err(error) => Err(error),

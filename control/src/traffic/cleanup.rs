@@ -2,11 +2,11 @@
 
 use ipnetwork::IpNetwork;
 use model::subnet_env::Recorded;
-use rtnetlink::Handle;
 
 use super::error::TrafficError;
 use super::program::Programs;
 use super::{blackhole, iptables, nftables};
+use crate::netlink::Netlink;
 
 /// The outcome of [`cleanup`].
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Cleaned {
 
 /// Removes the rules of both modes, and the blackhole routes of the subnets in `previous`, the last
 /// `subnet.env`. Continues after a failure.
-pub async fn cleanup(programs: &Programs, netlink: &Handle, previous: Option<&Recorded>) -> Cleaned {
+pub async fn cleanup(programs: &Programs, netlink: &Netlink, previous: Option<&Recorded>) -> Cleaned {
     let mut cleaned = Cleaned::default();
     cleaned.take(iptables::clean(programs).await);
     cleaned.take(nftables::clean(programs).await);

@@ -27,7 +27,6 @@ use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
-use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -38,6 +37,7 @@ use self::rules::{Nets, Purpose};
 
 pub use self::error::TrafficError;
 pub use self::rules::Scope;
+use crate::netlink::Netlink;
 use crate::settings::TrafficSettings;
 use crate::underlay::sysctls;
 
@@ -74,7 +74,7 @@ pub struct Traffic {
     nftables: bool,
     networks: Networks,
     firewalls: Vec<Firewall>,
-    netlink: Handle,
+    netlink: Netlink,
     reported: BTreeSet<String>,
 }
 
@@ -104,7 +104,7 @@ impl Traffic {
         nftables: bool,
         networks: Networks,
         previous: Option<&Recorded>,
-        netlink: Handle,
+        netlink: Netlink,
     ) -> Result<Traffic, TrafficError> {
         cleanup::clean_other(&programs, nftables).await;
         let (firewalls, reported) = (Vec::new(), BTreeSet::new());
@@ -242,6 +242,13 @@ fn purposes(settings: &TrafficSettings) -> Vec<Purpose> {
 /// The running task of [`Traffic::keep`]. Dropping the value ends the task; the rules stay.
 #[derive(Debug)]
 pub struct Keeper(JoinHandle<()>);
+
+impl Keeper {
+    /// Tells whether the task has ended on its own, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+}
 
 impl Drop for Keeper {
     fn drop(&mut self) {

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
 use super::*;
-use crate::netlink;
+use crate::netlink::Netlink;
 
 const MASQUERADE: &str = r#"-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
@@ -359,7 +359,7 @@ fn dual() -> Networks {
 struct World {
     place: TempDir,
     programs: Programs,
-    netlink: Handle,
+    netlink: Netlink,
 }
 
 /// Runs `work` with each kind of iptables in turn.
@@ -396,7 +396,7 @@ fn in_namespace(needed: &[&str], work: impl AsyncFn(&mut World) + Sync) {
             let programs = Programs::in_directories(
                 [place.path(), Path::new("/usr/sbin"), Path::new("/sbin")].map(Path::to_owned).to_vec(),
             );
-            let netlink = netlink::connect().expect("netlink");
+            let netlink = Netlink::connect().expect("netlink");
             let mut world = World { place, programs, netlink };
             world.shell("ip link set lo up");
             work(&mut world).await;

@@ -9,8 +9,6 @@ pub mod sysctls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
-use futures::future::ready;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -19,7 +17,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::netlink::{NetlinkError, own_address};
+use crate::netlink::{self, Netlink, NetlinkError, own_address};
 
 /// One snapshot of the host's network, in the kernel's order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,25 +104,24 @@ pub struct Endpoint<A> {
 }
 
 /// Reads the interfaces, addresses and default routes of the handle's namespace, and the route to `target`.
-pub async fn observe(netlink: &Handle, target: Option<IpAddr>) -> Result<Observed, NetlinkError> {
-    let failed =
-        |error| NetlinkError::from_rtnetlink("list the host's interfaces, addresses and routes", error);
-    let links: Vec<LinkMessage> = netlink.link().get().execute().try_collect().await.map_err(failed)?;
-    let addresses: Vec<AddressMessage> =
-        netlink.address().get().execute().try_collect().await.map_err(failed)?;
+pub async fn observe(netlink: &Netlink, target: Option<IpAddr>) -> Result<Observed, NetlinkError> {
+    let what = || "list the host's interfaces, addresses and routes".to_owned();
+    let mut links: Vec<LinkMessage> = Vec::new();
+    netlink.list(what, |handle| handle.link().get().execute(), |link| links.push(link)).await?;
+    let addresses = netlink::addresses(netlink, what).await?;
     let mut default_routes = Vec::new();
     for query in
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
     {
         let ipv6 = query.header.address_family == AddressFamily::Inet6;
         // Filtered while streaming: of ten thousand routes one is kept.
-        let listed = netlink.route().get(query).execute().try_filter(|route| ready(is_default(route)));
-        let mut routes: Vec<RouteMessage> = match listed.try_collect().await {
-            Ok(routes) => routes,
+        let mut routes: Vec<RouteMessage> = Vec::new();
+        let keep = |route| routes.extend(Some(route).filter(is_default));
+        match netlink.list(what, |handle| handle.route().get(query).execute(), keep).await {
             // A kernel without IPv6 has no IPv6 routes to list.
-            Err(_) if ipv6 => Vec::new(),
-            Err(error) => return Err(failed(error)),
-        };
+            Err(error) if !ipv6 || !error.is_answer() => return Err(error),
+            _ => {}
+        }
         routes.sort_by_key(metric);
         default_routes
             .extend(routes.iter().filter_map(outgoing).map(|interface| DefaultRoute { ipv6, interface }));
@@ -138,24 +135,36 @@ pub async fn observe(netlink: &Handle, target: Option<IpAddr>) -> Result<Observe
         }
     }
     let reached = match target {
-        Some(target) => Some(reach(netlink, target).await),
+        Some(target) => Some(reach(netlink, target).await?),
         None => None,
     };
     Ok(Observed { interfaces, default_routes, reached })
 }
 
-async fn reach(netlink: &Handle, target: IpAddr) -> Result<Reached, String> {
+/// Asks the kernel for its route to an address.
+async fn route_to(netlink: &Netlink, target: IpAddr) -> Result<Option<RouteMessage>, NetlinkError> {
     let query = match target {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
     };
-    let answer = netlink.route().get(query).execute().try_next().await;
-    let route = answer
-        .map_err(|error| {
-            NetlinkError::from_rtnetlink(format!("find a route to {target}"), error).to_string()
-        })?
-        .ok_or_else(|| format!("the kernel returned no route to {target}"))?;
-    let interface = outgoing(&route).ok_or_else(|| format!("the route to {target} has no interface"))?;
+    let (what, mut found) = (|| format!("find a route to {target}"), None);
+    let ask = |handle: &Handle| handle.route().get(query).execute();
+    Box::pin(netlink.list(what, ask, |route| found = found.take().or(Some(route)))).await?;
+    Ok(found)
+}
+
+/// Fails if the kernel does not answer; the inner error says why it has no usable route.
+async fn reach(netlink: &Netlink, target: IpAddr) -> Result<Result<Reached, String>, NetlinkError> {
+    match route_to(netlink, target).await {
+        Ok(Some(route)) => Ok(reached(&route, target)),
+        Ok(None) => Ok(Err(format!("the kernel returned no route to {target}"))),
+        Err(error) if error.is_answer() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+fn reached(route: &RouteMessage, target: IpAddr) -> Result<Reached, String> {
+    let interface = outgoing(route).ok_or_else(|| format!("the route to {target} has no interface"))?;
     let source = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
         RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),

@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{Underlay, outgoing};
-use crate::netlink::NetlinkError;
+use super::{Underlay, outgoing, route_to};
+use crate::netlink::{Netlink, NetlinkError};
 
 /// Number of requests in flight.
 const IN_FLIGHT: usize = 64;
@@ -45,24 +44,23 @@ impl fmt::Display for Way {
     }
 }
 
-/// Asks the kernel for the route to each of `peers`.
-pub async fn observe(netlink: &Handle, underlay: &Underlay, peers: impl Iterator<Item = IpAddr>) -> Reach {
-    let requests = peers.map(async |peer| (peer, way(netlink, underlay.index, peer).await));
-    stream::iter(requests).buffer_unordered(IN_FLIGHT).collect().await
+/// Asks the kernel for the route to each of `peers`. Fails if it does not answer: a peer is never taken for
+/// unreachable because nothing is known of it.
+pub async fn observe(
+    netlink: &Netlink,
+    underlay: &Underlay,
+    peers: impl Iterator<Item = IpAddr>,
+) -> Result<Reach, NetlinkError> {
+    let requests = peers.map(async |peer| Ok((peer, way(netlink, underlay.index, peer).await?)));
+    stream::iter(requests).buffer_unordered(IN_FLIGHT).try_collect().await
 }
 
-async fn way(netlink: &Handle, interface: u32, peer: IpAddr) -> Way {
-    let query = match peer {
-        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
-        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
-    };
-    match Box::pin(netlink.route().get(query).execute()).try_next().await {
-        Ok(Some(route)) => classify(&route, interface),
-        Ok(None) => Way::None("the kernel returned none".to_owned()),
-        Err(error) => Way::None(match NetlinkError::from_rtnetlink("", error) {
-            NetlinkError::Refused { source, .. } => source.to_string(),
-            other => other.to_string(),
-        }),
+async fn way(netlink: &Netlink, interface: u32, peer: IpAddr) -> Result<Way, NetlinkError> {
+    match route_to(netlink, peer).await {
+        Ok(Some(route)) => Ok(classify(&route, interface)),
+        Ok(None) => Ok(Way::None("the kernel returned none".to_owned())),
+        Err(NetlinkError::Refused { source, .. }) => Ok(Way::None(source.to_string())),
+        Err(error) => Err(error),
     }
 }
 
@@ -128,13 +126,15 @@ mod tests {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             let reach = runtime.block_on(async {
-                let netlink = crate::netlink::connect().expect("netlink");
+                let netlink = Netlink::connect().expect("netlink");
                 let index = crate::apply::links::index(&netlink, "up0").await.expect("answer").expect("up0");
                 let underlay = Underlay { interface: "up0".into(), index, mtu: 1500, ipv4: None, ipv6: None };
                 let peers =
                     ["192.0.2.7", "203.0.113.7", "203.0.113.99", "198.51.100.7", "192.0.2.1", "10.9.9.9"];
                 let peers = peers.into_iter().chain(["2001:db8::7", "2001:db8:1::7"]);
-                observe(&netlink, &underlay, peers.map(|peer| peer.parse().expect("address"))).await
+                observe(&netlink, &underlay, peers.map(|peer| peer.parse().expect("address")))
+                    .await
+                    .expect("answers")
             });
             let way = |ip: &str| reach[&ip.parse::<IpAddr>().expect("address")].clone();
             assert_eq!(way("192.0.2.7"), Way::OnLink);

@@ -31,6 +31,7 @@
 //!
 //! The crate depends on `model` and on nothing of the host. Nothing here may panic, except in `testing`.
 
+pub mod aside;
 pub mod etcd;
 pub mod lease;
 pub mod memory;

@@ -79,6 +79,12 @@ impl Watch {
         self.progress.get()
     }
 
+    /// Tells whether following the store has ended on its own, which it never should. There are no more
+    /// events then.
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.task, Task::Running(task) if task.is_finished())
+    }
+
     /// Waits for the next event, the first of all a snapshot. While the store cannot be read, the watch logs
     /// a warning and retries; it then resumes where it was, with a snapshot if changes may have been missed.
     /// Dropping the future loses nothing.
@@ -94,7 +100,7 @@ impl Watch {
         }
         match self.events.recv().await {
             Some(event) => event,
-            // Only at the end of the process: the task lives as long as the runtime does.
+            // See `has_ended`.
             None => std::future::pending().await,
         }
     }
@@ -159,4 +165,27 @@ async fn run(mut source: impl Follow, mut sink: Sink) {
 /// Returns an error's text without digits: some texts contain the time and are the same failure each time.
 fn gist(error: &StoreError) -> String {
     error.to_string().chars().filter(|letter| !letter.is_ascii_digit()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Faulty;
+
+    impl Follow for Faulty {
+        async fn follow(&mut self, sink: &mut Sink) -> Halt {
+            let _ = sink.send(Event::Snapshot(Vec::new())).await;
+            panic!("on purpose");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_whose_task_has_died_says_so() {
+        let mut watch = Watch::new(Faulty);
+        assert!(matches!(watch.next().await, Event::Snapshot(leases) if leases.is_empty()));
+        while !watch.has_ended() {
+            tokio::task::yield_now().await;
+        }
+    }
 }

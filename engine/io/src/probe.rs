@@ -92,8 +92,8 @@ pub fn tun_details() -> TunProbe {
     let multi_queue =
         supported(tun::IFF_MULTI_QUEUE, "the TUN driver does not support multi-queue (Linux 3.8)");
     // The scratch namespace disappears with its thread, and the device with its descriptor.
-    let trial = std::thread::spawn(probe_scratch_device).join();
-    let (create, tso, uso) = trial.unwrap_or_else(|_| {
+    let thread = std::thread::Builder::new().name("loden-probe".into()).spawn(probe_scratch_device);
+    let (create, tso, uso) = thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(|| {
         let gap = || Probe::missing("not probed: examining the scratch device failed");
         (gap(), gap(), gap())
     });

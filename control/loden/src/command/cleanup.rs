@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
+use control::cleanup;
+use control::netlink::Netlink;
 use control::persist::instance::{Instance, InstanceError};
-use control::{cleanup, netlink};
 
 use crate::options::CleanupOptions;
 
@@ -14,7 +15,7 @@ pub(crate) async fn run(options: &CleanupOptions) -> anyhow::Result<ExitCode> {
         Some(name) => vec![Instance::new(name, &options.run_dir)?],
         None => Instance::all(&options.run_dir),
     };
-    let netlink = netlink::connect()?;
+    let netlink = Netlink::connect()?;
     let mut found = 0;
     let mut failed = false;
     // Locking an instance that left nothing would create its lock file.

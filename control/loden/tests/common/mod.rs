@@ -8,6 +8,7 @@ pub mod capture;
 pub mod guest;
 mod kernel;
 pub mod packet;
+pub mod pids;
 pub mod steady;
 mod traffic;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use control::netlink;
+use control::netlink::Netlink;
 use control::settings::TrafficSettings;
 use control::traffic::program::Programs;
 use control::traffic::rules::Nets;
@@ -379,7 +379,7 @@ impl World {
         let programs =
             Programs::in_directories([place.path().to_owned()].into_iter().chain(directories).collect());
         let put = async {
-            let netlink = netlink::connect().expect("netlink");
+            let netlink = Netlink::connect().expect("netlink");
             Traffic::start(programs, settings, kind == "nftables", networks, None, netlink)
                 .await
                 .expect("rules")

@@ -13,6 +13,7 @@
 //! cluster        tests: five nodes on an etcd with TLS and users
 //! bad_cluster    tests: a store and a host that do it wrong
 //! scale          tests: ten thousand leases
+//! threads        tests: a host on which no more threads can be made
 //! ```
 
 // clippy.toml allows these in test functions only, not in their helpers.
@@ -31,3 +32,4 @@ mod life_cycle;
 mod restart;
 mod run;
 mod scale;
+mod threads;

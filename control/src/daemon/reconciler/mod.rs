@@ -92,6 +92,8 @@ pub(crate) struct Reconciler {
     uplink: Uplink,
     pace: Pace,
     schedule: Schedule,
+    /// Why the ways to the peers are unknown.
+    ways_problem: Option<String>,
     /// What is to be done before the next event.
     steps: BTreeSet<Step>,
     /// The tunnels were opened again in this round because a device was gone.
@@ -107,6 +109,7 @@ impl Reconciler {
             uplink: Uplink::default(),
             pace: Pace::new(now),
             schedule: Schedule::new(now),
+            ways_problem: None,
             steps: BTreeSet::new(),
             reopened: false,
         }
@@ -219,9 +222,15 @@ impl Reconciler {
         self.uplink.handle_opened(result);
     }
 
-    /// Takes in the ways to the peers.
-    pub(crate) fn handle_reach(&mut self, reach: Reach, now: Now) {
-        self.inputs.set_reach(reach, now.instant);
+    /// Takes in the ways to the peers, or why they are unknown: then the last ones count.
+    pub(crate) fn handle_reach(&mut self, reach: Result<Reach, String>, now: Now) {
+        match reach {
+            Ok(reach) => {
+                self.inputs.set_reach(reach, now.instant);
+                self.ways_problem = None;
+            }
+            Err(problem) => self.ways_problem = Some(problem),
+        }
     }
 
     /// Takes in what applying the plan came to; returns false if it is tried once more at once, with tunnels
@@ -234,7 +243,8 @@ impl Reconciler {
         self.reopened = false;
         self.pace.end(now.instant);
         let compared = self.schedule.end(now.instant);
-        if state != HostState::AsPlanned || (compared && !self.is_settled()) {
+        let unknown = state != HostState::AsPlanned || self.ways_problem.is_some();
+        if unknown || (compared && !self.is_settled()) {
             self.schedule.ask_again(now.instant);
         }
         if let Some(when) = self.uplink.next_look(now.instant) {
@@ -243,9 +253,10 @@ impl Reconciler {
         true
     }
 
-    /// Returns what the last comparison could not do about the uplink, one sentence each.
+    /// Returns what the last comparison could not do besides changing the host, one sentence each.
     pub(crate) fn problems(&self) -> BTreeSet<String> {
-        [self.uplink.problem(), self.own.problem()].into_iter().flatten().map(str::to_owned).collect()
+        let problems = [self.uplink.problem(), self.own.problem(), self.ways_problem.as_deref()];
+        problems.into_iter().flatten().map(str::to_owned).collect()
     }
 
     /// A plan depends on ways only where peers are routed to directly.

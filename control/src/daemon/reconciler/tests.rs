@@ -15,6 +15,7 @@ enum Happening {
     Routes(u8),
     CannotOpen(bool),
     CannotApply(bool),
+    KernelSilent(bool),
     DeviceGone,
     Peer { third: u8, host: u8 },
     PeerGone(u8),
@@ -41,6 +42,7 @@ impl World {
             Routes(routes) => self.host.routes = routes,
             CannotOpen(so) => self.host.cannot_open = so,
             CannotApply(so) => self.host.cannot_apply = so,
+            KernelSilent(so) => self.host.silent = so,
             DeviceGone => self.host.device_gone = true,
             Peer { third, host } => self.store.put(peer(third, host)),
             PeerGone(third) => self.store.remove(key(third)),
@@ -75,6 +77,7 @@ impl World {
     /// Nothing is out of order any more, and all that is on its way arrives.
     fn heal(&mut self) {
         (self.store.down, self.host.cannot_open, self.host.cannot_apply) = (false, false, false);
+        self.host.silent = false;
         if !matches!(&self.host.uplink, Ok(uplink) if uplink.mtu >= 1400) {
             self.happen(Uplink(Ok((8, 1500))));
         }
@@ -117,6 +120,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..2_u8).prop_map(Routes),
         1 => any::<bool>().prop_map(CannotOpen),
         1 => any::<bool>().prop_map(CannotApply),
+        1 => any::<bool>().prop_map(KernelSilent),
         1 => Just(DeviceGone),
         5 => (2..6_u8, host()).prop_map(|(third, host)| Peer { third, host }),
         2 => (2..6_u8).prop_map(PeerGone),
@@ -153,6 +157,28 @@ proptest! {
         prop_assert_eq!(world.store.writes, writes, "a settled node has nothing to publish");
         prop_assert!(world.host.applications <= applications + 11, "once a minute");
     }
+}
+
+/// A kernel that does not answer says nothing about a peer: its route stays, and is looked at soon.
+#[test]
+fn a_peer_is_not_given_up_because_the_kernel_does_not_answer() {
+    let mut world = World::new(false, false);
+    world.happen(Peer { third: 2, host: 3 });
+    world.settle(Duration::from_secs(2));
+    world.check();
+    let before = world.host.applied.clone().expect("applied");
+    world.happen(KernelSilent(true));
+    world.happen(Peer { third: 3, host: 5 });
+    world.happen(EventsArrive(1));
+    world.wait(Duration::from_secs(20));
+    let now = world.host.applied.clone().expect("applied");
+    let routes = |plan: &crate::plan::Plan| plan.direct.as_ref().map(|direct| direct.routes.clone());
+    assert!(routes(&before).is_some_and(|routes| !routes.is_empty()), "{before:?}");
+    assert_eq!(routes(&now), routes(&before));
+    assert_eq!(world.node.problems().len(), 1, "{:?}", world.node.problems());
+    world.happen(KernelSilent(false));
+    world.settle(Duration::from_secs(6));
+    world.check();
 }
 
 /// The case from the field: nothing replanned after a publication, and the peer had no route for good.

@@ -52,6 +52,8 @@ pub(super) struct FakeHost {
     pub(super) routes: u8,
     pub(super) cannot_open: bool,
     pub(super) cannot_apply: bool,
+    /// The kernel does not say which way leads to a peer.
+    pub(super) silent: bool,
     pub(super) device_gone: bool,
     pub(super) opened: Vec<TunnelOutline>,
     pub(super) applied: Option<Arc<Plan>>,
@@ -88,6 +90,7 @@ impl World {
                 routes: 0,
                 cannot_open: false,
                 cannot_apply: false,
+                silent: false,
                 device_gone: false,
                 opened,
                 applied: None,
@@ -118,7 +121,8 @@ impl World {
                 Action::LookAtWays => {
                     let inputs = self.node.inputs();
                     let reach = self.host.reach(&inputs.context().underlay, inputs.peers());
-                    self.node.handle_reach(reach, self.now);
+                    let silent = self.host.silent.then(|| "no answer".to_owned());
+                    self.node.handle_reach(silent.map_or(Ok(reach), Err), self.now);
                 }
                 Action::Apply(plan) => {
                     let applied = self.host.apply(plan);

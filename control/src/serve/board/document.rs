@@ -1,6 +1,7 @@
 //! Renders the board as one JSON document, for the status socket and `loden status`.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ pub struct Document {
     pub started: u64,
     /// `starting`, `ready` or `stopping`.
     pub phase: String,
+    /// Seconds for which the control loop has hung; `None` while it works.
+    pub stalled: Option<u64>,
     /// The interface that carries the tunnels.
     pub underlay: Option<UnderlayDocument>,
     /// This node's lease.
@@ -161,7 +164,7 @@ pub struct StoreDocument {
     pub blind_since: Option<u64>,
 }
 
-pub(super) fn of(origin: &Origin, state: &State) -> Document {
+pub(super) fn of(origin: &Origin, state: &State, now: Instant) -> Document {
     let plan = state.plan.as_deref();
     let direct = plan.and_then(|plan| plan.direct.as_ref());
     Document {
@@ -170,6 +173,7 @@ pub(super) fn of(origin: &Origin, state: &State) -> Document {
         pid: std::process::id(),
         started: origin.started,
         phase: state.phase.name().to_owned(),
+        stalled: state.stalled(now).map(|age| age.as_secs()),
         underlay: state.underlay.as_ref().map(|underlay| UnderlayDocument {
             interface: underlay.interface.clone(),
             mtu: underlay.mtu,

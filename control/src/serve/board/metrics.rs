@@ -4,6 +4,7 @@
 //! a second copy. Each line of the format is a name, labels and a number.
 
 use std::fmt::{Display, Write as _};
+use std::time::Instant;
 
 use super::state::{Origin, State};
 
@@ -21,12 +22,20 @@ type Members<'a> = &'a dyn Fn(&str) -> Option<Vec<(&'static str, String)>>;
 /// Text under construction.
 struct Page(String);
 
-pub(super) fn render(origin: &Origin, state: &State, now: u64) -> String {
+pub(super) fn render(origin: &Origin, state: &State, now: u64, instant: Instant) -> String {
     let mut page = Page(String::new());
     page.head("loden_info", "gauge", "The running version.");
     page.line("loden_info", &[("version", &env!("CARGO_PKG_VERSION")), ("instance", &origin.instance)], 1);
     page.single("loden_ready", "gauge", "Whether the daemon has been ready.", u64::from(state.was_ready));
     page.single("loden_start_time_seconds", "gauge", "Unix time of the start.", origin.started);
+    if let Some(age) = state.turn_age(instant) {
+        page.single(
+            "loden_control_turn_age_seconds",
+            "gauge",
+            "Time since the control loop last turned; it turns every second.",
+            age.as_secs(),
+        );
+    }
     lease(&mut page, state, now);
     store(&mut page, state, now);
     let reconcile = &state.reconcile;

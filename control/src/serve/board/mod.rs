@@ -8,7 +8,7 @@ mod metrics;
 mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::Engine;
 use model::lease::Lease;
@@ -24,6 +24,10 @@ pub use self::document::{
     RouteDocument, StoreDocument, TunnelDocument, UnderlayDocument,
 };
 pub use self::state::Phase;
+
+/// The longest time between two turns of the control loop that works. A turn waits for the kernel and for
+/// files, each with a limit of seconds.
+const LONGEST_TURN: Duration = Duration::from_secs(60);
 
 /// A daemon's board.
 #[derive(Debug)]
@@ -53,6 +57,21 @@ impl Board {
             // The daemon must hold the last reference to stop the engine.
             state.engine = None;
         }
+    }
+
+    /// Notes that the control loop has done something.
+    pub fn turned(&self, now: Instant) {
+        self.state().turned = Some(now);
+    }
+
+    /// Notes that there is no control loop until the next turn: the node starts again, or stops.
+    pub fn pause(&self) {
+        self.state().turned = None;
+    }
+
+    /// Returns how long the control loop has hung, if it hangs.
+    pub fn stalled(&self, now: Instant) -> Option<Duration> {
+        self.state().stalled(now)
     }
 
     /// Sets the engine whose counters to show.
@@ -127,12 +146,12 @@ impl Board {
 
     /// Renders the board for `loden status`.
     pub fn document(&self) -> Document {
-        document::of(&self.origin, &self.state())
+        document::of(&self.origin, &self.state(), Instant::now())
     }
 
     /// Renders the board's numbers in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        metrics::render(&self.origin, &self.state(), unix_now())
+        metrics::render(&self.origin, &self.state(), unix_now(), Instant::now())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::Engine;
 use model::lease::Lease;
@@ -10,6 +10,8 @@ use store::Health;
 
 use crate::plan::Plan;
 use crate::underlay::Underlay;
+
+use super::LONGEST_TURN;
 
 /// The identity of a board's daemon.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub enum Phase {
 pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) was_ready: bool,
+    /// When the control loop did something last; `None` while there is no loop.
+    pub(super) turned: Option<Instant>,
     pub(super) engine: Option<Arc<Engine>>,
     pub(super) underlay: Option<Underlay>,
     pub(super) own: Option<Lease>,
@@ -47,6 +51,18 @@ pub(super) struct State {
     pub(super) reconcile: Reconcile,
     pub(super) calls: BTreeMap<&'static str, Calls>,
     pub(super) store_health: Option<Health>,
+}
+
+impl State {
+    /// Returns how long ago the control loop did something.
+    pub(super) fn turn_age(&self, now: Instant) -> Option<Duration> {
+        self.turned.map(|turned| now.saturating_duration_since(turned))
+    }
+
+    /// Returns how long the control loop has hung, if it hangs.
+    pub(super) fn stalled(&self, now: Instant) -> Option<Duration> {
+        self.turn_age(now).filter(|age| *age > LONGEST_TURN)
+    }
 }
 
 impl std::fmt::Debug for State {

@@ -27,6 +27,7 @@ use super::keys::Keys;
 use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
+use super::resolver::connector;
 
 /// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with each
 /// call that gets no answer, up to the longest one, and is what it was after an answer that came in time.
@@ -259,8 +260,10 @@ impl Shared {
             Some(channel) => channel.clone(),
             None => {
                 let address = self.endpoint(endpoint, patience).map_err(Failure::Unusable)?;
-                let channel =
-                    address.connect().await.map_err(|error| Failure::Unreachable(reason(&error)))?;
+                let channel = address
+                    .connect_with_connector(connector(patience))
+                    .await
+                    .map_err(|error| Failure::Unreachable(reason(&error)))?;
                 connection.channel.insert(channel).clone()
             }
         };

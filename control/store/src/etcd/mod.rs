@@ -19,6 +19,7 @@ mod error;
 mod keys;
 mod list;
 mod messages;
+mod resolver;
 mod watch;
 
 use std::collections::BTreeMap;

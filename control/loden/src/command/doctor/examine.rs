@@ -4,8 +4,9 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
+use control::netlink::{Netlink, NetlinkError};
+use control::underlay;
 use control::underlay::sysctls;
-use control::{netlink, underlay};
 use engine::Switches;
 use engine::selftest::{self, Outcome, Report};
 use io::probe::{self, Probe, TunProbe};
@@ -166,8 +167,8 @@ fn forwarding(ipv6: bool) -> Finding {
     }
 }
 
-async fn interfaces() -> Result<Vec<Finding>, netlink::NetlinkError> {
-    let observed = underlay::observe(&netlink::connect()?, None).await?;
+async fn interfaces() -> Result<Vec<Finding>, NetlinkError> {
+    let observed = underlay::observe(&Netlink::connect()?, None).await?;
     let finding = |interface: &underlay::Interface| {
         let default = |ipv6| {
             let first = observed.default_routes.iter().find(|route| route.ipv6 == ipv6);

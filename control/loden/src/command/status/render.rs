@@ -20,6 +20,9 @@ fn at(document: &Document, now: u64) -> String {
     let Document { instance, version, pid, phase, .. } = document;
     let up = span(now.saturating_sub(document.started));
     row(&mut out, "instance", &format!("{instance}: {phase} for {up}, process {pid}, loden {version}"));
+    if let Some(seconds) = document.stalled {
+        row(&mut out, "", &format!("hangs: the control loop has not turned for {}", span(seconds)));
+    }
     if let Some(lease) = &document.lease {
         let written = match lease.renewed {
             Some(renewed) => format!("written {} ago", span(now.saturating_sub(renewed))),
