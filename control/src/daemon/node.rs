@@ -82,7 +82,7 @@ impl Node<'_> {
             self.board.turned(Instant::now());
             let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
             tokio::select! {
-                event = self.watch.next() => self.take_events(event)?,
+                event = self.watch.next(), if self.reconciler.wants_events() => self.take_events(event)?,
                 answer = self.store_request.answer() => {
                     let holder = |wished: &_, stored: &_| self.store.holder(wished, stored);
                     self.reconciler.handle_answer(answer, holder, now())?;
@@ -197,7 +197,12 @@ impl Node<'_> {
         }
         self.write_counters();
         let inputs = self.reconciler.inputs();
-        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers());
+        self.memory.keep_sometimes(
+            self.host.plan(),
+            inputs.own(),
+            inputs.peers(),
+            self.watch.position(),
+        );
         Ok(())
     }
 
@@ -216,7 +221,7 @@ impl Node<'_> {
 
     pub(super) fn remember(&mut self) {
         let inputs = self.reconciler.inputs();
-        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers());
+        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers(), self.watch.position());
     }
 
     fn write_counters(&mut self) {

@@ -16,7 +16,7 @@ use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use store::lease::ledger::Ledger;
-use store::{Event, Owned, Store, Watch};
+use store::{Event, Owned, Store, Watch, Wish};
 
 use super::endpoints::Endpoints;
 use super::error::DaemonError;
@@ -25,6 +25,7 @@ use super::node::{self, Node};
 use super::reconciler::{Inputs, OwnLease, Reconciler};
 use super::report::Report;
 use super::store_request::StoreRequest;
+use super::wait_for_store::Trust;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
 use crate::apply::subnet_file;
@@ -61,18 +62,15 @@ pub(super) async fn start<'a>(
         store: Store::open(settings.store.clone()).await?,
         memory: Remembered::open(endpoints.state_file(), settings),
     };
-    let past = match from {
-        Origin::Memory => beginning.memory.past(settings, node::now().unix),
-        Origin::Store => None,
-    };
-    if let Some(past) = past {
+    let past = beginning.memory.past(settings, beginning.recorded.as_ref(), node::now().unix);
+    if let Some(past) = past.as_ref().filter(|_| from == Origin::Memory) {
         match beginning.resume(past).await {
             Ok(Some(standing)) => return beginning.finish(standing).await,
             Ok(None) => {}
             Err(error) => tracing::warn!("cannot start from memory, asking the store: {error}"),
         }
     }
-    let standing = beginning.join().await?;
+    let standing = beginning.join(past).await?;
     beginning.finish(standing).await
 }
 
@@ -104,15 +102,15 @@ struct Standing {
 
 impl<'a> Beginning<'a> {
     /// Starts from memory; none where the host is not what it was, or where the kernel forwards without us.
-    async fn resume(&mut self, past: Past) -> Result<Option<Standing>, DaemonError> {
-        let Past { config, own, peers } = past;
+    async fn resume(&mut self, past: &Past) -> Result<Option<Standing>, DaemonError> {
+        let Past { config, own, peers } = past.clone();
         let mut context = self.context(config).await?;
         let outline = self.outline(&context).await?;
         if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline.attrs) {
             return Ok(None);
         }
         let mut ledger = Ledger::new(Some(own.key()));
-        ledger.handle(Event::Snapshot(peers));
+        ledger.handle(Event::Snapshot(peers), node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         let planned = plan::plan(&context, &own.published, ledger.peers())?;
         let (engine, numbers) =
@@ -121,14 +119,17 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own.published);
-        let watch = self.store.watch();
+        let watch = self.store.watch_since(self.memory.position());
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
-    /// Starts from the store.
-    async fn join(&mut self) -> Result<Standing, DaemonError> {
-        let (text, config) = wait_for_store::network_config(&self.store, self.settings).await?;
+    /// Starts from the store. What is remembered of its leases tells which of them a store has lost.
+    async fn join(&mut self, past: Option<Past>) -> Result<Standing, DaemonError> {
+        let (text, config) =
+            wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
         self.memory.set_config(text);
+        let former = self.memory.own(node::now().unix).map(|own| own.published);
+        let past = past.filter(|past| past.config == config);
         let mut context = self.context(config).await?;
         // Not for a remembered configuration: nothing that commands make is resumed.
         context.extension_data = extension::before(&context.config).await?;
@@ -137,12 +138,17 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         let previous = previous(self.recorded.as_ref());
-        let first = wait_for_store::first_lease(&self.store, &context.config, outline.attrs, previous);
+        let config = &context.config;
+        let wish = Wish { config, attrs: outline.attrs, previous, former: former.as_ref() };
+        let first = wait_for_store::first_lease(&self.store, &wish, Trust::Store);
         let own = board.timed("acquire", first).await?;
         board.set_own(&own.published);
         extension::after(&context.config, &own.published).await?;
-        let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
-        ledger.handle(watch.next().await);
+        let mut ledger = Ledger::new(Some(own.key()));
+        let past = past.filter(|past| past.own.key() == own.key());
+        let mut watch = self.store.watch_since(past.as_ref().and_then(|_| self.memory.position()));
+        ledger.handle(Event::Snapshot(past.map(|past| past.peers).unwrap_or_default()), node::now());
+        ledger.handle(watch.next().await, node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
@@ -162,7 +168,7 @@ impl<'a> Beginning<'a> {
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board = Arc::clone(&endpoints.board);
         let own_lease = if confirmed { OwnLease::acquired } else { OwnLease::remembered };
-        let own_lease = own_lease(&own, settings.renew_margin, node::now().unix);
+        let own_lease = own_lease(&own, settings.renew_margin, node::now());
         let mut inputs = Inputs::new(context, own, ledger, node::now().instant)?;
         let plan = inputs.take_plan()?;
         let reconciler = Reconciler::new(inputs, own_lease, node::now().instant);

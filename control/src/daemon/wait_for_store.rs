@@ -4,7 +4,6 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
@@ -15,17 +14,34 @@ use store::{Owned, Store, StoreError, Wish};
 /// The time between two attempts, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// What to go by while the store fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The store alone: an error that only a person can mend ends the start.
+    Store,
+    /// The memory, from which the node forwards: every error of the store may pass.
+    Memory,
+}
+
+impl Trust {
+    fn waits_for(self, error: &StoreError) -> bool {
+        // Where no subnet is left, another node has ours.
+        error.is_passing() || (self == Trust::Memory && !matches!(error, StoreError::OutOfSubnets(_)))
+    }
+}
+
 /// Waits for the network configuration, after putting the one from the command line into the store. Returns
 /// its text as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,
+    trust: Trust,
 ) -> Result<(String, NetConfig), DaemonError> {
     let given = settings.net_config_text()?;
     let mut patience = Patience::default();
     let network = loop {
         match store.network(given.as_deref()).await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
             outcome => break outcome?,
         }
     };
@@ -38,14 +54,13 @@ pub(super) async fn network_config(
 /// Waits for our lease.
 pub(super) async fn first_lease(
     store: &Store,
-    config: &NetConfig,
-    attrs: LeaseAttrs,
-    previous: Option<SubnetKey>,
+    wish: &Wish<'_>,
+    trust: Trust,
 ) -> Result<Owned, StoreError> {
     let mut patience = Patience::default();
     loop {
-        match store.acquire(&Wish { config, attrs: attrs.clone(), previous }).await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
+        match store.acquire(wish).await {
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
             outcome => return outcome,
         }
     }

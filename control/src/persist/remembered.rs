@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::net_config::{self, NetConfig};
 
-use crate::persist::state_file::{State, StateFile, TestRecord};
+use crate::persist::state_file::{State, StateFile, StoreRecord, TestRecord};
 use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
-use store::Owned;
+use model::subnet_env::{self, Recorded};
 use store::lease::ledger::LeaseSet;
+use store::{Owned, Place, Position};
 
 /// Minimum time between two writes: ten thousand leases take two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -21,10 +22,12 @@ pub struct Remembered {
     file: StateFile,
     state: State,
     subnet_file: PathBuf,
+    place: Place,
     written: Option<(Arc<Plan>, Instant)>,
 }
 
 /// Everything that a start needs to resume the previous run.
+#[derive(Clone)]
 pub struct Past {
     /// The network configuration.
     pub config: NetConfig,
@@ -38,7 +41,8 @@ impl Remembered {
     /// Reads the state of the previous run.
     pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
-        Remembered { file, state, subnet_file: settings.subnet_file.clone(), written: None }
+        let (subnet_file, place) = (settings.subnet_file.clone(), settings.store.place());
+        Remembered { file, state, subnet_file, place, written: None }
     }
 
     /// Returns the MAC addresses of the previous run, if they can be used.
@@ -53,17 +57,45 @@ impl Remembered {
     }
 
     /// Returns what the previous run left, if it is still valid at `now`: an expired lease may belong to
-    /// another node by now, and the settings may contain another network configuration.
-    pub fn past(&self, settings: &Settings, now: u64) -> Option<Past> {
+    /// another node by now, and the settings may contain another network configuration or another store.
+    /// `there` is the content of the subnet file: if another program, such as stock flannel, has written other
+    /// subnets since, that is newer.
+    pub fn past(&self, settings: &Settings, there: Option<&Recorded>, now: u64) -> Option<Past> {
         let text = self.state.config.as_deref()?;
         let given = settings.net_config_text().ok()?;
         if given.is_some_and(|given| given != text) {
             return None;
         }
         let (config, _) = net_config::parse(text).ok()?;
-        let own = self.state.own()?;
-        let good = own.published.expires.is_none_or(|expires| now < expires);
-        good.then(|| Past { config, own, peers: self.state.peers() })
+        let own = self.own(now)?;
+        self.wrote(there).then(|| Past { config, own, peers: self.state.peers() })
+    }
+
+    /// Returns our lease of the previous run, if it is from the store in use and has not expired at `now`.
+    pub fn own(&self, now: u64) -> Option<Owned> {
+        self.of_this_store()?;
+        self.state.own().filter(|own| own.published.expires.is_none_or(|expires| now < expires))
+    }
+
+    /// Returns how far the previous run has read the store in use.
+    pub fn position(&self) -> Option<Position> {
+        self.of_this_store()?.position()
+    }
+
+    fn of_this_store(&self) -> Option<&StoreRecord> {
+        self.state.store.as_ref().filter(|store| store.place().may_be(&self.place))
+    }
+
+    /// Tells whether the subnets in the subnet file are those that the previous run wrote. A file without any
+    /// tells nothing.
+    fn wrote(&self, there: Option<&Recorded>) -> bool {
+        let Some(there) = there else { return true };
+        let ours = self.state.subnet_file.as_ref().map(|file| subnet_env::parse(&file.text));
+        let ours = ours.unwrap_or_default();
+        let nothing = there.subnets.is_empty() && there.ipv6_subnets.is_empty();
+        let same = (&there.networks, &there.subnets) == (&ours.networks, &ours.subnets)
+            && (&there.ipv6_networks, &there.ipv6_subnets) == (&ours.ipv6_networks, &ours.ipv6_subnets);
+        nothing || same
     }
 
     /// Returns the features that the self-test turned off, `without` among them, if it has run since the last
@@ -83,8 +115,13 @@ impl Remembered {
         &self.state.devices
     }
 
-    /// Records the text of the current network configuration.
+    /// Records the text of the network configuration that the store in use has. Leases of another one are
+    /// forgotten.
     pub fn set_config(&mut self, text: String) {
+        if self.of_this_store().is_none() || self.state.config.as_ref() != Some(&text) {
+            (self.state.own, self.state.wished, self.state.leases) = (None, None, Vec::new());
+            self.state.store = Some(StoreRecord::of(&self.place, None));
+        }
         self.state.config = Some(text);
     }
 
@@ -95,8 +132,11 @@ impl Remembered {
     }
 
     /// Writes the current state to the file.
-    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
+    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet, position: Option<Position>) {
         self.state.set_plan(plan, &self.subnet_file);
+        // A run that has read nothing yet knows what the one before knew.
+        let position = position.or_else(|| self.position());
+        self.state.store = Some(StoreRecord::of(&self.place, position));
         // The ledger holds the leases; this value need not keep them as text.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
@@ -106,13 +146,19 @@ impl Remembered {
     }
 
     /// Writes the current state to the file if the plan has changed and the last write is long enough ago.
-    pub fn keep_sometimes(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet) {
+    pub fn keep_sometimes(
+        &mut self,
+        plan: &Arc<Plan>,
+        own: &Owned,
+        peers: &LeaseSet,
+        position: Option<Position>,
+    ) {
         let due = self
             .written
             .as_ref()
             .is_none_or(|(before, when)| when.elapsed() >= PAUSE && !Arc::ptr_eq(before, plan));
         if due {
-            self.keep(plan, own, peers);
+            self.keep(plan, own, peers, position);
         }
     }
 }
@@ -126,7 +172,9 @@ fn boot() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persist::state_file::LeaseRecord;
+    use store::Spec;
+
+    use crate::persist::state_file::{FileRecord, LeaseRecord};
     use crate::settings::NetConfigSource;
 
     const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -143,6 +191,7 @@ mod tests {
             version: 1,
             config: config.map(str::to_owned),
             own: Some(own),
+            store: Some(StoreRecord::of(&Settings::default().store.place(), None)),
             ..State::default()
         };
         let good = own("10.244.3.0-24", Some(NOW + 1));
@@ -163,10 +212,81 @@ mod tests {
         ];
         for (what, state, net_config, expected) in cases {
             let settings = Settings { net_config, ..Settings::default() };
-            let memory =
-                Remembered { state, subnet_file: PathBuf::new(), written: None, file: StateFile::new(None) };
-            assert_eq!(memory.past(&settings, NOW).is_some(), expected, "{what}");
+            let memory = Remembered { state, ..Remembered::open(StateFile::new(None), &settings) };
+            assert_eq!(memory.past(&settings, None, NOW).is_some(), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn leases_are_remembered_for_one_store() {
+        let path = |path: &str| Settings { store: Spec::Sqlite(path.into()), ..Settings::default() };
+        let a = path("/a/leases.db");
+        let mut memory = kept(&a);
+        let position = Some(Position { cluster: 7, revision: 9 });
+        memory.state.store = Some(StoreRecord::of(&a.store.place(), position));
+        for (settings, same) in [(&a, true), (&path("/b/leases.db"), false), (&Settings::default(), false)] {
+            let memory = Remembered { state: memory.state.clone(), ..kept(settings) };
+            assert_eq!(memory.past(settings, None, NOW).is_some(), same, "{:?}", settings.store);
+            assert_eq!(memory.own(NOW).is_some(), same);
+            assert_eq!(memory.position(), position.filter(|_| same));
+        }
+        memory.state.store = None;
+        assert!(memory.past(&a, None, NOW).is_none(), "nobody knows which");
+    }
+
+    /// What the next start writes before it has a lease must not look like the leases of the new store.
+    #[test]
+    fn leases_of_another_store_or_configuration_are_forgotten_with_it() {
+        let other = Settings { store: Spec::Sqlite("/b/leases.db".into()), ..Settings::default() };
+        for (settings, text, known) in [
+            (&Settings::default(), CONFIG, true),
+            (&Settings::default(), "{}", false),
+            (&other, CONFIG, false),
+        ] {
+            let state = kept(&Settings::default()).state;
+            let mut memory = Remembered { state, ..Remembered::open(StateFile::new(None), settings) };
+            memory.set_config(text.to_owned());
+            assert_eq!(memory.own(NOW).is_some(), known, "{text}");
+        }
+    }
+
+    /// Stock flannel ran in between, moved the lease, and wrote the file.
+    #[test]
+    fn what_another_program_has_written_to_the_subnet_file_is_newer() {
+        const OURS: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\n";
+        let settings = Settings::default();
+        let memory = kept(&settings);
+        for (there, counts) in [
+            (Some(OURS.to_owned()), true),
+            (None, true),
+            (Some(String::new()), true),
+            (Some("rubbish".to_owned()), true),
+            (Some(OURS.replace("1450", "1400")), true),
+            (Some(OURS.replace("10.244.3.1", "10.244.9.1")), false),
+            (Some(OURS.replace("10.244.0.0/16", "10.244.0.0/15")), false),
+            (Some(format!("{OURS}FLANNEL_IPV6_SUBNET=fd00::1/64\n")), false),
+        ] {
+            let recorded = there.as_deref().map(subnet_env::parse);
+            assert_eq!(memory.past(&settings, recorded.as_ref(), NOW).is_some(), counts, "{there:?}");
+        }
+    }
+
+    /// A memory of one lease from the store in the settings.
+    fn kept(settings: &Settings) -> Remembered {
+        let own = LeaseRecord {
+            key: "10.244.3.0-24".into(),
+            value: r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#.into(),
+            expires: None,
+        };
+        let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\n";
+        let state = State {
+            config: Some(CONFIG.to_owned()),
+            own: Some(own),
+            store: Some(StoreRecord::of(&settings.store.place(), None)),
+            subnet_file: Some(FileRecord { path: "/run/subnet.env".into(), text: text.to_owned() }),
+            ..State::default()
+        };
+        Remembered { state, ..Remembered::open(StateFile::new(None), settings) }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
-use store::Owned;
+use store::{Owned, Place, Position};
 use wire::addr::Mac;
 
 use crate::plan::{Identity, Plan};
@@ -48,6 +48,8 @@ pub struct State {
     pub tested: Option<TestRecord>,
     /// The network configuration that the rest belongs to, as stored.
     pub config: Option<String>,
+    /// The store that the leases are from.
+    pub store: Option<StoreRecord>,
     /// This node's lease as published.
     pub own: Option<LeaseRecord>,
     /// The attributes that the daemon wanted to publish, where they differ from the published ones.
@@ -55,6 +57,20 @@ pub struct State {
     pub wished: Option<String>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
+}
+
+/// A store, and how far it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreRecord {
+    /// Kind and path, or kind and prefix.
+    pub name: String,
+    /// The addresses of a cluster.
+    pub endpoints: Vec<String>,
+    /// Identifies the cluster.
+    pub cluster: u64,
+    /// The revision up to which all changes are known; `None` before the first.
+    pub revision: Option<u64>,
 }
 
 /// The result of a self-test, valid for one boot of the kernel.
@@ -165,6 +181,28 @@ impl State {
     /// Returns the other nodes' leases, without invalid ones.
     pub fn peers(&self) -> Vec<Lease> {
         self.leases.iter().filter_map(LeaseRecord::lease).collect()
+    }
+}
+
+impl StoreRecord {
+    /// Records a store that was read up to `position`.
+    pub fn of(place: &Place, position: Option<Position>) -> StoreRecord {
+        StoreRecord {
+            name: place.name.clone(),
+            endpoints: place.endpoints.clone(),
+            cluster: position.map_or(0, |position| position.cluster),
+            revision: position.map(|position| position.revision),
+        }
+    }
+
+    /// Returns the store's place.
+    pub fn place(&self) -> Place {
+        Place { name: self.name.clone(), endpoints: self.endpoints.clone() }
+    }
+
+    /// Returns how far it was read.
+    pub fn position(&self) -> Option<Position> {
+        self.revision.map(|revision| Position { cluster: self.cluster, revision })
     }
 }
 

@@ -56,7 +56,7 @@ pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;
 pub use now::Now;
 pub use position::Position;
-pub use spec::{Spec, SpecError};
+pub use spec::{Place, Spec, SpecError};
 pub use sqlite::Sqlite;
 pub use store::{Network, Store};
 pub use stream::Watch;
