@@ -74,6 +74,7 @@ impl Applied {
 pub struct Applier {
     netlink: Netlink,
     subnet_file: PathBuf,
+    label: String,
     published: Vec<Tunnel>,
     numbers: Vec<Numbers>,
     host: BTreeSet<IpAddr>,
@@ -82,11 +83,13 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`.
-    pub fn new(netlink: Netlink, subnet_file: PathBuf) -> Applier {
+    /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`. Devices get the
+    /// alias `label`.
+    pub fn new(netlink: Netlink, subnet_file: PathBuf, label: &str) -> Applier {
         Applier {
             netlink,
             subnet_file,
+            label: label.to_owned(),
             published: Vec::new(),
             numbers: Vec::new(),
             host: BTreeSet::new(),
@@ -113,7 +116,9 @@ impl Applier {
         let mut indexes = Vec::with_capacity(plan.tunnels.len());
         for tunnel in &plan.tunnels {
             let (index, changes) =
-                links::apply(&self.netlink, &tunnel.link).await.map_err(|error| match error.errno() {
+                links::apply(&self.netlink, &tunnel.link, &self.label).await.map_err(|error| match error
+                    .errno()
+                {
                     Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
                     _ => error.into(),
                 })?;

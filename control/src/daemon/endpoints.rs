@@ -1,18 +1,23 @@
 //! What the daemon offers from its first moment on: its name, probes and metrics, the status socket.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::error::DaemonError;
-use crate::persist::instance::{Instance, Lock};
+use crate::persist::instance::{Instance, InstanceError, Lock};
 use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;
 use crate::serve::http::{self, Server};
 use crate::serve::status_socket::{self, Socket};
 use crate::settings::Settings;
 
+/// How long to wait for a daemon that was killed to be gone: its lock goes with its last thread.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// Time between two attempts to lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Time between two looks at the servers.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -32,7 +37,7 @@ impl Endpoints {
         let instance = Instance::of(settings)?;
         let board = Arc::new(Board::new(instance.name(), &settings.store.to_string()));
         let lock = match instance.make_directory() {
-            Ok(()) => instance.lock()?,
+            Ok(()) => lock(&instance).await?,
             Err(error) => Err(error),
         };
         let lock = lock.inspect_err(|error| {
@@ -68,6 +73,11 @@ impl Endpoints {
         }
     }
 
+    /// Returns the alias of this daemon's devices.
+    pub(super) fn label(&self) -> String {
+        format!("loden {}", self.instance.name())
+    }
+
     /// Returns the file for a restart.
     pub(super) fn state_file(&self) -> StateFile {
         StateFile::new(self.lock.as_ref().map(|_| self.instance.state()))
@@ -87,5 +97,34 @@ impl Endpoints {
         if let Some(health) = self.health {
             health.stop().await;
         }
+    }
+}
+
+/// Locks the instance's name, after waiting for a daemon that is about to be gone.
+async fn lock(instance: &Instance) -> Result<io::Result<Lock>, InstanceError> {
+    let end = Instant::now() + LOCK_WAIT;
+    loop {
+        match instance.lock() {
+            Err(InstanceError::Taken { .. }) if Instant::now() < end => sleep(LOCK_RETRY).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_is_about_to_be_released_is_waited_for() {
+        let directory = tempfile::tempdir().expect("directory");
+        let instance = Instance::new("one", directory.path()).expect("a name");
+        let held = instance.lock().expect("free").expect("a file");
+        let (waited, ()) = tokio::join!(lock(&instance), async {
+            sleep(LOCK_RETRY * 3).await;
+            drop(held);
+        });
+        let _held = waited.expect("free by then").expect("a file");
+        assert!(matches!(lock(&instance).await, Err(InstanceError::Taken { .. })), "held for good");
     }
 }

@@ -10,8 +10,10 @@
 //! it says something else, the node starts again from the store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::Engine;
+use model::backend::Backend;
 use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
@@ -104,7 +106,7 @@ impl<'a> Beginning<'a> {
     /// Starts from memory; none where the host is not what it was, or where the kernel forwards without us.
     async fn resume(&mut self, past: &Past) -> Result<Option<Standing>, DaemonError> {
         let Past { config, own, peers } = past.clone();
-        let mut context = self.context(config).await?;
+        let (mut context, _) = self.context(config).await?;
         let outline = self.outline(&context).await?;
         if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline.attrs) {
             return Ok(None);
@@ -125,18 +127,29 @@ impl<'a> Beginning<'a> {
 
     /// Starts from the store. What is remembered of its leases tells which of them a store has lost.
     async fn join(&mut self, past: Option<Past>) -> Result<Standing, DaemonError> {
-        let (text, config) =
-            wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
+        let (text, config) = wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
         self.memory.set_config(text);
         let former = self.memory.own(node::now().unix).map(|own| own.published);
         let past = past.filter(|past| past.config == config);
-        let mut context = self.context(config).await?;
+        let (mut context, is_new) = self.context(config).await?;
+        if is_new && matches!(context.config.backend, Backend::Vxlan(_)) {
+            self.take_published_identity(&mut context).await?;
+        }
         // Not for a remembered configuration: nothing that commands make is resumed.
         context.extension_data = extension::before(&context.config).await?;
         let outline = self.outline(&context).await?;
         let (engine, numbers) = datapath::open(self.settings, &context, &outline, &[], &mut self.memory)?;
         let board = &self.endpoints.board;
         board.set_engine(&engine);
+        let back_off = self.memory.back_off(node::now().unix);
+        if !back_off.is_zero() {
+            let seconds = back_off.as_secs();
+            tracing::warn!(
+                "another daemon publishes our address and has taken our lease; waiting {seconds} s before taking \
+                 it back; give each its own --public-ip"
+            );
+            tokio::time::sleep(back_off).await;
+        }
         let previous = previous(self.recorded.as_ref());
         let config = &context.config;
         let wish = Wish { config, attrs: outline.attrs, previous, former: former.as_ref() };
@@ -153,13 +166,24 @@ impl<'a> Beginning<'a> {
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
-    async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
+    /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers know
+    /// them.
+    async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
+        let attrs = plan::outline(context)?.attrs;
+        if let Some(published) = wait_for_store::published(&self.store, &attrs).await? {
+            context.identity = context.identity.published(&published);
+            self.memory.set_identity(&context.identity);
+        }
+        Ok(())
+    }
+
+    async fn context(&mut self, config: NetConfig) -> Result<(Context, bool), DaemonError> {
         let board = &self.endpoints.board;
         context::collect(config, self.settings, &self.netlink, &mut self.memory, board).await
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        context::outline(context, &self.netlink, &self.memory).await
+        context::outline(context, &self.netlink, &self.memory, &self.endpoints.label()).await
     }
 
     /// Makes a node, ready if possible, of a datapath.
@@ -180,7 +204,9 @@ impl<'a> Beginning<'a> {
                 .await?;
         board.set_plan(&plan);
         board.set_store_health(watch.health());
-        let (host, applied) = Host::new(netlink, settings.subnet_file.clone(), engine, numbers, plan).await?;
+        let (host, applied) =
+            Host::new(netlink, settings.subnet_file.clone(), &endpoints.label(), engine, numbers, plan)
+                .await?;
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
         let sockets = control_sockets(context, &board)?;
@@ -198,7 +224,9 @@ impl<'a> Beginning<'a> {
             memory,
             board,
             report: Report::default(),
+            is_promised: false,
             is_ready: false,
+            started: Instant::now(),
             announcement: None,
             counters_file: settings.counters_file.clone().map(CountersFile::new),
             rules,

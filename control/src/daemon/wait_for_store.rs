@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use model::lease::LeaseAttrs;
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
@@ -51,12 +52,19 @@ pub(super) async fn network_config(
     Ok((network.text, network.config))
 }
 
+/// Waits for what this node has published before, if anything.
+pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<LeaseAttrs>, StoreError> {
+    let mut patience = Patience::default();
+    loop {
+        match store.published(attrs).await {
+            Err(error) if error.is_passing() => patience.wait(&error).await,
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Waits for our lease.
-pub(super) async fn first_lease(
-    store: &Store,
-    wish: &Wish<'_>,
-    trust: Trust,
-) -> Result<Owned, StoreError> {
+pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) -> Result<Owned, StoreError> {
     let mut patience = Patience::default();
     loop {
         match store.acquire(wish).await {

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! /run/loden/<instance>.lock   locked while the daemon runs
-//! /run/loden/<instance>.json   state file, for a restart and for `loden cleanup`
+//! /run/loden/<instance>.json   state file, for a restart and for `loden cleanup`; beside the subnet file where
+//!                              /run/loden ends with a container
 //! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::SUBNET_FILE;
 
+use crate::persist::atomic_file::parent;
 use crate::settings::Settings;
 
 /// Name of the daemon that writes flannel's default subnet file.
@@ -47,6 +49,8 @@ pub enum InstanceError {
 pub struct Instance {
     name: String,
     directory: PathBuf,
+    /// The directory of the state file.
+    lasting: PathBuf,
 }
 
 /// The lock of an instance, held until it is dropped.
@@ -64,7 +68,7 @@ impl Instance {
         if !good {
             return Err(InstanceError::Name(name.to_owned()));
         }
-        Ok(Instance { name: name.to_owned(), directory: directory.to_owned() })
+        Ok(Instance { name: name.to_owned(), directory: directory.to_owned(), lasting: directory.to_owned() })
     }
 
     /// Returns the instance of the daemon with these settings. The default name is derived from the subnet
@@ -74,7 +78,14 @@ impl Instance {
             Some(name) => name.clone(),
             None => name_for(&settings.subnet_file),
         };
-        Instance::new(&name, &settings.run_dir)
+        let mut instance = Instance::new(&name, &settings.run_dir)?;
+        let beside = parent(&settings.subnet_file);
+        if ends_with_the_container(settings.run_dir.as_path(), beside, |path| {
+            Some(path.metadata().ok()?.dev())
+        }) {
+            instance.lasting = beside.to_owned();
+        }
+        Ok(instance)
     }
 
     /// Lists every instance that has a socket or a state file in `directory`, sorted by name.
@@ -105,7 +116,7 @@ impl Instance {
 
     /// Returns the path of the state file.
     pub fn state(&self) -> PathBuf {
-        self.file("json")
+        self.lasting.join(format!("{}.json", self.name))
     }
 
     /// Returns the path of the file that is locked while the daemon runs.
@@ -160,6 +171,15 @@ impl Instance {
     }
 }
 
+/// Tells whether files in the run directory go with the container that this process runs in, while those beside
+/// the subnet file stay: the one is on the root filesystem, the other on a mount. `device` returns the filesystem
+/// of a path that exists.
+fn ends_with_the_container(run_dir: &Path, beside: &Path, device: impl Fn(&Path) -> Option<u64>) -> bool {
+    let nearest = |path: &Path| path.ancestors().find_map(&device);
+    let root = device(Path::new("/"));
+    root.is_some() && nearest(run_dir) == root && device(beside).is_some_and(|device| Some(device) != root)
+}
+
 fn name_for(subnet_file: &Path) -> String {
     if subnet_file == Path::new(SUBNET_FILE) {
         return USUAL.to_owned();
@@ -196,6 +216,29 @@ mod tests {
         for bad in ["", ".", "..", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
             assert!(Instance::new(bad, Path::new("/run")).is_err(), "{bad:?}");
         }
+    }
+
+    /// A pod mounts the host's /run/flannel; its /run/loden is the container's.
+    #[test]
+    fn a_run_directory_of_a_container_does_not_last() {
+        let beside = |root: u64, run: Option<u64>, loden: Option<u64>, flannel: Option<u64>| {
+            let device = |path: &Path| match path.to_str() {
+                Some("/") => Some(root),
+                Some("/run") => run,
+                Some("/run/loden") => loden,
+                Some("/run/flannel") => flannel,
+                _ => None,
+            };
+            ends_with_the_container(Path::new("/run/loden"), Path::new("/run/flannel"), device)
+        };
+        assert!(beside(1, Some(1), None, Some(2)), "a pod");
+        assert!(beside(1, Some(1), Some(1), Some(2)), "a pod that was restarted");
+        assert!(!beside(1, Some(1), Some(3), Some(2)), "a pod that mounts both");
+        assert!(!beside(1, Some(2), None, Some(2)), "a host");
+        assert!(
+            !beside(1, Some(1), None, Some(1)) && !beside(1, Some(1), None, None),
+            "nothing lasts longer"
+        );
     }
 
     #[test]

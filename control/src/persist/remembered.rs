@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use model::lease::Lease;
 use model::net_config::{self, NetConfig};
 
-use crate::persist::state_file::{State, StateFile, StoreRecord, TestRecord};
+use crate::persist::state_file::{EvictionRecord, State, StateFile, StoreRecord, TestRecord};
 use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
+use crate::underlay::select::Chosen;
 use model::subnet_env::{self, Recorded};
 use store::lease::ledger::LeaseSet;
 use store::{Owned, Place, Position};
@@ -17,12 +18,19 @@ use store::{Owned, Place, Position};
 /// Minimum time between two writes: ten thousand leases take two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The wait after the first eviction in a row, doubled by each further one, and the longest wait.
+const BACK_OFF: (u64, u64) = (10, 600);
+/// Evictions that are further apart are no row: the two daemons have been told apart meanwhile.
+const ROW: u64 = 3600;
+
 /// The state file and its content.
 pub struct Remembered {
     file: StateFile,
     state: State,
     subnet_file: PathBuf,
     place: Place,
+    /// Another daemon has taken our lease in this run.
+    evicted: bool,
     written: Option<(Arc<Plan>, Instant)>,
 }
 
@@ -42,12 +50,19 @@ impl Remembered {
     pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
         let (subnet_file, place) = (settings.subnet_file.clone(), settings.store.place());
-        Remembered { file, state, subnet_file, place, written: None }
+        Remembered { file, state, subnet_file, place, evicted: false, written: None }
     }
 
     /// Returns the MAC addresses of the previous run, if they can be used.
     pub fn identity(&self) -> Option<Identity> {
         self.state.identity()
+    }
+
+    /// Returns the addresses that the previous run has published.
+    pub fn chosen(&self) -> Chosen {
+        let Some(own) = self.state.own() else { return Chosen::default() };
+        let ipv4 = Some(own.wished.public_ip).filter(|ip| !ip.is_unspecified());
+        Chosen { ipv4, ipv6: own.wished.public_ipv6 }
     }
 
     /// Records the MAC addresses of this run. To be called before they are published.
@@ -98,6 +113,23 @@ impl Remembered {
         nothing || same
     }
 
+    /// Records that another daemon with our address has taken our lease. The lease is no longer ours.
+    pub fn set_evicted(&mut self, now: u64) {
+        let before = self.state.evicted.filter(|before| now.abs_diff(before.at) < ROW);
+        let times = before.map_or(0, |before| before.times).saturating_add(1);
+        self.state.evicted = Some(EvictionRecord { times, at: now });
+        self.evicted = true;
+    }
+
+    /// Returns how long to leave our lease to the daemon that took it. Two that take it from each other at once
+    /// would do so forever.
+    pub fn back_off(&self, now: u64) -> Duration {
+        let Some(EvictionRecord { times, at }) = self.state.evicted else { return Duration::ZERO };
+        let wait = BACK_OFF.0.saturating_mul(1 << times.saturating_sub(1).min(16)).min(BACK_OFF.1);
+        // A clock that was stepped back must not make it longer.
+        Duration::from_secs(wait.saturating_sub(now.abs_diff(at)))
+    }
+
     /// Returns the features that the self-test turned off, `without` among them, if it has run since the last
     /// boot.
     pub fn tested(&self, without: &[String]) -> Option<&[String]> {
@@ -140,7 +172,11 @@ impl Remembered {
         // The ledger holds the leases; this value need not keep them as text.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
-        whole.set_leases(own, peers.iter());
+        if self.evicted {
+            whole.own = None;
+        } else {
+            whole.set_leases(own, peers.iter());
+        }
         self.file.write(whole);
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
@@ -287,6 +323,23 @@ mod tests {
             ..State::default()
         };
         Remembered { state, ..Remembered::open(StateFile::new(None), settings) }
+    }
+
+    /// Under a supervisor each of two daemons with one address would take the lease from the other at once.
+    #[test]
+    fn each_eviction_in_a_row_is_followed_by_a_longer_wait() {
+        let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
+        assert_eq!(memory.back_off(NOW), Duration::ZERO);
+        let mut now = NOW;
+        for wait in [10, 20, 40, 80, 160, 320, 600, 600] {
+            memory.set_evicted(now);
+            assert_eq!(memory.back_off(now), Duration::from_secs(wait));
+            assert_eq!(memory.back_off(now - 3), Duration::from_secs(wait - 3), "a clock that was stepped");
+            now += wait;
+            assert_eq!(memory.back_off(now), Duration::ZERO);
+        }
+        memory.set_evicted(now + ROW);
+        assert_eq!(memory.back_off(now + ROW), Duration::from_secs(10));
     }
 
     #[test]

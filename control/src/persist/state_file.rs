@@ -55,6 +55,9 @@ pub struct State {
     /// The attributes that the daemon wanted to publish, where they differ from the published ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wished: Option<String>,
+    /// How another daemon with our address took our lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<EvictionRecord>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
 }
@@ -71,6 +74,16 @@ pub struct StoreRecord {
     pub cluster: u64,
     /// The revision up to which all changes are known; `None` before the first.
     pub revision: Option<u64>,
+}
+
+/// How often another daemon with our address took our lease from us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvictionRecord {
+    /// The number of times in a row.
+    pub times: u32,
+    /// The last time, in Unix seconds.
+    pub at: u64,
 }
 
 /// The result of a self-test, valid for one boot of the kernel.

@@ -105,7 +105,20 @@ fn a_wiped_etcd_and_a_restored_one_get_the_leases_back_under_traffic() {
             cluster.shell(1, &format!("cp -a {data}.old {data}"));
         }
         etcd = start_etcd(&cluster);
-        await_until("both leases", || subnets(&cluster) == keys);
+        let end = std::time::Instant::now();
+        await_until("both leases", || {
+            if end.elapsed().as_secs() > 25 {
+                println!(
+                    "{restored} {:?} {:?} {} {}",
+                    keys,
+                    subnets(&cluster),
+                    first.log_text(),
+                    second.log_text()
+                );
+                std::thread::sleep(std::time::Duration::from_secs(2));
+            }
+            subnets(&cluster) == keys
+        });
         for daemon in [&mut first, &mut second] {
             assert!(daemon.is_running(), "{}", daemon.log_text());
         }
@@ -237,7 +250,7 @@ fn a_restart_does_not_depend_on_a_sqlite_file_that_can_be_used() {
     };
     let holder = rusqlite::Connection::open(cluster.store()).expect("the store");
     holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-    restart(&mut daemons, Signal::SIGKILL, &cluster);
+    restart(&mut daemons, Signal::SIGTERM, &cluster);
     await_until("the complaint", || daemons[0].logged("another process held its lock"));
     assert!(daemons[0].is_running());
     holder.execute_batch("ROLLBACK").expect("the lock");
@@ -247,7 +260,7 @@ fn a_restart_does_not_depend_on_a_sqlite_file_that_can_be_used() {
     let aside = cluster.file("aside.db");
     fs::rename(cluster.store(), &aside).expect("the file");
     fs::write(cluster.store(), "no database").expect("another file");
-    restart(&mut daemons, Signal::SIGTERM, &cluster);
+    restart(&mut daemons, Signal::SIGKILL, &cluster);
     await_until("the complaint", || daemons[0].logged("not a sqlite database"));
     assert!(daemons[0].is_running() && daemons[1].is_running());
     fs::rename(&aside, cluster.store()).expect("the file");
@@ -267,7 +280,7 @@ fn a_restart_with_another_address_keeps_the_subnet_and_leaves_no_ghost() {
     let before = cluster.lease(1);
     daemons[0].end(Signal::SIGTERM);
     let uplink = cluster.host(1).uplink().to_owned();
-    cluster.shell(1, &format!("ip addr add 198.18.0.101/24 dev {uplink}; ip addr del 198.18.0.1/24 dev {uplink}"));
+    cluster.shell(1, &format!("ip -4 addr flush dev {uplink}; ip addr add 198.18.0.101/24 dev {uplink}"));
     daemons[0] = cluster.start(1, &[]);
     let leases = cluster.leases();
     let own = leases.iter().find(|lease| lease.key == before.key).expect("the same subnet");

@@ -10,9 +10,9 @@ use crate::plan::{self, Context, Outline, Plan, PlanError};
 use crate::underlay::Underlay;
 use crate::underlay::reach::Reach;
 use model::lease::Lease;
-use store::{Event, Now};
 use store::lease::Owned;
 use store::lease::ledger::{LeaseSet, Ledger, Own};
+use store::{Event, Now};
 
 /// The inputs of the plan.
 #[derive(Debug)]

@@ -31,9 +31,9 @@ use store::lease::Holder;
 
 pub(crate) use self::end::End;
 pub(crate) use self::inputs::Inputs;
-pub(crate) use store::Now;
 pub(crate) use self::own_lease::OwnLease;
 pub(crate) use self::request::{Answer, Request};
+pub(crate) use store::Now;
 
 use self::pace::Pace;
 use self::schedule::Schedule;

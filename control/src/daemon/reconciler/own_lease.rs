@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
-use store::{Now, StoreError};
 use store::lease::ledger::Own;
 use store::lease::renewal::{Renewal, Step};
 use store::lease::{Holder, Owned};
+use store::{Now, StoreError};
 
 use super::end::End;
 use super::request::{Answer, Request};
@@ -21,7 +21,6 @@ use crate::daemon::error::DaemonError;
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 const TAKEN: &str = "another node took the subnet; restart to get a new one";
-const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
 
 /// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one
 /// request at a time, and hand every event and answer to `handle_*`; a lease that these return is ours as it
@@ -267,8 +266,10 @@ impl OwnLease {
         }
         // Two daemons that publish one address would take the lease from each other forever, so the one that
         // finds itself replaced gives up.
-        let rival = holder(&own.wished, stored) == Holder::Rival;
-        Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
+        match holder(&own.wished, stored) {
+            Holder::Rival => Err(DaemonError::Rival { lease: own.key() }.into()),
+            _ => Err(lost(own.key(), TAKEN).into()),
+        }
     }
 }
 

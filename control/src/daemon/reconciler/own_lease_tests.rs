@@ -110,7 +110,7 @@ fn a_lease_that_another_node_has_written_is_lost() {
     for (stored, holder, why) in [
         (&stranger, by_address as fn(&_, &_) -> _, TAKEN),
         (&stranger, by_node, TAKEN),
-        (&rival, by_address, RIVAL),
+        (&rival, by_address, "another daemon publishes the same address; give each its own --public-ip"),
     ] {
         let (mut lease, own) = acquired(None);
         assert_eq!(lease.event(stored, &own, holder), Err(format!("lost the lease 10.3.1.0-24: {why}")));

@@ -182,6 +182,11 @@ impl Etcd {
         Ok(leases)
     }
 
+    /// Lists all leases with the latest possible expiry of each.
+    pub(crate) async fn listed(&self) -> Result<Vec<Lease>, EtcdError> {
+        Ok(self.list("list leases").await?.leases)
+    }
+
     pub(crate) async fn remove(&self, key: &SubnetKey) -> Result<bool, EtcdError> {
         let request = DeleteRangeRequest { key: self.client.keys().lease(key), prev_kv: true };
         let answer: DeleteRangeResponse = self.client.call(REMOVE, DELETE_RANGE, &request).await?;
