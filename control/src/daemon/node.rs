@@ -221,7 +221,8 @@ impl Node<'_> {
         }
         self.write_counters();
         let inputs = self.reconciler.inputs();
-        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers(), self.watch.position());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.lasting(), position);
         Ok(())
     }
 
@@ -240,7 +241,8 @@ impl Node<'_> {
 
     pub(super) fn remember(&mut self) {
         let inputs = self.reconciler.inputs();
-        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers(), self.watch.position());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep(self.host.plan(), inputs.own(), inputs.lasting(), position);
     }
 
     fn write_counters(&mut self) {

@@ -12,7 +12,6 @@ use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
 use crate::underlay::select::Chosen;
 use model::subnet_env::{self, Recorded};
-use store::lease::ledger::LeaseSet;
 use store::{Owned, Place, Position};
 
 /// Minimum time between two writes: ten thousand leases take two megabytes.
@@ -164,7 +163,13 @@ impl Remembered {
     }
 
     /// Writes the current state to the file.
-    pub fn keep(&mut self, plan: &Arc<Plan>, own: &Owned, peers: &LeaseSet, position: Option<Position>) {
+    pub fn keep<'a>(
+        &mut self,
+        plan: &Arc<Plan>,
+        own: &Owned,
+        peers: impl Iterator<Item = &'a Lease>,
+        position: Option<Position>,
+    ) {
         self.state.set_plan(plan, &self.subnet_file);
         // A run that has read nothing yet knows what the one before knew.
         let position = position.or_else(|| self.position());
@@ -175,18 +180,18 @@ impl Remembered {
         if self.evicted {
             whole.own = None;
         } else {
-            whole.set_leases(own, peers.iter());
+            whole.set_leases(own, peers);
         }
         self.file.write(whole);
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
 
     /// Writes the current state to the file if the plan has changed and the last write is long enough ago.
-    pub fn keep_sometimes(
+    pub fn keep_sometimes<'a>(
         &mut self,
         plan: &Arc<Plan>,
         own: &Owned,
-        peers: &LeaseSet,
+        peers: impl Iterator<Item = &'a Lease>,
         position: Option<Position>,
     ) {
         let due = self

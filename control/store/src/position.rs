@@ -16,6 +16,12 @@ pub struct Position {
 pub(crate) struct Progress(Arc<Mutex<Option<Position>>>);
 
 impl Position {
+    /// Returns this position as a run leaves it that keeps peers which the store has lost: whatever the next one
+    /// reads first is a rewind.
+    pub fn ahead(self) -> Position {
+        Position { revision: u64::MAX, ..self }
+    }
+
     /// Returns true if a store that is at `now` has lost something that was there at this position.
     pub(crate) fn is_rewound(self, now: Position) -> bool {
         self.cluster != now.cluster || now.revision < self.revision
@@ -43,6 +49,7 @@ mod tests {
             [(at(7, 9), false), (at(7, 10), false), (at(7, 8), true), (at(8, 9), true), (at(8, 99), true)]
         {
             assert_eq!(at(7, 9).is_rewound(now), rewound, "{now:?}");
+            assert!(at(7, 9).ahead().is_rewound(now));
         }
     }
 }

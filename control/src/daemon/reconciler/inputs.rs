@@ -12,7 +12,7 @@ use crate::underlay::reach::Reach;
 use model::lease::Lease;
 use store::lease::Owned;
 use store::lease::ledger::{LeaseSet, Ledger, Own};
-use store::{Event, Now};
+use store::{Event, Now, Position};
 
 /// The inputs of the plan.
 #[derive(Debug)]
@@ -129,6 +129,21 @@ impl Inputs {
     /// Returns the leases of all other nodes.
     pub(crate) fn peers(&self) -> &LeaseSet {
         self.ledger.peers()
+    }
+
+    /// Returns the leases of other nodes that the next run has to know.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = &Lease> {
+        self.ledger.lasting()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_lost(&self) -> bool {
+        self.ledger.has_lost()
+    }
+
+    /// Returns the position for the next run's watch, given that of this one.
+    pub(crate) fn position(&self, read: Option<Position>) -> Option<Position> {
+        read.map(|read| if self.ledger.has_lost() { read.ahead() } else { read })
     }
 
     fn mark_stale(&mut self, now: Instant) {

@@ -284,6 +284,8 @@ impl Reconciler {
 }
 
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -57,6 +57,8 @@ struct Kept {
     attrs: LeaseAttrs,
     /// The end of its stay.
     end: Instant,
+    /// The store has lost it; nobody has removed it.
+    lost: bool,
 }
 
 impl Ledger {
@@ -104,9 +106,9 @@ impl Ledger {
             Event::Removed(key) => {
                 let lingering = now.instant + LINGER;
                 if let Some(lease) = self.peers.0.get(&key) {
-                    let kept = || Kept { attrs: lease.attrs.clone(), end: lingering };
+                    let kept = || Kept { attrs: lease.attrs.clone(), end: lingering, lost: false };
                     let kept = self.kept.entry(key).or_insert_with(kept);
-                    kept.end = kept.end.min(lingering);
+                    (kept.end, kept.lost) = (kept.end.min(lingering), false);
                 }
                 Change { peers: false, own: Own::Unchanged }
             }
@@ -136,6 +138,16 @@ impl Ledger {
         &self.peers
     }
 
+    /// Returns the peers that the next run has to know: those that are stored or lost, without those removed.
+    pub fn lasting(&self) -> impl Iterator<Item = &Lease> {
+        self.peers.iter().filter(|lease| self.kept.get(&lease.key).is_none_or(|kept| kept.lost))
+    }
+
+    /// Tells whether there are peers that the store has lost.
+    pub fn has_lost(&self) -> bool {
+        self.kept.values().any(|kept| kept.lost)
+    }
+
     /// Returns our own lease as the store last reported it.
     pub fn own(&self) -> Option<&Lease> {
         self.own.as_ref()
@@ -161,8 +173,9 @@ impl Ledger {
         for (key, lease) in former.0 {
             let life = lease.expires.map(|expires| Duration::from_secs(expires.saturating_sub(now.unix)));
             let stay = if rewound { life.unwrap_or(LEASE_TTL).min(LEASE_TTL) } else { LINGER };
-            let end = ends.get(&key).map_or(now.instant + stay, |kept| kept.end);
-            self.kept.insert(key, Kept { attrs: lease.attrs.clone(), end });
+            let kept = ends.get(&key).cloned();
+            let new = || Kept { attrs: lease.attrs.clone(), end: now.instant + stay, lost: rewound };
+            self.kept.insert(key, kept.unwrap_or_else(new));
             self.peers.0.insert(key, lease);
         }
         self.drop_superseded();
