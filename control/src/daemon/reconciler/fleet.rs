@@ -28,7 +28,9 @@ const HOSTS: [u8; 4] = [11, 12, 13, 14];
 #[derive(Clone, Debug)]
 enum Happening {
     /// The store loses all, or all but the configuration.
-    Wipe { configured: bool },
+    Wipe {
+        configured: bool,
+    },
     Backup,
     Restore,
     Configure,
@@ -38,7 +40,10 @@ enum Happening {
     Cut(usize, bool),
     /// A request arrives at the store, which carries it out.
     Serve(usize),
-    Answered { node: usize, lost: bool },
+    Answered {
+        node: usize,
+        lost: bool,
+    },
     /// The watch catches up.
     Watch(usize),
     Restart(usize),
@@ -350,7 +355,11 @@ impl Fleet {
     fn check(&mut self) {
         for (from, one) in &self.nodes {
             for (to, other) in self.nodes.iter().filter(|(to, _)| *to != from) {
-                assert!(!one.own().key().overlaps(&other.own().key()), "{from} and {to}: {}", one.own().key());
+                assert!(
+                    !one.own().key().overlaps(&other.own().key()),
+                    "{from} and {to}: {}",
+                    one.own().key()
+                );
                 match one.sends_to(other) {
                     true => _ = self.flows.insert((*from, *to)),
                     false => assert!(!self.flows.contains(&(*from, *to)), "{from} no longer sends to {to}"),

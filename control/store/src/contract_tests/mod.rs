@@ -126,6 +126,10 @@ impl Bench {
                 // Beside it first: the file is replaced in one step, as restores should.
                 let aside = bench.path().with_file_name("restored.db");
                 std::fs::copy(from.path().join("copy.db"), &aside).unwrap();
+                // sqlite would play the log of the former file into this one.
+                for end in ["-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{}{end}", bench.path().display()));
+                }
                 std::fs::rename(&aside, bench.path()).unwrap();
             }
             (Bench::Memory(store), Saved::Memory(backup)) => store.restore(backup.clone()),

@@ -129,6 +129,12 @@ impl Client {
         &self.shared.keys
     }
 
+    /// Returns how long a call waits after this many calls without an answer in time.
+    #[cfg(test)]
+    pub(super) fn patience(&self, delays: u32) -> Duration {
+        self.shared.patience(delays)
+    }
+
     /// Sends one request and returns its answer.
     pub(super) async fn call<Q, A>(
         &self,

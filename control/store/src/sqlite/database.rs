@@ -45,8 +45,7 @@ pub(super) struct Slot {
     path: PathBuf,
     lock_wait: Duration,
     database: Option<Database>,
-    /// The file that was open last, and since when it has had no name.
-    last: Option<(Files, Option<Instant>)>,
+    former: Option<Former>,
     /// How many files have been opened.
     opened: u64,
 }
@@ -56,15 +55,18 @@ pub(super) struct Database {
     path: PathBuf,
     lock_wait: Duration,
     connection: Connection,
+    /// The file's log, which stays the same as long as a connection is open.
+    log: Option<Identity>,
     /// Declared after the connection, so that it is released only when the connection is closed.
     claim: Claim,
 }
 
-/// A file and its log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Files {
-    file: Identity,
+/// A file that was open and has lost its name.
+#[derive(Debug, Clone, Copy)]
+struct Former {
     log: Option<Identity>,
+    /// Since when there has been no file of this name.
+    missing: Option<Instant>,
 }
 
 /// Device and inode; another file under the same name is another store.
@@ -79,18 +81,18 @@ struct Claim(Identity);
 
 impl Slot {
     pub(super) fn new(path: PathBuf, lock_wait: Duration) -> Slot {
-        Slot { path, lock_wait, database: None, last: None, opened: 0 }
+        Slot { path, lock_wait, database: None, former: None, opened: 0 }
     }
 
     /// Opens the file, unless it is open and still has its name. Without a name nobody would see a write to it.
     pub(super) fn open(&mut self) -> Result<&mut Database, SqliteError> {
         if let Some(database) = self.database.take_if(|database| !database.is_named()) {
-            self.last = Some((database.files(), None));
+            self.former = Some(Former { log: database.log, missing: None });
         }
         if self.database.is_none() {
             self.make_room()?;
             self.database = Some(Database::open(self.path.clone(), self.lock_wait)?);
-            (self.last, self.opened) = (None, self.opened + 1);
+            (self.former, self.opened) = (None, self.opened + 1);
         }
         self.database.as_mut().ok_or_else(|| SqliteError::Removed { path: self.path.clone() })
     }
@@ -114,11 +116,11 @@ impl Slot {
     /// Makes sure that a removed file is not just on its way back, and that the log of the former file is not
     /// taken for the next one's: sqlite knows a log by its name alone.
     fn make_room(&mut self) -> Result<(), SqliteError> {
-        let Some((former, missing)) = &mut self.last else { return Ok(()) };
+        let Some(Former { log, missing }) = &mut self.former else { return Ok(()) };
         if identity(&self.path).is_none() && missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE {
             return Err(SqliteError::Removed { path: self.path.clone() });
         }
-        if former.log.is_some() && identity(&beside(&self.path, "-wal")) == former.log {
+        if log.is_some() && identity(&beside(&self.path, "-wal")) == *log {
             for end in ["-wal", "-shm"] {
                 let _ = std::fs::remove_file(beside(&self.path, end));
             }
@@ -137,18 +139,15 @@ impl Database {
         write_ahead(&connection, lock_wait).map_err(failed)?;
         // A commit then needs no flush. A power cut may lose the last renewals, of all daemons alike.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-        let mut database = Database { path, lock_wait, connection, claim };
+        let mut database = Database { path, lock_wait, connection, log: None, claim };
         database.transact(TRIED, |step| step.settle_schema())?;
+        database.log = identity(&beside(&database.path, "-wal"));
         Ok(database)
     }
 
     /// Tells whether the file still has its name.
     fn is_named(&self) -> bool {
         identity(&self.path) == Some(self.claim.0)
-    }
-
-    fn files(&self) -> Files {
-        Files { file: self.claim.0, log: identity(&beside(&self.path, "-wal")) }
     }
 
     fn transact<T, E: From<SqliteError>>(
