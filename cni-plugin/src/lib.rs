@@ -6,11 +6,14 @@
 //! ```
 
 pub mod delegate;
+pub mod files;
 pub mod host_local;
 pub mod invoke;
+pub mod lock;
 pub mod netns;
 pub mod reply;
 pub mod request;
 pub mod state;
 pub mod subnet;
 pub mod verbs;
+pub mod versions;

@@ -93,6 +93,18 @@ pub fn parse_error(text: &str) -> Option<Failure> {
     Some(Failure { code, message: text("msg"), details: text("details") })
 }
 
+/// Parses another plugin's reply to VERSION (`PluginDecoder.Decode`, CNI library).
+pub fn parse_versions(text: &str) -> Option<Vec<String>> {
+    let object: Value = serde_json::from_str(text).ok()?;
+    let texts = |list: &Vec<Value>| list.iter().map(|one| one.as_str().map(str::to_owned)).collect();
+    match object.get("supportedVersions").and_then(Value::as_array).filter(|list| !list.is_empty()) {
+        Some(list) => texts(list),
+        // The list came after this version.
+        None if object["cniVersion"] == "0.2.0" => Some(vec!["0.1.0".to_owned(), "0.2.0".to_owned()]),
+        None => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,9 +135,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn supported_versions_are_a_list_or_nothing() {
+        let some = |list: &[&str]| Some(list.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>());
+        for (text, expected) in [
+            (r#"{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}"#, some(&["0.4.0", "1.0.0"])),
+            (r#"{"cniVersion":"0.2.0"}"#, some(&["0.1.0", "0.2.0"])),
+            (r#"{"cniVersion":"1.0.0"}"#, None),
+            (r#"{"supportedVersions":[]}"#, None),
+            (r#"{"supportedVersions":[1]}"#, None),
+            (r#"{"supportedVersions":"1.0.0"}"#, None),
+            ("[]", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_versions(text), expected, "{text}");
+        }
+        assert_eq!(parse_versions(&versions()), some(&VERSIONS));
+    }
+
     proptest! {
         #[test]
         fn noise_never_panics(text in ".*") {
+            parse_versions(&text);
             parse_error(&text);
         }
     }

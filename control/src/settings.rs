@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::subnet_env::SUBNET_FILE;
 
-use store::Spec;
+use store::{Spec, regular};
 
 /// The directory of the status sockets and state files of a host's daemons.
 pub const RUN_DIRECTORY: &str = "/run/loden";
@@ -89,6 +89,8 @@ pub struct WorkerSettings {
     pub pin: bool,
     /// How long a worker polls for work before it sleeps; `None` for the engine's default.
     pub spin: Option<Duration>,
+    /// Bytes of kernel memory for packets that wait for the workers; `None` for the engine's default.
+    pub queue_memory: Option<usize>,
     /// Names of the features not to use, even if the kernel has them.
     pub without: Vec<String>,
 }
@@ -104,6 +106,17 @@ pub struct NetConfigFileError {
     source: io::Error,
 }
 
+impl NetConfigFileError {
+    /// Returns the error for a file whose filesystem does not answer.
+    pub(crate) fn unanswered(settings: &Settings, source: io::Error) -> NetConfigFileError {
+        let path = match &settings.net_config {
+            Some(NetConfigSource::File(path)) => path.clone(),
+            _ => PathBuf::new(),
+        };
+        NetConfigFileError { path, source }
+    }
+}
+
 impl Settings {
     /// Returns the text of the network configuration to put into the store.
     pub fn net_config_text(&self) -> Result<Option<String>, NetConfigFileError> {
@@ -111,7 +124,7 @@ impl Settings {
             None => Ok(None),
             Some(NetConfigSource::Text(text)) => Ok(Some(text.clone())),
             Some(NetConfigSource::File(path)) => {
-                let read = std::fs::read_to_string(path);
+                let read = regular::read_to_string(path, regular::USUAL);
                 read.map(Some).map_err(|source| NetConfigFileError { path: path.clone(), source })
             }
         }

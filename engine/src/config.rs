@@ -12,9 +12,13 @@ use wire::addr::Mtu;
 pub struct EngineConfig {
     /// Number of worker threads; 0 means one per core that this process may use.
     pub workers: usize,
-    /// Number of queues of each TUN device, which the workers share; 0 means one per worker. There are never
-    /// more workers than queues.
+    /// Number of queues of each TUN device, which the workers share; 0 means several per worker on hosts with
+    /// few workers. There are never more workers than queues.
     pub queues: usize,
+    /// Bytes of kernel memory that packets may take while they wait for the workers, in the queues of all TUN
+    /// devices and in the receive buffers of all sockets; 0 means 64 MiB, or 4 MiB per worker if that is
+    /// more.
+    pub memory: usize,
     /// Whether worker *i* is pinned to the *i*-th allowed core.
     pub pin: bool,
     /// How workers wait.

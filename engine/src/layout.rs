@@ -1,16 +1,15 @@
 //! Assigns sockets and queues to workers. Worker *i* has socket *i* of every port and, of each device, the
-//! queues whose number modulo the number of workers is *i*: only queue *i*, unless more queues are requested.
+//! queues whose number modulo the number of workers is *i*.
 
 use io::{Error, Shape, raw, tun, udp};
 use path::encap::ipip;
 use path::{Format, WorkerIndex};
 
 use crate::Chosen;
+use crate::bounds::Bounds;
 use crate::config::{EngineConfig, Switches, TunnelConfig};
 use crate::port::Port;
 
-/// Receive buffer for datagrams that arrive while a worker is busy: some hundred super-packets.
-const RECEIVE_BUFFER: usize = 16 << 20;
 /// Send buffer for a dozen super-packets per port. More would only queue in the uplink, ahead of other
 /// traffic.
 const SEND_BUFFER: usize = 1 << 20;
@@ -26,15 +25,6 @@ pub(crate) fn cores() -> Vec<usize> {
 pub(crate) fn workers(config: &EngineConfig) -> usize {
     let wanted = if config.workers == 0 { cores().len() } else { config.workers };
     if config.switches.multiqueue { wanted.clamp(1, tun::MAX_QUEUES) } else { 1 }
-}
-
-/// Returns the number of queues to request for a device.
-fn queues(config: &EngineConfig, workers: usize) -> usize {
-    match config.queues {
-        _ if !config.switches.multiqueue => 1,
-        0 => workers,
-        wanted => wanted.min(tun::MAX_QUEUES),
-    }
 }
 
 /// Returns the worker that owns a queue of a device.
@@ -57,19 +47,21 @@ impl OpenTunnel {
     pub(crate) fn open(
         config: &EngineConfig,
         tunnel: &TunnelConfig,
+        bounds: &Bounds,
         workers: usize,
         own_path_mtu: bool,
     ) -> Result<OpenTunnel, Error> {
         let Switches { tso, uso, gso, gro, mmsg, multiqueue } = config.switches;
         let mut ports = match tunnel.format() {
             Format::Vxlan(_) | Format::Udp | Format::Wireguard => {
-                udp_ports(config, tunnel, workers, own_path_mtu)?
+                udp_ports(config, tunnel, bounds, workers, own_path_mtu)?
             }
             Format::Ipip(_) => Vec::new(),
         };
         let tun = tun::open(&tun::TunConfig {
             name: tunnel.device.clone(),
-            queues: queues(config, workers),
+            queues: bounds.queues,
+            queue_bytes: bounds.queue_bytes,
             offloads: tun::Offloads { csum: tso || uso, tso, uso },
             persist: tunnel.persist,
         })?;
@@ -80,7 +72,7 @@ impl OpenTunnel {
         if let Format::Ipip(ipip) = tunnel.format() {
             // Each raw socket has a share of the flows that no other receives, so there must be one per
             // worker.
-            ports = raw_ports(config, ipip, workers)?;
+            ports = raw_ports(config, ipip, bounds, workers)?;
         }
         let mut features =
             Switches { tso: tun.granted.tso, uso: tun.granted.uso, gso, gro, mmsg, multiqueue };
@@ -91,24 +83,28 @@ impl OpenTunnel {
         }
         features.multiqueue = tun.queues.len() > 1;
         let source_ports = ports.first().map(Port::source_ports).unwrap_or_default();
-        let chosen = Chosen { device: tun.name, workers, source_ports, features, notes };
+        let chosen = Chosen {
+            device: tun.name,
+            workers,
+            queue_length: bounds.queue_length(tun.queues.len(), tun.limited),
+            source_ports,
+            features,
+            notes,
+        };
         Ok(OpenTunnel { queues: tun.queues, ports, hold: tun.hold, chosen })
     }
 
-    /// Closes surplus ports and queues if another device has fewer queues and there are fewer workers than
-    /// ports.
-    pub(crate) fn shrink(&mut self, config: &EngineConfig, workers: usize) {
+    /// Closes surplus ports if another device has fewer queues and there are fewer workers than ports.
+    pub(crate) fn shrink(&mut self, workers: usize) {
         self.chosen.workers = workers;
         self.ports.truncate(workers);
-        if config.queues == 0 {
-            self.queues.truncate(workers);
-        }
     }
 }
 
 fn udp_ports(
     config: &EngineConfig,
     tunnel: &TunnelConfig,
+    bounds: &Bounds,
     workers: usize,
     own_path_mtu: bool,
 ) -> Result<Vec<Port>, Error> {
@@ -122,7 +118,7 @@ fn udp_ports(
         gro,
         mmsg,
         own_path_mtu,
-        receive_buffer: RECEIVE_BUFFER,
+        receive_buffer: bounds.receive_buffer,
         send_buffer: SEND_BUFFER,
     };
     if tunnel.listen_besides.is_empty() {
@@ -132,14 +128,19 @@ fn udp_ports(
     Ok(groups.into_iter().map(|group| Port::UdpGroup(Box::new(group))).collect())
 }
 
-fn raw_ports(config: &EngineConfig, ipip: ipip::Ipip, workers: usize) -> Result<Vec<Port>, Error> {
+fn raw_ports(
+    config: &EngineConfig,
+    ipip: ipip::Ipip,
+    bounds: &Bounds,
+    workers: usize,
+) -> Result<Vec<Port>, Error> {
     let ports = raw::open(
         &raw::RawConfig {
             protocol: ipip::PROTOCOL,
             local: ipip.local,
             shape: SHAPE,
             mmsg: config.switches.mmsg,
-            receive_buffer: RECEIVE_BUFFER,
+            receive_buffer: bounds.receive_buffer,
             send_buffer: SEND_BUFFER,
         },
         workers,
@@ -157,14 +158,5 @@ mod tests {
         assert_eq!(owners(4, 4), [0, 1, 2, 3]);
         assert_eq!(owners(5, 2), [0, 1, 0, 1, 0]);
         assert_eq!(owners(2, 1), [0, 0]);
-    }
-
-    #[test]
-    fn a_device_has_one_queue_per_worker_unless_another_number_is_requested() {
-        let config = |queues| EngineConfig { queues, ..EngineConfig::default() };
-        assert_eq!((queues(&config(0), 3), queues(&config(8), 3), queues(&config(999), 3)), (3, 8, 256));
-        let mut single = config(8);
-        single.switches.multiqueue = false;
-        assert_eq!((workers(&single), queues(&single, 1)), (1, 1));
     }
 }

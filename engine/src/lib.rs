@@ -1,8 +1,8 @@
 //! The worker loop: one worker per core, run to completion.
 //!
 //! ```text
-//! control ── publish(Fib) ──► mailbox ──► worker 0: queue 0 of each TUN, wire with socket 0 of each port
-//!    ▲                               └──► worker 1: queue 1 of each TUN, wire with socket 1 of each port
+//! control ── publish(Fib) ──► mailbox ──► worker 0: some queues of each TUN, wire with socket 0 of each port
+//!    ▲                               └──► worker 1: the other queues, wire with socket 1 of each port
 //!    └── status(), notices() ◄── counter pages, few events
 //! ```
 //!
@@ -13,6 +13,8 @@
 //!
 //! Start reading at `worker`, then `tunnel`. The crate `path` decides what happens to a packet.
 
+mod bounds;
+mod clock;
 pub mod config;
 mod event;
 mod layout;
@@ -25,6 +27,7 @@ pub mod status;
 #[doc(hidden)]
 pub mod testing;
 mod tunnel;
+pub mod unread;
 pub mod wireguard;
 mod worker;
 
@@ -67,6 +70,7 @@ struct RunningTunnel {
     /// Size of the newest table.
     table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
+    unread: Option<unread::Meter>,
     paths: Arc<path_mtu::Paths>,
     persist: bool,
     /// The keeper of a WireGuard tunnel.
@@ -81,9 +85,11 @@ struct RunningTunnel {
 pub struct Chosen {
     /// The name that the kernel assigned to the TUN device.
     pub device: String,
-    /// Number of workers and of listening sockets. Also the number of queues, unless another one was
-    /// requested.
+    /// Number of workers and of listening sockets.
     pub workers: usize,
+    /// Packets that may wait in each queue of the device. The engine does not set this length: whoever
+    /// configures the device does.
+    pub queue_length: u32,
     /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.
@@ -156,9 +162,11 @@ impl Engine {
 
     /// Returns the current counters. Never stops a worker.
     pub fn status(&self) -> Status {
-        let tunnels =
-            self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages, t.paths.status())).collect();
-        Status { tunnels }
+        let read = |tunnel: &RunningTunnel| {
+            let unread = tunnel.unread.as_ref().map(unread::Meter::read).unwrap_or_default();
+            TunnelStatus::read(&tunnel.device, &tunnel.pages, tunnel.paths.status(), unread)
+        };
+        Status { tunnels: self.tunnels.iter().map(read).collect() }
     }
 
     /// Returns the notices that workers have sent since the last call.
@@ -185,6 +193,9 @@ impl Engine {
         for tunnel in &self.tunnels {
             if let Some(keeper) = &tunnel.keeper {
                 keeper.stop();
+            }
+            if let Some(unread) = &tunnel.unread {
+                unread.stop();
             }
             tunnel.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
         }

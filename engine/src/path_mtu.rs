@@ -9,7 +9,7 @@
 //! The sockets ignore what the kernel has learned, because the kernel believes messages that anyone can send.
 //! See docs/decisions/0021-path-mtu.md.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,16 +19,19 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use io::too_big::{ROOM, TooBigSocket};
 use io::{Waiter, Waker};
-use path::quote::{self, Own};
-use path::{Fib, Format, PathEnd, PeerId, WorkerIndex};
+use path::quote::{self, Own, Whose};
+use path::{Fib, PathEnd, PeerId, WorkerIndex};
 
 use crate::event::{self, Event, Notifier};
 use crate::status::PathStatus;
+use crate::wireguard::Established;
 
 /// How long a limit is kept (RFC 1191 section 6.3, RFC 8201 section 4).
 const AGE: Duration = Duration::from_secs(600);
 /// Minimum interval between questions for the route to one peer.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum questions of all peers in that interval.
+const QUESTIONS: usize = 256;
 /// Messages that are judged per [`PAUSE`]. Whoever guesses what a message must quote gets few attempts.
 const MESSAGES: usize = 16;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -126,6 +129,8 @@ pub(crate) struct Watched {
     pub(crate) own: Own,
     /// Whether the tunnel sends over IPv4 and IPv6 in a way that ICMP messages concern it.
     pub(crate) families: [bool; 2],
+    /// The sessions of a WireGuard tunnel.
+    pub(crate) established: Option<Established>,
     pub(crate) notifier: Notifier,
 }
 
@@ -188,7 +193,7 @@ impl Learner {
     ) -> std::io::Result<LearnerHandle> {
         let Learner { sockets, mut waiter, refused: (_, refused) } = self;
         let waker = waiter.waker();
-        let mut asked = HashMap::new();
+        let mut asked = Asked { since: Instant::now(), ends: HashSet::new() };
         let run = move || {
             let mut timeout = None;
             // Whether more messages may be waiting; the waiter reports only new ones.
@@ -252,23 +257,41 @@ fn judge_some(sockets: &[TooBigSocket], tunnels: &[Watched]) -> bool {
 fn believe(tunnel: &Watched, message: &[u8], v6: bool) -> bool {
     let table = tunnel.paths.table();
     let Some(announcement) = quote::judge(message, v6, &table, &tunnel.own) else { return false };
+    let end = match announcement.whose {
+        Whose::Path(end) => end,
+        Whose::Session(index) => match tunnel.established.as_ref().and_then(|all| all.peer(index)) {
+            Some(peer) => PathEnd::Peer(peer),
+            None => return false,
+        },
+    };
     tunnel.paths.believed.fetch_add(1, Ordering::Relaxed);
-    learn(tunnel, announcement.end, announcement.limit);
+    learn(tunnel, end, announcement.limit);
     true
 }
 
+/// The peers whose routes were asked for since a moment.
+struct Asked {
+    since: Instant,
+    ends: HashSet<(usize, PathEnd)>,
+}
+
+impl Asked {
+    /// Whether the route to a peer of this tunnel may be asked for. If so, it is counted.
+    fn admits(&mut self, tunnel: usize, end: PathEnd, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= ASK_INTERVAL {
+            *self = Asked { since: now, ends: HashSet::new() };
+        }
+        self.ends.len() < QUESTIONS && self.ends.insert((tunnel, end))
+    }
+}
+
 /// Asks the kernel for the MTU of the route to a peer that refused datagrams.
-fn ask(tunnels: &[Watched], asked: &mut HashMap<(usize, PathEnd), Instant>, refused: &Refused) {
+fn ask(tunnels: &[Watched], asked: &mut Asked, refused: &Refused) {
     let Refused { tunnel, peer, to } = *refused;
     let Some(watched) = tunnels.get(tunnel) else { return };
     let table = watched.paths.table();
-    let end = match table.format() {
-        Format::Wireguard => PathEnd::Peer(peer),
-        _ => PathEnd::Remote(to.ip()),
-    };
-    let now = Instant::now();
-    asked.retain(|_, at| now.saturating_duration_since(*at) < ASK_INTERVAL);
-    if asked.insert((tunnel, end), now).is_some() {
+    let end = table.end_of(peer, to.ip());
+    if !asked.admits(tunnel, end, Instant::now()) {
         return;
     }
     if let Ok(Some(mtu)) = io::route::mtu(to.ip()) {
@@ -288,7 +311,7 @@ pub(crate) const NOBODY: WorkerIndex = WorkerIndex(0);
 
 #[cfg(test)]
 mod tests {
-    use path::{FibBuilder, PeerSpec};
+    use path::{FibBuilder, Format, PeerSpec};
 
     use super::*;
 
@@ -330,5 +353,15 @@ mod tests {
         assert!(paths.learn(end(1), 1200, start));
         paths.renew(&table(&[2]));
         assert!(paths.status().limits.is_empty(), "the peer is gone");
+    }
+    #[test]
+    fn routes_are_asked_for_once_a_second_each_and_a_limited_number_in_all() {
+        let start = Instant::now();
+        let mut asked = Asked { since: start, ends: HashSet::new() };
+        assert!(asked.admits(0, end(1), start) && asked.admits(1, end(1), start));
+        assert!(!asked.admits(0, end(1), start) && !asked.admits(0, end(1), start + ASK_INTERVAL / 2));
+        let flood = (0..10_000).filter(|id| asked.admits(2, PathEnd::Peer(PeerId(*id)), start));
+        assert_eq!(flood.count(), QUESTIONS - 2);
+        assert!(asked.admits(0, end(1), start + ASK_INTERVAL));
     }
 }

@@ -4,6 +4,7 @@
 use std::io::Result;
 use std::ops::Range;
 
+use io::overflow::Overflow;
 use io::udp::Features;
 use io::{PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Waiter, raw, udp};
 
@@ -41,6 +42,15 @@ impl Port {
             Port::Udp(port) => port.aside().map(Some),
             Port::UdpGroup(port) => port.aside().map(Some),
             Port::Raw(_) => Ok(None),
+        }
+    }
+
+    /// Returns a counter of what the port's receive buffers have no room for.
+    pub(crate) fn overflow(&self) -> std::result::Result<Overflow, io::Error> {
+        match self {
+            Port::Udp(port) => port.overflow(),
+            Port::UdpGroup(port) => port.overflow(),
+            Port::Raw(port) => port.overflow(),
         }
     }
 

@@ -11,6 +11,8 @@ use io::{Error, Waiter, files, tun};
 use path::quote::Own;
 use path::{Format, WorkerIndex};
 
+use crate::bounds::Bounds;
+use crate::clock::Clock;
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
@@ -18,6 +20,7 @@ use crate::path_mtu::{self, Hint, Learner, Paths, Watched};
 use crate::port::Port;
 use crate::status::Page;
 use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::unread::Meter;
 use crate::wireguard::crypt::Crypt;
 use crate::wireguard::{Settings, Shared, keeper};
 use crate::worker::{Wire, Worker};
@@ -67,9 +70,11 @@ pub(crate) fn start(config: &EngineConfig, tunnels: &[TunnelConfig]) -> Result<E
 fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -> Result<Engine, Error> {
     let (learner, note) = learner(tunnels)?;
     let mut opened = Vec::new();
+    let bounds = Bounds::new(config, tunnels, workers);
     let mut workers = workers;
     for tunnel in tunnels {
-        let mut one = OpenTunnel::open(config, tunnel, workers, note.is_none() && families(tunnel)[1])?;
+        let mut one =
+            OpenTunnel::open(config, tunnel, &bounds, workers, note.is_none() && families(tunnel)[1])?;
         // A device with few queues limits the workers of all tunnels: each worker owns a queue of every
         // device.
         workers = one.chosen.workers;
@@ -82,12 +87,13 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
     let (mut running, mut keepers, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
-        one.shrink(config, workers);
+        one.shrink(workers);
         let (running_tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
         watched.push(Watched {
             paths: Arc::clone(&running_tunnel.paths),
             own: own(tunnel, &running_tunnel.chosen),
             families: families(tunnel),
+            established: keeper.as_ref().map(|keeper| keeper.shared.established.clone()),
             notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
         });
         running.push(running_tunnel);
@@ -144,12 +150,11 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
 }
 
 /// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip
-/// sets DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the
-/// kernel.
+/// sets DF; other outer packets are fragmented on their way.
 fn families(tunnel: &TunnelConfig) -> [bool; 2] {
     let ipip = matches!(tunnel.format(), Format::Ipip(_));
     let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);
-    [ipip, ipv6 && matches!(tunnel.format(), Format::Vxlan(_) | Format::Udp)]
+    [ipip, ipv6 && !ipip]
 }
 
 fn own(tunnel: &TunnelConfig, chosen: &Chosen) -> Own {
@@ -182,6 +187,7 @@ fn distribute<'c>(
         }
         None => None,
     };
+    let unread = Meter::new(&one.chosen.device, &one.ports)?;
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for (number, queue) in one.queues.into_iter().enumerate() {
         queues[layout::owner(number, workers).place()].push(queue);
@@ -198,6 +204,7 @@ fn distribute<'c>(
             switches: one.chosen.features,
             notifier: Notifier { tunnel: index, worker, sender: sender.clone() },
             sealing,
+            clock: Clock::start(),
         };
         share.ports.push((index, port));
         share.tunnels.push(Tunnel::new(queues, parts));
@@ -208,6 +215,7 @@ fn distribute<'c>(
         publisher,
         table_bytes: AtomicUsize::new(tunnel.table.bytes()),
         pages,
+        unread,
         paths: Paths::new(Arc::clone(&tunnel.table)),
         persist: tunnel.persist,
         keeper: None,

@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use io::PortCounters;
 use path::{Counters, Direction, DropReason};
 
+use crate::unread::Unread;
+
 /// The names of one direction's counters, except the drops.
-const FLOW: [&str; 6] = ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies"];
+const FLOW: [&str; 7] =
+    ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies", "suppressed_replies"];
 const DIRECTIONS: [&str; 2] = ["egress", "ingress"];
 const PORTS: [&str; 2] = ["overlay", "underlay"];
 const LOOP: [&str; 4] = ["turns", "waits", "sleeps", "moderated"];
@@ -84,8 +87,8 @@ pub fn names() -> impl Iterator<Item = String> {
     flows.chain(ports).chain(LOOP.into_iter().map(|name| format!("loop.{name}")))
 }
 
-fn flow_values(d: &Direction) -> [u64; 6] {
-    [d.packets, d.bytes, d.delivered, d.segments, d.summed_bytes, d.replies]
+fn flow_values(d: &Direction) -> [u64; 7] {
+    [d.packets, d.bytes, d.delivered, d.segments, d.summed_bytes, d.replies, d.suppressed_replies]
 }
 
 /// All counters of a running engine.
@@ -104,6 +107,8 @@ pub struct TunnelStatus {
     pub workers: Vec<Vec<(String, u64)>>,
     /// The peers' path MTUs.
     pub paths: PathStatus,
+    /// Packets that the kernel dropped before a worker read them.
+    pub unread: Unread,
 }
 
 /// What a tunnel has learned about the paths to its peers.
@@ -119,9 +124,9 @@ pub struct PathStatus {
 
 impl TunnelStatus {
     /// Reads the pages of a tunnel, one per worker.
-    pub fn read(device: &str, pages: &[Arc<Page>], paths: PathStatus) -> TunnelStatus {
+    pub fn read(device: &str, pages: &[Arc<Page>], paths: PathStatus, unread: Unread) -> TunnelStatus {
         let workers = pages.iter().map(|page| names().zip(page.load()).collect()).collect();
-        TunnelStatus { device: device.to_owned(), workers, paths }
+        TunnelStatus { device: device.to_owned(), workers, paths, unread }
     }
 
     /// Returns the sums over all workers, by name.
@@ -169,7 +174,12 @@ mod tests {
             &underlay,
             LoopCounters { turns: 6, waits: 7, sleeps: 8, moderated: 0 },
         );
-        let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page], PathStatus::default());
+        let status = TunnelStatus::read(
+            "flannel.1",
+            &[Arc::clone(&page), page],
+            PathStatus::default(),
+            Unread::default(),
+        );
         let nonzero: Vec<_> = status.totals().into_iter().filter(|(_, v)| *v != 0).collect();
         let expected = [
             ("egress.packets", 2),

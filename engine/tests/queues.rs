@@ -91,6 +91,41 @@ fn every_queue_of_a_worker_is_read_and_a_flow_is_written_to_one_of_them() {
     assert_eq!(worker.counter("overlay.reads") + worker.counter("overlay.writes"), 3 + u64::from(FLOWS) * 3);
 }
 
+#[test]
+fn a_full_queue_delays_the_others_by_a_quantum() {
+    /// As many packets as a queue may bring in a row, and as all queues may bring in a turn.
+    const QUANTUM: usize = 64;
+    const TURN: usize = 128;
+    let (full, full_pod) = memory::overlay();
+    let (other, other_pod) = memory::overlay();
+    let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
+    let remote = "192.0.2.2:8285".parse().unwrap();
+    // One source port, so that packets are sent in the order in which they were read.
+    let mut worker =
+        ByHand::new(vec![full, other], port, table(remote), MTU, 1, Switches::default()).unwrap();
+    let inject = |pod: &memory::OverlayHandle, port: u16| {
+        pod.inject(&[&[0; virtio::HEADER_LEN], &packet((NEAR, port), (FAR, 9))[..]].concat());
+    };
+    (0..3 * TURN).for_each(|_| inject(&full_pod, 1));
+    inject(&other_pod, 2);
+    worker.turn().unwrap();
+    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    assert_eq!(sent.len(), TURN, "a turn is bounded");
+    assert_eq!(sent.iter().position(|port| *port == 2), Some(QUANTUM));
+    // What is left is read in the next turns, without another report of the waiter.
+    (0..3).for_each(|_| worker.turn().unwrap());
+    assert_eq!(peer.collect().len(), 2 * TURN + 1);
+
+    // The next turn begins where the last one ended.
+    (0..2 * TURN).for_each(|_| inject(&full_pod, 1));
+    (0..2 * TURN).for_each(|_| inject(&other_pod, 2));
+    worker.rouse();
+    worker.turn().unwrap();
+    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    let of = |port: u16| sent.iter().filter(|sent| **sent == port).count();
+    assert_eq!((of(1), of(2)), (QUANTUM, QUANTUM), "each queue has its share of a turn");
+}
+
 /// Runs `test` on its own thread in its own network namespace, if that is permitted.
 fn in_scratch(test: impl FnOnce() + Send + 'static) {
     let body = move || match netns::enter_scratch() {
@@ -113,6 +148,7 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
         let config = EngineConfig {
             workers: 1,
             queues: 2,
+            memory: 0,
             pin: false,
             wait: WaitPolicy::default(),
             switches: Switches::default(),

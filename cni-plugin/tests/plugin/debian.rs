@@ -1,5 +1,6 @@
 //! Debian's `bridge` and `host-local` as delegates, with one namespace as the host and one as the pod.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -36,13 +37,39 @@ fn bridge_and_host_local_give_and_take_addresses() {
             assert_eq!(place.call("DEL", &config), Ok(String::new()));
             place.is_as_before();
         }
-        // Verbs newer than these plugins, while the namespace exists.
+        // A version newer than these plugins, while the namespace exists.
         place.call("ADD", &config).unwrap();
         config["cniVersion"] = "1.1.0".into();
         config["cni.dev/valid-attachments"] = json!([]);
-        for verb in ["STATUS", "GC"] {
-            place.call(verb, &config).unwrap();
+        for (verb, code) in [("STATUS", 50), ("ADD", 1)] {
+            let error = place.call(verb, &config).unwrap_err();
+            assert_eq!((&error["code"], &error["cniVersion"]), (&json!(code), &json!("1.1.0")), "{error}");
+            for words in ["bridge does not support CNI 1.1.0", "0.4.0, 1.0.0"] {
+                assert!(error.to_string().contains(words), "{error}");
+            }
         }
+        place.call("GC", &config).unwrap();
+        place.is_as_before();
+        for verb in ["ADD", "DEL"] {
+            let _ = place.call(verb, &config);
+            place.is_as_before();
+        }
+    }
+}
+
+/// As after a downgrade of the plugins, or with a state that an earlier release of loden left.
+#[test]
+fn what_bridge_and_host_local_do_not_support_is_deleted_in_a_version_that_they_do() {
+    for verb in ["DEL", "GC"] {
+        let Some(place) = Place::create("d", V4) else { return };
+        let mut config = place.config();
+        place.call("ADD", &config).unwrap();
+        let state = place.node.file("state/pod-1");
+        let saved = fs::read_to_string(&state).unwrap();
+        fs::write(&state, saved.replace(r#""cniVersion":"1.0.0""#, r#""cniVersion":"1.1.0""#)).unwrap();
+        config["cniVersion"] = "1.1.0".into();
+        config["cni.dev/valid-attachments"] = json!([]);
+        assert_eq!(place.call(verb, &config), Ok(String::new()));
         place.is_as_before();
     }
 }

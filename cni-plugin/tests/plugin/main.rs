@@ -5,7 +5,13 @@
 
 mod debian;
 mod disk;
+mod gc;
 mod hang;
+mod input;
+mod namespaces;
+mod odd_files;
+mod old_delegates;
+mod refused;
 
 use std::fs;
 use std::io::Write;
@@ -40,14 +46,33 @@ impl Node {
         self.place.path().join(name)
     }
 
-    /// Installs a delegate named `fake` that records each call, then runs `body`.
+    /// Installs a delegate named `fake` that supports all versions and records each call, then runs `body`.
     fn delegate(&self, body: &str) -> &Node {
+        self.delegate_of("0.1.0 0.2.0 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0", body)
+    }
+
+    /// Installs a delegate as [`Node::delegate`] does, that supports these versions and refuses others.
+    fn delegate_of(&self, versions: &str, body: &str) -> &Node {
+        let list = versions.replace(' ', r#"",""#);
+        let answer = format!(r#"{{"cniVersion":"1.0.0","supportedVersions":["{list}"]}}"#);
+        let refuse = format!(
+            r#"version=$(sed -n 's/.*"cniVersion":"\([^"]*\)".*/\1/p' {}.stdin)
+case " {versions} " in *" ${{version:-0.1.0}} "*) ;; *)
+    echo '{{"code": 1, "msg": "incompatible CNI versions"}}'; exit 1 ;;
+esac"#,
+            self.file("calls").display()
+        );
+        self.program(&format!("[ $CNI_COMMAND = VERSION ] && {{ echo '{answer}'; exit 0; }}"), &refuse, body)
+    }
+
+    /// Installs a delegate that runs `first`, records the call, and runs `check` and `body`.
+    fn program(&self, first: &str, check: &str, body: &str) -> &Node {
         let (calls, path) = (self.file("calls"), self.file("bin/fake"));
         let note = format!(
             "cat > {0}.stdin; echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $(cat {0}.stdin)\" >> {0}",
             calls.display()
         );
-        fs::write(&path, format!("#!/bin/sh\n{note}\n{body}\n")).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{first}\n{note}\n{check}\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         self
     }
@@ -208,7 +233,11 @@ fn a_daemon_that_is_not_ready_is_worth_another_try() {
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_M",
             "FLANNEL_MTU, FLANNEL_IPMASQ",
         ),
-        ("FLANNEL_MTU\n=\n\u{0}\u{1}", "FLANNEL_NETWORK"),
+        ("FLANNEL_MTU\n=\n\u{0}\u{1}", "line 1, FLANNEL_MTU"),
+        (&V4.replace("7.1/24", "7.1/99"), "FLANNEL_SUBNET: \"10.244.7.1/99\", expected an IPv4 CIDR"),
+        (&DUAL.replace("7.1/24", "7.1/99"), "FLANNEL_SUBNET: \"10.244.7.1/99\", expected an IPv4 CIDR"),
+        (&DUAL.replace("7.1/24", "7.1/24,10.244.8.1/24"), "FLANNEL_SUBNET has 2 subnets, expected one"),
+        (&V4.replace("0.0/16", "0.0/16,10.245.0.0/33"), "FLANNEL_NETWORK: \"10.245.0.0/33\""),
     ] {
         let node = Node::new(env);
         config["subnetFile"] = node.file("subnet.env").to_str().unwrap().into();
@@ -219,6 +248,28 @@ fn a_daemon_that_is_not_ready_is_worth_another_try() {
         }
         assert_eq!((node.calls().len(), node.states().len()), (0, 0));
     }
+}
+
+#[test]
+fn routes_that_cannot_be_read_are_an_error_before_anything_is_done() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.delegate(GOOD).run("ADD", &config).unwrap();
+    for routes in
+        [json!(["10.9.0.0/16"]), json!({"dst": "10.9.0.0/16"}), json!([{"dst": "10.9.0.0/16", "mtu": "x"}])]
+    {
+        config["ipam"] = json!({"routes": routes});
+        for (verb, code) in [("ADD", 7), ("STATUS", 50)] {
+            let error = node.run(verb, &config).unwrap_err();
+            assert_eq!(error["code"], code, "{error}");
+            assert!(error.to_string().contains("failed to read IPAM routes"), "{error}");
+        }
+    }
+    assert_eq!((node.calls().len(), node.states()), (1, vec!["pod-1".to_owned()]));
+    // A deletion needs none.
+    node.run("DEL", &config).unwrap();
+    assert_eq!(node.states(), [""; 0]);
 }
 
 #[test]

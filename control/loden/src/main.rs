@@ -13,7 +13,9 @@ use clap::Parser;
 use tracing::level_filters::LevelFilter;
 
 use self::command::install_cni::install_conf;
-use self::command::{cleanup, demo, doctor, install_cni, load, mk_docker_opts, run, status};
+use self::command::{
+    cleanup, demo, doctor, generate, install_cni, load, mk_docker_opts, run, status, version,
+};
 use self::flanneld::Request;
 use self::options::{Command, CommandLine};
 
@@ -51,6 +53,9 @@ fn main() -> ExitCode {
         Command::InstallCni(options) => install_cni::run(options),
         Command::InstallConf(options) => install_conf::run(options),
         Command::MkDockerOpts(options) => mk_docker_opts::run(options),
+        Command::Version(options) => version::run(*options),
+        Command::Completions(options) => generate::completions(*options),
+        Command::Manual(options) => generate::manual(options),
         Command::Load(options) => load::run(options),
     })
 }

@@ -14,6 +14,8 @@ use crate::plan::{Peer, Tunnel};
 
 /// The receiver of finished tables: the engine, or a test.
 pub trait Tables {
+    /// Returns the number of packets that may wait in each queue of a tunnel's device.
+    fn queue_length(&self, tunnel: usize) -> u32;
     /// Replaces the table of the tunnel with this index by `fib`.
     fn publish(&self, tunnel: usize, fib: Arc<Fib>);
     /// Replaces the peers of a tunnel that encrypts.
@@ -21,6 +23,10 @@ pub trait Tables {
 }
 
 impl Tables for engine::Engine {
+    fn queue_length(&self, tunnel: usize) -> u32 {
+        self.chosen().nth(tunnel).map_or(0, |chosen| chosen.queue_length)
+    }
+
     fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
         engine::Engine::publish(self, tunnel, &fib);
     }

@@ -21,11 +21,6 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use crate::netlink::{self, Netlink, NetlinkError, find_link, own_address};
 use crate::plan::Link;
 
-/// Number of packets that the kernel may hold for us in a TUN queue. The ring counts packets, not bytes, and
-/// drops when it is full; the default of 500 is 8 ms of 64-byte packets at 60,000 a second, less than one
-/// scheduling delay.
-pub const QUEUE_LENGTH: u32 = 10_000;
-
 /// A setting of a device under `/proc/sys/net`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -113,8 +108,9 @@ pub async fn observe(netlink: &Netlink, device: &str) -> Result<Option<Observed>
     Ok(Some(from_messages(device, &message, &addresses)))
 }
 
-/// Returns the changes that make the device match the plan, in the order in which to apply them.
-pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
+/// Returns the changes that make the device match the plan and have this queue length, in the order in which
+/// to apply them.
+pub fn diff(observed: &Observed, desired: &Link, queue_length: u32) -> Vec<Change> {
     let mut changes = Vec::new();
     // Comes first: setting the device up would generate an address.
     if observed.link_local {
@@ -126,8 +122,8 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
     if observed.mtu != mtu {
         changes.push(Change::Mtu(mtu));
     }
-    if observed.queue_length != QUEUE_LENGTH {
-        changes.push(Change::QueueLength(QUEUE_LENGTH));
+    if observed.queue_length != queue_length {
+        changes.push(Change::QueueLength(queue_length));
     }
     let leftovers = observed.addresses.iter().filter(|address| is_leftover(**address, desired));
     changes.extend(leftovers.copied().map(Change::Remove));
@@ -143,13 +139,18 @@ pub fn diff(observed: &Observed, desired: &Link) -> Vec<Change> {
 /// alias becomes `label`, by which a later daemon recognises the device as its own.
 ///
 /// Fails if the device is missing, since only the engine can create it.
-pub async fn apply(netlink: &Netlink, desired: &Link, label: &str) -> Result<(u32, usize), NetlinkError> {
+pub async fn apply(
+    netlink: &Netlink,
+    desired: &Link,
+    queue_length: u32,
+    label: &str,
+) -> Result<(u32, usize), NetlinkError> {
     let device = &desired.device;
     let Some(observed) = observe(netlink, device).await? else {
         return Err(gone(format!("configure {device}")));
     };
     let mut made = 0;
-    for change in &diff(&observed, desired) {
+    for change in &diff(&observed, desired, queue_length) {
         made += usize::from(make_change(netlink, device, observed.index, change).await?);
     }
     if observed.alias.as_deref() != Some(label) {

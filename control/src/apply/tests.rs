@@ -45,7 +45,10 @@ fn a_fresh_device_becomes_as_planned_and_stays() {
         );
         assert_eq!(world.shell("cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra"), "0");
         assert!(world.shell("ip link show flannel.1").contains("mtu 1450 qdisc"), "MTU");
-        assert!(world.shell("ip link show flannel.1").contains("qlen 10000"), "queue length");
+        for (device, length) in [("flannel.1", 700), ("flannel-v6.1", 300)] {
+            let link = world.shell(&format!("ip link show {device}"));
+            assert!(link.contains(&format!("qlen {length}")), "{link}");
+        }
         assert_eq!(world.published.lock().expect("lock").as_slice(), [(0, 2), (1, 2)]);
 
         let second = world.apply(&plan).await;
@@ -267,7 +270,7 @@ fn a_missing_device_is_reported_as_gone() {
         let plan = plan(&[2]);
         world.apply(&plan).await;
         world.shell("ip link del flannel.1");
-        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file(), "loden test");
+        let mut applier = Applier::new(world.netlink.clone(), disk(), world.subnet_file(), "loden test");
         let error = applier.apply(&plan, world).await.expect_err("no device");
         assert!(matches!(&error, ApplyError::DeviceGone(device) if device == DEVICE), "{error}");
     });
@@ -278,7 +281,7 @@ fn the_subnet_file_comes_last() {
     in_namespace(async |world| {
         let mut broken = plan(&[2]);
         broken.tunnels[1].link.device = "nosuch0".into();
-        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file(), "loden test");
+        let mut applier = Applier::new(world.netlink.clone(), disk(), world.subnet_file(), "loden test");
         applier.apply(&broken, world).await.expect_err("no such device");
         assert!(!world.subnet_file().exists(), "written before the device exists");
         assert!(world.published.lock().expect("lock").is_empty());
@@ -489,6 +492,10 @@ struct World {
 }
 
 impl Tables for World {
+    fn queue_length(&self, tunnel: usize) -> u32 {
+        [700, 300][tunnel]
+    }
+
     fn publish(&self, tunnel: usize, fib: Arc<Fib>) {
         self.published.lock().expect("lock").push((tunnel, fib.len()));
     }
@@ -561,6 +568,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             let config = io::tun::TunConfig {
                 name: name.into(),
                 queues: 1,
+                queue_bytes: 0,
                 offloads: Default::default(),
                 persist: false,
             };
@@ -570,7 +578,8 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
         runtime.block_on(async {
             let netlink = crate::netlink::Netlink::connect().expect("netlink");
             let directory = tempfile::tempdir().expect("directory");
-            let applier = Applier::new(netlink.clone(), directory.path().join("subnet.env"), "loden test");
+            let subnet_file = directory.path().join("subnet.env");
+            let applier = Applier::new(netlink.clone(), disk(), subnet_file, "loden test");
             let world = World { netlink, directory, applier: applier.into(), published: Mutex::default() };
             test(&world).await;
         });
@@ -580,4 +589,8 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+fn disk() -> crate::persist::disk::Disk {
+    crate::persist::disk::Disk::start().expect("a thread")
 }

@@ -7,6 +7,7 @@ use super::error::DaemonError;
 use super::{look, traffic};
 use crate::apply::takeover::{self, Found};
 use crate::netlink::Netlink;
+use crate::persist::disk;
 use crate::persist::remembered::Remembered;
 use crate::persist::wireguard_key;
 use crate::plan::{self, Context, Identity, Outline};
@@ -35,7 +36,8 @@ pub(super) async fn collect(
     let private_key = match &config.backend {
         Backend::Wireguard(_) => {
             let path = wireguard_key::path(|name| std::env::var_os(name));
-            Some(wireguard_key::load(&path, rand::random)?)
+            let load = move || wireguard_key::load(&path, rand::random);
+            Some(disk::once(load).await.map_err(DaemonError::Files)??)
         }
         _ => None,
     };

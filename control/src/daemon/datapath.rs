@@ -29,6 +29,7 @@ pub(super) fn open(
     let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
         queues: 0,
+        memory: settings.workers.queue_memory.unwrap_or(0),
         pin: settings.workers.pin,
         wait: settings
             .workers

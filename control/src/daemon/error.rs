@@ -88,6 +88,12 @@ pub enum DaemonError {
         /// The reason.
         why: String,
     },
+    /// The thread for files cannot be started.
+    #[error("cannot start a thread: {0}; check the limit on processes (ulimit -u, pids.max)")]
+    Disk(#[source] io::Error),
+    /// A file cannot be read in time.
+    #[error("cannot read the private key: {0}; check the mounts of this host")]
+    Files(#[source] io::Error),
     /// A task that runs as long as the daemon ended on its own.
     #[error("{what} ended; restart the daemon")]
     TaskEnded {

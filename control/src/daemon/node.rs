@@ -1,7 +1,8 @@
 //! A node that forwards: its parts, and the loop that carries out what the reconciler decides.
 
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -9,6 +10,7 @@ use store::{Event, Store, Watch};
 use tokio::signal::unix::Signal;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::endpoints::Disks;
 use super::error::DaemonError;
 use super::host::Host;
 use super::look;
@@ -55,7 +57,9 @@ pub(super) struct Node<'a> {
     pub(super) started: Instant,
     /// Tells the store that this node is ready, until that is done.
     pub(super) announcement: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    pub(super) counters_file: Option<CountersFile>,
+    pub(super) counters_file: Option<Arc<Mutex<CountersFile>>>,
+    /// Does all work on files.
+    pub(super) disks: Disks,
     /// The rules stay in place as long as this does.
     pub(super) rules: Keeper,
     /// Removed with the node.
@@ -106,7 +110,7 @@ impl Node<'_> {
                 }
                 () = done(&mut self.announcement) => self.announcement = None,
                 () = next_action => {}
-                _ = tick.tick() => self.tick()?,
+                _ = tick.tick() => self.tick().await?,
                 _ = log_counters.recv() => counters_file::log(self.host.engine()),
             }
         }
@@ -209,17 +213,26 @@ impl Node<'_> {
         self.announcement = Some(Box::pin(async move { wait_for_store::announce_ready(&store).await }));
     }
 
-    fn tick(&mut self) -> Result<(), DaemonError> {
+    async fn tick(&mut self) -> Result<(), DaemonError> {
         self.check_tasks()?;
         self.announce_if_ready();
         for notice in self.host.engine().notices() {
             report::report_notice(self.host.plan(), notice)?;
         }
         // Nobody reports changes of a file.
-        if !subnet_file::is_written(&self.settings.subnet_file, &self.host.plan().subnet_env) {
+        let (path, content) = (self.settings.subnet_file.clone(), self.host.plan().subnet_env.clone());
+        let look = move || subnet_file::is_written(&path, &content);
+        let is_written = self.disks.subnet_file.run(look).await.unwrap_or_default();
+        let state = self.memory.path().map(Path::to_owned);
+        let look = move || state.is_none_or(|state| state.exists());
+        let is_remembered = self.disks.run_dir.run(look).await.unwrap_or(true);
+        if !is_written {
             self.reconciler.handle_difference(now());
         }
-        self.write_counters();
+        if !is_remembered {
+            self.remember();
+        }
+        self.write_counters().await;
         let inputs = self.reconciler.inputs();
         let position = inputs.position(self.watch.position());
         self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.lasting(), position);
@@ -245,16 +258,20 @@ impl Node<'_> {
         self.memory.keep(self.host.plan(), inputs.own(), inputs.lasting(), position);
     }
 
-    fn write_counters(&mut self) {
-        let Some(file) = &mut self.counters_file else { return };
-        if let Err(error) = file.write(self.host.engine()) {
-            self.report.report_counters(file.path(), &error);
+    async fn write_counters(&mut self) {
+        let (Some(file), Some(path)) = (self.counters_file.clone(), &self.settings.counters_file) else {
+            return;
+        };
+        let engine = Arc::clone(self.host.engine());
+        let write = move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&engine);
+        if let Err(error) = self.disks.counters.run(write).await.flatten() {
+            self.report.report_counters(path, &error);
         }
     }
 
     /// Stops the workers. What the node has made stays.
     pub(super) async fn stop(mut self) {
-        self.write_counters();
+        self.write_counters().await;
         self.remember();
         // The rules themselves stay, as in flannel.
         drop(self.rules);

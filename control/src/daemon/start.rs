@@ -9,7 +9,7 @@
 //! the tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if
 //! it says something else, the node starts again from the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use engine::Engine;
@@ -32,7 +32,9 @@ use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
 use crate::apply::subnet_file;
 use crate::netlink::{Changes, Netlink};
+use crate::persist::disk;
 use crate::persist::remembered::{Past, Remembered};
+use crate::persist::state_file::StateFile;
 use crate::plan::{self, Context, Outline};
 use crate::serve::board::Board;
 use crate::serve::counters_file::CountersFile;
@@ -55,16 +57,33 @@ pub(super) async fn start<'a>(
     endpoints: &'a Endpoints,
     from: Origin,
 ) -> Result<Node<'a>, DaemonError> {
+    let path = settings.subnet_file.clone();
+    let recorded = disk::once(move || subnet_file::previous(&path)).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the previous subnet file; ignoring it");
+        None
+    });
+    let (file, known, there) = (endpoints.state_file(), settings.clone(), recorded.clone());
+    let remember = move || {
+        let memory = Remembered::open(file, &known);
+        let past = memory.past(&known, there.as_ref(), node::now().unix);
+        (memory, past)
+    };
+    let (memory, past) = match disk::once(remember).await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(%error, "state file of the previous run ignored");
+            (Remembered::open(StateFile::new(None, None), settings), None)
+        }
+    };
     let mut beginning = Beginning {
         settings,
         endpoints,
-        recorded: subnet_file::previous(&settings.subnet_file),
+        recorded,
         netlink: Netlink::connect()?,
         changes: Changes::listen()?,
         store: Store::open(settings.store.clone()).await?,
-        memory: Remembered::open(endpoints.state_file(), settings),
+        memory,
     };
-    let past = beginning.memory.past(settings, beginning.recorded.as_ref(), node::now().unix);
     if let Some(past) = past.as_ref().filter(|_| from == Origin::Memory) {
         match beginning.resume(past).await {
             Ok(Some(standing)) => return beginning.finish(standing).await,
@@ -204,9 +223,16 @@ impl<'a> Beginning<'a> {
                 .await?;
         board.set_plan(&plan);
         board.set_store_health(watch.health());
-        let (host, applied) =
-            Host::new(netlink, settings.subnet_file.clone(), &endpoints.label(), engine, numbers, plan)
-                .await?;
+        let (host, applied) = Host::new(
+            netlink,
+            endpoints.disks.subnet_file.clone(),
+            settings.subnet_file.clone(),
+            &endpoints.label(),
+            engine,
+            numbers,
+            plan,
+        )
+        .await?;
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
         let sockets = control_sockets(context, &board)?;
@@ -228,7 +254,11 @@ impl<'a> Beginning<'a> {
             is_ready: false,
             started: Instant::now(),
             announcement: None,
-            counters_file: settings.counters_file.clone().map(CountersFile::new),
+            counters_file: settings
+                .counters_file
+                .clone()
+                .map(|path| Arc::new(Mutex::new(CountersFile::new(path)))),
+            disks: endpoints.disks.clone(),
             rules,
             sockets,
         };

@@ -21,7 +21,8 @@ pub(super) struct StoreRequest {
 impl StoreRequest {
     /// Starts a request in the place of one under way.
     pub(super) fn start(&mut self, request: Request, store: &Store, board: &Arc<Board>, settings: &Settings) {
-        let (store, board, settings) = (store.clone(), Arc::clone(board), settings.clone());
+        let (store, board) = (store.clone(), Arc::clone(board));
+        let settings = settings.clone();
         self.request = Some(Box::pin(carry_out(request, store, board, settings)));
     }
 

@@ -9,7 +9,8 @@ use model::net_config::NetConfig;
 use tokio::time::sleep;
 
 use super::error::DaemonError;
-use crate::settings::Settings;
+use crate::persist::disk;
+use crate::settings::{NetConfigFileError, Settings};
 use store::{Owned, Store, StoreError, Wish};
 
 /// The time between two attempts, as in flannel.
@@ -38,7 +39,10 @@ pub(super) async fn network_config(
     settings: &Settings,
     trust: Trust,
 ) -> Result<(String, NetConfig), DaemonError> {
-    let given = settings.net_config_text()?;
+    let known = settings.clone();
+    let given = disk::once(move || known.net_config_text())
+        .await
+        .unwrap_or_else(|error| Err(NetConfigFileError::unanswered(settings, error)))?;
     let mut patience = Patience::default();
     let network = loop {
         match store.network(given.as_deref()).await {

@@ -7,12 +7,14 @@
 //! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::SUBNET_FILE;
+use nix::libc::O_NONBLOCK;
+use store::regular;
 
 use crate::persist::atomic_file::parent;
 use crate::settings::Settings;
@@ -57,7 +59,7 @@ pub struct Instance {
 #[derive(Debug)]
 pub struct Lock {
     // Closing the file releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl Instance {
@@ -71,21 +73,24 @@ impl Instance {
         Ok(Instance { name: name.to_owned(), directory: directory.to_owned(), lasting: directory.to_owned() })
     }
 
-    /// Returns the instance of the daemon with these settings. The default name is derived from the subnet
-    /// file, which differs between the daemons of one host.
+    /// Returns the instance of the daemon with these settings, with its state file where that lasts.
     pub fn of(settings: &Settings) -> Result<Instance, InstanceError> {
+        let mut instance = Instance::named(settings)?;
+        let beside = parent(&settings.subnet_file);
+        if ends_with_the_container(&settings.run_dir, beside, |path| Some(path.metadata().ok()?.dev())) {
+            instance.lasting = beside.to_owned();
+        }
+        Ok(instance)
+    }
+
+    /// Returns the instance of the daemon with these settings, with all files in the run directory. The default
+    /// name is derived from the subnet file, which differs between the daemons of one host.
+    pub fn named(settings: &Settings) -> Result<Instance, InstanceError> {
         let name = match &settings.instance {
             Some(name) => name.clone(),
             None => name_for(&settings.subnet_file),
         };
-        let mut instance = Instance::new(&name, &settings.run_dir)?;
-        let beside = parent(&settings.subnet_file);
-        if ends_with_the_container(settings.run_dir.as_path(), beside, |path| {
-            Some(path.metadata().ok()?.dev())
-        }) {
-            instance.lasting = beside.to_owned();
-        }
-        Ok(instance)
+        Instance::new(&name, &settings.run_dir)
     }
 
     /// Lists every instance that has a socket or a state file in `directory`, sorted by name.
@@ -129,6 +134,14 @@ impl Instance {
         [self.socket(), self.state(), self.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
     }
 
+    /// Tells whether the lock is still that of the lock file, so that it keeps others out.
+    pub fn is_locked_by(&self, lock: &Lock) -> bool {
+        let identity = |file: &Metadata| (file.dev(), file.ino());
+        let ours = lock.file.metadata().map(|file| identity(&file));
+        let there = fs::symlink_metadata(self.lock_file()).map(|file| identity(&file));
+        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+    }
+
     /// Creates the directory of the files.
     pub fn make_directory(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)
@@ -143,7 +156,9 @@ impl Instance {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
+                .custom_flags(O_NONBLOCK)
                 .open(self.lock_file())
+                .and_then(|file| regular::check(&file.metadata()?).map(|()| file))
         };
         let mut file = match open() {
             Ok(file) => file,
@@ -163,7 +178,7 @@ impl Instance {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Ok(Lock { _file: file }))
+        Ok(Ok(Lock { file }))
     }
 
     fn file(&self, kind: &str) -> PathBuf {

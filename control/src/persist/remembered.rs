@@ -1,6 +1,6 @@
 //! What a daemon records for its next run, and when.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,6 +186,11 @@ impl Remembered {
         self.written = Some((Arc::clone(plan), Instant::now()));
     }
 
+    /// Returns the file's path, if there is to be one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.path()
+    }
+
     /// Writes the current state to the file if the plan has changed and the last write is long enough ago.
     pub fn keep_sometimes<'a>(
         &mut self,
@@ -253,7 +258,7 @@ mod tests {
         ];
         for (what, state, net_config, expected) in cases {
             let settings = Settings { net_config, ..Settings::default() };
-            let memory = Remembered { state, ..Remembered::open(StateFile::new(None), &settings) };
+            let memory = Remembered { state, ..Remembered::open(StateFile::new(None, None), &settings) };
             assert_eq!(memory.past(&settings, None, NOW).is_some(), expected, "{what}");
         }
     }
@@ -285,7 +290,7 @@ mod tests {
             (&other, CONFIG, false),
         ] {
             let state = kept(&Settings::default()).state;
-            let mut memory = Remembered { state, ..Remembered::open(StateFile::new(None), settings) };
+            let mut memory = Remembered { state, ..Remembered::open(StateFile::new(None, None), settings) };
             memory.set_config(text.to_owned());
             assert_eq!(memory.own(NOW).is_some(), known, "{text}");
         }
@@ -327,13 +332,13 @@ mod tests {
             subnet_file: Some(FileRecord { path: "/run/subnet.env".into(), text: text.to_owned() }),
             ..State::default()
         };
-        Remembered { state, ..Remembered::open(StateFile::new(None), settings) }
+        Remembered { state, ..Remembered::open(StateFile::new(None, None), settings) }
     }
 
     /// Under a supervisor each of two daemons with one address would take the lease from the other at once.
     #[test]
     fn each_eviction_in_a_row_is_followed_by_a_longer_wait() {
-        let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
+        let mut memory = Remembered::open(StateFile::new(None, None), &Settings::default());
         assert_eq!(memory.back_off(NOW), Duration::ZERO);
         let mut now = NOW;
         for wait in [10, 20, 40, 80, 160, 320, 600, 600] {
@@ -349,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_self_test_is_valid_for_one_boot_and_one_set_of_features() {
-        let mut memory = Remembered::open(StateFile::new(None), &Settings::default());
+        let mut memory = Remembered::open(StateFile::new(None, None), &Settings::default());
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(memory.tested(&[]), None);
         memory.set_tested(&names(&["tso"]), names(&["tso", "uso"]));

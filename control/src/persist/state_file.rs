@@ -5,17 +5,20 @@
 //! answered, and `loden cleanup` knows what to remove. The file is on a memory filesystem and has no meaning
 //! after a reboot; an unreadable file is treated as a missing one.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
-use store::{Owned, Place, Position};
+use store::{Owned, Place, Position, regular};
 use wire::addr::Mac;
 
+use super::{atomic_file, disk::Disk};
 use crate::plan::{Identity, Plan};
 
 /// Maximum size of the file, more than 10,000 leases take.
@@ -137,9 +140,10 @@ pub struct LeaseRecord {
 pub struct StateFile {
     /// `None` if the file cannot be written.
     path: Option<PathBuf>,
+    disk: Option<Disk>,
     /// Digest of the written text, which takes two megabytes for ten thousand leases.
-    written: Option<u64>,
-    complained: bool,
+    written: Arc<Mutex<Option<u64>>>,
+    complained: Arc<AtomicBool>,
 }
 
 impl State {
@@ -232,9 +236,14 @@ impl LeaseRecord {
 }
 
 impl StateFile {
-    /// Returns the file at `path`; without a path, nothing is kept.
-    pub fn new(path: Option<PathBuf>) -> StateFile {
-        StateFile { path, written: None, complained: false }
+    /// Returns the file at `path`, which `disk` writes beside the caller; without a path, nothing is kept.
+    pub fn new(path: Option<PathBuf>, disk: Option<Disk>) -> StateFile {
+        StateFile { path, disk, written: Arc::default(), complained: Arc::default() }
+    }
+
+    /// Returns the path; `None` if nothing is kept.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Reads the state of the previous run. An unreadable file gives an empty state and a warning.
@@ -249,39 +258,55 @@ impl StateFile {
         }
     }
 
-    /// Replaces the file, unless it has this content. Only the first failure is logged: the daemon works
-    /// without.
-    pub fn write(&mut self, state: State) {
-        let Some(path) = &self.path else { return };
-        let state = State { version: VERSION, pid: std::process::id(), ..state };
-        let result = serde_json::to_string(&state).map_err(io::Error::from).and_then(|text| {
-            let mut hasher = DefaultHasher::new();
-            text.hash(&mut hasher);
-            let digest = Some(hasher.finish());
-            if digest != self.written {
-                replace(path, &text)?;
-                self.written = digest;
+    /// Replaces the file, unless it was written with this content and is still there. Only the first failure
+    /// is logged: the daemon works without.
+    pub fn write(&self, state: State) {
+        let Some(path) = self.path.clone() else { return };
+        let (written, complained) = (Arc::clone(&self.written), Arc::clone(&self.complained));
+        let work = move || {
+            // Only this work takes the lock, which it may hold for as long as a filesystem hangs.
+            let mut digest = written.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = write(&path, state, &mut digest) {
+                complain(&complained, &path, &error);
             }
-            Ok(())
-        });
-        if let Err(error) = result
-            && !std::mem::replace(&mut self.complained, true)
-        {
-            let path = path.display();
-            tracing::warn!(%path, %error, "cannot write the state file; a restart will start from the store");
+        };
+        match &self.disk {
+            None => work(),
+            Some(disk) => {
+                if let (Err(error), Some(path)) = (disk.post(work), &self.path) {
+                    complain(&self.complained, path, &error);
+                }
+            }
         }
+    }
+}
+
+fn write(path: &Path, state: State, written: &mut Option<u64>) -> io::Result<()> {
+    let text = serde_json::to_string(&State { version: VERSION, pid: std::process::id(), ..state })?;
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let digest = Some(hasher.finish());
+    if digest != *written || !path.exists() {
+        replace(path, &text)?;
+        *written = digest;
+    }
+    Ok(())
+}
+
+fn complain(complained: &AtomicBool, path: &Path, error: &io::Error) {
+    if !complained.swap(true, Ordering::Relaxed) {
+        let path = path.display();
+        tracing::warn!(%path, %error, "cannot write the state file; a restart will start from the store");
     }
 }
 
 /// Reads the state at `path`; `None` if there is no file.
 pub fn read(path: &Path) -> io::Result<Option<State>> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
+    let text = match regular::read_to_string(path, LARGEST) {
+        Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut text = String::new();
-    file.take(LARGEST).read_to_string(&mut text)?;
     let state: State = serde_json::from_str(&text)?;
     if state.version != VERSION {
         return Err(io::Error::other(format!(
@@ -294,8 +319,9 @@ pub fn read(path: &Path) -> io::Result<Option<State>> {
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".state.").tempfile_in(directory)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
+    // Whoever has removed it has not stopped the daemon.
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    let mut file = atomic_file::temporary(path)?;
     file.write_all(text.as_bytes())?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
@@ -303,6 +329,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -310,11 +338,11 @@ mod tests {
     fn the_file_is_private_and_read_back_as_written() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
-        let mut file = StateFile::new(Some(path.clone()));
+        let file = StateFile::new(Some(path.clone()), None);
         assert_eq!(file.read(), State::default());
         let state = sample();
         file.write(state.clone());
-        let back = StateFile::new(Some(path.clone())).read();
+        let back = StateFile::new(Some(path.clone()), None).read();
         assert_eq!(back, State { version: VERSION, pid: std::process::id(), ..state.clone() });
         assert_eq!(back.identity(), Some(identity()));
         assert_eq!(back.peers().len(), 1);
@@ -326,7 +354,7 @@ mod tests {
     fn invalid_files_are_ignored() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
-        let file = StateFile::new(Some(path.clone()));
+        let file = StateFile::new(Some(path.clone()), None);
         for text in
             ["", "{", "null", "[]", "{}", r#"{"version":2}"#, r#"{"version":1,"devices":7}"#, "\u{0}\u{1}"]
         {
@@ -339,8 +367,8 @@ mod tests {
         fs::create_dir(&path).expect("a directory in its place");
         assert_eq!(file.read(), State::default());
         // A write that fails is not an error either.
-        StateFile::new(Some(path)).write(sample());
-        StateFile::new(None).write(sample());
+        StateFile::new(Some(path), None).write(sample());
+        StateFile::new(None, None).write(sample());
     }
 
     #[test]
@@ -395,7 +423,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
         fs::write(&path, bytes).expect("write");
-        let state = StateFile::new(Some(path)).read();
+        let state = StateFile::new(Some(path), None).read();
         let _ = (state.identity(), state.peers());
     }
 

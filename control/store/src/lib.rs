@@ -35,6 +35,7 @@ pub mod aside;
 pub mod etcd;
 pub mod lease;
 pub mod memory;
+pub mod regular;
 pub mod sqlite;
 
 mod error;

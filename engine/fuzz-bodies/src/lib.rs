@@ -6,20 +6,28 @@
 
 #![allow(clippy::panic, reason = "a fuzz target fails by panicking")]
 
+mod crypt;
+mod input;
 mod packets;
 mod texts;
+mod tun;
 pub mod wireguard;
 
-pub use packets::{packets, virtio};
+pub use crypt::crypt;
+pub use packets::{ipip, packets, virtio};
 pub use texts::{control_socket, lease_value, net_conf, subnet_env, subnet_key};
+pub use tun::tun;
 pub use wireguard::wireguard;
 
 /// The name and body of a fuzz target.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("packets", packets),
+    ("ipip", ipip),
+    ("crypt", crypt),
+    ("tun", tun),
     ("virtio", virtio),
     ("net_conf", net_conf),
     ("subnet_env", subnet_env),

@@ -1,7 +1,9 @@
-//! A private network namespace for one thread, and the interface settings that kernel tests need in it.
+//! A private network namespace for one thread, the interface settings that kernel tests need in it, and the
+//! number by which the kernel tells namespaces apart.
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 
 use crate::Error;
 use crate::sys;
@@ -29,4 +31,32 @@ pub fn set_address(name: &str, address: Ipv4Addr, prefix_len: u8) -> io::Result<
     let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix_len.into())).unwrap_or(0);
     sys::set_interface_address(name, address)?;
     sys::set_interface_netmask(name, Ipv4Addr::from_bits(mask))
+}
+
+/// Returns the number of the socket's network namespace, which the kernel gives to no other namespace until
+/// the next boot, unlike an inode. Needs Linux 5.14.
+pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
+    sys::namespace_cookie(socket.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::scratch;
+
+    #[test]
+    fn each_namespace_has_its_own_cookie() {
+        let of_this_thread = || cookie(UnixDatagram::unbound().unwrap());
+        let Ok(here) = of_this_thread() else {
+            return scratch::missing("SO_NETNS_COOKIE (Linux 5.14)");
+        };
+        assert_eq!(of_this_thread().unwrap(), here);
+        scratch::run(move || {
+            let there = of_this_thread().unwrap();
+            assert_ne!(there, here);
+            assert_eq!(of_this_thread().unwrap(), there);
+        });
+    }
 }

@@ -119,7 +119,7 @@ pub fn af_xdp() -> Probe {
 /// Probes calling bpf(2).
 pub fn bpf() -> Probe {
     judge(
-        sys::bpf_array_map(),
+        sys::bpf_array(4, 1, 0).map(drop),
         "the kernel lacks bpf(2) (CONFIG_BPF_SYSCALL)",
         "bpf(2) needs CAP_BPF, or a seccomp filter blocks it",
     )
@@ -152,8 +152,13 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         return gap(&format!("not probed: {error}"));
     }
     let wanted = tun::Offloads { csum: true, tso: true, uso: true };
-    let config =
-        tun::TunConfig { name: "loden-probe".to_owned(), queues: 1, offloads: wanted, persist: false };
+    let config = tun::TunConfig {
+        name: "loden-probe".to_owned(),
+        queues: 1,
+        queue_bytes: 0,
+        offloads: wanted,
+        persist: false,
+    };
     match tun::open(&config) {
         Err(error) => {
             let create = refused(&error.cause, &error.to_string());

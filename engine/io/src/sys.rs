@@ -16,6 +16,7 @@ const TUNGETFEATURES: u32 = 0x8004_54cf;
 pub(crate) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNGETIFF: u32 = 0x8004_54d2;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const TUNSETFILTEREBPF: u32 = 0x8004_54e1;
 
 // linux/sockios.h
 const SIOCGIFFLAGS: u32 = 0x8913;
@@ -23,6 +24,9 @@ const SIOCSIFFLAGS: u32 = 0x8914;
 const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
 const SIOCETHTOOL: u32 = 0x8946;
+
+// asm-generic/socket.h
+const SO_NETNS_COOKIE: c_int = 71;
 
 /// The device node that creates TUN devices.
 pub(crate) const TUN_PATH: &std::ffi::CStr = c"/dev/net/tun";
@@ -49,6 +53,24 @@ pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
     // SAFETY: the descriptor is new, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// SO_NETNS_COOKIE (asm-generic/socket.h, since Linux 5.14): returns the number of the socket's network
+/// namespace.
+pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie: u64 = 0;
+    let mut length = mem::size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    })?;
+    Ok(cookie)
 }
 
 /// TUNSETIFF (linux/if_tun.h): attaches `fd` to device `name`, creating it if absent; returns its actual
@@ -94,6 +116,13 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, bits: u32) -> io::Result<()> {
 pub(crate) fn tun_set_persist(fd: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     // SAFETY: this request takes its argument by value and follows no pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST as _, libc::c_ulong::from(persist)) }).map(drop)
+}
+
+/// TUNSETFILTEREBPF (linux/if_tun.h): sets the program that decides which packets enter a queue, or none.
+pub(crate) fn tun_set_filter(fd: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let program: c_int = program.map_or(-1, |program| program.as_raw_fd());
+    // SAFETY: the kernel reads one int from `program`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETFILTEREBPF as _, &raw const program) }).map(drop)
 }
 
 /// SIOCGIFFLAGS (linux/sockios.h, linux/if.h): returns an interface's IFF_ flags, or `ENODEV` if it is
@@ -193,6 +222,26 @@ pub(crate) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
 }
 
+/// SO_MEMINFO (asm-generic/socket.h, Linux 4.12): returns how many packets a socket has dropped.
+pub(crate) fn socket_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // asm-generic/socket.h; linux/sock_diag.h.
+    const SO_MEMINFO: c_int = 55;
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut values = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut len = mem::size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `values`, and how many into `len`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(values[SK_MEMINFO_DROPS])
+}
+
 /// SO_ATTACH_FILTER with the classic BPF program `ret 0` (linux/filter.h): makes the socket drop every
 /// packet.
 pub(crate) fn attach_drop_all(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -231,18 +280,81 @@ pub(crate) fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()
         .map(drop)
 }
 
-/// bpf(2) (linux/bpf.h): creates and drops an array map of one element.
-pub(crate) fn bpf_array_map() -> io::Result<()> {
+/// Lets processes map an array (linux/bpf.h).
+pub(crate) const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// `struct bpf_insn` (linux/bpf.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BpfInstruction {
+    code: u8,
+    /// Two fields of four bits, whose order depends on the byte order.
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+impl BpfInstruction {
+    pub(crate) fn new(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> BpfInstruction {
+        let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+        BpfInstruction { code, registers, offset, immediate }
+    }
+}
+
+/// bpf(2) BPF_MAP_CREATE (linux/bpf.h): creates an array.
+pub(crate) fn bpf_array(value_size: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
     const BPF_MAP_CREATE: c_int = 0;
     const BPF_MAP_TYPE_ARRAY: u32 = 2;
     // union bpf_attr as BPF_MAP_CREATE reads it: map_type, key_size, value_size, max_entries, map_flags.
-    let attributes: [u32; 5] = [BPF_MAP_TYPE_ARRAY, 4, 4, 1, 0];
+    let attributes: [u32; 5] = [BPF_MAP_TYPE_ARRAY, 4, value_size, entries, flags];
     let len = mem::size_of_val(&attributes);
     // SAFETY: the kernel reads `len` bytes from `attributes`; the result is checked before use.
     let fd = check_long(unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attributes.as_ptr(), len) })?;
-    // SAFETY: the descriptor is new, so it has no other owner; dropping closes it.
-    drop(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
-    Ok(())
+    // SAFETY: the descriptor is new, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// bpf(2) BPF_PROG_LOAD (linux/bpf.h): loads a program of type BPF_PROG_TYPE_SOCKET_FILTER.
+pub(crate) fn bpf_socket_filter(program: &[BpfInstruction]) -> io::Result<OwnedFd> {
+    /// The beginning of union bpf_attr as BPF_PROG_LOAD reads it.
+    #[repr(C)]
+    struct Attributes {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    const BPF_PROG_LOAD: c_int = 5;
+    const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+    let attributes = Attributes {
+        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    let len = mem::size_of_val(&attributes);
+    // SAFETY: the kernel reads `len` bytes from `attributes`, and through it the program and a terminated
+    // string; the result is checked before use.
+    let fd = check_long(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, len) })?;
+    // SAFETY: the descriptor is new, so it has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// mmap(2): maps `len` bytes of `fd`, shared, readable and writable.
+pub(crate) fn map_shared(fd: BorrowedFd<'_>, len: usize) -> io::Result<std::ptr::NonNull<u8>> {
+    let (null, protection) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: the kernel chooses an unused range of addresses; the result is checked before use.
+    let memory = unsafe { libc::mmap(null, len, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    std::ptr::NonNull::new(memory.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// munmap(2): removes a mapping of [`map_shared`]. Nothing may refer to it anymore.
+pub(crate) fn unmap(memory: std::ptr::NonNull<u8>, len: usize) {
+    // SAFETY: only the owner of the mapping calls this, once, when it is dropped.
+    unsafe { libc::munmap(memory.as_ptr().cast(), len) };
 }
 
 /// io_uring_setup(2) (linux/io_uring.h): creates and drops a ring of one entry.

@@ -17,6 +17,8 @@ pub struct Direction {
     pub summed_bytes: u64,
     /// ICMP errors sent to pods.
     pub replies: u64,
+    /// ICMP errors to pods that were not sent, because there were too many.
+    pub suppressed_replies: u64,
     drops: [u64; DropReason::ALL.len()],
 }
 
@@ -29,6 +31,7 @@ impl Default for Direction {
             segments: 0,
             summed_bytes: 0,
             replies: 0,
+            suppressed_replies: 0,
             drops: [0; DropReason::ALL.len()],
         }
     }

@@ -12,14 +12,15 @@ use crate::counters::Direction;
 use crate::fib::{Fib, NextHop};
 use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
-use crate::offload::checksum;
+use crate::offload::checksum::{self, Sender, State};
 use crate::offload::fragment::{self, Whole};
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Destination, Outbox};
-use crate::reply::{self, Complaint};
+use crate::reply::{self, Complaint, Limiter};
 use crate::space::{bytes, bytes_mut};
 use crate::template::TEMPLATE_MAX;
 use crate::verdict::{DropReason, Verdict};
+use crate::wireguard::session::Millis;
 
 /// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
@@ -38,6 +39,8 @@ pub struct Bound<'f> {
     /// The size of the fragments that the packet, or each of its segments, is sent in.
     fragments: Option<u16>,
     open_checksum: Option<(u16, u16)>,
+    /// Whether the kernel has verified the checksum or leaves it to us.
+    vouched: bool,
 }
 
 impl Bound<'_> {
@@ -109,7 +112,8 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
-    Ok(Bound { peer, inner, at, cut, fragments, open_checksum })
+    let vouched = virtio.flags & (virtio::NEEDS_CSUM | virtio::DATA_VALID) != 0;
+    Ok(Bound { peer, inner, at, cut, fragments, open_checksum, vouched })
 }
 
 /// Makes a packet fit the path to its peer: TCP segments are cut smaller, and IPv4 packets that allow it are
@@ -139,8 +143,8 @@ fn shrink(
     if complaint.is_some() { Err(refusal) } else { Ok(Some(limit)) }
 }
 
-/// Cuts a super-packet, prepends the template and queues the datagrams. The caller has checked
-/// [`Outbox::has_room`].
+/// Cuts a super-packet, prepends the template and queues the datagrams. Drops a packet whose checksum is
+/// wrong: the far end would take it for verified. The caller has checked [`Outbox::has_room`].
 #[inline]
 pub fn queue(
     arena: &mut [u8],
@@ -158,6 +162,17 @@ pub fn queue(
         ecn: if peer.template.has_outer_header() { 0 } else { inner.ecn() },
     };
     let prefix = peer.template.len();
+    if !bound.vouched {
+        let packet = bytes(arena, &(bound.at..bound.at + inner.len as u32));
+        match checksum::verify(inner, packet, Sender::Completes, &mut counters.summed_bytes) {
+            // Segments get checksums that nobody could tell from the sender's.
+            Ok(State::Open | State::Unknown) if bound.cut.is_some() => {
+                return Verdict::Drop(DropReason::BadTransportChecksum);
+            }
+            Ok(_) => {}
+            Err(reason) => return Verdict::Drop(reason),
+        }
+    }
     if let Some(size) = bound.fragments {
         return queue_fragments(arena, bound, size, &destination, outbox, counters);
     }
@@ -262,7 +277,8 @@ impl From<DropReason> for Refusal {
     }
 }
 
-/// Queues the ICMP error for a refused packet, if one must be sent and the batch has room for it.
+/// Queues the ICMP error for a packet that was refused at `now`, if one must be sent, the limiter admits it
+/// and the batch has room for it.
 #[cold]
 pub fn refuse(
     arena: &mut [u8],
@@ -270,19 +286,25 @@ pub fn refuse(
     refusal: Refusal,
     fib: &Fib,
     outbox: &mut Outbox,
+    (limiter, now): (&mut Limiter, Millis),
 ) -> Verdict {
     let drop = Verdict::Drop(refusal.reason);
-    let Some(complaint) = refusal.complaint.filter(|_| outbox.has_room_for_reply()) else { return drop };
+    let Some(complaint) = refusal.complaint else { return drop };
     let mut reply = [0; reply::ROOM];
     let offender = bytes(arena, &(read.start + virtio::HEADER_LEN as u32..read.end));
+    let Ok(inner) = Inner::parse(offender) else { return drop };
     let len = reply::build(&mut reply[virtio::HEADER_LEN..], complaint, fib, offender);
     if len == 0 {
         return drop;
     }
+    let suppressed = Verdict::Suppressed(refusal.reason);
+    if !outbox.has_room_for_reply() || !limiter.admits(&inner, now) {
+        return suppressed;
+    }
     let len = virtio::HEADER_LEN + len;
-    let Some(span) = outbox.space.take(len) else { return drop };
+    let Some(span) = outbox.space.take(len) else { return suppressed };
     bytes_mut(arena, &span).copy_from_slice(&reply[..len]);
-    if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { drop }
+    if outbox.push_reply(span) { Verdict::Reply(refusal.reason) } else { suppressed }
 }
 
 /// Decrements the time to live or hop limit in place and returns the new value.

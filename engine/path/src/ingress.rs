@@ -10,7 +10,7 @@ use wire::{ipv4, ipv6};
 use crate::counters::Direction;
 use crate::fib::Fib;
 use crate::inner::{Inner, TCP};
-use crate::offload::checksum::{self, State};
+use crate::offload::checksum::{self, Sender, State};
 use crate::offload::coalesce::{Coalescer, SEGMENTS_MAX};
 use crate::offload::segment::SuperPacket;
 use crate::space::{bytes, bytes_mut};
@@ -36,12 +36,11 @@ pub fn ingress(
     let dubious = unsplit && fib.format().strip(bytes(arena, &(at + size..end))).is_ok();
     // A super-packet is dropped as a whole: a pod's payload is never parsed as datagrams.
     let size = if unsplit { len } else { size };
+    // Kernels do not send the udp format, and its programs read packets whose checksums are complete.
+    let sender = if fib.format().is_hop() { Sender::Completes } else { Sender::MayLeaveOpen };
     // An empty datagram still counts as one.
     for _ in 0..2 * SEGMENTS_MAX {
-        // A segment size from the kernel proves that it has verified a non-zero outer checksum: datagrams
-        // without one are never joined (net/ipv4/udp_offload.c, udp_gro_receive).
-        let verified = split != 0 && !unsplit;
-        let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, verified, ecn };
+        let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, sender, ecn };
         counters.packets += 1;
         match strip(arena, piece, fib, mtu, coalescer, counters) {
             Verdict::Drop(reason) => counters.drop(reason, 1),
@@ -55,8 +54,7 @@ pub fn ingress(
     counters.drop(DropReason::TooManySegments, 1);
 }
 
-/// Passes a decrypted packet from peer `from` to the coalescer. Only the peer can have sealed it, so its
-/// checksums are not verified; its source address must belong to the peer.
+/// Passes a decrypted packet from peer `from` to the coalescer. Its source address must belong to the peer.
 #[inline]
 pub fn opened(
     arena: &mut [u8],
@@ -68,7 +66,7 @@ pub fn opened(
     counters: &mut Direction,
 ) {
     let Received { at, len, ecn, .. } = packet;
-    let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, verified: true, ecn };
+    let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, sender: Sender::Completes, ecn };
     let verdict = match check(arena, &piece, fib, mtu, counters) {
         Ok(found) => {
             let Inner { v6, src, .. } = found.inner;
@@ -98,8 +96,7 @@ struct Piece {
     dubious: bool,
     /// The segment size that the kernel reported; 0 if it reported none.
     split: u16,
-    /// The kernel or the sealing has already verified the bytes.
-    verified: bool,
+    sender: Sender,
     ecn: u8,
 }
 
@@ -153,7 +150,7 @@ fn check(
     if fib.format().is_hop() {
         decrement_ttl(packet, &mut inner)?;
     }
-    let checksum = checksum::verify(&inner, packet, piece.verified, &mut counters.summed_bytes)?;
+    let checksum = checksum::verify(&inner, packet, piece.sender, &mut counters.summed_bytes)?;
     if piece.dubious {
         return Err(DropReason::Truncated);
     }

@@ -102,6 +102,12 @@ impl Inner {
         self.transport
     }
 
+    /// Whether the packet has IPv4 options or IPv6 extension headers.
+    #[inline]
+    pub fn has_more_headers(&self) -> bool {
+        self.transport != if self.v6 { ipv6::HEADER_LEN } else { ipv4::MIN_HEADER_LEN }
+    }
+
     /// Returns the ECN codepoint (RFC 3168 section 5).
     #[inline]
     pub fn ecn(&self) -> u8 {

@@ -12,6 +12,8 @@ pub enum Verdict {
     ToOverlay,
     /// Dropped for this reason, with an ICMP error to the pod.
     Reply(DropReason),
+    /// Dropped for this reason, without the ICMP error that its sender would get if there were fewer.
+    Suppressed(DropReason),
     /// Dropped for this reason.
     Drop(DropReason),
 }

@@ -8,8 +8,16 @@ use path::{Counters, DropReason, Verdict};
 use super::Tunnel;
 use crate::worker::Outlet;
 
-/// Maximum packets read from one queue per turn.
-const BUDGET: usize = 128;
+/// Maximum bytes read in one turn, beyond which only the packet that exceeds it is read. The ports and the
+/// other tunnels have to wait for that long.
+const TURN_BYTES: usize = 1 << 20;
+/// Maximum packets read in one turn.
+const TURN_PACKETS: usize = 128;
+/// Bytes that one queue may bring before it is the next queue's turn: two super-packets. A single packet in
+/// another queue thus waits for a quantum of each queue, not for all that they hold.
+const QUANTUM_BYTES: usize = 128 << 10;
+/// Packets that one queue may bring before it is the next queue's turn.
+const QUANTUM_PACKETS: usize = 64;
 /// Space for the largest packet that a TUN delivers, with its headers and the headroom.
 const READ_ROOM: usize = HEADROOM + wire::virtio::HEADER_LEN + 65_535;
 /// Space for headers of cut packets and for ICMP errors, more than any super-packet needs.
@@ -36,39 +44,54 @@ impl Buffers {
 }
 
 impl<O: Overlay> Tunnel<O> {
-    /// Sends what has waited, and forwards a batch from each queue that may have packets. Returns whether
-    /// there were any.
+    /// Sends what has waited, and forwards packets of all queues that may have some, a quantum of each queue
+    /// in turn. Returns whether there were any.
     #[inline]
     pub(crate) fn egress<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         self.sealing.send_waiting(&mut out, &mut self.counters);
-        let mut worked = false;
-        for queue in 0..self.queues.len() {
-            if self.queues[queue].ready {
-                worked |= self.egress_batch(queue, &mut out);
+        let mut pass = Pass { bytes: TURN_BYTES, packets: TURN_PACKETS, at: HEADERS, last: None };
+        let mut ready = self.queues.iter().filter(|queue| queue.ready).count();
+        let count = self.queues.len();
+        // Each pass reads something, so the budget ends this loop if the queues do not.
+        while ready > 0 && !pass.is_over() {
+            ready = 0;
+            for _ in 0..count {
+                let queue = self.next;
+                self.next = if queue + 1 == count { 0 } else { queue + 1 };
+                if self.queues[queue].ready {
+                    self.read_quantum(queue, &mut pass, &mut out);
+                    ready += usize::from(self.queues[queue].ready);
+                }
+                if pass.is_over() {
+                    break;
+                }
             }
         }
-        worked
+        if let Some(queue) = pass.last {
+            self.flush(queue, &mut out);
+        }
+        pass.last.is_some()
     }
 
-    fn egress_batch<U: Underlay>(&mut self, queue: usize, out: &mut Outlet<'_, U>) -> bool {
+    /// Forwards packets of one queue until it is empty or has had its share.
+    fn read_quantum<U: Underlay>(&mut self, queue: usize, pass: &mut Pass, out: &mut Outlet<'_, U>) {
         let full_batch = self.sealing.full_batch();
-        let mut worked = false;
-        let mut at = HEADERS;
-        for _ in 0..BUDGET {
-            if at + READ_ROOM > self.egress.arena.len() {
+        let mut bytes = QUANTUM_BYTES.min(pass.bytes);
+        for _ in 0..QUANTUM_PACKETS.min(pass.packets) {
+            if pass.at + READ_ROOM > self.egress.arena.len() {
                 self.flush(queue, out);
-                at = HEADERS;
+                pass.at = HEADERS;
             }
-            let Tunnel { queues, egress: Buffers { arena, outbox }, fib, sealing, counters, .. } = self;
+            let Tunnel { queues, egress, fib, sealing, counters, clock, replies, .. } = self;
+            let Buffers { arena, outbox } = egress;
             let overlay = &mut queues[queue].overlay;
-            let start = at + HEADROOM;
-            let Ok(len) = overlay.read(&mut arena[start..at + READ_ROOM]) else {
+            let start = pass.at + HEADROOM;
+            let Ok(len) = overlay.read(&mut arena[start..pass.at + READ_ROOM]) else {
                 queues[queue].ready = false;
-                break;
+                return;
             };
-            worked = true;
             let read = start as u32..(start + len) as u32;
-            at = (start + len).next_multiple_of(ALIGN);
+            pass.took(queue, start, len);
             counters.egress.packets += 1;
             counters.egress.bytes += len.saturating_sub(wire::virtio::HEADER_LEN) as u64;
             let fib = fib.current();
@@ -84,12 +107,16 @@ impl<O: Overlay> Tunnel<O> {
                         Verdict::Drop(DropReason::BadOffload)
                     }
                 }
-                Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox),
+                Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox, (replies, clock.now())),
             };
             match verdict {
                 Verdict::ToUnderlay(_) | Verdict::ToOverlay => {}
                 Verdict::Reply(reason) => {
                     counters.egress.replies += 1;
+                    counters.egress.drop(reason, 1);
+                }
+                Verdict::Suppressed(reason) => {
+                    counters.egress.suppressed_replies += 1;
                     counters.egress.drop(reason, 1);
                 }
                 Verdict::Drop(reason) => counters.egress.drop(reason, 1),
@@ -98,14 +125,40 @@ impl<O: Overlay> Tunnel<O> {
             if full >= full_batch {
                 self.sealing.send(full, &mut self.egress, out, &mut self.counters);
             }
+            bytes = bytes.saturating_sub(len);
+            if bytes == 0 {
+                return;
+            }
         }
-        self.flush(queue, out);
-        worked
     }
 
     fn flush<U: Underlay>(&mut self, queue: usize, out: &mut Outlet<'_, U>) {
         let Tunnel { queues, egress, sealing, counters, .. } = self;
         flush(&mut queues[queue].overlay, egress, sealing, out, counters);
+    }
+}
+
+/// What a turn may still read, and where to.
+struct Pass {
+    bytes: usize,
+    packets: usize,
+    /// Where the next packet begins in the arena.
+    at: usize,
+    /// The queue that the last packet came from.
+    last: Option<usize>,
+}
+
+impl Pass {
+    fn is_over(&self) -> bool {
+        self.bytes == 0 || self.packets == 0
+    }
+
+    /// Deducts a packet of `len` bytes that was read to `start`.
+    fn took(&mut self, queue: usize, start: usize, len: usize) {
+        self.at = (start + len).next_multiple_of(ALIGN);
+        self.bytes = self.bytes.saturating_sub(len);
+        self.packets -= 1;
+        self.last = Some(queue);
     }
 }
 

@@ -26,10 +26,6 @@ impl<O: Overlay> Tunnel<O> {
             sealing.receive(arena, *one, sink);
         }
         self.write_runs(arena);
-        // The pod's TCP responds within the write, so read its ACKs before asking the waiter.
-        if received.iter().any(|one| one.segment_size > 0) {
-            self.rouse();
-        }
     }
 
     /// Opens records that arrived at other workers, as if they had arrived here. Returns whether there were
@@ -91,7 +87,11 @@ impl<O: Overlay> Tunnel<O> {
         let mut joins = self.joins;
         for i in 0..coalescer.runs().len() {
             let run = &coalescer.runs()[i];
-            let Some(overlay) = choose(queues, run) else { break };
+            let Some(queue) = choose(queues, run) else { break };
+            // The pod's TCP responds to several segments within the write, so read its ACKs before asking the
+            // waiter.
+            queue.ready |= run.is_super();
+            let overlay = &mut queue.overlay;
             let cut = run.is_super() && !allowed(joins, run.is_tcp());
             if !cut {
                 match overlay.write(arena, run.spans()) {
@@ -132,12 +132,12 @@ impl<O: Overlay> Tunnel<O> {
 /// Selects the queue for a run. The TUN delivers a flow's replies on the queue that the flow was written to,
 /// so a flow keeps its queue.
 #[inline]
-fn choose<'q, O>(queues: &'q mut [Queue<O>], run: &Run) -> Option<&'q mut O> {
+fn choose<'q, O>(queues: &'q mut [Queue<O>], run: &Run) -> Option<&'q mut Queue<O>> {
     let index = match queues.len() {
         0 | 1 => 0,
         several => run.flow_hash() as usize % several,
     };
-    queues.get_mut(index).map(|queue| &mut queue.overlay)
+    queues.get_mut(index)
 }
 
 fn allowed(joins: Joins, tcp: bool) -> bool {

@@ -14,10 +14,12 @@ use std::io::Result;
 
 use io::{Overlay, PortCounters, Ready, Underlay, Waiter};
 use path::offload::coalesce::{Coalescer, Joins};
+use path::reply::Limiter;
 use path::{Counters, Fib};
 
 pub(crate) use self::ingress::ARENA_HEADERS;
 pub(crate) use self::sealing::Sealing;
+use crate::clock::Clock;
 use crate::config::Switches;
 use crate::event::{Event, Notifier};
 use crate::snapshot::Reader;
@@ -26,6 +28,8 @@ use crate::worker::Outlet;
 /// One worker's share of one tunnel.
 pub(crate) struct Tunnel<O> {
     queues: Vec<Queue<O>>,
+    /// The queue whose turn it is to be read first.
+    next: usize,
     fib: Reader<Fib>,
     mtu: u16,
     lanes: u16,
@@ -37,6 +41,8 @@ pub(crate) struct Tunnel<O> {
     /// Number of downgrades of the port that control has been notified of.
     downgrades: u64,
     sealing: Sealing,
+    clock: Clock,
+    replies: Limiter,
 }
 
 /// A queue of the overlay and its state.
@@ -55,15 +61,17 @@ pub(crate) struct Parts {
     pub(crate) switches: Switches,
     pub(crate) notifier: Notifier,
     pub(crate) sealing: Sealing,
+    pub(crate) clock: Clock,
 }
 
 impl<O: Overlay> Tunnel<O> {
     /// Creates a share that serves these queues.
     pub(crate) fn new(queues: Vec<O>, parts: Parts) -> Self {
-        let Parts { fib, mtu, lanes, switches, notifier, sealing } = parts;
+        let Parts { fib, mtu, lanes, switches, notifier, sealing, clock } = parts;
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
         Tunnel {
             queues: queues.into_iter().map(|overlay| Queue { overlay, ready: true, token: 0 }).collect(),
+            next: 0,
             fib,
             mtu,
             lanes,
@@ -74,6 +82,8 @@ impl<O: Overlay> Tunnel<O> {
             notifier,
             downgrades: 0,
             sealing,
+            clock,
+            replies: Limiter::new(),
         }
     }
 

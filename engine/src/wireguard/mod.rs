@@ -16,6 +16,7 @@
 mod awaited;
 mod budget;
 pub(crate) mod crypt;
+mod established;
 pub(crate) mod keeper;
 mod mail;
 
@@ -25,13 +26,14 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use path::PeerId;
-use path::wireguard::session::Millis;
 use path::wireguard::{Gate, PublicKey, SecretKey};
 
 use self::awaited::Awaited;
 use self::budget::Budget;
-pub(crate) use self::mail::Stray;
+pub(crate) use self::established::Established;
 use self::mail::{FromControl, FromWorker, Mailbox, Message};
+pub(crate) use self::mail::{Stray, ToWorker};
+use crate::clock::Clock;
 
 /// The settings of a WireGuard tunnel.
 #[derive(Clone, Debug)]
@@ -109,22 +111,6 @@ impl KeeperHandle {
     }
 }
 
-/// The clock of a tunnel: milliseconds since the tunnel was opened, never 0. It goes on while the machine is
-/// suspended, because the peers' clocks do, and no key may be used longer than it should.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Duration);
-
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock(io::clock::since_boot())
-    }
-
-    #[inline]
-    pub(crate) fn now(&self) -> Millis {
-        io::clock::since_boot().saturating_sub(self.0).as_millis() as Millis + 1
-    }
-}
-
 /// The state that a tunnel's workers and keeper share, created before their threads start.
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -139,6 +125,7 @@ pub(crate) struct Shared {
     /// The memory for strays.
     pub(crate) astray: Budget,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) established: Established,
 }
 
 /// Capacity of each of the keeper's channels from workers. Further messages are dropped and counted by the
@@ -155,17 +142,31 @@ const STRAY_BYTES: usize = 4 << 20;
 
 impl Shared {
     pub(crate) fn new(workers: usize, settings: &Settings) -> Shared {
+        let gate = Gate::new(&settings.private.public());
+        let cookies = crossbeam_channel::bounded(COOKIES);
+        Shared { cookies, ..Shared::with_bounds(workers, gate, WAITING, WAITING_BYTES, STRAY_BYTES) }
+    }
+
+    /// Creates the state with channels of this capacity, and this much memory for waiting packets and strays.
+    pub(crate) fn with_bounds(
+        workers: usize,
+        gate: Gate,
+        capacity: usize,
+        waiting: usize,
+        astray: usize,
+    ) -> Shared {
         Shared {
             clock: Clock::start(),
-            gate: Gate::new(&settings.private.public()),
-            from_worker: crossbeam_channel::bounded(WAITING),
-            handshakes: crossbeam_channel::bounded(WAITING),
-            cookies: crossbeam_channel::bounded(COOKIES),
+            gate,
+            from_worker: crossbeam_channel::bounded(capacity),
+            handshakes: crossbeam_channel::bounded(capacity),
+            cookies: crossbeam_channel::bounded(capacity),
             awaited: Arc::new(Awaited::new()),
-            strays: crossbeam_channel::bounded(WAITING),
-            waiting: Budget::new(WAITING_BYTES),
-            astray: Budget::new(STRAY_BYTES),
+            strays: crossbeam_channel::bounded(capacity),
+            waiting: Budget::new(waiting),
+            astray: Budget::new(astray),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
+            established: Established::default(),
         }
     }
 }

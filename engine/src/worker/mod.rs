@@ -83,23 +83,22 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             self.idle_since = None;
             self.publish();
         }
-        // Pause only if nothing is waiting to be read.
         let pending = self.wire.is_ready() || self.tunnels.iter().any(Tunnel::is_ready);
-        if !pending && !self.policy.moderate.is_zero() && self.moved() - before >= BULK {
-            self.moderate();
-            return Ok(());
+        let bulk = self.moved() - before >= BULK;
+        // Pause only if nothing is waiting to be read.
+        if !pending && bulk && !self.policy.moderate.is_zero() {
+            return self.moderate();
         }
-        self.wait(pending)
+        self.wait(pending, bulk)
     }
 
     /// Lets more of a bulk stream accumulate before the next turn, as a network card moderates its
-    /// interrupts: each turn costs some system calls, however much it moves. The next turn reads the ports
-    /// without asking the waiter.
-    fn moderate(&mut self) {
+    /// interrupts: each turn costs some system calls, however much it moves.
+    fn moderate(&mut self) -> std::io::Result<()> {
         self.looped.waits += 1;
         self.looped.moderated += 1;
         std::thread::sleep(self.policy.moderate);
-        self.rouse();
+        self.ask(Some(Duration::ZERO))
     }
 
     fn moved(&self) -> u64 {
@@ -107,13 +106,18 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
     }
 
     /// Checks the waiter, and sleeps unless something is left to read or the policy spins.
-    fn wait(&mut self, pending: bool) -> std::io::Result<()> {
+    fn wait(&mut self, pending: bool, bulk: bool) -> std::io::Result<()> {
         let timeout = if pending || self.spins() { Some(Duration::ZERO) } else { None };
-        if pending && !self.looped.turns.is_multiple_of(8) {
+        if pending && !bulk && !self.looped.turns.is_multiple_of(8) {
             // In a burst the ports report when they are empty, so asking the waiter every time would waste a
             // system call. It is still asked every few turns, for the ports that are not pending.
             return Ok(());
         }
+        self.ask(timeout)
+    }
+
+    /// Marks the ports and queues that the waiter reports.
+    fn ask(&mut self, timeout: Option<Duration>) -> std::io::Result<()> {
         self.looped.waits += 1;
         self.looped.sleeps += u64::from(timeout.is_none());
         let ready = self.waiter.wait(timeout)?;

@@ -65,6 +65,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
             count: options.workers,
             pin: options.pin,
             spin: options.spin_us.map(|micros| Duration::from_micros(micros.into())),
+            queue_memory: options.queue_memory.map(|mib| usize::from(mib) << 20),
             without: options.without.clone(),
         },
         counters_file: options.counters_file.clone(),

@@ -145,6 +145,8 @@ pub(super) const OWN: &[Flag] = &[
         |to, text| { to.options.instance = Some(text.to_owned()).filter(|name| !name.is_empty()); Ok(()) }),
     flag("pin", Kind::Bool, "false", "pin each worker to a CPU",
         |to, text| { to.options.pin = boolean(text)?; Ok(()) }),
+    flag("queue-memory", Kind::Int, "", "MiB of kernel memory for packets that wait for the workers",
+        |to, text| { to.options.queue_memory = Some(within(text, 1, 16_384)?); Ok(()) }),
     flag("require-br-netfilter", Kind::Bool, "true",
         "refuse to start with iptables on a kernel without br_netfilter",
         |to, text| { to.options.traffic.require_br_netfilter = boolean(text)?; Ok(()) }),

@@ -6,12 +6,14 @@
 mod cleanup;
 mod demo;
 mod doctor;
+mod generate;
 mod groups;
 mod install_cni;
 mod load;
 mod mk_docker_opts;
 mod run;
 mod status;
+mod version;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -21,12 +23,14 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 pub(crate) use cleanup::CleanupOptions;
 pub(crate) use demo::{Backend, DemoOptions};
 pub(crate) use doctor::DoctorOptions;
+pub(crate) use generate::{CompletionsOptions, ManualOptions};
 pub(crate) use groups::{HealthOptions, TrafficOptions};
 pub(crate) use install_cni::{InstallCniOptions, InstallConfOptions, PLUGIN};
 pub(crate) use load::{LoadMode, LoadOptions, Times};
 pub(crate) use mk_docker_opts::DockerOptsOptions;
 pub(crate) use run::{BadMargin, RunOptions};
 pub(crate) use status::StatusOptions;
+pub(crate) use version::VersionOptions;
 
 /// An overlay network compatible with flannel whose datapath runs in userspace.
 #[derive(Debug, Parser)]
@@ -62,6 +66,13 @@ pub(crate) enum Command {
     InstallConf(InstallConfOptions),
     /// Write dockerd's network options from this node's subnet file, like flannel's mk-docker-opts.sh.
     MkDockerOpts(DockerOptsOptions),
+    /// Print version, commit, target, C library and what is in this build.
+    Version(VersionOptions),
+    /// Print completions for a shell.
+    Completions(CompletionsOptions),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Manual(ManualOptions),
     /// Generate load and print the measurements as JSON.
     #[command(hide = true)]
     Load(LoadOptions),

@@ -86,6 +86,9 @@ pub(crate) struct RunOptions {
     /// Microseconds a worker polls for work before it sleeps.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub spin_us: Option<u32>,
+    /// MiB of kernel memory for packets that wait for the workers [default: 64, or 4 per worker].
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..=16_384))]
+    pub queue_memory: Option<u16>,
     /// Do not use these features, even if the kernel has them: tso, uso, gso, gro, multiqueue, mmsg, all.
     #[arg(
         long, value_name = "LIST", value_delimiter = ',',
@@ -139,6 +142,7 @@ impl Default for RunOptions {
             workers: None,
             pin: false,
             spin_us: None,
+            queue_memory: None,
             without: Vec::new(),
             counters_file: None,
         }

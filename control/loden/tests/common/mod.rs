@@ -28,7 +28,7 @@ use nix::sys::signal::Signal;
 use store::{Spec, Store};
 
 pub use kernel::{KernelNode, has_vxlan};
-pub use traffic::{enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
+pub use traffic::{DAMAGED, damaged_flow, enlarge_buffer, every_size, ping, too_big, unfragmented, verified};
 
 /// IPv4 only.
 pub const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -298,6 +298,8 @@ const GROUP_REPORTS: u64 = 16;
 pub struct Counters {
     pub device: String,
     pub syscalls: u64,
+    /// Packets that the kernel dropped before a worker read them, from pods and from the underlay.
+    pub unread: [u64; 2],
     pub features: BTreeMap<String, bool>,
     totals: BTreeMap<String, u64>,
     workers: Vec<BTreeMap<String, u64>>,
@@ -308,6 +310,7 @@ impl Counters {
         Counters {
             device: tunnel["device"].as_str().expect("a device").to_owned(),
             syscalls: tunnel["syscalls"].as_u64().expect("syscalls"),
+            unread: ["egress", "ingress"].map(|direction| tunnel["unread"][direction].as_u64().unwrap_or(0)),
             features: serde_json::from_value(tunnel["features"].clone()).expect("features"),
             totals: serde_json::from_value(tunnel["totals"].clone()).expect("totals"),
             workers: serde_json::from_value(tunnel["workers"].clone()).expect("workers"),

@@ -128,3 +128,58 @@ fn udp_packet(source: IpAddr, target: SocketAddr, length: usize) -> (Vec<u8>, Ve
     let payload: Vec<u8> = (0..length - header - 8).map(|index| (index * 7) as u8).collect();
     (super::packet::udp(source, target.ip(), (4000, target.port()), &payload), payload)
 }
+
+/// What became of a flow of datagrams of which one in [`DAMAGED`] was changed after it had been summed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Damaged {
+    pub sent: u64,
+    pub arrived: u64,
+    /// Datagrams that arrived although they were changed.
+    pub changed: u64,
+}
+
+/// One in so many datagrams is changed.
+pub const DAMAGED: usize = 40;
+
+/// Sends `count` datagrams from pod to pod, each [`DAMAGED`]th with a changed payload and the checksum of the
+/// unchanged one.
+pub fn damaged_flow(cluster: &Cluster, from: usize, to: usize, ipv6: bool, count: usize) -> Damaged {
+    let (source, target) = (cluster.pod(from, ipv6), cluster.pod(to, ipv6));
+    let receiver = cluster.host(to).pod().run(|| bind(target)).expect("the pod");
+    enlarge_buffer(&receiver, 16 << 20);
+    receiver.set_read_timeout(Some(Duration::from_secs(1))).expect("a time limit");
+    let target = receiver.local_addr().expect("an address");
+    let payload = |number: usize| -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..1000).map(|index| (index * 7 + number) as u8).collect();
+        bytes[..4].copy_from_slice(&(number as u32).to_be_bytes());
+        bytes
+    };
+    let header = if ipv6 { 48 } else { 28 };
+    let packet = |number: usize| {
+        let mut packet = super::packet::udp(source, target.ip(), (4000, target.port()), &payload(number));
+        if number % DAMAGED == DAMAGED / 2 {
+            packet[header + 500] ^= 0x10;
+        }
+        packet
+    };
+    let packets: Vec<_> = (0..count).map(packet).collect();
+    let send = || {
+        let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+        let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(255))).expect("a raw socket");
+        let to = SocketAddr::new(target.ip(), 0).into();
+        for burst in packets.chunks(32) {
+            burst.iter().for_each(|packet| assert!(socket.send_to(packet, &to).is_ok(), "sent"));
+            // Spares the queues: a lost datagram proves nothing.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    cluster.host(from).pod().run(send).expect("the pod");
+    let mut report = Damaged { sent: count as u64, arrived: 0, changed: 0 };
+    let mut buffer = [0; 2048];
+    while let Ok(length) = receiver.recv(&mut buffer) {
+        let number = u32::from_be_bytes(buffer[..4].try_into().expect("four bytes")) as usize;
+        report.arrived += 1;
+        report.changed += u64::from(buffer[..length] != payload(number));
+    }
+    report
+}

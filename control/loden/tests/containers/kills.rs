@@ -1,13 +1,16 @@
 //! Kills plugins, delegates and the runtime at random moments while pods come and go. After the runtime's own
-//! cleanup and a garbage collection nothing remains: no address, device, rule or state.
+//! cleanup and a garbage collection nothing remains: no address, device, rule or state. Collections in
+//! between take nothing from pods that live, although their namespaces have paths and inodes that forgotten
+//! pods had before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +32,7 @@ const WORKERS: usize = 8;
 const PODS: usize = 200;
 /// In microseconds: a verb takes some tens of milliseconds.
 const LATEST_KILL: u64 = 40_000;
+const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(20);
 /// A runtime repeats a DEL until it succeeds. The last attempts are not killed.
 const KILLED_TRIES: usize = 3;
 const SANDBOXES: usize = 24;
@@ -45,25 +49,42 @@ fn plugins_killed_at_random_leave_nothing_after_a_collection() {
     let cluster = Cluster::build("kills", 1, Wiring::Switch, VXLAN);
     let host = PluginHost::new(&cluster);
     let next = AtomicUsize::new(0);
-    let live = Mutex::new(BTreeMap::new());
     let killed = AtomicUsize::new(0);
+    let is_over = AtomicBool::new(false);
+    let mut checked = 0;
     thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            let (host, next, live, killed) = (&host, &next, &live, &killed);
-            scope.spawn(move || {
-                let mut random = StdRng::seed_from_u64(SEED + worker as u64);
-                while next.fetch_add(1, Ordering::Relaxed) < PODS {
-                    let count = host.one_pod(&mut random, live);
-                    killed.fetch_add(count, Ordering::Relaxed);
-                }
-            });
-        }
+        let (host, next, killed, is_over) = (&host, &next, &killed, &is_over);
+        let collector = scope.spawn(move || {
+            let mut random = StdRng::seed_from_u64(SEED);
+            let mut checked = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                checked += host.collect_among_the_living(&mut random);
+                thread::sleep(BETWEEN_COLLECTIONS);
+            }
+            checked
+        });
+        let work = |worker: usize| {
+            let mut random = StdRng::seed_from_u64(SEED + worker as u64);
+            while next.fetch_add(1, Ordering::Relaxed) < PODS {
+                let count = host.one_pod(worker, &mut random);
+                killed.fetch_add(count, Ordering::Relaxed);
+            }
+        };
+        let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
+        let ends: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.expect("a worker"));
+        checked = collector.join().expect("the collector");
     });
     assert!(killed.into_inner() > PODS / 4, "hardly any kill has met its process");
+    assert!(checked > 0, "no collection has met a living pod");
+    let inodes = host.inodes.lock().expect("no panic").clone();
+    let distinct: BTreeSet<&u64> = inodes.iter().collect();
+    assert!(distinct.len() < inodes.len(), "no inode was used again");
     host.collect();
     host.assert_clean();
     // All addresses are available again.
-    let pod = Pod::new(&cluster, "last");
+    let pod = host.pod("last".to_owned(), "last");
     let mut peaceful = StdRng::seed_from_u64(SEED);
     assert!(host.verb("ADD", &pod, &mut peaceful, false).0, "a pod after all");
     assert!(host.verb("DEL", &pod, &mut peaceful, false).0, "and its end");
@@ -142,6 +163,13 @@ struct PluginHost<'a> {
     cluster: &'a Cluster,
     setup: Setup,
     conf: Value,
+    /// A runtime adds and deletes several pods at once, but does not collect meanwhile (CNI specification,
+    /// "Lifecycle & Ordering").
+    gate: RwLock<()>,
+    /// The pods that live: each one's address, and its name with that of its namespace.
+    live: Mutex<BTreeMap<String, (String, String)>>,
+    /// The inodes of all namespaces so far.
+    inodes: Mutex<Vec<u64>>,
 }
 
 impl<'a> PluginHost<'a> {
@@ -154,25 +182,44 @@ impl<'a> PluginHost<'a> {
             "ipam": {"dataDir": cluster.file("networks")},
             "delegate": {"hairpinMode": true, "isDefaultGateway": true, "ipMasq": false},
         });
-        PluginHost { cluster, setup, conf }
+        let (live, inodes) = (Mutex::default(), Mutex::default());
+        PluginHost { cluster, setup, conf, gate: RwLock::default(), live, inodes }
+    }
+
+    /// Creates a pod in a new namespace of this name.
+    fn pod(&self, id: String, name: &str) -> Pod {
+        let name = format!("{}-{name}", self.cluster.host(1).namespace().name());
+        let namespace = Namespace::create(&name).expect("a namespace");
+        let inode = fs::metadata(namespace.path()).expect("a namespace").ino();
+        self.inodes.lock().expect("no panic").push(inode);
+        Pod { id, namespace }
     }
 
     /// Adds and deletes a pod under kills and returns their number. One pod in eight is never deleted, as if
     /// its runtime had lost it. One in four of the others has a host port, by a plugin that runs after
-    /// loden's.
-    fn one_pod(&self, random: &mut StdRng, live: &Mutex<BTreeMap<String, String>>) -> usize {
-        let pod = Pod::new(self.cluster, &format!("{:016x}", random.random::<u64>()));
+    /// loden's. All pods of a worker have namespaces of the same name, one after the other.
+    fn one_pod(&self, worker: usize, random: &mut StdRng) -> usize {
+        let pod = self.pod(format!("{:016x}", random.random::<u64>()), &format!("worker{worker}"));
         let forgotten = random.random_ratio(1, 8);
         let port =
             random.random_ratio(1, 4).then(|| random.random_range(10_000..30_000)).filter(|_| !forgotten);
+        let during = self.gate.read().expect("no panic");
         let (good, result, mut killed) = self.verb("ADD", &pod, random, true);
         if good {
             let address = address(&result);
-            let other = live.lock().expect("no panic").insert(address.clone(), pod.id.clone());
+            let names = (pod.id.clone(), pod.namespace.name().to_owned());
+            let other = self.live.lock().expect("no panic").insert(address.clone(), names);
             assert!(other.is_none(), "{address} is two pods'");
             if let Some(port) = port {
                 killed += self.port("ADD", &pod, port, &result, random, true).2;
             }
+        }
+        drop(during);
+        // The moment for a collection.
+        thread::sleep(Duration::from_micros(random.random_range(0..LATEST_KILL)));
+        let _during = self.gate.read().expect("no panic");
+        if good && forgotten {
+            self.live.lock().expect("no panic").remove(&address(&result));
         }
         if forgotten {
             return killed;
@@ -181,9 +228,47 @@ impl<'a> PluginHost<'a> {
             killed += until_good(|violent| self.port("DEL", &pod, port, "null", random, violent));
         }
         if good {
-            live.lock().expect("no panic").remove(&address(&result));
+            self.live.lock().expect("no panic").remove(&address(&result));
         }
         killed + until_good(|violent| self.verb("DEL", &pod, random, violent))
+    }
+
+    /// Collects with the list of all living pods, perhaps under a kill, and returns how many of them were
+    /// checked to have their interface still.
+    fn collect_among_the_living(&self, random: &mut StdRng) -> usize {
+        let _alone = self.gate.write().expect("no panic");
+        let live: Vec<_> = self.live.lock().expect("no panic").values().cloned().collect();
+        let valid = live.iter().map(|(id, _)| json!({"containerID": id, "ifname": "eth0"})).collect();
+        let mut conf = collection(&self.conf);
+        conf["cni.dev/valid-attachments"] = valid;
+        let group = self.spawn_collection(conf, random);
+        await_until("the delegates", || killpg(group, None).is_err());
+        for (id, name) in &live {
+            let namespace = Namespace::open(name).expect("a living pod's namespace");
+            let links = namespace.output(Command::new("ip").args(["-o", "link"])).expect("ip");
+            let links = String::from_utf8_lossy(&links.stdout).into_owned();
+            assert!(links.contains("eth0"), "a collection took {id}'s interface from {name}: {links}");
+        }
+        live.len()
+    }
+
+    /// Runs a collection and kills it in half of the cases. Returns its process group.
+    fn spawn_collection(&self, mut conf: Value, random: &mut StdRng) -> Pid {
+        conf["name"] = "kills".into();
+        let input = self.cluster.file("living.json");
+        fs::write(&input, conf.to_string()).expect("a file");
+        let mut command = Command::new(self.setup.bin.join("flannel"));
+        command.env("CNI_COMMAND", "GC").env("CNI_PATH", &self.setup.bin).process_group(0);
+        command.stdin(fs::File::open(&input).expect("a file")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.cluster.host(1).namespace().spawn(&mut command).expect("the plugin");
+        let violent = random.random_bool(0.5);
+        if violent {
+            kill_one(&child, &conf, random);
+        }
+        let group = Pid::from_raw(child.id() as i32);
+        let output = child.wait_with_output().expect("an end");
+        assert!(output.status.success() || violent, "{}", String::from_utf8_lossy(&output.stdout));
+        group
     }
 
     /// Calls loden's plugin: see [`PluginHost::call`].
@@ -300,13 +385,6 @@ fn address(result: &str) -> String {
 struct Pod {
     id: String,
     namespace: Namespace,
-}
-
-impl Pod {
-    fn new(cluster: &Cluster, id: &str) -> Pod {
-        let namespace = Namespace::create(&format!("{}-{id}", cluster.host(1).namespace().name()));
-        Pod { id: id.to_owned(), namespace: namespace.expect("a namespace") }
-    }
 }
 
 /// Kills the plugin or a descendant of it at a random moment. Returns 1 if the process was still there.

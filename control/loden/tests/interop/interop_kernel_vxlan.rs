@@ -83,6 +83,34 @@ fn every_datagram_size_over_a_wire() {
     pair.sizes();
 }
 
+/// The kernel forwards a datagram with a wrong checksum, and its receiver drops it. With GRO on the uplink,
+/// such datagrams arrive in trains whose outer checksums are right.
+#[test]
+fn no_side_repairs_a_wrong_checksum() {
+    const COUNT: usize = 4000;
+    if !ready(&["ethtool"]) {
+        return;
+    }
+    let pair = pair_of("iop-sum", true, DUAL);
+    for number in [LODEN, KERNEL] {
+        pair.cluster.shell(number, "ethtool -K eth0 gro on");
+    }
+    let damaged = (COUNT / common::DAMAGED) as u64;
+    for ipv6 in [false, true] {
+        for (from, to) in [(LODEN, KERNEL), (KERNEL, LODEN)] {
+            common::ping(&pair.cluster, from, to, ipv6);
+            let report = common::damaged_flow(&pair.cluster, from, to, ipv6, COUNT);
+            assert_eq!((report.changed, report.arrived), (0, COUNT as u64 - damaged), "{report:?} to {to}");
+        }
+    }
+    for tunnel in pair.daemon.finish() {
+        for direction in ["egress", "ingress"] {
+            let dropped = tunnel.get(&format!("{direction}.drop.bad_transport_checksum"));
+            assert_eq!(dropped, damaged, "{direction} of {}", tunnel.device);
+        }
+    }
+}
+
 /// A kernel that learns drops packets that do not come from the address in its entry, and must learn no
 /// other.
 #[test]

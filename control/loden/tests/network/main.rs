@@ -4,6 +4,8 @@
 //! ```text
 //! backends         tests: host-gw, vxlan's direct routes, ipip, alloc and extension
 //! bad_input        tests: datagrams that no well-behaved neighbour sends
+//! broken_sums      tests: datagrams that were changed after they had been summed
+//! fairness         tests: what a greedy pod leaves to its neighbours and to the host's memory
 //! fallbacks        tests: each feature of the kernel is missing, alone and with all others
 //! guards           tests: limits on system calls, checksums and order
 //! inner_sources    tests: packets of the host's own protocols, and sources that nobody may use
@@ -21,8 +23,10 @@
 
 mod backends;
 mod bad_input;
+mod broken_sums;
 #[path = "../common/mod.rs"]
 mod common;
+mod fairness;
 mod fallbacks;
 mod guards;
 mod inner_sources;

@@ -17,6 +17,8 @@ use crate::common::{
 };
 
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
+const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","Mode":"ipv6"}}"#;
+const WIREGUARD_IPV4: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const NARROW: u32 = 1400;
 const BYTES: u64 = 20_000_000;
 
@@ -51,6 +53,24 @@ const VXLAN_V6: Case = Case {
     narrow: 1330,
     wide: 1430,
 };
+const WIREGUARD_V6: Case = Case {
+    name: "wg6",
+    config: WIREGUARD,
+    device: "flannel-wg",
+    outer_v6: true,
+    inner_v6: false,
+    narrow: 1312,
+    wide: 1420,
+};
+const WIREGUARD_V4: Case = Case {
+    name: "wg4",
+    config: WIREGUARD_IPV4,
+    device: "flannel-wg",
+    outer_v6: false,
+    inner_v6: false,
+    narrow: 1328,
+    wide: 1420,
+};
 const VXLAN_V4: Case = Case {
     name: "vx4",
     config: VXLAN,
@@ -81,8 +101,14 @@ fn vxlan_over_ipv6_learns_the_mtu_of_a_router_path() {
 }
 
 #[test]
+fn wireguard_over_ipv6_learns_the_mtu_of_a_router_path() {
+    real(WIREGUARD_V6);
+    real(Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 });
+}
+
+#[test]
 fn a_router_path_fragments_what_has_no_df() {
-    for case in [VXLAN_V4, UDP_V4] {
+    for case in [VXLAN_V4, UDP_V4, WIREGUARD_V4] {
         let Some((cluster, daemons)) = start(&format!("pm-{}", case.name), case, 2) else { return };
         let _far = narrow_path(&cluster);
         verified(&cluster, 1, 2, false, BYTES);
@@ -97,13 +123,49 @@ fn ipip_ignores_forged_messages() {
 }
 
 #[test]
+fn udp_formats_over_ipv4_ignore_forged_messages() {
+    [VXLAN_V4, UDP_V4, WIREGUARD_V4].into_iter().for_each(forged);
+}
+
+#[test]
 fn vxlan_over_ipv6_ignores_forged_messages() {
     forged(VXLAN_V6);
 }
 
 #[test]
+fn wireguard_over_ipv6_ignores_forged_messages() {
+    forged(WIREGUARD_V6);
+}
+
+#[test]
 fn ipip_learns_the_mtu_of_another_interface() {
     other_interface(IPIP_V4);
+}
+
+#[test]
+fn vxlan_over_ipv4_learns_the_mtu_of_another_interface() {
+    other_interface(VXLAN_V4);
+}
+
+#[test]
+fn vxlan_over_ipv6_learns_the_mtu_of_another_interface() {
+    other_interface(VXLAN_V6);
+}
+
+#[test]
+fn udp_learns_the_mtu_of_another_interface() {
+    other_interface(UDP_V4);
+}
+
+#[test]
+fn wireguard_over_ipv4_learns_the_mtu_of_another_interface() {
+    other_interface(WIREGUARD_V4);
+}
+
+#[test]
+fn wireguard_over_ipv6_learns_the_mtu_of_another_interface() {
+    other_interface(WIREGUARD_V6);
+    other_interface(Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 });
 }
 
 /// Packets of pods fit the path soon, and nothing is sent in outer fragments then.
@@ -160,9 +222,14 @@ fn other_interface(case: Case) {
     for number in [1, 2] {
         let far = cluster.host(3 - number);
         let (v4, v6) = (far.underlay(), far.underlay6());
+        // A host answers neighbour solicitations only for addresses of the device itself.
         cluster.shell(
             number,
-            &format!("ip route add {v4}/32 dev eth1 && ip -6 route add {v6}/128 dev eth1 metric 1"),
+            &format!(
+                "ip addr add fd00:77::{number}/64 dev eth1 nodad && ip route add {v4}/32 dev eth1 && \
+                 ip -6 route add {v6}/128 via fd00:77::{} dev eth1 metric 1",
+                3 - number
+            ),
         );
     }
     // The kernel refuses only trains; what is sent singly it fragments.
@@ -185,7 +252,14 @@ fn start(name: &str, case: Case, hosts: usize) -> Option<(Cluster, Vec<Daemon>)>
         return None;
     }
     let mut cluster = Cluster::build(name, hosts, Wiring::Switch, case.config);
-    let daemons: Vec<Daemon> = [1, 2].iter().map(|number| cluster.start(*number, &[])).collect();
+    let run = |number: usize| {
+        let mut command = cluster.command(number);
+        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
+        let mut daemon = cluster.spawn(number, &mut command);
+        daemon.await_ready();
+        daemon
+    };
+    let daemons: Vec<Daemon> = [1, 2].map(run).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={} peers=1", case.device);
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
@@ -295,6 +369,23 @@ fn without_df(cluster: &Cluster, length: u32) {
 /// seen nothing.
 fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
     let (one, two) = (cluster.host(1), cluster.host(2));
+    // VXLAN network 1, or a WireGuard record.
+    let heads: [&[u8]; 2] = [&[8, 0, 0, 0, 0, 0, 1, 0], &[4, 0, 0, 0, 1, 0, 0, 0]];
+    let ports = [8472, 8285, 51_820, 51_821];
+    let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
+    if !case.outer_v6 && case.device != "flannel.ipip" {
+        let quote = |(from, to): (u16, u16), head: &[u8]| {
+            let mut payload = head.to_vec();
+            payload.resize(1420, 0);
+            let quoted = packet::udp(one.underlay().into(), two.underlay().into(), (from, to), &payload);
+            let mut message = vec![3, 4, 0, 0, 0, 0, 0x02, 0x40];
+            message.extend(&quoted[..48]);
+            let sum = packet::checksum(&message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            message
+        };
+        return pairs.flat_map(|pair| heads.map(|head| quote(pair, head))).collect();
+    }
     if !case.outer_v6 {
         let quote = |id: u16| {
             let mut outer = packet::ip(one.underlay().into(), two.underlay().into(), 4, &[0; 1480]);
@@ -317,10 +408,6 @@ fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
         message.truncate(1240);
         message
     };
-    // VXLAN network 1.
-    let heads: [&[u8]; 1] = [&[8, 0, 0, 0, 0, 0, 1, 0]];
-    let ports = [8472, 51_820, 51_821];
-    let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
     pairs.flat_map(|pair| heads.map(|head| quote(pair, head))).collect()
 }
 

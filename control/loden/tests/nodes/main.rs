@@ -7,6 +7,7 @@
 //! life_cycle     tests: probes, metrics, systemd, `loden status`, `loden cleanup`
 //! restart        tests: restarts, a swap of stock flannel for loden, removed devices
 //! bad_start      tests: starts that cannot succeed
+//! files          tests: FIFOs, hanging mounts and removed files where the daemon has its own
 //! host_settings  tests: settings, routes and addresses of the host that are in the way
 //! in_process     tests: the daemon on a store in memory, where a public address is overwritten
 //! etcd           tests: an etcd that comes late, crashes and forgets
@@ -26,6 +27,7 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod etcd;
+mod files;
 mod host_settings;
 mod in_process;
 mod life;

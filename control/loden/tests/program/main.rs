@@ -4,6 +4,7 @@
 // clippy.toml allows these in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod build;
 #[path = "../common/mod.rs"]
 mod common;
 mod demo;

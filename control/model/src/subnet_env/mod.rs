@@ -12,12 +12,19 @@ use crate::json::shorten;
 /// The path where flannel writes the file, and CNI plugins look for it.
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
-const NETWORK: &str = "FLANNEL_NETWORK";
-const SUBNET: &str = "FLANNEL_SUBNET";
-const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";
-const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
-const MTU: &str = "FLANNEL_MTU";
-const IPMASQ: &str = "FLANNEL_IPMASQ";
+/// The key of [`Recorded::networks`].
+pub const NETWORK: &str = "FLANNEL_NETWORK";
+/// The key of [`Recorded::subnets`].
+pub const SUBNET: &str = "FLANNEL_SUBNET";
+/// The key of [`Recorded::ipv6_networks`].
+pub const IPV6_NETWORK: &str = "FLANNEL_IPV6_NETWORK";
+/// The key of [`Recorded::ipv6_subnets`].
+pub const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
+/// The key of [`SubnetEnv::mtu`].
+pub const MTU: &str = "FLANNEL_MTU";
+/// The key of [`SubnetEnv::ip_masq`], the only one of which every value has a meaning.
+pub const IPMASQ: &str = "FLANNEL_IPMASQ";
+const KEYS: [&str; 6] = [NETWORK, SUBNET, IPV6_NETWORK, IPV6_SUBNET, MTU, IPMASQ];
 
 const EXPECTED_V4: &str = "ignored, expected an IPv4 CIDR";
 const EXPECTED_V6: &str = "ignored, expected an IPv6 CIDR";
@@ -60,6 +67,8 @@ pub struct Recorded {
 pub struct Problem {
     /// Line number, from 1.
     pub line: usize,
+    /// The key whose value the line was to set, if it is one of flannel's.
+    pub key: Option<&'static str>,
     /// The invalid part, shortened.
     pub text: String,
     /// What became of the invalid part, and what was expected.
@@ -123,6 +132,7 @@ pub fn parse(text: &str) -> Recorded {
             Line::Blank => {}
             Line::Broken => recorded.problems.push(Problem {
                 line: line_number,
+                key: key_at_start(line),
                 text: shorten(line),
                 wanted: "ignored, expected KEY=value",
             }),
@@ -142,8 +152,10 @@ pub fn value(text: &str, wanted: &str) -> Option<String> {
 
 impl Recorded {
     fn assign(&mut self, line: usize, key: &str, value: &str) {
-        let mut problem =
-            |text: &str, wanted| self.problems.push(Problem { line, text: shorten(text), wanted });
+        let known = KEYS.into_iter().find(|known| *known == key);
+        let mut problem = |text: &str, wanted| {
+            self.problems.push(Problem { line, key: known, text: shorten(text), wanted })
+        };
         match key {
             NETWORK => {
                 self.networks = list(value, cidr::parse_v4, |text| problem(text, EXPECTED_V4));
@@ -195,6 +207,16 @@ fn assignment(line: &str) -> Line<'_> {
         Some(value) => Line::Assignment(key, value),
         None => Line::Broken,
     }
+}
+
+/// Returns flannel's key with which a broken line starts.
+fn key_at_start(line: &str) -> Option<&'static str> {
+    let line = line.trim();
+    let line =
+        line.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t'])).unwrap_or(line).trim();
+    let end =
+        line.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').unwrap_or(line.len());
+    KEYS.into_iter().find(|known| *known == &line[..end])
 }
 
 /// Removes the quotes and a trailing comment; `None` if a quote is not closed.

@@ -103,6 +103,26 @@ fn invalid_lines_do_not_affect_others() {
 }
 
 #[test]
+fn a_problem_names_flannels_key_that_it_concerns() {
+    for (line, key) in [
+        ("FLANNEL_SUBNET=10.244.7.1/99", Some("FLANNEL_SUBNET")),
+        ("export FLANNEL_NETWORK=10.244.0.0/16,bad", Some("FLANNEL_NETWORK")),
+        ("FLANNEL_IPV6_SUBNET", Some("FLANNEL_IPV6_SUBNET")),
+        ("  export\tFLANNEL_IPV6_NETWORK=\"fd00::/48", Some("FLANNEL_IPV6_NETWORK")),
+        ("FLANNEL_MTU \"1450\"", Some("FLANNEL_MTU")),
+        ("FLANNEL_MTU=-1", Some("FLANNEL_MTU")),
+        ("FLANNEL_IPMASQ=yes", Some(IPMASQ)),
+        ("FLANNEL_MTUS", None),
+        ("FLANNEL_MT", None),
+        ("OTHER=\"open", None),
+        ("=1", None),
+    ] {
+        let problems = parse(line).problems;
+        assert_eq!(problems.iter().map(|problem| problem.key).collect::<Vec<_>>(), [key], "{line}");
+    }
+}
+
+#[test]
 fn masquerading_is_true_by_that_word_alone() {
     for (text, masquerades) in [
         ("FLANNEL_IPMASQ=true", Some(true)),

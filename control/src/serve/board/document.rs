@@ -92,6 +92,8 @@ pub struct TunnelDocument {
     pub counters: BTreeMap<String, u64>,
     /// Dropped packets.
     pub drops: Vec<DroppedDocument>,
+    /// Packets that the kernel dropped before a worker read them, by direction.
+    pub unread: BTreeMap<String, u64>,
 }
 
 /// One peer's subnet.
@@ -242,6 +244,10 @@ fn tunnels(state: &State) -> Vec<TunnelDocument> {
                     .map(|(name, on)| (name.to_owned(), on))
                     .collect(),
                 notes: chosen.notes.clone(),
+                unread: [("egress", status.unread.egress), ("ingress", status.unread.ingress)]
+                    .into_iter()
+                    .filter_map(|(direction, packets)| Some((direction.to_owned(), packets?)))
+                    .collect(),
                 ..TunnelDocument::default()
             };
             for (name, packets) in status.totals().into_iter().filter(|(_, value)| *value > 0) {

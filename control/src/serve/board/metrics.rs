@@ -9,11 +9,12 @@ use std::time::Instant;
 use super::state::{Origin, State};
 
 /// The metrics for the engine's flow counters, with their help texts; the direction becomes a label.
-const FLOWS: [(&str, &str); 4] = [
+const FLOWS: [(&str, &str); 5] = [
     ("packets", "Packets or super-packets received."),
     ("bytes", "Bytes received."),
     ("delivered", "Packets forwarded."),
     ("replies", "ICMP errors sent back."),
+    ("suppressed_replies", "ICMP errors not sent back, because there were too many."),
 ];
 
 /// Returns the additional labels of an engine counter that belongs to a family; `None` for other counters.
@@ -142,6 +143,19 @@ fn tunnels(page: &mut Page, state: &State) {
         for (result, count) in [("believed", tunnel.paths.believed), ("ignored", tunnel.paths.ignored)] {
             let labels: [(&str, &dyn Display); 2] = [("tunnel", &tunnel.device), ("result", &result)];
             page.line("loden_path_mtu_messages_total", &labels, count);
+        }
+    }
+    page.head(
+        "loden_unread_drops_total",
+        "counter",
+        "Packets that the kernel dropped before a worker read them.",
+    );
+    for tunnel in &status.tunnels {
+        for (direction, count) in [("egress", tunnel.unread.egress), ("ingress", tunnel.unread.ingress)] {
+            let labels: [(&str, &dyn Display); 2] = [("tunnel", &tunnel.device), ("direction", &direction)];
+            if let Some(count) = count {
+                page.line("loden_unread_drops_total", &labels, count);
+            }
         }
     }
     // The lines of one name must be adjacent, so all counters are visited for each name.

@@ -28,6 +28,7 @@ use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use super::resolver::connector;
+use crate::regular;
 
 /// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with each
 /// call that gets no answer, up to the longest one, and is what it was after an answer that came in time.
@@ -478,7 +479,7 @@ fn one_line(text: &str) -> String {
 }
 
 fn read(option: &'static str, path: &std::path::Path) -> Result<Vec<u8>, EtcdError> {
-    std::fs::read(path).map_err(|error| EtcdError::Option {
+    regular::read(path, regular::USUAL).map_err(|error| EtcdError::Option {
         option,
         value: path.display().to_string(),
         problem: format!("cannot read it: {error}"),

@@ -4,14 +4,19 @@
 //! caller reads and writes it. The driver learns from writes which queue a flow uses, and delivers the flow's
 //! replies on that queue.
 
+mod limit;
+
 use std::ffi::c_int;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use self::limit::Gauge;
 use crate::port::slice;
 use crate::wait::Waiter;
 use crate::{Error, Overlay, PortCounters, sys};
+
+pub use self::limit::OVERHEAD;
 
 /// Bytes of `struct virtio_net_hdr` (linux/virtio_net.h), in native byte order.
 pub const HEADER_LEN: usize = 10;
@@ -54,6 +59,9 @@ pub struct TunConfig {
     pub name: String,
     /// Number of queues, 1 to [`MAX_QUEUES`]; 0 counts as 1.
     pub queues: usize,
+    /// Bytes of packets that may wait in all queues, each of which has an equal share; 0 for no limit but the
+    /// number of packets.
+    pub queue_bytes: usize,
     /// The offloads to request.
     pub offloads: Offloads,
     /// Whether [`Hold::keep`] will make the device outlive this process. A persistent device from an
@@ -71,6 +79,8 @@ pub struct Tun {
     pub queues: Vec<Queue>,
     /// The offloads that the kernel granted.
     pub granted: Offloads,
+    /// Whether the queues are limited in bytes.
+    pub limited: bool,
     /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
     /// Makes the device persistent.
@@ -87,6 +97,8 @@ pub struct Hold {
 #[derive(Debug)]
 pub struct Queue {
     fd: OwnedFd,
+    /// Counts the bytes that leave the queue, if they are limited.
+    gauge: Option<Gauge>,
     vectors: Vectors,
     counters: PortCounters,
 }
@@ -167,7 +179,27 @@ pub fn open(config: &TunConfig) -> Result<Tun, Error> {
             }
         }
     }
-    Ok(Tun { name, queues, granted, notes, hold })
+    let limited = limit_queues(&mut queues, config.queue_bytes, &mut notes);
+    Ok(Tun { name, queues, granted, limited, notes, hold })
+}
+
+/// Limits the bytes in the queues. Returns false if there is no limit, with a note if one was wanted.
+fn limit_queues(queues: &mut [Queue], bytes: usize, notes: &mut Vec<String>) -> bool {
+    let (Some(first), count) = (queues.first(), queues.len()) else { return false };
+    if bytes > 0 {
+        match limit::install(first.fd.as_fd(), count, bytes / count) {
+            Ok(gauges) => {
+                queues.iter_mut().zip(gauges).for_each(|(queue, gauge)| queue.gauge = Some(gauge));
+                return true;
+            }
+            Err(error) => notes.push(format!(
+                "TUN queues are limited in packets, not in bytes, and hold fewer small ones: {error}: needs \
+                 CAP_BPF and Linux 5.5"
+            )),
+        }
+    }
+    limit::remove(first.fd.as_fd());
+    false
 }
 
 /// Removes a persistent device with these flags that an earlier run left behind and no process has open.
@@ -194,6 +226,7 @@ impl Queue {
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Queue {
             fd,
+            gauge: None,
             vectors: Vectors(vec![empty; MAX_SPANS].into_boxed_slice()),
             counters: PortCounters::default(),
         }
@@ -215,10 +248,16 @@ impl Overlay for Queue {
                     self.counters.reads += 1;
                     self.counters.read_datagrams += 1;
                     self.counters.read_bytes += len as u64;
+                    if let Some(gauge) = &self.gauge {
+                        gauge.took(len.saturating_sub(HEADER_LEN));
+                    }
                     return Ok(len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.counters.would_block += 1;
+                    if let Some(gauge) = &self.gauge {
+                        gauge.emptied();
+                    }
                     return Err(error);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

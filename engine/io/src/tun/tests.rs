@@ -11,7 +11,7 @@ const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
 fn config(name: &str, queues: usize) -> TunConfig {
-    TunConfig { name: name.to_owned(), queues, offloads: ALL, persist: false }
+    TunConfig { name: name.to_owned(), queues, queue_bytes: 0, offloads: ALL, persist: false }
 }
 
 /// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.
@@ -275,6 +275,118 @@ fn the_error_names_the_missing_capability() {
         assert_eq!(error.cause.raw_os_error(), Some(libc::EPERM), "{error}");
         assert!(error.advice.contains("CAP_NET_ADMIN"), "{error}");
         assert!(!crate::probe::tun().is_granted());
+    });
+}
+
+/// Reads until the queue is empty. Returns the number of IPv4 packets of at least and of less than 1 KiB.
+fn drain(queue: &mut Queue) -> (usize, usize) {
+    let (mut large, mut small) = (0, 0);
+    let mut buffer = vec![0; 65_550];
+    while let Ok(len) = queue.read(&mut buffer) {
+        match buffer[HEADER_LEN] >> 4 {
+            4 if len >= 1024 => large += 1,
+            4 => small += 1,
+            _ => {}
+        }
+    }
+    (large, small)
+}
+
+#[test]
+fn large_packets_fill_a_part_of_the_bytes_and_small_ones_the_rest() {
+    const BYTES: usize = 1 << 20;
+    const LARGE: usize = 60_000;
+    scratch::run(|| {
+        if !crate::probe::bpf().is_granted() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs bpf(2)");
+            return eprintln!("skipped: this test needs bpf(2)");
+        }
+        let limited = TunConfig { queue_bytes: BYTES, ..config("io-bytes", 1) };
+        let mut tun = open(&limited).unwrap();
+        assert!(tun.limited, "{:?}", tun.notes);
+        netns::set_address("io-bytes", HERE, 24).unwrap();
+        assert!(scratch::tool("ip link set io-bytes mtu 65000 txqueuelen 2000 up"));
+        let (socket, _) = socket();
+        let to = SocketAddr::from((THERE, 7));
+        // A packet is checked against what waits before it.
+        let fit = (BYTES / 4 * 3).div_ceil(LARGE + 28 + OVERHEAD);
+        for round in 0..3 {
+            for _ in 0..100 {
+                // An error would mean that the sender is told.
+                socket.send_to(&[1; LARGE], to).unwrap();
+            }
+            for _ in 0..50 {
+                socket.send_to(&[2; 100], to).unwrap();
+            }
+            let (large, small) = drain(&mut tun.queues[0]);
+            // The kernel's own IPv6 packets count as well.
+            assert!((fit - 1..=fit).contains(&large), "round {round}: {large} of {fit}");
+            assert_eq!(small, 50, "round {round}");
+        }
+        for _ in 0..2000 {
+            socket.send_to(&[2; 100], to).unwrap();
+        }
+        let (_, small) = drain(&mut tun.queues[0]);
+        let most = BYTES.div_ceil(128 + OVERHEAD);
+        assert!(small <= most && small >= most - 20, "{small} of {most}");
+    });
+}
+
+#[test]
+fn each_queue_of_a_device_has_its_share_of_the_bytes() {
+    scratch::run(|| {
+        if !crate::probe::bpf().is_granted() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs bpf(2)");
+            return eprintln!("skipped: this test needs bpf(2)");
+        }
+        let limited = TunConfig { queue_bytes: 4 * (20 << 10), ..config("io-shares", 4) };
+        let mut tun = open(&limited).unwrap();
+        netns::set_address("io-shares", HERE, 24).unwrap();
+        netns::set_up("io-shares").unwrap();
+        // 20 KiB are 18 packets of 1128 bytes, rounded up.
+        for _ in 0..400 {
+            let (socket, _) = socket();
+            socket.send_to(&[3; 76], SocketAddr::from((THERE, 7))).unwrap();
+        }
+        for queue in &mut tun.queues {
+            let (_, small) = drain(queue);
+            assert!((10..=19).contains(&small), "{small}");
+        }
+    });
+}
+
+#[test]
+fn what_a_full_queue_drops_is_counted() {
+    scratch::run(|| {
+        const SENT: usize = 600;
+        let mut tun = up(&config("io-full", 1));
+        let (socket, _) = socket();
+        for _ in 0..SENT {
+            socket.send_to(&[1; 100], SocketAddr::from((THERE, 7))).unwrap();
+        }
+        let (_, small) = drain(&mut tun.queues[0]);
+        let dropped = crate::overflow::dropped_by_device("io-full").unwrap();
+        // Both may include the kernel's own IPv6 packets.
+        assert!(small < SENT && dropped >= (SENT - small) as u64, "{small} read, {dropped} dropped");
+    });
+}
+
+#[test]
+fn a_device_without_bpf_is_limited_in_packets_and_loses_an_earlier_limit() {
+    scratch::run(|| {
+        let limited = TunConfig { queue_bytes: 2048, persist: true, ..config("io-plain", 2) };
+        let before = open(&limited).unwrap();
+        before.hold.keep().unwrap();
+        drop(before);
+        mask::hide(&[Feature::Bpf]).unwrap();
+        let mut tun = up(&TunConfig { persist: false, ..limited });
+        assert!(!tun.limited && tun.notes.len() == 1, "{:?}", tun.notes);
+        let (socket, _) = socket();
+        for _ in 0..100 {
+            socket.send_to(&[1; 100], SocketAddr::from((THERE, 7))).unwrap();
+        }
+        let arrived: usize = tun.queues.iter_mut().map(|queue| drain(queue).1).sum();
+        assert_eq!(arrived, 100);
     });
 }
 

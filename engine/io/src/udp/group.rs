@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::{Aside, Features, UdpConfig, UdpPort, open};
+use crate::overflow::Overflow;
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay};
 
@@ -61,6 +62,15 @@ impl UdpGroup {
         let mut all = Aside { sockets: Vec::new() };
         for port in &self.ports {
             all.sockets.extend(port.aside()?.sockets);
+        }
+        Ok(all)
+    }
+
+    /// Returns a counter of what the listening sockets' buffers have no room for.
+    pub fn overflow(&self) -> Result<Overflow, Error> {
+        let mut all = Overflow::new(Vec::new());
+        for port in &self.ports {
+            all.join(port.overflow()?);
         }
         Ok(all)
     }

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::group::{UdpGroup, open_groups};
+use crate::overflow::Overflow;
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, files, sys};
 
@@ -192,6 +193,13 @@ impl UdpPort {
         let socket =
             self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
         Ok(Aside { sockets: vec![(self.ipv4, socket)] })
+    }
+
+    /// Returns a counter of what the listening socket's buffer has no room for.
+    pub fn overflow(&self) -> Result<Overflow, Error> {
+        let socket =
+            self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
+        Ok(Overflow::new(vec![socket]))
     }
 
     /// Returns the source address and port of each lane, in order.

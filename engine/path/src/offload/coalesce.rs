@@ -210,12 +210,9 @@ impl Shape {
         joins: Joins,
     ) -> Option<Shape> {
         // No options, no extension headers, and the reserved bit of RFC 791 section 3.1 clear.
-        let plain_header = if inner.v6 {
-            inner.transport == ipv6::HEADER_LEN
-        } else {
-            inner.transport == ipv4::MIN_HEADER_LEN && packet.get(6).is_some_and(|byte| byte & 0x80 == 0)
-        };
-        if inner.fragment || checksum == State::Absent || (!plain_header && split_size.is_none()) {
+        let plain_header =
+            !inner.has_more_headers() && (inner.v6 || packet.get(6).is_some_and(|byte| byte & 0x80 == 0));
+        if inner.fragment || checksum == State::Unknown || (!plain_header && split_size.is_none()) {
             return None;
         }
         let transport = packet.get(inner.transport..)?;

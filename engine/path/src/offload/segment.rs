@@ -15,8 +15,9 @@ use crate::verdict::DropReason;
 
 /// Maximum length of the inner headers that are repeated in front of each segment.
 pub const HEADERS_MAX: usize = 192;
-/// Minimum TCP segment size in Linux: TCP_MIN_GSO_SIZE, which is TCP_MIN_SND_MSS minus the options
-/// (include/net/tcp.h). UDP_SEGMENT has no such limit.
+/// Minimum size that TCP segments are made smaller to, as on a Linux socket: TCP_MIN_GSO_SIZE, which is
+/// TCP_MIN_SND_MSS minus the options (include/net/tcp.h). Segments that arrive can be shorter, and GRO joins
+/// those too.
 pub const TCP_SEGMENT_MIN: u16 = 8;
 
 /// A super-packet that has been checked and can be cut.
@@ -36,8 +37,7 @@ impl SuperPacket {
     /// Checks that a packet can be cut into segments of `segment_size`. `bytes` begins with the IP header.
     #[inline]
     pub fn check(inner: Inner, bytes: &[u8], at: u32, segment_size: u16) -> Result<SuperPacket, DropReason> {
-        let least = if inner.protocol == TCP { TCP_SEGMENT_MIN } else { 1 };
-        if inner.fragment || segment_size < least {
+        if inner.fragment || segment_size == 0 {
             return Err(DropReason::BadOffload);
         }
         let transport = bytes.get(inner.transport..inner.len).ok_or(DropReason::BadOffload)?;

@@ -151,7 +151,8 @@ enum Sum {
     Unknown,
 }
 
-fn verify(p: &[u8], v: &View, verified: bool) -> Result<Sum, Refusal> {
+/// A kernel may leave a checksum open, other senders complete theirs.
+fn verify(p: &[u8], v: &View, may_be_open: bool) -> Result<Sum, Refusal> {
     let Some(at) = checksum_at(v) else { return Ok(Sum::Unknown) };
     let len = v.len - v.transport;
     if v.protocol == UDP {
@@ -166,14 +167,10 @@ fn verify(p: &[u8], v: &View, verified: bool) -> Result<Sum, Refusal> {
             return Ok(Sum::Unknown);
         }
     }
-    if word(p, at) == usize::from(pseudo(p, v.protocol, len)) {
+    if may_be_open && word(p, at) == usize::from(pseudo(p, v.protocol, len)) {
         return Ok(Sum::Open);
     }
-    if verified || transport_checksum_valid(p) {
-        Ok(Sum::Good)
-    } else {
-        Err(DropReason::BadTransportChecksum)
-    }
+    if transport_checksum_valid(p) { Ok(Sum::Good) } else { Err(DropReason::BadTransportChecksum) }
 }
 
 /// Whether a packet has TCP or UDP headers followed by payload.
@@ -214,9 +211,9 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     if format == Format::Udp {
         one_hop_less(&mut p)?;
     }
-    let sum = verify(&p, &v, split != 0 && !uncut)?;
+    let sum = verify(&p, &v, format != Format::Udp)?;
     let size = if uncut {
-        (sum != Sum::Unknown && can_be_cut(&p, &v) && (v.protocol == UDP || split >= 8)).then_some(split)
+        (sum != Sum::Unknown && can_be_cut(&p, &v)).then_some(split)
     } else {
         let large = v.len > MTU.into() && v.protocol == TCP && sum == Sum::Open && can_be_cut(&p, &v);
         large.then(|| usize::from(MTU) - header_len(&p, &v))
@@ -295,8 +292,7 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     }
     let size = half(4);
     if kind != 0 {
-        let least = if v.protocol == TCP { 8 } else { 1 };
-        if v.fragment || size < least || ![TCP, UDP].contains(&v.protocol) {
+        if v.fragment || size == 0 || ![TCP, UDP].contains(&v.protocol) {
             return Err(silent(DropReason::BadOffload));
         }
         let t = &p[v.transport..];
@@ -320,6 +316,13 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     if largest > MTU.into() {
         return Err((DropReason::TooBig, v.v6 || p[6] & 0x40 != 0));
     }
+    // The kernel has neither verified the checksum nor left it to the path.
+    if h[0] & 3 == 0 {
+        let sum = verify(&p, &v, false).map_err(silent)?;
+        if kind != 0 && sum != Sum::Good {
+            return Err(silent(DropReason::BadTransportChecksum));
+        }
+    }
     let packets = if kind != 0 {
         cut(&p, size)
     } else {
@@ -337,8 +340,7 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
 }
 
 /// Normalises what has no meaning: the id of packets with DF (RFC 6864 section 4.1), and which of the two
-/// zeros a checksum has. Joined datagrams that the kernel has verified may also have invalid inner checksums,
-/// which joining repairs.
+/// zeros a checksum has.
 fn canonical(mut p: Vec<u8>) -> Vec<u8> {
     let Ok(v) = parse(&p) else { return p };
     if !v.v6 && p[6] & 0x40 != 0 {
@@ -490,11 +492,8 @@ fn agree_on_ingress(format: Format, own: Format, steps: &[Step]) {
     let (expected, drops) = ingress(format, &arrivals);
     let counted: BTreeMap<_, _> = node.dropped().into_iter().map(|(reason, n)| (reason.name(), n)).collect();
     assert_eq!(counted, drops);
-    if arrivals.iter().all(|a| a.segment_size == 0) {
-        let valid =
-            |p: &Vec<u8>| matches!(verify(p, &parse(p).unwrap(), false), Ok(Sum::Good | Sum::Unknown));
-        assert!(got.iter().all(valid), "no invalid or open checksum is delivered");
-    }
+    let valid = |p: &Vec<u8>| matches!(verify(p, &parse(p).unwrap(), false), Ok(Sum::Good | Sum::Unknown));
+    assert!(got.iter().all(valid), "no invalid or open checksum is delivered");
     let canonical = |packets: Vec<Vec<u8>>| flows(&packets.into_iter().map(canonical).collect::<Vec<_>>());
     assert_eq!(canonical(got), canonical(expected));
     let all = node.counters.ingress.segments + node.counters.ingress.dropped_total();
@@ -520,7 +519,9 @@ fn agree_on_egress(format: Format, steps: &[Step]) {
         };
         // Sometimes a GSO type that does not fit or does not exist.
         let gso = if step.kind == 19 { step.ecn + 2 } else { gso };
-        let open = u8::from(p.checksum == Checksum::Open || gso != 0);
+        // Open, verified by the kernel, or neither.
+        let open = u8::from(p.checksum == Checksum::Open || gso != 0 && step.flow != 3);
+        let open = if step.kind == 9 { 2 } else { open };
         let field = if p.protocol == TCP { 16 } else { 6 };
         let csum = if step.kind == 18 { (step.len as u16, 6) } else { (p.ip_len() as u16, field) };
         // Up to a thousand segments, ten times as many as any kernel sends.

@@ -43,6 +43,17 @@ fn stripped(sent: &[Sent]) -> Vec<Vec<u8>> {
     sent.iter().map(|s| s.bytes[22..].to_vec()).collect()
 }
 
+/// The kernel joins the segments of a forwarded flow however short they are, and so does this node.
+#[test]
+fn tcp_segments_may_be_shorter_than_those_of_a_socket() {
+    for (v6, size) in [(false, 1), (true, 2), (false, 7)] {
+        let packet = Packet::tcp(v6, 1000, 15);
+        let out = sent(&packet, size);
+        assert_eq!(stripped(&out.sent), cut(&packet.bytes(), size.into()), "{size}");
+        assert_eq!(out.sent.len(), 15_usize.div_ceil(size.into()));
+    }
+}
+
 proptest! {
     #[test]
     fn segments_equal_those_of_the_kernel((packet, size) in supers()) {

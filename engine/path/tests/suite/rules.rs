@@ -215,8 +215,9 @@ fn errors_and_later_fragments_are_not_answered() {
 
 #[test]
 fn the_number_of_errors_per_batch_is_limited() {
-    let packet = plain(&Packet { ttl: 1, ..Packet::udp(false, 1, 900) }.bytes());
-    let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&vec![packet; 40]);
+    let packet = |port| Packet { ttl: 1, ports: (port, 53), ..Packet::udp(false, 1, 900) };
+    let packets: Vec<_> = (0..40).map(|port| plain(&packet(port).bytes())).collect();
+    let out = Node::new(0, Format::Udp, MTU, BOTH).egress(&packets);
     let replies = out.verdicts.iter().filter(|v| matches!(v, Verdict::Reply(_))).count();
     assert_eq!((replies, out.replies.len(), out.verdicts.len()), (16, 16, 40));
 }

@@ -14,10 +14,11 @@ use path::wireguard::{Gate, Pulse, Session, SessionIndex, Window};
 use path::{Counters, Direction, DropReason, PeerId, WorkerIndex};
 use wire::wireguard::{self, HEADER_LEN, Kind, PADDING};
 
+use super::Shared;
 use super::awaited::Awaited;
 use super::budget::{Budget, Kept};
 use super::mail::{FromWorker, Mailbox, Message, Stray, ToWorker};
-use super::{Clock, Shared};
+use crate::clock::Clock;
 
 /// Space for the sealed messages of one call: eight full ones.
 const RECORDS: usize = 1 << 19;
@@ -108,7 +109,7 @@ impl Crypt {
         Crypt {
             worker,
             mtu: usize::from(mtu),
-            clock: shared.clock,
+            clock: shared.clock.clone(),
             now: shared.clock.now(),
             mailbox: Arc::clone(&shared.mailboxes[worker.place()]),
             gate: shared.gate.clone(),
@@ -387,10 +388,11 @@ impl Crypt {
             inbound.session.retry_rekey();
         }
         let peer = self.peers.get_mut(&id).ok_or(DropReason::WgUnknownSession)?;
+        // A session, or the address that was missing.
+        if (!inbound.confirmed || peer.endpoint.is_none()) && !peer.staged.is_empty() {
+            self.unblocked.push(id);
+        }
         if !inbound.confirmed {
-            if !peer.staged.is_empty() {
-                self.unblocked.push(id);
-            }
             (peer.session, peer.awaiting) = (Some(Arc::clone(&inbound.session)), false);
             // If the channel is full, the next record confirms it.
             inbound.confirmed = self.to_keeper.try_send(FromWorker::Confirmed(id, index)).is_ok();

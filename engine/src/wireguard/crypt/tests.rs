@@ -195,6 +195,7 @@ fn worker(
         lanes: 1,
         switches: Switches::default(),
         notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },
+        clock: crypt.clock.clone(),
         sealing: Sealing::Wireguard(Box::new(crypt)),
     };
     let policy = WaitPolicy { spin: Duration::MAX, moderate: Duration::ZERO };
@@ -247,10 +248,11 @@ fn sent(network: &UnderlayHandle, session: &Session) -> Vec<u16> {
     network.collect().into_iter().map(id).collect()
 }
 
-/// The session comes up in the middle of a turn, by its first record, by mail, and by a peer's address.
+/// The session comes up in the middle of a turn, by its first record, by mail, and by a peer's address, which
+/// comes by mail or with a record.
 #[test]
 fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
-    for way in ["record", "mail", "address"] {
+    for way in ["record", "mail", "address", "address of a record"] {
         let shared = shared();
         let (mut worker, pods, network) = worker(Crypt::new(&shared, WorkerIndex(0), MTU), 5);
         let session = session(4, 40);
@@ -266,7 +268,7 @@ fn packets_that_waited_are_sent_before_those_of_the_same_turn() {
         worker.turn().unwrap();
         assert_eq!(sent(&network, &session), [] as [u16; 0], "{way}: waiting");
         match way {
-            "record" => {
+            "record" | "address of a record" => {
                 let bytes = from_peer(&session, 0, 0);
                 network.inject(Datagram { from: at(1), to: at(100), lane: 0, ecn: 0, bytes });
             }

@@ -59,6 +59,13 @@ fn of_tun(tun: &TunProbe) -> Vec<Finding> {
         ),
         gap(
             TUN,
+            "queues limited in bytes (bpf)",
+            &probe::bpf(),
+            "queues are limited in packets: bursts of small packets are lost while a core is busy",
+            "grant CAP_BPF; a kernel from 5.5 on",
+        ),
+        gap(
+            TUN,
             "TCP super-packets (tso)",
             &tun.tso,
             "bulk TCP needs one system call per packet instead of one per 64 KiB",
@@ -126,6 +133,7 @@ fn of_rights() -> Vec<Finding> {
             "socket buffers are limited to net.core.rmem_max and wmem_max",
             "grant it, or raise these two sysctls",
         ),
+        "CAP_BPF" => ("the devices' queues are limited in packets, not in bytes", "grant it"),
         _ => ("nothing today", "grant it if a later feature needs it"),
     };
     let finding = |(name, probe): (&'static str, Probe)| {
@@ -202,7 +210,6 @@ fn of_the_future() -> Vec<Finding> {
     let cost = "nothing today";
     vec![
         gap(LATER, "AF_XDP", &probe::af_xdp(), cost, "CONFIG_XDP_SOCKETS and CAP_NET_RAW"),
-        gap(LATER, "bpf(2)", &probe::bpf(), cost, "CONFIG_BPF_SYSCALL and CAP_BPF"),
         gap(LATER, "io_uring", &probe::io_uring(), cost, "sysctl -w kernel.io_uring_disabled=0"),
     ]
 }

@@ -101,6 +101,9 @@ fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
         for drop in tunnel.drops.iter().filter(|drop| drop.direction == direction) {
             row(out, "  dropped", &format!("{} {}", drop.packets, drop.reason));
         }
+        if let Some(packets @ 1..) = tunnel.unread.get(direction) {
+            row(out, "  dropped", &format!("{packets} by the kernel, before a worker read them"));
+        }
     }
     row(out, "peers", &tunnel.peers.len().to_string());
     let width = tunnel.peers.iter().take(PEERS).map(|peer| peer.subnet.len()).max().unwrap_or(0);
@@ -184,6 +187,7 @@ mod tests {
                     reason: "no_route".into(),
                     packets: 3,
                 }],
+                unread: [("egress".to_owned(), 0), ("ingress".to_owned(), 8)].into(),
                 ..TunnelDocument::default()
             }],
             files: vec!["/run/flannel/subnet.env".into()],
@@ -199,7 +203,8 @@ mod tests {
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
                dropped    3 no_route\n\
-             ingress      0 packets, 0 bytes\n\
+             ingress      0 packets, 0 bytes\n  \
+               dropped    8 by the kernel, before a worker read them\n\
              peers        2\n             \
                           10.244.2.0/24   192.0.2.2:8472  02:00:00:00:00:02\n             \
                           10.244.13.0/24  192.0.2.2:8472  02:00:00:00:00:02\n\

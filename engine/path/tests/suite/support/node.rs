@@ -6,6 +6,7 @@ use path::egress::{self, HEADROOM};
 use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
+use path::reply::Limiter;
 use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 
@@ -92,6 +93,7 @@ impl Node {
         let mut arena = vec![fill; SPACE + room];
         let mut at = SPACE;
         let mut out = Egress::default();
+        let mut limiter = Limiter::new();
         for read in reads {
             let start = at + HEADROOM;
             arena[start..start + read.len()].copy_from_slice(read);
@@ -108,7 +110,10 @@ impl Node {
                         Verdict::Drop(DropReason::BadOffload)
                     }
                 }
-                Err(refusal) => egress::refuse(&mut arena, span, refusal, &self.fib, &mut self.outbox),
+                Err(refusal) => {
+                    let limiter = (&mut limiter, 1);
+                    egress::refuse(&mut arena, span, refusal, &self.fib, &mut self.outbox, limiter)
+                }
             };
             out.verdicts.push(verdict);
         }

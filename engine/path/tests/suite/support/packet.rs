@@ -193,7 +193,7 @@ pub(crate) fn supers() -> impl Strategy<Value = (Packet, u16)> {
     let header =
         (any::<bool>(), any::<bool>(), any::<(u16, u16)>(), any::<u8>(), 2u8.., any::<u16>(), any::<bool>());
     let tcp = (any::<u32>(), any::<u32>(), flags, any::<(u16, u16)>(), 0usize..=10, 0usize..=3);
-    let sizes = (8u16..2000, 1usize..40_000, any::<u32>());
+    let sizes = (1u16..2000, 1usize..40_000, any::<u32>());
     (header, tcp, sizes).prop_map(|(header, tcp, (size, payload, seed))| {
         let (v6, is_tcp, ports, tos, ttl, id, df) = header;
         let (seq, ack, flags, (window, urgent), options, ip_options) = tcp;

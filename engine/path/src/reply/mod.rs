@@ -1,7 +1,10 @@
 //! ICMP errors to pods.
 
+mod limit;
+
 use wire::icmp::{self, V4Error, V6Error};
 
+pub use self::limit::Limiter;
 use crate::fib::Fib;
 
 /// Buffer size for a reply: a virtio header and the largest ICMP error (576 bytes, RFC 1812 section 4.3.2.3;

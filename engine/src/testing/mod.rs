@@ -1,12 +1,16 @@
 //! A worker that is turned by hand over any ports, for testing the whole loop without a kernel or a thread.
 
+mod sealed;
+
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use io::{Overlay, Underlay, Waiter};
 use path::{Fib, WorkerIndex};
 
+pub use self::sealed::{Sealed, SealedWorker, Update};
+use crate::clock::Clock;
 use crate::config::{Switches, WaitPolicy};
 use crate::event::{self, Notifier};
 use crate::snapshot::{self, Publisher};
@@ -19,6 +23,7 @@ pub struct ByHand<O, U> {
     worker: Worker<O, U>,
     page: Arc<Page>,
     publisher: Publisher<Fib>,
+    clock: Arc<AtomicU64>,
 }
 
 impl<O: Overlay, U: Underlay> ByHand<O, U> {
@@ -32,11 +37,25 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         lanes: u16,
         switches: Switches,
     ) -> std::io::Result<Self> {
+        let clock = Arc::new(AtomicU64::new(1));
+        Self::with_sealing(queues, underlay, fib, (mtu, lanes), switches, Sealing::Plain, clock)
+    }
+
+    fn with_sealing(
+        queues: Vec<O>,
+        underlay: U,
+        fib: Fib,
+        (mtu, lanes): (u16, u16),
+        switches: Switches,
+        sealing: Sealing,
+        clock: Arc<AtomicU64>,
+    ) -> std::io::Result<Self> {
         let (publisher, mut readers) = snapshot::channel(Arc::new(fib), 1);
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
         let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
-        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing: Sealing::Plain };
+        let set = Clock::Set(Arc::clone(&clock));
+        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing, clock: set };
         let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
         let pages = vec![Arc::clone(&page)];
@@ -44,12 +63,17 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let stop = Arc::new(AtomicBool::new(false));
         let wire = Wire::new(vec![(0, underlay)]);
         let worker = Worker::new(wire, tunnels, pages, Waiter::new()?, policy, stop)?;
-        Ok(ByHand { worker, page, publisher })
+        Ok(ByHand { worker, page, publisher, clock })
     }
 
     /// Runs one turn. Fails only if waiting fails.
     pub fn turn(&mut self) -> std::io::Result<()> {
         self.worker.turn()
+    }
+
+    /// Lets time pass on the tunnel's clock.
+    pub fn advance(&self, by: Duration) {
+        self.clock.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Makes the next turn read all ports, as if the waiter had reported them.
