@@ -12,7 +12,7 @@ use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
 use crate::underlay::select::Chosen;
 use model::subnet_env::{self, Recorded};
-use store::{Owned, Place, Position};
+use store::{Owned, Position, StoreId};
 
 /// Minimum time between two writes: ten thousand leases take two megabytes.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ pub struct Remembered {
     file: StateFile,
     state: State,
     subnet_file: PathBuf,
-    place: Place,
+    store: StoreId,
     /// Another daemon has taken our lease in this run.
     evicted: bool,
     written: Option<(Arc<Plan>, Instant)>,
@@ -48,8 +48,8 @@ impl Remembered {
     /// Reads the state of the previous run.
     pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
-        let (subnet_file, place) = (settings.subnet_file.clone(), settings.store.place());
-        Remembered { file, state, subnet_file, place, evicted: false, written: None }
+        let (subnet_file, store) = (settings.subnet_file.clone(), settings.store.id());
+        Remembered { file, state, subnet_file, store, evicted: false, written: None }
     }
 
     /// Returns the MAC addresses of the previous run, if they can be used.
@@ -97,7 +97,7 @@ impl Remembered {
     }
 
     fn of_this_store(&self) -> Option<&StoreRecord> {
-        self.state.store.as_ref().filter(|store| store.place().may_be(&self.place))
+        self.state.store.as_ref().filter(|store| store.id().may_be(&self.store))
     }
 
     /// Tells whether the subnets in the subnet file are those that the previous run wrote. A file without any
@@ -151,7 +151,7 @@ impl Remembered {
     pub fn set_config(&mut self, text: String) {
         if self.of_this_store().is_none() || self.state.config.as_ref() != Some(&text) {
             (self.state.own, self.state.wished, self.state.leases) = (None, None, Vec::new());
-            self.state.store = Some(StoreRecord::of(&self.place, None));
+            self.state.store = Some(StoreRecord::of(&self.store, None));
         }
         self.state.config = Some(text);
     }
@@ -173,7 +173,7 @@ impl Remembered {
         self.state.set_plan(plan, &self.subnet_file);
         // A run that has read nothing yet knows what the one before knew.
         let position = position.or_else(|| self.position());
-        self.state.store = Some(StoreRecord::of(&self.place, position));
+        self.state.store = Some(StoreRecord::of(&self.store, position));
         // The ledger holds the leases; this value need not keep them as text.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
@@ -237,7 +237,7 @@ mod tests {
             version: 1,
             config: config.map(str::to_owned),
             own: Some(own),
-            store: Some(StoreRecord::of(&Settings::default().store.place(), None)),
+            store: Some(StoreRecord::of(&Settings::default().store.id(), None)),
             ..State::default()
         };
         let good = own("10.244.3.0-24", Some(NOW + 1));
@@ -269,7 +269,7 @@ mod tests {
         let a = path("/a/leases.db");
         let mut memory = kept(&a);
         let position = Some(Position { cluster: 7, revision: 9 });
-        memory.state.store = Some(StoreRecord::of(&a.store.place(), position));
+        memory.state.store = Some(StoreRecord::of(&a.store.id(), position));
         for (settings, same) in [(&a, true), (&path("/b/leases.db"), false), (&Settings::default(), false)] {
             let memory = Remembered { state: memory.state.clone(), ..kept(settings) };
             assert_eq!(memory.past(settings, None, NOW).is_some(), same, "{:?}", settings.store);
@@ -328,7 +328,7 @@ mod tests {
         let state = State {
             config: Some(CONFIG.to_owned()),
             own: Some(own),
-            store: Some(StoreRecord::of(&settings.store.place(), None)),
+            store: Some(StoreRecord::of(&settings.store.id(), None)),
             subnet_file: Some(FileRecord { path: "/run/subnet.env".into(), text: text.to_owned() }),
             ..State::default()
         };

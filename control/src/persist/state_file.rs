@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
-use store::{Owned, Place, Position, regular};
+use store::{Owned, Position, StoreId, regular};
 use wire::addr::Mac;
 
 use super::{atomic_file, disk::Disk};
@@ -203,18 +203,18 @@ impl State {
 
 impl StoreRecord {
     /// Records a store that was read up to `position`.
-    pub fn of(place: &Place, position: Option<Position>) -> StoreRecord {
+    pub fn of(store: &StoreId, position: Option<Position>) -> StoreRecord {
         StoreRecord {
-            name: place.name.clone(),
-            endpoints: place.endpoints.clone(),
+            name: store.name.clone(),
+            endpoints: store.endpoints.clone(),
             cluster: position.map_or(0, |position| position.cluster),
             revision: position.map(|position| position.revision),
         }
     }
 
-    /// Returns the store's place.
-    pub fn place(&self) -> Place {
-        Place { name: self.name.clone(), endpoints: self.endpoints.clone() }
+    /// Returns what identifies the store.
+    pub fn id(&self) -> StoreId {
+        StoreId { name: self.name.clone(), endpoints: self.endpoints.clone() }
     }
 
     /// Returns how far it was read.

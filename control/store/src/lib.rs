@@ -57,7 +57,7 @@ pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;
 pub use now::Now;
 pub use position::Position;
-pub use spec::{Place, Spec, SpecError};
+pub use spec::{Spec, SpecError, StoreId};
 pub use sqlite::Sqlite;
 pub use store::{Network, Store};
 pub use stream::Watch;

@@ -19,32 +19,32 @@ pub enum Spec {
 
 /// Tells one store from another, without options that may change while the store stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct StoreId {
     /// Kind and path, or kind and prefix.
     pub name: String,
     /// The addresses of a cluster, sorted.
     pub endpoints: Vec<String>,
 }
 
-impl Place {
+impl StoreId {
     /// Returns true if both may be the same store. A cluster whose endpoints are all others is another one: its
     /// identity shows only once it answers.
-    pub fn may_be(&self, other: &Place) -> bool {
+    pub fn may_be(&self, other: &StoreId) -> bool {
         let shared = self.endpoints.iter().any(|endpoint| other.endpoints.contains(endpoint));
         self.name == other.name && (shared || (self.endpoints.is_empty() && other.endpoints.is_empty()))
     }
 }
 
 impl Spec {
-    /// Returns the place of the store.
-    pub fn place(&self) -> Place {
+    /// Returns what identifies the store.
+    pub fn id(&self) -> StoreId {
         match self {
-            Spec::Etcd(config) => config.place(),
+            Spec::Etcd(config) => config.id(),
             Spec::Sqlite(path) => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                Place { name: format!("sqlite:{}", path.display()), endpoints: Vec::new() }
+                StoreId { name: format!("sqlite:{}", path.display()), endpoints: Vec::new() }
             }
-            Spec::Memory(_) => Place { name: "memory:".to_owned(), endpoints: Vec::new() },
+            Spec::Memory(_) => StoreId { name: "memory:".to_owned(), endpoints: Vec::new() },
         }
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_that_of_one_store() {
+    fn an_id_is_that_of_one_store() {
         let etcd = |prefix: &str, endpoints: &[&str]| {
             let endpoints = endpoints.iter().map(|&text| text.to_owned()).collect();
             Spec::Etcd(etcd::Config { prefix: prefix.to_owned(), endpoints, ..etcd::Config::default() })
@@ -139,7 +139,7 @@ mod tests {
             (etcd("/n", &["http://a:1"]), etcd("/n", &["http://b:1"]), false),
             (etcd("/n", &["x y"]), etcd("/n", &["x y"]), true),
         ] {
-            assert_eq!(one.place().may_be(&other.place()), same, "{one:?} {other:?}");
+            assert_eq!(one.id().may_be(&other.id()), same, "{one:?} {other:?}");
         }
     }
 }
