@@ -79,8 +79,10 @@ impl Node<'_> {
                     // Nobody uses it; if the store does not answer it runs out.
                     let _ = timeout(PARTING, self.store.remove(&other)).await;
                 }
-                if let DaemonError::Rival { .. } = *error {
-                    self.memory.set_evicted(now().unix);
+                match *error {
+                    DaemonError::Rival { .. } => self.memory.set_evicted(now().unix),
+                    DaemonError::LeaseLost { .. } => self.memory.disown(),
+                    _ => {}
                 }
                 Err(*error)
             }

@@ -186,11 +186,12 @@ impl<'a> Beginning<'a> {
     }
 
     /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers know
-    /// them.
+    /// them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another daemon.
     async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
         let attrs = plan::outline(context)?.attrs;
-        if let Some(published) = wait_for_store::published(&self.store, &attrs).await? {
-            context.identity = context.identity.published(&published);
+        let published = wait_for_store::published(&self.store, &attrs).await?;
+        if let Some(lease) = published.filter(|lease| previous(self.recorded.as_ref()) == Some(lease.key)) {
+            context.identity = context.identity.published(&lease.attrs);
             self.memory.set_identity(&context.identity);
         }
         Ok(())

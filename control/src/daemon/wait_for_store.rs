@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use model::lease::LeaseAttrs;
+use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
@@ -56,8 +56,8 @@ pub(super) async fn network_config(
     Ok((network.text, network.config))
 }
 
-/// Waits for what this node has published before, if anything.
-pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<LeaseAttrs>, StoreError> {
+/// Waits for the lease that this node has published before, if any.
+pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
     let mut patience = Patience::default();
     loop {
         match store.published(attrs).await {

@@ -28,8 +28,8 @@ pub struct Remembered {
     state: State,
     subnet_file: PathBuf,
     store: StoreId,
-    /// Another daemon has taken our lease in this run.
-    evicted: bool,
+    /// Our lease has become another node's in this run.
+    disowned: bool,
     written: Option<(Arc<Plan>, Instant)>,
 }
 
@@ -49,7 +49,7 @@ impl Remembered {
     pub fn open(file: StateFile, settings: &Settings) -> Remembered {
         let state = file.read();
         let (subnet_file, store) = (settings.subnet_file.clone(), settings.store.id());
-        Remembered { file, state, subnet_file, store, evicted: false, written: None }
+        Remembered { file, state, subnet_file, store, disowned: false, written: None }
     }
 
     /// Returns the MAC addresses of the previous run, if they can be used.
@@ -117,7 +117,12 @@ impl Remembered {
         let before = self.state.evicted.filter(|before| now.abs_diff(before.at) < ROW);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
         self.state.evicted = Some(EvictionRecord { times, at: now });
-        self.evicted = true;
+        self.disown();
+    }
+
+    /// Records that our lease is another node's by now.
+    pub fn disown(&mut self) {
+        self.disowned = true;
     }
 
     /// Returns how long to leave our lease to the daemon that took it. Two that take it from each other at once
@@ -177,7 +182,7 @@ impl Remembered {
         // The ledger holds the leases; this value need not keep them as text.
         self.state.leases = Vec::new();
         let mut whole = self.state.clone();
-        if self.evicted {
+        if self.disowned {
             whole.own = None;
         } else {
             whole.set_leases(own, peers);

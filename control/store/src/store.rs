@@ -133,14 +133,14 @@ impl Store {
         }
     }
 
-    /// Returns what the node that publishes `attrs` has published before, if its lease is stored.
-    pub async fn published(&self, attrs: &LeaseAttrs) -> Result<Option<LeaseAttrs>, StoreError> {
+    /// Returns the stored lease of the node that publishes `attrs`, if there is one.
+    pub async fn published(&self, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
         let leases = match self {
             // Without the expiries, each of which is a call.
             Store::Etcd(store) => store.listed().await?,
             Store::Sqlite(_) | Store::Memory(_) => self.leases().await?,
         };
-        Ok(leases.into_iter().map(|lease| lease.attrs).find(|stored| lease::same_node(attrs, stored)))
+        Ok(leases.into_iter().find(|stored| lease::same_node(attrs, &stored.attrs)))
     }
 
     /// Removes a lease, whoever holds it. Returns true if there was one.

@@ -73,6 +73,26 @@ async fn a_restored_store_that_has_caught_up_is_noticed() {
     assert!(keys.contains(&one.key) && !keys.contains(&two.key) && keys.len() == 11, "{keys:?}");
 }
 
+/// Nor do the keys and revisions: small histories look alike.
+#[tokio::test]
+async fn another_history_of_the_same_length_is_noticed() {
+    if !server::ready() {
+        return;
+    }
+    let mut bench = Bench::Etcd(Box::new(Server::start(Security::None)));
+    let (store, config) = (bench.handle().await, plain());
+    let own = acquire(&store, &wish(&config, ONE)).await.unwrap();
+    let saved = bench.backup();
+    let mut watch = store.watch();
+    next(&mut watch).await;
+    bench.wipe();
+    assert_eq!(rewind(&mut watch).await, []);
+    acquire(&store, &Wish { previous: Some(own.key), ..wish(&config, ONE) }).await.unwrap();
+    assert!(matches!(next(&mut watch).await, Event::Put(lease) if lease.key == own.key));
+    bench.restore(&saved);
+    assert_eq!(rewind(&mut watch).await, [own.key]);
+}
+
 #[tokio::test]
 async fn the_position_of_an_earlier_run_shows_a_rewind_and_nothing_else_does() {
     for mut bench in Bench::all() {

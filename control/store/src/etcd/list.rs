@@ -43,6 +43,10 @@ pub(super) struct Witness {
     pub(super) key: Vec<u8>,
     /// Revision of the change.
     pub(super) modified: i64,
+    /// Revision that created the key.
+    created: i64,
+    /// Id of the key's etcd lease, a random number: two histories have the same one only where they are one.
+    lease: i64,
 }
 
 /// How a key is stored.
@@ -77,7 +81,8 @@ impl Stored {
 
 impl Witness {
     pub(super) fn of(kv: &KeyValue) -> Witness {
-        Witness { key: kv.key.clone(), modified: kv.mod_revision }
+        let (modified, created) = (kv.mod_revision, kv.create_revision);
+        Witness { key: kv.key.clone(), modified, created, lease: kv.lease }
     }
 }
 

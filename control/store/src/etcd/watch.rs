@@ -112,15 +112,16 @@ impl Follower {
 
     /// Asks the cluster whether it knows what was seen.
     async fn history(&self) -> Result<History, EtcdError> {
-        let Some(Witness { key, modified }) = self.witness.clone() else { return Ok(History::Unknown) };
-        let request = RangeRequest { key, revision: modified, ..RangeRequest::default() };
+        let Some(witness) = &self.witness else { return Ok(History::Unknown) };
+        let (key, revision) = (witness.key.clone(), witness.modified);
+        let request = RangeRequest { key, revision, ..RangeRequest::default() };
         let answer: RangeResponse = match self.store.client.call(TRIED, RANGE, &request).await {
             Ok(answer) => answer,
             Err(EtcdError::Compacted { .. }) => return Ok(History::Unknown),
             Err(EtcdError::Future { .. }) => return Ok(History::Rewound),
             Err(error) => return Err(error),
         };
-        let knows = answer.kvs.iter().any(|kv| kv.mod_revision == modified);
+        let knows = answer.kvs.iter().any(|kv| Witness::of(kv) == *witness);
         let behind = self.is_behind(answer.header.unwrap_or_default());
         Ok(if knows && !behind { History::Same } else { History::Rewound })
     }

@@ -91,14 +91,17 @@ pub(crate) fn holder(wished: &LeaseAttrs, stored: &LeaseAttrs) -> Holder {
 /// Seconds by which two readings of one expiry may differ: etcd tells how many whole seconds are left.
 const BLUR: u64 = 5;
 
-/// Returns true if `stored` is `former`, untouched since. The expiry decides as well: another node that has got
-/// our former address has renewed the lease as its own.
+/// Returns true if `stored` is `former`, untouched since. Where the attributes have nothing but addresses the
+/// expiry decides as well: another node that has got our former address has renewed the lease as its own.
 pub(crate) fn is_untouched(former: &Lease, stored: &Lease) -> bool {
+    // A MAC address or a key, which is nobody else's.
+    let unique = ["vxlan", "wireguard"].contains(&former.attrs.backend_type.as_str())
+        && former.attrs.backend_data.is_some();
     let same_end = match (former.expires, stored.expires) {
         (Some(former), Some(stored)) => former.abs_diff(stored) <= BLUR,
         (former, stored) => former == stored,
     };
-    former.key == stored.key && former.attrs == stored.attrs && same_end
+    former.key == stored.key && former.attrs == stored.attrs && (unique || same_end)
 }
 
 /// Returns true if `theirs` was published by the node that publishes `ours`. The IPv4 address decides, as in
