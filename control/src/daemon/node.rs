@@ -196,8 +196,8 @@ impl Node<'_> {
         self.announce_if_ready();
     }
 
-    /// Announces this node once what it promises is in place. A node that starts from memory gives the store a
-    /// moment to say that the configuration is another one by now.
+    /// Announces this node once what it promises is in place. A node that starts from memory gives the store
+    /// a moment to say that the configuration is another one by now.
     fn announce_if_ready(&mut self) {
         let heard = self.reconciler.wants_events() || self.started.elapsed() >= WORD;
         if self.is_promised && heard && !std::mem::replace(&mut self.is_ready, true) {

@@ -185,8 +185,9 @@ impl<'a> Beginning<'a> {
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
-    /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers know
-    /// them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another daemon.
+    /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
+    /// know them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another
+    /// daemon.
     async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
         let attrs = plan::outline(context)?.attrs;
         let published = wait_for_store::published(&self.store, &attrs).await?;

@@ -1,8 +1,8 @@
 //! One daemon among several on a host: its name, its files, and the lock that makes it unique.
 //!
 //! ```text
-//! /run/loden/<instance>.lock   locked while the daemon runs
-//! /run/loden/<instance>.json   state file, for a restart and for `loden cleanup`; beside the subnet file where
+//! /run/loden/<instance>.lock   locked while the daemon runs /run/loden/<instance>.json   state file, for a
+//! restart and for `loden cleanup`; beside the subnet file where
 //!                              /run/loden ends with a container
 //! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
@@ -83,8 +83,8 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Returns the instance of the daemon with these settings, with all files in the run directory. The default
-    /// name is derived from the subnet file, which differs between the daemons of one host.
+    /// Returns the instance of the daemon with these settings, with all files in the run directory. The
+    /// default name is derived from the subnet file, which differs between the daemons of one host.
     pub fn named(settings: &Settings) -> Result<Instance, InstanceError> {
         let name = match &settings.instance {
             Some(name) => name.clone(),
@@ -186,9 +186,9 @@ impl Instance {
     }
 }
 
-/// Tells whether files in the run directory go with the container that this process runs in, while those beside
-/// the subnet file stay: the one is on the root filesystem, the other on a mount. `device` returns the filesystem
-/// of a path that exists.
+/// Tells whether files in the run directory go with the container that this process runs in, while those
+/// beside the subnet file stay: the one is on the root filesystem, the other on a mount. `device` returns the
+/// filesystem of a path that exists.
 fn ends_with_the_container(run_dir: &Path, beside: &Path, device: impl Fn(&Path) -> Option<u64>) -> bool {
     let nearest = |path: &Path| path.ancestors().find_map(&device);
     let root = device(Path::new("/"));

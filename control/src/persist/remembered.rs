@@ -72,8 +72,8 @@ impl Remembered {
 
     /// Returns what the previous run left, if it is still valid at `now`: an expired lease may belong to
     /// another node by now, and the settings may contain another network configuration or another store.
-    /// `there` is the content of the subnet file: if another program, such as stock flannel, has written other
-    /// subnets since, that is newer.
+    /// `there` is the content of the subnet file: if another program, such as stock flannel, has written
+    /// other subnets since, that is newer.
     pub fn past(&self, settings: &Settings, there: Option<&Recorded>, now: u64) -> Option<Past> {
         let text = self.state.config.as_deref()?;
         let given = settings.net_config_text().ok()?;
@@ -125,8 +125,8 @@ impl Remembered {
         self.disowned = true;
     }
 
-    /// Returns how long to leave our lease to the daemon that took it. Two that take it from each other at once
-    /// would do so forever.
+    /// Returns how long to leave our lease to the daemon that took it. Two that take it from each other at
+    /// once would do so forever.
     pub fn back_off(&self, now: u64) -> Duration {
         let Some(EvictionRecord { times, at }) = self.state.evicted else { return Duration::ZERO };
         let wait = BACK_OFF.0.saturating_mul(1 << times.saturating_sub(1).min(16)).min(BACK_OFF.1);

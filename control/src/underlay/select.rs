@@ -244,8 +244,8 @@ fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Optio
     Endpoint { source, public: public.unwrap_or(local), local }
 }
 
-/// Returns the address chosen before, while it is usable, else the best one. A link-local address gives way as
-/// soon as there is another.
+/// Returns the address chosen before, while it is usable, else the best one. A link-local address gives way
+/// as soon as there is another.
 fn choose<A: Copy + PartialEq>(
     interface: &Interface,
     chosen: Option<A>,

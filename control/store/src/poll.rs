@@ -97,8 +97,8 @@ struct Differ {
 }
 
 impl Differ {
-    /// Returns the events that lead from the last look to this one: a snapshot for the first, and for one of a
-    /// store that has lost something; else removals before additions, so that two leases never seem to hold
+    /// Returns the events that lead from the last look to this one: a snapshot for the first, and for one of
+    /// a store that has lost something; else removals before additions, so that two leases never seem to hold
     /// one subnet.
     fn compare(&mut self, look: Look) -> Vec<Event> {
         let seen = self.revision.or(self.since.map(|since| since.revision));

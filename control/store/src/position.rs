@@ -16,8 +16,8 @@ pub struct Position {
 pub(crate) struct Progress(Arc<Mutex<Option<Position>>>);
 
 impl Position {
-    /// Returns this position as a run leaves it that keeps peers which the store has lost: whatever the next one
-    /// reads first is a rewind.
+    /// Returns this position as a run leaves it that keeps peers which the store has lost: whatever the next
+    /// one reads first is a rewind.
     pub fn ahead(self) -> Position {
         Position { revision: u64::MAX, ..self }
     }

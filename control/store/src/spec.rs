@@ -27,8 +27,8 @@ pub struct StoreId {
 }
 
 impl StoreId {
-    /// Returns true if both may be the same store. A cluster whose endpoints are all others is another one: its
-    /// identity shows only once it answers.
+    /// Returns true if both may be the same store. A cluster whose endpoints are all others is another one:
+    /// its identity shows only once it answers.
     pub fn may_be(&self, other: &StoreId) -> bool {
         let shared = self.endpoints.iter().any(|endpoint| other.endpoints.contains(endpoint));
         self.name == other.name && (shared || (self.endpoints.is_empty() && other.endpoints.is_empty()))

@@ -152,14 +152,14 @@ impl Store {
         }
     }
 
-    /// Follows all leases, our own among them, from the first call of [`Watch::next`] on. The first event is a
-    /// snapshot.
+    /// Follows all leases, our own among them, from the first call of [`Watch::next`] on. The first event is
+    /// a snapshot.
     pub fn watch(&self) -> Watch {
         self.watch_since(None)
     }
 
-    /// Follows all leases like [`Store::watch`]. The first event is a rewind where the store is behind `since`,
-    /// which is the position of an earlier run's watch.
+    /// Follows all leases like [`Store::watch`]. The first event is a rewind where the store is behind
+    /// `since`, which is the position of an earlier run's watch.
     pub fn watch_since(&self, since: Option<Position>) -> Watch {
         match self {
             Store::Etcd(store) => store.watch(since),

@@ -1,5 +1,5 @@
-//! Stores that are wiped, restored, changed, locked or replaced: traffic between nodes that live goes on, and no
-//! two of them hold one subnet.
+//! Stores that are wiped, restored, changed, locked or replaced: traffic between nodes that live goes on, and
+//! no two of them hold one subnet.
 
 use std::fs;
 
@@ -79,7 +79,8 @@ fn a_restart_while_the_store_is_empty_takes_no_peer_away() {
     drop(etcd);
 }
 
-/// etcd counts its revisions again from the start, or from the backup: a watch of those to come would be deaf.
+/// etcd counts its revisions again from the start, or from the backup: a watch of those to come would be
+/// deaf.
 #[test]
 fn a_wiped_etcd_and_a_restored_one_get_the_leases_back_under_traffic() {
     if !common::ready(&["etcd", "etcdctl"]) {

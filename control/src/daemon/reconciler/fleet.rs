@@ -1,6 +1,6 @@
 //! Several nodes on one store that is wiped, restored, locked, slow or cut off, under a clock that is only a
-//! value: traffic between two nodes that live never stops, no two of them hold one subnet, and a node that does
-//! not see the store says so.
+//! value: traffic between two nodes that live never stops, no two of them hold one subnet, and a node that
+//! does not see the store says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -3,8 +3,8 @@
 //! A call that an endpoint does not answer goes to the next endpoint. The first endpoint may have carried it
 //! out all the same, so every call that writes must be safe to repeat.
 //!
-//! An endpoint that is slow is not one that is dead: each call without an answer makes the next one wait longer,
-//! and the connection stays. Pings find the connections that are dead.
+//! An endpoint that is slow is not one that is dead: each call without an answer makes the next one wait
+//! longer, and the connection stays. Pings find the connections that are dead.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -30,8 +30,9 @@ use super::messages::{
 use super::resolver::connector;
 use crate::regular;
 
-/// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with each
-/// call that gets no answer, up to the longest one, and is what it was after an answer that came in time.
+/// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with
+/// each call that gets no answer, up to the longest one, and is what it was after an answer that came in
+/// time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
@@ -226,7 +227,8 @@ impl Client {
 impl Link {
     /// Returns the connection in use.
     fn connection(&mut self) -> &mut Connection {
-        // The endpoint is an index of it; an empty list cannot be, since there is no client without endpoints.
+        // The endpoint is an index of it; an empty list cannot be, since there is no client without
+        // endpoints.
         let endpoint = self.endpoint;
         if self.connections.len() <= endpoint {
             self.connections.resize_with(endpoint + 1, Connection::default);

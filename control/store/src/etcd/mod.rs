@@ -281,8 +281,8 @@ impl Etcd {
         self.client.call(tried, TXN, &request).await
     }
 
-    /// Asks for a new etcd lease and returns its id and its expiry. The id is our own choice, and a grant whose
-    /// answer was lost is asked for by the same id again: a slow cluster must not fill up with grants.
+    /// Asks for a new etcd lease and returns its id and its expiry. The id is our own choice, and a grant
+    /// whose answer was lost is asked for by the same id again: a slow cluster must not fill up with grants.
     async fn grant(&self, tried: &'static str) -> Result<(i64, u64), EtcdError> {
         let (now, ttl) = (unix_now(), self.ttl.as_secs());
         let grant = {

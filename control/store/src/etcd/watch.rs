@@ -1,8 +1,8 @@
 //! Follows etcd's own events: a list, then the changes after its revision.
 //!
-//! A cluster that was wiped, or restored from an older state, counts its revisions again from there. A watch of
-//! revisions that are yet to come would hear nothing for a long time, and miss what happened before them. So
-//! every watch begins with the question whether the cluster still knows the last change that was seen.
+//! A cluster that was wiped, or restored from an older state, counts its revisions again from there. A watch
+//! of revisions that are yet to come would hear nothing for a long time, and miss what happened before them.
+//! So every watch begins with the question whether the cluster still knows the last change that was seen.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -68,8 +68,8 @@ impl Follower {
         }
     }
 
-    /// Sends the changes from the revision `start` on, which has just been listed if `is_new`, until the leases
-    /// have to be listed again. Returns what became of the history.
+    /// Sends the changes from the revision `start` on, which has just been listed if `is_new`, until the
+    /// leases have to be listed again. Returns what became of the history.
     async fn watch(&mut self, sink: &mut Sink, start: i64, is_new: bool) -> Result<History, Halt> {
         let keys = self.store.client.keys();
         let request = WatchCreateRequest {

@@ -36,8 +36,8 @@ const SCHEMA: &str = "
     CREATE TRIGGER leases_delete AFTER DELETE ON leases BEGIN UPDATE revision SET value = value + 1; END;
 ";
 
-/// How long a file that was removed in use is waited for. It may be on its way: a copy into its place must not
-/// meet a new database of ours.
+/// How long a file that was removed in use is waited for. It may be on its way: a copy into its place must
+/// not meet a new database of ours.
 const ABSENCE: Duration = Duration::from_secs(5);
 
 /// The file of a handle, opened when it is needed, and again where another one has taken its place.
@@ -84,7 +84,8 @@ impl Slot {
         Slot { path, lock_wait, database: None, former: None, opened: 0 }
     }
 
-    /// Opens the file, unless it is open and still has its name. Without a name nobody would see a write to it.
+    /// Opens the file, unless it is open and still has its name. Without a name nobody would see a write to
+    /// it.
     pub(super) fn open(&mut self) -> Result<&mut Database, SqliteError> {
         if let Some(database) = self.database.take_if(|database| !database.is_named()) {
             self.former = Some(Former { log: database.log, missing: None });

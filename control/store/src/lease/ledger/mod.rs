@@ -1,8 +1,8 @@
 //! The set of peers: takes in snapshots and single changes, and leaves our own lease out.
 //!
 //! A lease that is gone from the store stays in the set for a while. A store that was wiped or restored loses
-//! leases of nodes that live, and these put them back within seconds of noticing: traffic to them must not stop
-//! in between. A lease that is put where it was, and one that shows its node elsewhere, ends the wait.
+//! leases of nodes that live, and these put them back within seconds of noticing: traffic to them must not
+//! stop in between. A lease that is put where it was, and one that shows its node elsewhere, ends the wait.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
