@@ -164,8 +164,8 @@ impl<'a> Beginning<'a> {
         if !back_off.is_zero() {
             let seconds = back_off.as_secs();
             tracing::warn!(
-                "another daemon publishes our address and has taken our lease; waiting {seconds} s before taking \
-                 it back; give each its own --public-ip"
+                "another daemon publishes our address and has taken our lease; waiting {seconds} s before \
+                 taking it back; give each its own --public-ip"
             );
             tokio::time::sleep(back_off).await;
         }

@@ -64,6 +64,7 @@ pub(super) struct Database {
 /// A file that was open and has lost its name.
 #[derive(Debug, Clone, Copy)]
 struct Former {
+    file: Identity,
     log: Option<Identity>,
     /// Since when there has been no file of this name.
     missing: Option<Instant>,
@@ -88,7 +89,7 @@ impl Slot {
     /// it.
     pub(super) fn open(&mut self) -> Result<&mut Database, SqliteError> {
         if let Some(database) = self.database.take_if(|database| !database.is_named()) {
-            self.former = Some(Former { log: database.log, missing: None });
+            self.former = Some(Former { file: database.claim.0, log: database.log, missing: None });
         }
         if self.database.is_none() {
             self.make_room()?;
@@ -117,11 +118,14 @@ impl Slot {
     /// Makes sure that a removed file is not just on its way back, and that the log of the former file is not
     /// taken for the next one's: sqlite knows a log by its name alone.
     fn make_room(&mut self) -> Result<(), SqliteError> {
-        let Some(Former { log, missing }) = &mut self.former else { return Ok(()) };
-        if identity(&self.path).is_none() && missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE {
+        let Some(Former { file, log, missing }) = &mut self.former else { return Ok(()) };
+        let there = identity(&self.path);
+        if there.is_none() && missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE {
             return Err(SqliteError::Removed { path: self.path.clone() });
         }
-        if log.is_some() && identity(&beside(&self.path, "-wal")) == *log {
+        if there != Some(*file) && log.is_some() && identity(&beside(&self.path, "-wal")) == *log {
+            // What is no database may be gone again in a moment, and the former file back.
+            Claim::on(&self.path)?;
             for end in ["-wal", "-shm"] {
                 let _ = std::fs::remove_file(beside(&self.path, end));
             }

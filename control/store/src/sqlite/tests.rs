@@ -237,6 +237,21 @@ async fn a_file_that_takes_the_place_of_another_is_the_store_from_then_on() {
     acquire(&store, ONE).await.unwrap();
 }
 
+/// Its log, in which the last changes may be, is not a stranger's.
+#[tokio::test]
+async fn a_file_that_comes_back_has_lost_nothing() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    acquire(&store, ONE).await.unwrap();
+    let aside = bench.path().with_file_name("aside.db");
+    fs::rename(bench.path(), &aside).unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::Removed { .. })));
+    fs::write(bench.path(), "no database").unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::NotADatabase { .. })));
+    fs::rename(&aside, bench.path()).unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn two_handles_to_a_replaced_file_meet_in_the_new_one() {
     let bench = Bench::sqlite();

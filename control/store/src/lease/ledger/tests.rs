@@ -225,7 +225,9 @@ proptest! {
             };
             let before = published(&all);
             match event.clone() {
-                Event::Snapshot(leases) | Event::Rewind(leases) => all = leases.into_iter().map(|lease| (lease.key, lease)).collect(),
+                Event::Snapshot(leases) | Event::Rewind(leases) => {
+                    all = leases.into_iter().map(|lease| (lease.key, lease)).collect();
+                }
                 Event::Put(lease) => drop(all.insert(lease.key, lease)),
                 Event::Removed(key) => drop(all.remove(&key)),
             }
