@@ -17,7 +17,7 @@ use nix::libc::O_NONBLOCK;
 use store::regular;
 
 use crate::persist::atomic_file::parent;
-use crate::settings::Settings;
+use crate::settings::{RUN_DIRECTORY, Settings};
 
 /// Name of the daemon that writes flannel's default subnet file.
 const USUAL: &str = "flannel";
@@ -77,7 +77,12 @@ impl Instance {
     pub fn of(settings: &Settings) -> Result<Instance, InstanceError> {
         let mut instance = Instance::named(settings)?;
         let beside = parent(&settings.subnet_file);
-        if ends_with_the_container(&settings.run_dir, beside, |path| Some(path.metadata().ok()?.dev())) {
+        let ends = || {
+            let device = |path: &Path| Some(path.metadata().ok()?.dev());
+            ends_with_the_container(&settings.run_dir, beside, device)
+        };
+        // Whoever names another directory knows what lasts.
+        if settings.run_dir == Path::new(RUN_DIRECTORY) && ends() {
             instance.lasting = beside.to_owned();
         }
         Ok(instance)
