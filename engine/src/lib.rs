@@ -43,6 +43,7 @@ use path::Fib;
 pub use config::{EngineConfig, Switches, TunnelConfig, WaitPolicy};
 pub use event::{Event, Notice};
 pub use io::Error;
+pub use io::tun::ensure_node;
 pub use status::{Status, TunnelStatus};
 
 use crate::snapshot::Publisher;

@@ -25,6 +25,9 @@ pub(super) fn open(
     planned: &[Tunnel],
     memory: &mut Remembered,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
+    if !outline.tunnels.is_empty() {
+        engine::ensure_node();
+    }
     let switches = switches(settings, outline, memory);
     let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),

@@ -5,6 +5,7 @@ use lab::Wiring;
 
 use crate::common::{self, Cluster, Daemon, UDP, VXLAN, await_until, ping, verified};
 
+const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const BYTES: u64 = 20_000_000;
 /// The address that packets leave with.
 const OTHER: &str = "198.18.7.7";
@@ -17,6 +18,11 @@ fn vxlan_sends_singly_while_the_kernel_would_damage_trains() {
 #[test]
 fn udp_sends_singly_while_the_kernel_would_damage_trains() {
     paused_and_resumed(UDP, "flannel0", 8285);
+}
+
+#[test]
+fn wireguard_sends_singly_while_the_kernel_would_damage_trains() {
+    paused_and_resumed(WIREGUARD, "flannel-wg", 51_820);
 }
 
 /// Linux 6.11 and later join datagrams for such an interface, and translation makes their checksums wrong.
@@ -33,10 +39,19 @@ fn paused_and_resumed(config: &str, device: &str, port: u16) {
              --dport {port} -j SNAT --to-source {OTHER}"
         ),
     );
-    let daemons: Vec<Daemon> = [1, 2].iter().map(|number| cluster.start(*number, &[])).collect();
+    let run = |number: usize| {
+        let mut command = cluster.command(number);
+        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
+        let mut daemon = cluster.spawn(number, &mut command);
+        daemon.await_ready();
+        daemon
+    };
+    let daemons: Vec<Daemon> = [1, 2].map(run).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={device} peers=1");
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
+    // A WireGuard peer answers the address that packets come from.
+    cluster.shell(2, &format!("ip route add {OTHER}/32 dev eth0"));
     // Each alone is harmless.
     cluster.shell(2, "ethtool -K eth0 tx off");
     ping(&cluster, 1, 2, false);
