@@ -91,7 +91,7 @@ fn of_queues(tun: &TunProbe) -> Vec<Finding> {
             TUN,
             "queues limited in bytes (bpf)",
             &probe::bpf(),
-            "queues are limited in packets: bursts of small packets are lost while a core is busy",
+            "there are fewer queues, limited in packets: large ones may take more kernel memory",
             "grant CAP_BPF; a kernel from 5.5 on",
         ),
     ]
