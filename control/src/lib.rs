@@ -16,6 +16,7 @@
 //! exit code 1.
 
 pub mod apply;
+mod children;
 pub mod cleanup;
 pub mod daemon;
 pub mod netlink;

@@ -43,6 +43,7 @@ use path::Fib;
 pub use config::{EngineConfig, Switches, TunnelConfig, WaitPolicy};
 pub use event::{Event, Notice};
 pub use io::Error;
+pub use io::tun::ensure_node;
 pub use status::{Status, TunnelStatus};
 
 use crate::snapshot::Publisher;
@@ -93,6 +94,8 @@ pub struct Chosen {
     /// Packets that may wait in each queue of the device. The engine does not set this length: whoever
     /// configures the device does.
     pub queue_length: u32,
+    /// Whether the kernel limits the bytes that wait in each queue, not only the packets.
+    pub limited: bool,
     /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.

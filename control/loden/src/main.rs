@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 
 use self::command::install_cni::install_conf;
 use self::command::{
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     };
     let line = match line {
         Ok(line) => line,
-        Err(answer) => return show(&answer),
+        Err(answer) => return show(&advised(answer)),
     };
     if !matches!(line.command, Command::Flanneld(_)) {
         log_to_stderr(line.verbose);
@@ -63,6 +64,24 @@ fn main() -> ExitCode {
         Command::Manual(options) => generate::manual(options),
         Command::Load(options) => load::run(options),
     })
+}
+
+/// Adds what clap cannot know: which option is meant, and how a switch gets its value.
+fn advised(mut answer: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(argument)) = answer.get(ContextKind::InvalidArg) else { return answer };
+    match argument.as_str() {
+        "--interface" => {
+            answer.insert(ContextKind::SuggestedArg, ContextValue::String("--iface".to_owned()));
+            // It shows the option that is not meant.
+            answer.remove(ContextKind::Usage);
+        }
+        "true" | "false" => {
+            let tip = format!("a switch takes its value after =, as in --ip-masq={argument}");
+            answer.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+        _ => {}
+    }
+    answer
 }
 
 /// Prints what clap says instead of a command line: the help, the version, or what is wrong.
@@ -129,6 +148,20 @@ fn with_causes(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mistakes_on_the_command_line_are_explained() {
+        for (line, expected, not) in [
+            (&["run", "--ip-masq", "true"][..], "--ip-masq=true", "tip: to pass"),
+            (&["run", "--ip-masq", "false"], "--ip-masq=false", "tip: to pass"),
+            (&["run", "--interface", "eth0"], "'--iface'", "--instance"),
+            (&["run", "--interface=eth0"], "'--iface'", "--instance"),
+        ] {
+            let line = std::iter::once("loden").chain(line.iter().copied());
+            let text = advised(CommandLine::try_parse_from(line).expect_err("a mistake")).to_string();
+            assert!(text.contains(expected) && !text.contains(not), "{text}");
+        }
+    }
 
     #[test]
     fn a_cause_in_the_text_is_not_repeated() {

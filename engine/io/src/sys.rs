@@ -55,6 +55,13 @@ pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes the node of a character device that only its owner may use.
+pub(crate) fn make_device(path: &std::ffi::CStr, major: u32, minor: u32) -> io::Result<()> {
+    let mode = libc::S_IFCHR | 0o600;
+    // SAFETY: `path` is a terminated string, and nothing else is passed by address.
+    check(unsafe { libc::mknod(path.as_ptr(), mode, libc::makedev(major, minor)) }).map(drop)
+}
+
 /// SO_NETNS_COOKIE (asm-generic/socket.h, since Linux 5.14): returns the number of the socket's network
 /// namespace.
 pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {

@@ -106,6 +106,7 @@ fn perform(
 /// Checks for the device that every daemon needs, so that a missing one gives one error and not one per host.
 fn check_tun() -> anyhow::Result<()> {
     let path = "/dev/net/tun";
+    io::tun::ensure_node();
     File::options().read(true).write(true).open(path).map(drop).map_err(|error| {
         let next = match error.kind() {
             ErrorKind::PermissionDenied => "run as root, or give users access: chmod 0666 /dev/net/tun",
