@@ -373,7 +373,7 @@ fn narrow_path(cluster: &Cluster, mtu: u32) -> Namespace {
             ),
         );
     }
-    let inner_v6 = cluster.host(1).pod_addresses().iter().all(IpAddr::is_ipv6);
+    let inner_v6 = cluster.host(1).pod_addresses().iter().any(IpAddr::is_ipv6);
     await_until("the routers", || {
         let address = cluster.pod(2, inner_v6);
         cluster.host(1).pod().ping(address, 56, Duration::from_secs(1)).is_ok()
