@@ -57,6 +57,7 @@ const LOAD_PACKET_WORD: u8 = 0x20;
 const LOAD_PACKET_BYTE: u8 = 0x30;
 const ADD: u8 = 0x0f;
 const MULTIPLY: u8 = 0x2f;
+const XOR: u8 = 0xaf;
 const SHIFT_LEFT_IMMEDIATE: u8 = 0x67;
 const SHIFT_RIGHT_IMMEDIATE: u8 = 0x77;
 const JUMP_NOT_EQUAL: u8 = 0x55;
@@ -118,7 +119,8 @@ impl Gauge {
     /// Deducts a packet that was read.
     #[inline]
     pub(super) fn took(&self, packet: &[u8]) {
-        for at in [READ_AT, SLOTS_READ_AT + slot(packet, self.key) * 8] {
+        let Some(slot) = slot(packet, self.key) else { return };
+        for at in [READ_AT, SLOTS_READ_AT + slot * 8] {
             let read = self.counts.at(self.at + at);
             // Only the reader of this queue writes the count.
             let sum = read.load(Ordering::Relaxed).wrapping_add((packet.len() + OVERHEAD) as u64);
@@ -173,19 +175,22 @@ impl Drop for Counts {
 }
 
 /// Selects the slot of the sender of an IP packet, as the program does: by a polynomial over the words of its
-/// source address.
+/// source address. Returns `None` for what is no IP packet, which is not counted: no pod can send it, and the
+/// queue's length limits it.
 #[inline]
-fn slot(packet: &[u8], key: u64) -> usize {
+fn slot(packet: &[u8], key: u64) -> Option<usize> {
     let source = match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= LEAST_V4 => 12..16,
         Some(6) if packet.len() >= LEAST_V6 => 8..LEAST_V6,
-        _ => return 0,
+        _ => return None,
     };
-    let (words, _) = packet.get(source).unwrap_or_default().as_chunks::<4>();
+    let (words, _) = packet.get(source)?.as_chunks::<4>();
     let hash = words
         .iter()
         .fold(0u64, |hash, word| hash.wrapping_add(u64::from(u32::from_be_bytes(*word))).wrapping_mul(key));
-    (hash >> SLOT_SHIFT) as usize
+    // Neighbouring addresses differ little so far.
+    let hash = (hash ^ hash >> 32).wrapping_mul(key);
+    Some((hash >> SLOT_SHIFT) as usize)
 }
 
 /// Returns the program. It returns how many bytes of a packet to keep: all or none.
@@ -208,20 +213,28 @@ fn program(map: &OwnedFd, bytes: usize, key: u64) -> Vec<BpfInstruction> {
     let v4 = hash(12);
     let v6: Vec<_> = [8, 12, 16, 20].into_iter().flat_map(hash).collect();
     let hash_v6 = v6.len() as i16;
+    let past_v4 = [one(JUMP, 0, 0, v4.len() as i16, 0)];
+    let to_v4 = hash_v6 + past_v4.len() as i16;
+    // To the place in `rest` that keeps the packet. A load beyond its end would drop it.
+    let to_keep = to_v4 + v4.len() as i16 + 37;
     let begin = [
         one(MOVE, 6, 1, 0, 0),
         one(LOAD_WORD, 7, 6, SKB_LEN, 0),
         one(MOVE_IMMEDIATE, 8, 0, 0, 0),
-        // Shorter than any header: to the lookup. A load beyond the end would drop the packet.
-        one(JUMP_LESS, 7, 0, 5 + hash_v6 + 1 + v4.len() as i16, LEAST_V4 as i32),
+        one(JUMP_LESS, 7, 0, 5 + to_keep, LEAST_V4 as i32),
         one(LOAD_PACKET_BYTE, 0, 0, 0, 0),
         one(SHIFT_RIGHT_IMMEDIATE, 0, 0, 0, 4),
-        one(JUMP_EQUAL, 0, 0, 2 + hash_v6 + 1, 4),
-        one(JUMP_NOT_EQUAL, 0, 0, 1 + hash_v6 + 1 + v4.len() as i16, 6),
-        one(JUMP_LESS, 7, 0, hash_v6 + 1 + v4.len() as i16, LEAST_V6 as i32),
+        one(JUMP_EQUAL, 0, 0, 2 + to_v4, 4),
+        one(JUMP_NOT_EQUAL, 0, 0, 1 + to_keep, 6),
+        one(JUMP_LESS, 7, 0, to_keep, LEAST_V6 as i32),
     ];
-    let past_v4 = [one(JUMP, 0, 0, v4.len() as i16, 0)];
     let rest = [
+        one(MOVE, 1, 8, 0, 0),
+        one(SHIFT_RIGHT_IMMEDIATE, 1, 0, 0, 32),
+        one(XOR, 8, 1, 0, 0),
+        one(LOAD_IMMEDIATE, 1, 0, 0, key as u32 as i32),
+        one(0, 0, 0, 0, (key >> 32) as u32 as i32),
+        one(MULTIPLY, 8, 1, 0, 0),
         one(SHIFT_RIGHT_IMMEDIATE, 8, 0, 0, SLOT_SHIFT),
         one(SHIFT_LEFT_IMMEDIATE, 8, 0, 0, 3),
         one(LOAD_WORD, 1, 6, SKB_QUEUE, 0),
@@ -285,12 +298,14 @@ mod tests {
                 assert_eq!(slot(&packet, 0x9e37_79b9_7f4a_7c15), expected);
                 packet[source.end - 1] = number;
                 seen.insert(slot(&packet, 0x9e37_79b9_7f4a_7c15));
-                assert!(slot(&packet, u64::MAX) < SLOTS && slot(&packet, 1) < SLOTS);
+                assert!(
+                    [1, u64::MAX].map(|key| slot(&packet, key)).iter().flatten().all(|slot| *slot < SLOTS)
+                );
             }
             assert!(seen.len() > SLOTS / 2, "{}", seen.len());
         }
         for short in 0..LEAST_V4 {
-            assert_eq!(slot(&packet[..short], 3), 0);
+            assert_eq!(slot(&packet[..short], 3), None);
         }
     }
 }
