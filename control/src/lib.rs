@@ -16,6 +16,7 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod cgroup;
 pub mod cleanup;
 pub mod daemon;
 pub mod netlink;

@@ -150,6 +150,7 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
             queues: 2,
             memory: 0,
             pin: false,
+            realtime: false,
             wait: WaitPolicy::default(),
             switches: Switches::default(),
         };

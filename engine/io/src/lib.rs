@@ -13,6 +13,7 @@
 //! | [`probe`] | the features that this kernel and container grant | no |
 //! | [`netns`], [`thread`] | a private network namespace, its number, and a core for one thread | no |
 //! | [`overflow`] | what the kernel dropped because a queue was full | no |
+//! | [`scheduler`] | what a thread is granted by the scheduler | no |
 //! | [`files`] | the limit of open files | no |
 //! | [`clock`] | the time since boot | once per turn |
 //! | [`heap`] | returning freed memory to the kernel | no |
@@ -56,6 +57,7 @@ mod port;
 pub mod probe;
 pub mod raw;
 pub mod route;
+pub mod scheduler;
 mod sys;
 pub mod thread;
 pub mod too_big;
