@@ -1,5 +1,6 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
+use std::hash::RandomState;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use io::too_big::TooBigSocket;
 use io::udp::Aside;
 use io::{Error, Waiter, files, scheduler, tun};
 use path::quote::Own;
-use path::{Format, WorkerIndex};
+use path::{Format, SegmentSizes, WorkerIndex};
 
 use crate::bounds::Bounds;
 use crate::clock::Clock;
@@ -175,6 +176,7 @@ fn distribute<'c>(
     sender: &Sender<Notice>,
 ) -> Result<(RunningTunnel, Option<KeeperParts<'c>>), Error> {
     let workers = shares.len();
+    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new()));
     let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
     let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
     let keeper = match &tunnel.wireguard {
@@ -199,7 +201,7 @@ fn distribute<'c>(
         });
         let parts = Parts {
             fib,
-            mtu: tunnel.mtu.get(),
+            sizes: Arc::clone(&sizes),
             lanes: tunnel.fan.max(1),
             switches: one.chosen.features,
             notifier: Notifier { tunnel: index, worker, sender: sender.clone() },

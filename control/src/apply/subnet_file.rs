@@ -98,6 +98,16 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_not_replaced() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("subnet.env");
+        std::os::unix::fs::symlink("/dev/null", &path).expect("a link");
+        let error = apply(&path, &env(1450)).expect_err("a device").to_string();
+        assert!(error.contains("it is a device") && error.contains("--subnet-file"), "{error}");
+        assert!(path.is_symlink() && !is_written(&path, &env(1450)));
+    }
+
+    #[test]
     fn no_file_means_no_previous_subnet() {
         let directory = tempfile::tempdir().expect("directory");
         assert_eq!(previous(&directory.path().join("none")), None);

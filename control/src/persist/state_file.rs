@@ -5,10 +5,10 @@
 //! answered, and `loden cleanup` knows what to remove. The file is on a memory filesystem and has no meaning
 //! after a reboot; an unreadable file is treated as a missing one.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use store::{Owned, regular};
 use wire::addr::Mac;
 
-use super::disk::Disk;
+use super::{atomic_file, disk::Disk};
 use crate::plan::{Identity, Plan};
 
 /// Maximum size of the file, more than 10,000 leases take.
@@ -270,8 +270,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     // Whoever has removed it has not stopped the daemon.
     fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let mut file = tempfile::Builder::new().prefix(".state.").tempfile_in(directory)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
+    let mut file = atomic_file::temporary(path)?;
     file.write_all(text.as_bytes())?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
@@ -279,6 +278,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use proptest::prelude::*;
 

@@ -82,8 +82,8 @@ fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
 fn create(path: &Path, text: &str) -> io::Result<()> {
     let directory = atomic_file::parent(path);
     fs::create_dir_all(directory)?;
-    let mut file =
-        tempfile::Builder::new().permissions(Permissions::from_mode(0o400)).tempfile_in(directory)?;
+    let mut file = atomic_file::temporary(path)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o400))?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist_noclobber(path).map(drop).map_err(|error| error.error)

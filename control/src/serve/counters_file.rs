@@ -11,6 +11,8 @@ use nix::libc::O_NONBLOCK;
 use serde_json::{Map, Value, json};
 use store::regular;
 
+use crate::persist::atomic_file;
+
 /// Logs every non-zero counter, one line each.
 pub fn log(engine: &Engine) {
     for tunnel in engine.status().tunnels {
@@ -47,6 +49,7 @@ impl CountersFile {
         if self.written.as_ref() == Some(&status) && self.touch().is_ok() {
             return Ok(());
         }
+        atomic_file::check_target(&self.path)?;
         let mut temporary = self.path.as_os_str().to_owned();
         temporary.push(".new");
         let text = format!("{:#}\n", json(engine, &status));

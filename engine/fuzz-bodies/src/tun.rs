@@ -1,5 +1,6 @@
 //! Target for super-packets against the TUN driver of the running kernel.
 
+use std::hash::RandomState;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::process::Command;
@@ -10,7 +11,9 @@ use io::tun::{self, Offloads, Queue, TunConfig};
 use path::egress::{self, HEADROOM};
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, ingress};
+use path::{
+    Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, SegmentSizes, Verdict, ingress,
+};
 use wire::checksum::{pseudo_v4, pseudo_v6};
 use wire::{ipv4, ipv6, virtio};
 
@@ -264,6 +267,7 @@ fn header_len(packet: &[u8], v6: bool) -> Option<usize> {
 /// Has the packets joined, and writes the result to the device.
 fn write(queue: &mut Queue, packets: &[Packet], joins: Joins) {
     let fib = table(Format::Udp);
+    let sizes = SegmentSizes::new(MTU, RandomState::new());
     let room: usize = packets.iter().map(|packet| packet.bytes.len() + 64).sum();
     let mut arena = vec![0xee; SPACE + room];
     let mut coalescer = Coalescer::new(0..SPACE as u32, joins);
@@ -277,7 +281,7 @@ fn write(queue: &mut Queue, packets: &[Packet], joins: Joins) {
         arena[at..end].copy_from_slice(&packet.bytes);
         let len = packet.bytes.len() as u32;
         let received = Received { at: at as u32, len, segment_size: 0, ecn: packet.ecn, source };
-        ingress::ingress(&mut arena, received, &fib, MTU, &mut coalescer, &mut counters.ingress);
+        ingress::ingress(&mut arena, received, &fib, &sizes, &mut coalescer, &mut counters.ingress);
         at = end.next_multiple_of(64);
     }
     write_runs(queue, &mut arena, &mut coalescer);
@@ -296,6 +300,7 @@ fn write_runs(queue: &mut Queue, arena: &mut [u8], coalescer: &mut Coalescer) {
 /// Reads what the kernel has forwarded to a device, and has it cut.
 fn read(queue: &mut Queue) -> Vec<Vec<u8>> {
     let fib = table(Format::Udp);
+    let sizes = SegmentSizes::new(MTU, RandomState::new());
     let mut arena = vec![0xee; SPACE + HEADROOM + virtio::HEADER_LEN + 65_536];
     let mut outbox = Outbox::new(0..SPACE as u32);
     let (mut counters, mut sent) = (Counters::default(), Vec::new());
@@ -305,7 +310,7 @@ fn read(queue: &mut Queue) -> Vec<Vec<u8>> {
         if !is_ours(ip) {
             continue;
         }
-        let bound = match egress::check(&mut arena, read.clone(), &fib) {
+        let bound = match egress::check(&mut arena, read.clone(), &fib, &sizes) {
             Ok(bound) => bound,
             Err(refusal) if refusal.reason == DropReason::TtlExpired => continue,
             Err(refusal) => {

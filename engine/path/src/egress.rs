@@ -14,6 +14,7 @@ use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum::{self, Sender, State};
 use crate::offload::fragment::{self, Whole};
+use crate::offload::mss::SegmentSizes;
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Destination, Outbox};
 use crate::reply::{self, Complaint, Limiter};
@@ -24,7 +25,8 @@ use crate::wireguard::session::Millis;
 
 /// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
-/// Maximum segments of a UDP super-packet that are fragmented, more than any kernel joins.
+/// Maximum segments of a UDP super-packet that are fragmented: UDP_MAX_SEGMENTS since Linux 6.9
+/// (include/linux/udp.h). GRO joins 64 (UDP_GRO_CNT_MAX); only a virtual machine's guest can exceed it.
 const SEGMENTS_MAX: usize = 128;
 const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 
@@ -73,7 +75,12 @@ impl Bound<'_> {
 
 /// Checks a packet that was read from the overlay, virtio header first, and finds its peer.
 #[inline]
-pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bound<'f>, Refusal> {
+pub fn check<'f>(
+    arena: &mut [u8],
+    read: Range<u32>,
+    fib: &'f Fib,
+    sizes: &SegmentSizes,
+) -> Result<Bound<'f>, Refusal> {
     let packet = bytes_mut(arena, &read);
     let virtio = virtio::Header::parse(packet).map_err(|malformed| match malformed {
         Malformed::Truncated => DropReason::Truncated,
@@ -111,7 +118,11 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
         fragments = shrink(&inner, &mut cut, largest, limit, peer.mtu)?;
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
+    if let Some(cut) = cut.as_mut().filter(|_| open && inner.has_more_headers()) {
+        cut.pseudo = checksum::route_field(&inner, ip);
+    }
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
+    sizes.observe_egress(&inner, ip);
     let vouched = virtio.flags & (virtio::NEEDS_CSUM | virtio::DATA_VALID) != 0;
     Ok(Bound { peer, inner, at, cut, fragments, open_checksum, vouched })
 }
@@ -194,12 +205,18 @@ pub fn queue(
     // `cut` borrows the header space and `push` borrows the outbox, so take the space out for the loop.
     let mut space = std::mem::replace(&mut outbox.space, crate::space::Space::new(0..0));
     let mut datagrams = 0;
-    let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
-        let template = header.start..header.start + prefix as u32;
-        peer.template.write(bytes_mut(arena, &template), inner);
-        outbox.push(&destination, header, payload);
-        datagrams += 1;
-    });
+    let summed = cut.cut(
+        arena,
+        &[cut.payload()],
+        prefix,
+        |len| space.take(len),
+        |arena, header, payload| {
+            let template = header.start..header.start + prefix as u32;
+            peer.template.write(bytes_mut(arena, &template), inner);
+            outbox.push(&destination, header, payload);
+            datagrams += 1;
+        },
+    );
     outbox.space = space;
     counters.summed_bytes += summed as u64;
     counters.segments += u64::from(datagrams);
@@ -222,16 +239,22 @@ fn queue_fragments(
     let mut segments = 0;
     if let Some(cut) = &bound.cut {
         let split = inner.header_len() as u32;
-        let summed = cut.cut(arena, &[cut.payload()], 0, &mut space, |_, header, payload| {
-            if let Some(whole) = wholes.get_mut(segments) {
-                *whole = Whole {
-                    header: (header.start, header.start + split),
-                    lead: (header.start + split, header.end),
-                    payload: (payload.start, payload.end),
-                };
-            }
-            segments += 1;
-        });
+        let summed = cut.cut(
+            arena,
+            &[cut.payload()],
+            0,
+            |len| space.take(len),
+            |_, header, payload| {
+                if let Some(whole) = wholes.get_mut(segments) {
+                    *whole = Whole {
+                        header: (header.start, header.start + split),
+                        lead: (header.start + split, header.end),
+                        payload: (payload.start, payload.end),
+                    };
+                }
+                segments += 1;
+            },
+        );
         counters.summed_bytes += summed as u64;
     } else {
         let end = at + inner.len as u32;

@@ -99,7 +99,8 @@ drop_reasons! {
     WgTooLong => "wg_too_long",
     /// More WireGuard handshakes arrived than can be processed.
     WgBusy => "wg_busy",
-    /// The datagram has more segments than any kernel sends.
+    /// The datagram has more segments than a kernel sends at once: 128, UDP_MAX_SEGMENTS
+    /// (include/linux/udp.h).
     TooManySegments => "too_many_segments",
     /// The underlay's send queue is full.
     UnderlayFull => "underlay_full",

@@ -210,11 +210,17 @@ fn cut(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
     let mut space = Space::new(start..arena.len() as u32);
     let mut packets = Vec::new();
     let piece = |arena: &[u8], span: Range<u32>| arena[span.start as usize..span.end as usize].to_vec();
-    whole.cut(&mut arena, &[whole.payload()], 0, &mut space, |arena, header, payload| {
-        let mut one = piece(arena, header);
-        one.extend(piece(arena, payload));
-        packets.push(one);
-    });
+    whole.cut(
+        &mut arena,
+        &[whole.payload()],
+        0,
+        |len| space.take(len),
+        |arena, header, payload| {
+            let mut one = piece(arena, header);
+            one.extend(piece(arena, payload));
+            packets.push(one);
+        },
+    );
     packets
 }
 

@@ -82,7 +82,7 @@ impl<O: Overlay> Tunnel<O> {
                 self.flush(queue, out);
                 pass.at = HEADERS;
             }
-            let Tunnel { queues, egress, fib, sealing, counters, clock, replies, .. } = self;
+            let Tunnel { queues, egress, fib, sizes, sealing, counters, clock, replies, .. } = self;
             let Buffers { arena, outbox } = egress;
             let overlay = &mut queues[queue].overlay;
             let start = pass.at + HEADROOM;
@@ -95,7 +95,7 @@ impl<O: Overlay> Tunnel<O> {
             counters.egress.packets += 1;
             counters.egress.bytes += len.saturating_sub(wire::virtio::HEADER_LEN) as u64;
             let fib = fib.current();
-            let verdict = match egress::check(arena, read.clone(), fib) {
+            let verdict = match egress::check(arena, read.clone(), fib, sizes) {
                 Ok(bound) => {
                     if !bound.fits(outbox) {
                         flush(overlay, &mut self.egress, sealing, out, counters);

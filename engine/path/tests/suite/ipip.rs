@@ -65,9 +65,9 @@ proptest! {
     }
 
     /// A device that joins segments of one flow leaves the inner checksum open and does not report the
-    /// segment size.
+    /// segment size. Of a connection without a SYN, every host accepts 256 bytes.
     #[test]
-    fn joined_segments_of_a_kernel_peer_are_cut_to_the_tunnels_mtu(
+    fn joined_segments_of_a_kernel_peer_are_cut_again(
         len in 1500usize..40_000,
         seq: u32,
         options in 0usize..3,
@@ -77,7 +77,7 @@ proptest! {
         let writes = node.ingress(&[from_kernel(&packet.bytes(), options)]);
         prop_assert_eq!(node.dropped(), []);
         let got: Vec<_> = writes.iter().flat_map(|write| as_kernel(write)).collect();
-        prop_assert_eq!(got, cut(&packet.bytes(), usize::from(MTU) - packet.header_len()));
+        prop_assert_eq!(got, cut(&packet.bytes(), 256));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A worker's part alone: sealing, opening, and reports to the keeper.
 
+use std::hash::RandomState;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use io::memory::{
     self, Datagram, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle,
 };
 use ipnetwork::IpNetwork;
+use path::SegmentSizes;
 use path::encap::Format;
 use path::fib::{FibBuilder, PeerSpec};
 use path::wireguard::SecretKey;
@@ -191,7 +193,7 @@ fn worker(
     let (_, mut readers) = snapshot::channel(Arc::new(fib.build().unwrap()), 1);
     let parts = Parts {
         fib: readers.remove(0),
-        mtu: MTU,
+        sizes: Arc::new(SegmentSizes::new(MTU, RandomState::new())),
         lanes: 1,
         switches: Switches::default(),
         notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },
