@@ -4,17 +4,12 @@
 //! among others it would wait for whole time slices of its neighbours.
 
 use std::io;
-use std::time::Duration;
 
 use crate::sys::{self, SchedAttr};
 
 /// The nice value to ask for. A core that a worker shares with one busy program gives it 28 parts of 29
 /// (`sched_prio_to_weight`, kernel/sched/core.c).
 pub const NICE: i32 = -15;
-
-/// The slice to ask for, the shortest that the kernel grants. A thread with a short slice is chosen earlier
-/// when it wakes.
-pub const SLICE: Duration = Duration::from_micros(100);
 
 /// Priority in the realtime class: the lowest one, above all ordinary threads.
 const REALTIME_PRIORITY: u32 = 1;
@@ -26,8 +21,6 @@ pub struct Attention {
     pub realtime: bool,
     /// The nice value, which counts unless the thread is in a realtime class.
     pub nice: i32,
-    /// The thread's own slice; `None` on kernels before 6.12, which have one for all.
-    pub slice: Option<Duration>,
     /// What was refused, one sentence each.
     pub refused: Vec<String>,
 }
@@ -42,12 +35,8 @@ impl Attention {
 impl std::fmt::Display for Attention {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.realtime {
-            true => write!(f, "realtime")?,
-            false => write!(f, "nice {}", self.nice)?,
-        }
-        match self.slice.filter(|_| !self.realtime) {
-            Some(slice) => write!(f, ", slice {} µs", slice.as_micros()),
-            None => Ok(()),
+            true => write!(f, "realtime"),
+            false => write!(f, "nice {}", self.nice),
         }
     }
 }
@@ -69,8 +58,7 @@ pub fn ask(realtime: bool) -> Attention {
     }
     let now = sys::scheduling().unwrap_or_default();
     let realtime = [libc::SCHED_RR, libc::SCHED_FIFO].contains(&(now.policy as i32));
-    let slice = Some(Duration::from_nanos(now.runtime)).filter(|slice| !slice.is_zero());
-    Attention { realtime, nice: now.nice, slice, refused }
+    Attention { realtime, nice: now.nice, refused }
 }
 
 /// Asks on a thread of its own, so that the calling thread stays as it is. Fails if there can be no thread.
@@ -80,16 +68,10 @@ pub fn try_out(realtime: bool) -> io::Result<Attention> {
 }
 
 fn prefer(refuse: &mut impl FnMut(&str, &io::Error)) {
-    let current = sys::scheduling().unwrap_or_default();
-    let wanted = |nice| SchedAttr { nice, runtime: SLICE.as_nanos() as u64, ..SchedAttr::default() };
     // An administrator may have given the process even more.
-    let nice = current.nice.min(NICE);
-    // Where only setpriority(2) is allowed, and before Linux 3.14.
-    let granted = sys::set_scheduling(wanted(nice)).or_else(|_| sys::set_nice(nice));
-    if let Err(error) = granted {
+    let nice = sys::scheduling().unwrap_or_default().nice.min(NICE);
+    if let Err(error) = sys::set_nice(nice) {
         refuse(&format!("nice {nice}"), &error);
-        // A shorter slice is free.
-        let _ = sys::set_scheduling(wanted(current.nice));
     }
 }
 
@@ -101,8 +83,7 @@ mod tests {
     fn a_preferred_thread_says_what_it_has() {
         let granted = try_out(false).unwrap();
         assert_eq!(granted.is_preferred(), granted.refused.is_empty(), "{granted:?}");
-        assert!(granted.slice.is_none_or(|slice| slice == SLICE), "{granted:?}");
-        assert!(granted.to_string().starts_with(&format!("nice {}", granted.nice)), "{granted}");
+        assert_eq!(granted.to_string(), format!("nice {}", granted.nice));
         // The calling thread stays as it is.
         assert_ne!(sys::scheduling().map(|now| now.nice).ok(), Some(NICE));
     }
@@ -117,7 +98,6 @@ mod tests {
         assert!(!granted.is_preferred() && granted.refused.len() == 2, "{granted:?}");
         assert!(granted.refused[0].starts_with("a realtime class was refused: "), "{granted:?}");
         assert!(granted.refused[1].starts_with("nice -15 was refused: "), "{granted:?}");
-        assert!(granted.slice.is_none_or(|slice| slice == SLICE), "a shorter slice needs no privilege");
     }
 
     #[test]

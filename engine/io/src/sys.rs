@@ -216,20 +216,19 @@ pub(crate) struct SchedAttr {
     pub(crate) flags: u64,
     pub(crate) nice: i32,
     pub(crate) priority: u32,
-    /// With SCHED_OTHER the slice in nanoseconds, since Linux 6.12; kernels before ignore it and return 0.
     pub(crate) runtime: u64,
     pub(crate) deadline: u64,
     pub(crate) period: u64,
 }
 
-/// sched_setattr(2): sets policy, nice value, priority and slice of the calling thread.
+/// sched_setattr(2): sets policy, nice value and priority of the calling thread.
 pub(crate) fn set_scheduling(attributes: SchedAttr) -> io::Result<()> {
     let attributes = SchedAttr { size: mem::size_of::<SchedAttr>() as u32, ..attributes };
     // SAFETY: the kernel reads `size` bytes from `attributes`.
     check_long(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
 }
 
-/// sched_getattr(2): returns policy, nice value, priority and slice of the calling thread.
+/// sched_getattr(2): returns policy, nice value and priority of the calling thread.
 pub(crate) fn scheduling() -> io::Result<SchedAttr> {
     let mut attributes = SchedAttr::default();
     let size = mem::size_of::<SchedAttr>();

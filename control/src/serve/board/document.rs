@@ -73,7 +73,7 @@ pub struct LeaseDocument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulingDocument {
-    /// Class, nice value and slice of a worker.
+    /// Class or nice value of a worker.
     pub granted: String,
     /// What was refused.
     pub refused: Vec<String>,

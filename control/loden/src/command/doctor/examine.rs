@@ -218,23 +218,17 @@ fn of_scheduler() -> Vec<Finding> {
 }
 
 fn of_attention(ordinary: &Attention, realtime: &Attention) -> Vec<Finding> {
-    let yes_or_no = |yes| if yes { Yes } else { No };
-    let granted = ordinary.to_string();
+    let verdict = if ordinary.is_preferred() { Yes } else { No };
     let mut preferred =
-        plain(SCHEDULER, "workers before other programs", yes_or_no(ordinary.is_preferred()), granted);
+        plain(SCHEDULER, "workers before other programs", verdict, ordinary.to_string());
     if !ordinary.is_preferred() {
         preferred.detail = ordinary.refused.join("; ");
         preferred.cost = "beside busy programs packets wait for their time slices, some milliseconds each";
         preferred.fix = "grant CAP_SYS_NICE, or a limit of nice values (LimitNICE=-15)";
     }
-    let mut slice = plain(SCHEDULER, "short slice", yes_or_no(ordinary.slice.is_some()), String::new());
-    if ordinary.slice.is_none() {
-        slice.cost = "a worker that wakes may wait longer for its core";
-        slice.fix = "a kernel from 6.12 on";
-    }
     let detail = if realtime.realtime { "allowed; not used without it" } else { "not allowed" };
     let realtime = plain(SCHEDULER, "realtime class (--realtime)", Fact, detail.to_owned());
-    vec![preferred, slice, realtime]
+    vec![preferred, realtime]
 }
 
 fn of_firewall() -> Vec<Finding> {

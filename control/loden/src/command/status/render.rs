@@ -180,7 +180,7 @@ mod tests {
                 renewed: Some(4600),
             }),
             scheduling: Some(SchedulingDocument {
-                granted: "nice 0, slice 100 µs".into(),
+                granted: "nice 0".into(),
                 refused: vec!["nice -15 was refused: Permission denied".into()],
                 limits: "CPU quota 1.50, used up 4 times".into(),
                 ..SchedulingDocument::default()
@@ -212,7 +212,7 @@ mod tests {
              underlay     eth0, MTU 1500, published 192.0.2.1\n\
              store\n\
              reconciled   0 times, 0 changes\n\
-             scheduling   nice 0, slice 100 µs, CPU quota 1.50, used up 4 times\n             \
+             scheduling   nice 0, CPU quota 1.50, used up 4 times\n             \
                           nice -15 was refused: Permission denied\n\
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
