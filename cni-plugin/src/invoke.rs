@@ -147,7 +147,8 @@ impl Plugin<'_> {
             Err(InvokeError::Failed(failure)) if failure.message.contains(NO_VERSION) => {
                 Ok(Some(vec![VERSIONS[0].to_owned()]))
             }
-            Err(InvokeError::Failed(_)) => Ok(None),
+            // If the plugin hangs, the request itself shows that, and undoes what has to be undone.
+            Err(InvokeError::Failed(_) | InvokeError::Indeterminate(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }

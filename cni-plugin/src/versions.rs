@@ -8,6 +8,9 @@ use crate::invoke::{InvokeError, Plugin};
 use crate::reply::{Code, Failure, VERSIONS};
 use crate::request::Request;
 
+/// The part of a request's time that a plugin has to say what it supports.
+const SHARE: u32 = 4;
+
 /// Rejects a configuration whose version the delegate, or the IPAM plugin that it calls, does not support:
 /// what such a plugin created, it could not delete either. A plugin that does not tell is trusted.
 pub fn check(request: &Request, config: &Value, deadline: Instant) -> Result<(), InvokeError> {
@@ -15,7 +18,7 @@ pub fn check(request: &Request, config: &Value, deadline: Instant) -> Result<(),
     let name = |config: &Value| config["type"].as_str().unwrap_or_default().to_owned();
     let (delegate, ipam) = (name(config), name(&config["ipam"]));
     for (name, is_ipam) in [(&delegate, false), (&ipam, true)] {
-        let timeout = deadline.saturating_duration_since(Instant::now());
+        let timeout = deadline.saturating_duration_since(Instant::now()) / SHARE;
         let plugin = Plugin { name, path: &request.path, timeout, lock: None };
         let supported = match plugin.versions(version) {
             Ok(Some(supported)) => supported,

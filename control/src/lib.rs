@@ -17,6 +17,7 @@
 
 pub mod apply;
 pub mod cgroup;
+mod children;
 pub mod cleanup;
 pub mod daemon;
 pub mod netlink;

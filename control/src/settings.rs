@@ -17,6 +17,8 @@ pub const RUN_DIRECTORY: &str = "/run/loden";
 pub struct Settings {
     /// The store of leases.
     pub store: Spec,
+    /// Whether somebody asked for this store; otherwise it is the default.
+    pub store_given: bool,
     /// The network configuration to put into the store first.
     pub net_config: Option<NetConfigSource>,
     /// The interface that carries the tunnels.
@@ -138,6 +140,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             store: Spec::default(),
+            store_given: false,
             net_config: None,
             uplink: UplinkSettings::default(),
             subnet_file: SUBNET_FILE.into(),

@@ -18,6 +18,7 @@ mod clock;
 pub mod config;
 mod event;
 mod layout;
+mod own_nat;
 mod path_mtu;
 mod port;
 pub mod selftest;
@@ -43,6 +44,7 @@ use path::Fib;
 pub use config::{EngineConfig, Switches, TunnelConfig, WaitPolicy};
 pub use event::{Event, Notice};
 pub use io::Error;
+pub use io::tun::ensure_node;
 pub use status::{Status, TunnelStatus};
 
 use crate::snapshot::Publisher;
@@ -75,6 +77,8 @@ struct RunningTunnel {
     unread: Option<unread::Meter>,
     paths: Arc<path_mtu::Paths>,
     persist: bool,
+    /// Set while datagrams must not be joined.
+    paused: Arc<AtomicBool>,
     /// The keeper of a WireGuard tunnel.
     keeper: Option<wireguard::KeeperHandle>,
     /// Keeps the device in use; `None` once the engine has stopped.
@@ -99,6 +103,21 @@ pub struct Chosen {
     /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
 }
+
+impl RunningTunnel {
+    fn chosen(&self) -> Chosen {
+        let mut chosen = self.chosen.clone();
+        if self.paused.load(Ordering::Relaxed) {
+            chosen.features.gso = false;
+            chosen.notes.push(PAUSED.to_owned());
+        }
+        chosen
+    }
+}
+
+/// Why a tunnel's datagrams are not joined for the time being.
+const PAUSED: &str = "gso is paused: this host translates the tunnel's source address towards an interface \
+    without checksum offload";
 
 impl Engine {
     /// Opens the devices and sockets of all tunnels and starts the workers. A new device is down and has no
@@ -142,9 +161,9 @@ impl Engine {
         self.tunnels.iter().map(|tunnel| tunnel.table_bytes.load(Ordering::Relaxed))
     }
 
-    /// Returns what each tunnel uses after probing.
-    pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
-        self.tunnels.iter().map(|tunnel| &tunnel.chosen)
+    /// Returns what each tunnel uses now.
+    pub fn chosen(&self) -> impl Iterator<Item = Chosen> {
+        self.tunnels.iter().map(RunningTunnel::chosen)
     }
 
     /// Returns what the scheduler grants each worker.

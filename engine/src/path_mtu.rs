@@ -23,6 +23,7 @@ use path::quote::{self, Own, Whose};
 use path::{Fib, PathEnd, PeerId, WorkerIndex};
 
 use crate::event::{self, Event, Notifier};
+use crate::own_nat;
 use crate::status::PathStatus;
 use crate::wireguard::Established;
 
@@ -98,7 +99,7 @@ impl Paths {
         limits.values().map(|limit| limit.until).min()
     }
 
-    fn table(&self) -> Arc<Fib> {
+    pub(crate) fn table(&self) -> Arc<Fib> {
         Arc::clone(&self.state.lock().unwrap_or_else(PoisonError::into_inner).table)
     }
 
@@ -188,6 +189,7 @@ impl Learner {
     pub(crate) fn start(
         self,
         tunnels: Vec<Watched>,
+        mut nat: own_nat::Watch,
         stop: Arc<AtomicBool>,
         notifier: Notifier,
     ) -> std::io::Result<LearnerHandle> {
@@ -195,7 +197,8 @@ impl Learner {
         let waker = waiter.waker();
         let mut asked = Asked { since: Instant::now(), ends: HashSet::new() };
         let run = move || {
-            let mut timeout = None;
+            // The first turn finds out when the next one is.
+            let mut timeout = Some(Duration::ZERO);
             // Whether more messages may be waiting; the waiter reports only new ones.
             let mut pending = false;
             while !stop.load(Ordering::Relaxed) {
@@ -209,7 +212,8 @@ impl Learner {
                     ask(&tunnels, &mut asked, &refused);
                 }
                 let now = Instant::now();
-                let next = tunnels.iter().filter_map(|tunnel| tunnel.paths.expire(now)).min();
+                let next = tunnels.iter().filter_map(|tunnel| tunnel.paths.expire(now));
+                let next = next.chain(nat.poll(now)).min();
                 timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
             }
             Ok(())

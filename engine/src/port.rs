@@ -3,6 +3,8 @@
 
 use std::io::Result;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use io::overflow::Overflow;
 use io::udp::Features;
@@ -33,6 +35,15 @@ impl Port {
             Port::Udp(port) => port.notes(),
             Port::UdpGroup(port) => port.notes(),
             Port::Raw(port) => port.notes(),
+        }
+    }
+
+    /// Makes the port send datagrams singly while `paused` is set. A raw socket always does.
+    pub(crate) fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        match self {
+            Port::Udp(port) => port.pause_segmentation_by(paused),
+            Port::UdpGroup(port) => port.pause_segmentation_by(paused),
+            Port::Raw(_) => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
+use crate::own_nat::{self, Guard, Progress};
 use crate::path_mtu::{self, Hint, Learner, Paths, Watched};
 use crate::port::Port;
 use crate::status::Page;
@@ -86,7 +87,8 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     }
     let (sender, notices) = event::channel();
     let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
-    let (mut running, mut keepers, mut watched) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut running, mut keepers) = (Vec::new(), Vec::new());
+    let (mut watched, mut guards) = (Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
         one.shrink(workers);
         let (running_tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
@@ -97,6 +99,15 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
             established: keeper.as_ref().map(|keeper| keeper.shared.established.clone()),
             notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
         });
+        if running_tunnel.chosen.features.gso {
+            guards.push(Guard {
+                paths: Arc::clone(&running_tunnel.paths),
+                own: own(tunnel, &running_tunnel.chosen),
+                paused: Arc::clone(&running_tunnel.paused),
+                notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
+                progress: Progress::default(),
+            });
+        }
         running.push(running_tunnel);
         keepers.push(keeper);
     }
@@ -112,7 +123,7 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
         engine.threads.push(worker);
     }
     let notifier = Notifier { tunnel: 0, worker: path_mtu::NOBODY, sender: sender.clone() };
-    let handle = learner.start(watched, Arc::clone(&engine.stop), notifier);
+    let handle = learner.start(watched, own_nat::Watch::new(guards), Arc::clone(&engine.stop), notifier);
     engine.learner = Some(handle.map_err(|cause| Error::new("starting the path MTU thread", cause))?);
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
@@ -176,7 +187,7 @@ fn distribute<'c>(
     sender: &Sender<Notice>,
 ) -> Result<(RunningTunnel, Option<KeeperParts<'c>>), Error> {
     let workers = shares.len();
-    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new()));
+    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new().hash_one(index)));
     let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
     let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
     let keeper = match &tunnel.wireguard {
@@ -194,8 +205,10 @@ fn distribute<'c>(
     for (number, queue) in one.queues.into_iter().enumerate() {
         queues[layout::owner(number, workers).place()].push(queue);
     }
+    let paused = Arc::new(AtomicBool::new(false));
     let each = (0..).map(WorkerIndex).zip(shares).zip(queues.into_iter().zip(one.ports).zip(readers));
-    for ((worker, share), ((queues, port), fib)) in each {
+    for ((worker, share), ((queues, mut port), fib)) in each {
+        port.pause_segmentation_by(&paused);
         let sealing = keeper.as_ref().map_or(Sealing::Plain, |keeper| {
             Sealing::Wireguard(Box::new(Crypt::new(&keeper.shared, worker, tunnel.mtu.get())))
         });
@@ -220,6 +233,7 @@ fn distribute<'c>(
         unread,
         paths: Paths::new(Arc::clone(&tunnel.table)),
         persist: tunnel.persist,
+        paused,
         keeper: None,
         hold: Mutex::new(Some(one.hold)),
         chosen: one.chosen,

@@ -125,6 +125,22 @@ fn a_delegate_that_hangs_in_another_verb_is_an_error_and_the_state_stays() {
     assert_eq!(node.states(), [""; 0]);
 }
 
+/// The request itself then shows that the delegate hangs, and is undone.
+#[test]
+fn a_delegate_that_hangs_at_version_is_asked_the_rest() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.program("[ $CNI_COMMAND = VERSION ] && sleep 1000", "", "[ $CNI_COMMAND = DEL ] || sleep 1000");
+    for verb in ["STATUS", "ADD"] {
+        let failure = in_library(&node, verb, &config, SHORT).unwrap_err();
+        assert_eq!((failure.code, failure.message.contains(verb)), (11, true), "{failure:?}");
+    }
+    let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls.last().map(String::as_str), Some("DEL pod-1 eth0"), "{calls:?}");
+    assert_eq!(node.states(), [""; 0]);
+}
+
 const SHORT: Timeouts = Timeouts { request: Duration::from_millis(300), cleanup: Duration::from_millis(200) };
 
 /// Runs a request in this process, with other timeouts.

@@ -26,6 +26,9 @@ pub(super) fn open(
     planned: &[Tunnel],
     memory: &mut Remembered,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
+    if !outline.tunnels.is_empty() {
+        engine::ensure_node();
+    }
     let switches = switches(settings, outline, memory);
     let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
@@ -43,7 +46,7 @@ pub(super) fn open(
     let (tunnels, numbers): (Vec<TunnelConfig>, _) =
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
-    engine.chosen().for_each(log_chosen);
+    engine.chosen().for_each(|chosen| log_chosen(&chosen));
     if let Some(shortage) = engine.shortage() {
         tracing::warn!("{shortage}");
     }

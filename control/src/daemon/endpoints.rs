@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::error::DaemonError;
+use crate::children;
 use crate::persist::disk::Disk;
 use crate::persist::instance::{Instance, InstanceError, Lock};
 use crate::persist::state_file::StateFile;
@@ -87,7 +88,7 @@ impl Endpoints {
     }
 
     /// Waits until a server or thread has ended on its own, which none should. Meanwhile, makes the run
-    /// directory again if somebody removes it.
+    /// directory again if somebody removes it, and reaps what this process has inherited.
     pub(super) async fn keep(&self) -> DaemonError {
         loop {
             let socket_ended =
@@ -101,6 +102,7 @@ impl Endpoints {
                 return DaemonError::TaskEnded { what };
             }
             sleep(LOOK).await;
+            children::reap_inherited();
             self.mend().await;
         }
     }

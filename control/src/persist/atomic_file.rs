@@ -47,7 +47,9 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, WriteError> {
     }
     check_target(path).map_err(failed("replace"))?;
     let mut file = temporary(path).map_err(failed("create a temporary file for"))?;
-    file.write_all(bytes)
+    // On the file itself: an error of the wrapper contains the temporary name, which is always another.
+    file.as_file_mut()
+        .write_all(bytes)
         .and_then(|()| file.as_file().set_permissions(Permissions::from_mode(mode)))
         .and_then(|()| file.as_file().sync_all())
         .map_err(failed("write"))?;
@@ -104,7 +106,8 @@ pub fn temporary(path: &Path) -> io::Result<NamedTempFile> {
             .prefix(&prefix(path))
             .rand_bytes(RANDOM)
             .permissions(Permissions::from_mode(0o600))
-            .tempfile_in(parent(path))?;
+            .tempfile_in(parent(path))
+            .map_err(without_name)?;
         // Locked while it is written, so that no sweep takes it. One that did so before has removed it.
         let _ = file.as_file().try_lock();
         if file.path().exists() {
@@ -147,6 +150,15 @@ fn is_open_file(path: &Path) -> bool {
         place = parent(&place).join(target);
     }
     false
+}
+
+/// Returns an error of tempfile's without the temporary name, which is another one each time.
+fn without_name(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    match text.split_once(" at path ") {
+        Some((plain, _)) => io::Error::new(error.kind(), plain.to_owned()),
+        None => error,
+    }
 }
 
 /// Returns the directory that contains the path.
@@ -279,6 +291,14 @@ mod tests {
         fs::write(at(left[0]), "partial").expect("a file");
         assert!(!write(&path, b"bytes", 0o755).expect("the same"));
         assert!(!at(left[0]).exists());
+    }
+
+    #[test]
+    fn a_failure_is_the_same_text_each_time() {
+        let nowhere = Path::new("/no/such/directory/file");
+        let errors = [(); 2].map(|()| write(nowhere, b"bytes", 0o644).expect_err("nowhere").to_string());
+        assert_eq!(errors[0], errors[1]);
+        assert!(errors[0].contains("/no/such/directory/file: No such file"), "{}", errors[0]);
     }
 
     #[test]

@@ -271,7 +271,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     // Whoever has removed it has not stopped the daemon.
     fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     let mut file = atomic_file::temporary(path)?;
-    file.write_all(text.as_bytes())?;
+    file.as_file_mut().write_all(text.as_bytes())?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

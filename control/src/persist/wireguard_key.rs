@@ -84,7 +84,7 @@ fn create(path: &Path, text: &str) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut file = atomic_file::temporary(path)?;
     file.as_file().set_permissions(Permissions::from_mode(0o400))?;
-    file.write_all(text.as_bytes())?;
+    file.as_file_mut().write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist_noclobber(path).map(drop).map_err(|error| error.error)
 }

@@ -45,7 +45,7 @@ mod stream;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use error::{Cause, StoreError};
+pub use error::{Cause, StoreError, gist};
 pub use etcd::Etcd;
 pub use health::Health;
 pub use lease::{Event, Holder, Owned, Wish};

@@ -34,7 +34,7 @@ pub(crate) trait Follow: Send + 'static {
 pub(crate) struct Sink {
     events: mpsc::Sender<Event>,
     health: Health,
-    /// The failure logged last, until the store is read again.
+    /// The kind of the failure logged last, until the store is read again.
     failure: Option<String>,
 }
 
@@ -113,19 +113,14 @@ async fn run(mut source: impl Follow, mut sink: Sink) {
         if began.elapsed() > BACK_OFF.1 {
             wait = BACK_OFF.0;
         }
-        let gist = gist(&error);
-        if sink.failure.as_ref() != Some(&gist) {
+        let kind = error.kind();
+        if sink.failure.as_ref() != Some(&kind) {
             tracing::warn!("watching leases: {error}; retrying");
         }
-        sink.failure = Some(gist);
+        sink.failure = Some(kind);
         sleep(wait).await;
         wait = (wait * 2).min(BACK_OFF.1);
     }
-}
-
-/// Returns an error's text without digits: some texts contain the time and are the same failure each time.
-fn gist(error: &StoreError) -> String {
-    error.to_string().chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Targets for bytes from pods and peers.
 
-use std::hash::RandomState;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 
@@ -169,7 +168,7 @@ fn gather(arena: &[u8], spans: &[Range<u32>]) -> Vec<u8> {
 fn from_pods(records: &[Record<'_>], fib: &Fib, fill: u8) -> Vec<Vec<u8>> {
     let room: usize = records.iter().map(|r| r.bytes.len() + HEADROOM + 64).sum();
     let mut arena = vec![fill; SPACE + room];
-    let sizes = SegmentSizes::new(MTU, RandomState::new());
+    let sizes = SegmentSizes::new(MTU, 7);
     let (mut outbox, mut counters) = (Outbox::new(0..SPACE as u32), Counters::default());
     let (mut at, mut sent) = (SPACE, vec![]);
     let mut limiter = Limiter::new();
@@ -221,7 +220,7 @@ fn take_sent(arena: &[u8], outbox: &mut Outbox, sent: &mut Vec<Vec<u8>>) {
 fn from_peers(records: &[Record<'_>], fib: &Fib, joins: Joins, fill: u8) -> Vec<Vec<u8>> {
     let room: usize = records.iter().map(|r| r.bytes.len() + 64).sum();
     let mut arena = vec![fill; SPACE + room];
-    let sizes = SegmentSizes::new(MTU, RandomState::new());
+    let sizes = SegmentSizes::new(MTU, 7);
     let mut coalescer = Coalescer::new(0..SPACE as u32, joins);
     let (mut counters, mut writes, mut at) = (Counters::default(), vec![], SPACE);
     for record in records {

@@ -1,6 +1,5 @@
 //! Target for super-packets against the TUN driver of the running kernel.
 
-use std::hash::RandomState;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::process::Command;
@@ -267,7 +266,7 @@ fn header_len(packet: &[u8], v6: bool) -> Option<usize> {
 /// Has the packets joined, and writes the result to the device.
 fn write(queue: &mut Queue, packets: &[Packet], joins: Joins) {
     let fib = table(Format::Udp);
-    let sizes = SegmentSizes::new(MTU, RandomState::new());
+    let sizes = SegmentSizes::new(MTU, 7);
     let room: usize = packets.iter().map(|packet| packet.bytes.len() + 64).sum();
     let mut arena = vec![0xee; SPACE + room];
     let mut coalescer = Coalescer::new(0..SPACE as u32, joins);
@@ -300,7 +299,7 @@ fn write_runs(queue: &mut Queue, arena: &mut [u8], coalescer: &mut Coalescer) {
 /// Reads what the kernel has forwarded to a device, and has it cut.
 fn read(queue: &mut Queue) -> Vec<Vec<u8>> {
     let fib = table(Format::Udp);
-    let sizes = SegmentSizes::new(MTU, RandomState::new());
+    let sizes = SegmentSizes::new(MTU, 7);
     let mut arena = vec![0xee; SPACE + HEADROOM + virtio::HEADER_LEN + 65_536];
     let mut outbox = Outbox::new(0..SPACE as u32);
     let (mut counters, mut sent) = (Counters::default(), Vec::new());
@@ -385,9 +384,17 @@ fn nearest(expected: &[Option<Vec<u8>>], packet: Vec<u8>) -> String {
     }
 }
 
-/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum.
+/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum; and
+/// without bytes behind its end, as of an Ethernet frame.
 fn normal(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
+    let word =
+        |at: usize| packet.get(at..at + 2).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]])));
+    let end = match packet.first().map(|first| first >> 4) {
+        Some(4) => word(2),
+        _ => word(4).map(|len| ipv6::HEADER_LEN + len),
+    };
+    packet.truncate(end.unwrap_or_default());
     match packet.first().map(|first| first >> 4) {
         Some(4) if packet.len() >= ipv4::MIN_HEADER_LEN => {
             packet[1] &= !3;

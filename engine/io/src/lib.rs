@@ -11,6 +11,7 @@
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
+//! | [`nat`] | whether a flow's addresses are translated, and who computes its checksums | no |
 //! | [`netns`], [`thread`] | a private network namespace, its number, and a core for one thread | no |
 //! | [`overflow`] | what the kernel dropped because a queue was full | no |
 //! | [`scheduler`] | what a thread is granted by the scheduler | no |
@@ -51,6 +52,8 @@ pub mod files;
 pub mod heap;
 pub mod mask;
 pub mod memory;
+pub mod nat;
+mod netlink;
 pub mod netns;
 pub mod overflow;
 mod port;

@@ -55,6 +55,13 @@ pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes the node of a character device that only its owner may use.
+pub(crate) fn make_device(path: &std::ffi::CStr, major: u32, minor: u32) -> io::Result<()> {
+    let mode = libc::S_IFCHR | 0o600;
+    // SAFETY: `path` is a terminated string, and nothing else is passed by address.
+    check(unsafe { libc::mknod(path.as_ptr(), mode, libc::makedev(major, minor)) }).map(drop)
+}
+
 /// SO_NETNS_COOKIE (asm-generic/socket.h, since Linux 5.14): returns the number of the socket's network
 /// namespace.
 pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
@@ -144,6 +151,19 @@ pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
     Ok(value[1] != 0)
+}
+
+/// SIOCETHTOOL with ETHTOOL_GFEATURES (linux/ethtool.h, Linux 2.6.39): returns the first 32 active features
+/// of an interface, as NETIF_F bits.
+pub(crate) fn active_features(name: &str) -> io::Result<u32> {
+    const ETHTOOL_GFEATURES: u32 = 0x3a;
+    let mut request = interface_request(name)?;
+    // struct ethtool_gfeatures: the command, the number of blocks, then blocks of four words, of which the
+    // third is what is active.
+    let mut value = [ETHTOOL_GFEATURES, 1, 0, 0, 0, 0];
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
+    Ok(value[4])
 }
 
 /// SIOCSIFFLAGS (linux/sockios.h): sets an interface's IFF_ flags.

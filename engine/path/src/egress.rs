@@ -321,7 +321,7 @@ pub fn refuse(
         return drop;
     }
     let suppressed = Verdict::Suppressed(refusal.reason);
-    if !outbox.has_room_for_reply() || !limiter.admits(&inner, now) {
+    if !outbox.has_room_for_reply() || !limiter.admits(complaint, &inner, now) {
         return suppressed;
     }
     let len = virtio::HEADER_LEN + len;

@@ -164,6 +164,11 @@ impl Fib {
         &self.sources
     }
 
+    /// Returns the peers, in the order in which they were added.
+    pub fn peers(&self) -> &[NextHop] {
+        &self.peers
+    }
+
     /// Returns the number of peers.
     pub fn len(&self) -> usize {
         self.peers.len()

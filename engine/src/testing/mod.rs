@@ -2,7 +2,6 @@
 
 mod sealed;
 
-use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,7 +54,7 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
         let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
-        let sizes = Arc::new(SegmentSizes::new(mtu, RandomState::new()));
+        let sizes = Arc::new(SegmentSizes::new(mtu, 7));
         let set = Clock::Set(Arc::clone(&clock));
         let parts = Parts { fib, sizes, lanes, switches, notifier, sealing, clock: set };
         let tunnels = vec![Tunnel::new(queues, parts)];

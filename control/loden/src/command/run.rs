@@ -47,6 +47,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
     };
     Ok(Settings {
         store: store(options)?,
+        store_given: options.store.is_some(),
         net_config,
         uplink: UplinkSettings {
             ifaces: options.iface.clone(),

@@ -25,20 +25,25 @@ fn fifos_in_place_of_files_are_not_waited_for() {
     first.end(Signal::SIGTERM);
     let state = state(&cluster);
     let (counters, net_config) = (cluster.file("host1.json"), cluster.file("net-conf.json"));
-    let fifos =
-        [cluster.file("host1.env"), state, counters, cluster.file("host1.json.new"), net_config.clone()];
+    let env = cluster.file("host1.env");
+    let fifos = [env.clone(), state, counters, cluster.file("host1.json.new"), net_config.clone()];
     for path in &fifos {
         let _ = fs::remove_file(path);
         nix::unistd::mkfifo(path, Mode::S_IRWXU).expect("a FIFO");
     }
-    let mut daemon = cluster.start(1, &[]);
+    let mut daemon = cluster.spawn(1, &mut cluster.command(1));
+    await_until("the complaint about the counters", || daemon.logged("cannot write the counters"));
+    await_until("that about the subnet file", || {
+        daemon.logged("cannot replace") && daemon.logged("host1.env")
+    });
     let text = daemon.log_text();
     for complaint in ["cannot read the previous subnet file", "state file of the previous run ignored"] {
         assert!(text.lines().any(|line| line.contains(complaint) && line.contains("it is a FIFO")), "{text}");
     }
-    // The daemon's own files take their places; the counters' name is the operator's.
-    assert!(fs::read_to_string(cluster.file("host1.env")).expect("a file").starts_with("FLANNEL_NETWORK="));
-    await_until("the complaint about the counters", || daemon.logged("cannot write the counters"));
+    // It forwards all the same, and is ready once it can be.
+    assert!(cluster.shell(1, "ip -o link").contains("flannel.1") && !daemon.logged("ready lease="), "{text}");
+    fs::remove_file(&env).expect("the FIFO");
+    daemon.await_ready();
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.log_text());
 
     let store = format!("sqlite:{}", cluster.store().display());

@@ -102,6 +102,18 @@ fn dockerd_gets_every_variable_that_is_written() {
     assert!(names.iter().all(|name| start.contains(&format!("${name}"))), "{start}\n{written}");
 }
 
+/// The store may run in a container of docker's, and the service is ready only with a store.
+#[test]
+fn dockerd_waits_for_the_daemon_only_by_its_drop_in() {
+    let orders = |unit: &str| -> Vec<String> {
+        let words = unit.lines().filter(|line| ["Before=", "After="].iter().any(|key| line.starts_with(key)));
+        words.map(str::to_owned).collect()
+    };
+    let of_docker = |line: &String| line.contains("docker") || line.contains("containerd");
+    assert!(!orders(UNIT).iter().any(of_docker), "{:?}", orders(UNIT));
+    assert_eq!(orders(DROP_IN), ["After=loden.service"]);
+}
+
 /// Writes a unit that starts this build's daemon.
 fn put(place: &Path, name: &str, unit: &str) -> PathBuf {
     let path = place.join(name);

@@ -80,6 +80,8 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     let host = Host::new();
     let conf = host.path("bad.json").display().to_string();
     fs::write(&conf, "{\"name\":").expect("a file");
+    let versionless = host.path("versionless.json").display().to_string();
+    fs::write(&versionless, CONF.replace("cniVersion", "version")).expect("a file");
     let single = host.path("single.json").display().to_string();
     fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
@@ -93,6 +95,7 @@ fn what_is_wrong_is_found_before_anything_is_put() {
         (&["--name", "a/b"], vec!["--name", "not a file name"]),
         (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "*.conflist", "rename the file"]),
         (&["--conf", &single], vec!["single.json", "*.conf or *.json", "10-flannel.conflist"]),
+        (&["--conf", &versionless], vec!["versionless.json", "no \"cniVersion\"", "not installed"]),
         (&["--network", "../x"], vec!["--network", "not a valid CNI name"]),
     ] {
         let output = host.install(flags);
@@ -101,6 +104,48 @@ fn what_is_wrong_is_found_before_anything_is_put() {
         assert!(said.iter().all(|word| error.contains(word)), "{flags:?}: {error}");
         assert_eq!((host.names("bin").len(), host.names("net.d").len()), (0, 0), "{flags:?}");
     }
+}
+
+#[test]
+fn plugins_that_are_missing_are_named() {
+    let host = Host::new();
+    let output = host.install(&[]);
+    let warned = text(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        warned.contains("bridge, host-local, portmap not found in ") && warned.contains("/bin"),
+        "{warned}"
+    );
+    for name in ["bridge", "host-local", "portmap"] {
+        fs::copy(&host.plugin, host.bin(name)).expect("a plugin");
+        fs::set_permissions(host.bin(name), fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    assert_eq!(text(&host.install(&[]).stderr), "");
+}
+
+#[test]
+fn a_second_network_on_the_same_subnet_file_is_not_installed() {
+    let host = Host::new();
+    assert!(host.install(&[]).status.success());
+    let second = ["--network", "pods", "--conf-name", "20-pods.conflist"];
+    let output = host.install(&second);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for word in ["20-pods.conflist not installed", "cbr0", "10-flannel.conflist", "/run/flannel/subnet.env"] {
+        assert!(error.contains(word), "{error}");
+    }
+    let source = host.path("conf.json");
+    fs::write(&source, CONF.replace("cbr0", "pods")).expect("a file");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+    let output = command.arg("install-conf").arg(&source).arg(host.path("net.d/20-pods.conflist")).output();
+    assert_eq!(output.expect("it runs").status.code(), Some(1));
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
+    // On a subnet file of its own, or in the place of the first.
+    let other = [&second[..], &["--subnet-file", "/run/second/subnet.env"]].concat();
+    assert!(host.install(&other).status.success());
+    fs::remove_file(host.path("net.d/20-pods.conflist")).expect("removed");
+    assert!(host.install(&["--network", "pods"]).status.success());
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
 }
 
 #[test]

@@ -109,6 +109,8 @@ pub struct TunnelDocument {
     pub notes: Vec<String>,
     /// The peers.
     pub peers: Vec<PeerDocument>,
+    /// The largest packets to peers whose paths carry less than the tunnel, by the peer's address.
+    pub path_limits: BTreeMap<String, u16>,
     /// Non-zero counters, summed over the workers, without drops.
     pub counters: BTreeMap<String, u64>,
     /// Dropped packets.
@@ -279,6 +281,7 @@ fn tunnels(state: &State) -> Vec<TunnelDocument> {
                     .map(|(name, on)| (name.to_owned(), on))
                     .collect(),
                 notes: chosen.notes.clone(),
+                path_limits: status.paths.limits.iter().cloned().collect(),
                 unread: [("egress", status.unread.egress), ("ingress", status.unread.ingress)]
                     .into_iter()
                     .filter_map(|(direction, packets)| Some((direction.to_owned(), packets?)))

@@ -6,10 +6,12 @@
 
 mod limit;
 
-use std::ffi::c_int;
+use std::ffi::{OsStr, c_int};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use self::limit::Gauge;
 use crate::port::slice;
@@ -17,6 +19,10 @@ use crate::wait::Waiter;
 use crate::{Error, Overlay, PortCounters, sys};
 
 pub use self::limit::OVERHEAD;
+
+/// The driver's numbers: MISC_MAJOR (linux/major.h) and TUN_MINOR (linux/miscdevice.h).
+const TUN_MAJOR: u32 = 10;
+const TUN_MINOR: u32 = 200;
 
 /// Bytes of `struct virtio_net_hdr` (linux/virtio_net.h), in native byte order.
 pub const HEADER_LEN: usize = 10;
@@ -326,6 +332,20 @@ fn gather<'a>(
         *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     }
     Some((vectors, total))
+}
+
+/// Makes the driver's node if there is none and this process may, as in a container with CAP_MKNOD. Whatever
+/// has the name stays. Opening a device says what is missing afterwards.
+pub fn ensure_node() {
+    let path = Path::new(OsStr::from_bytes(sys::TUN_PATH.to_bytes()));
+    if path.symlink_metadata().is_ok() {
+        return;
+    }
+    if let Some(directory) = path.parent() {
+        // Where it exists, this fails and changes nothing.
+        let _ = std::fs::create_dir(directory);
+    }
+    let _ = sys::make_device(sys::TUN_PATH, TUN_MAJOR, TUN_MINOR);
 }
 
 fn open_node() -> Result<OwnedFd, Error> {

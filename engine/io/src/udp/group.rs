@@ -4,6 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::{Aside, Features, UdpConfig, UdpPort, open};
 use crate::overflow::Overflow;
@@ -78,6 +80,12 @@ impl UdpGroup {
     /// Returns the addresses and ports that the group listens on.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
         self.ports.iter().flat_map(UdpPort::lane_addrs).collect()
+    }
+
+    /// Makes all ports send datagrams singly while `paused` is set; see
+    /// [`UdpPort::pause_segmentation_by`].
+    pub fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        self.ports.iter_mut().for_each(|port| port.pause_segmentation_by(paused));
     }
 
     /// Returns the features that all ports use now.

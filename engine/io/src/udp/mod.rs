@@ -15,6 +15,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -176,6 +178,11 @@ impl UdpPort {
             port.try_batch_calls();
         }
         Ok(port)
+    }
+
+    /// Makes the port send datagrams singly while `paused` is set, even if it can send them joined.
+    pub fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        self.sender.pause_by(paused);
     }
 
     /// Whether the port's address family is IPv4.

@@ -7,7 +7,7 @@
 //! depends on their memory: of a connection that is older than the daemon, or whose entry another one has
 //! taken, segments have the size that every host accepts.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wire::{ipv4, ipv6, tcp};
@@ -38,7 +38,7 @@ const HEADERS_V6: usize = ipv6::HEADER_LEN + tcp::MIN_HEADER_LEN;
 #[derive(Debug)]
 pub struct SegmentSizes {
     mtu: u16,
-    hasher: RandomState,
+    secret: u64,
     /// For each connection 32 bits of its hash, and what each side has announced.
     entries: Box<[AtomicU64]>,
 }
@@ -59,10 +59,10 @@ struct Announced {
 }
 
 impl SegmentSizes {
-    /// Creates an empty memory for an overlay with this MTU. `hasher` keeps senders from choosing which
+    /// Creates an empty memory for an overlay with this MTU. The secret keeps senders from choosing which
     /// connections share an entry.
-    pub fn new(mtu: u16, hasher: RandomState) -> SegmentSizes {
-        SegmentSizes { mtu, hasher, entries: (0..ENTRIES).map(|_| AtomicU64::new(0)).collect() }
+    pub fn new(mtu: u16, secret: u64) -> SegmentSizes {
+        SegmentSizes { mtu, secret, entries: (0..ENTRIES).map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// Returns the overlay's MTU.
@@ -143,7 +143,10 @@ impl SegmentSizes {
     }
 
     fn entry(&self, key: &Key) -> (&AtomicU64, u32) {
-        let hash = self.hasher.hash_one(key);
+        let mut hasher = DefaultHasher::new();
+        self.secret.hash(&mut hasher);
+        key.hash(&mut hasher);
+        let hash = hasher.finish();
         (&self.entries[hash as usize % ENTRIES], (hash >> 32) as u32)
     }
 }

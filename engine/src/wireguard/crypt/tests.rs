@@ -1,6 +1,5 @@
 //! A worker's part alone: sealing, opening, and reports to the keeper.
 
-use std::hash::RandomState;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -193,7 +192,7 @@ fn worker(
     let (_, mut readers) = snapshot::channel(Arc::new(fib.build().unwrap()), 1);
     let parts = Parts {
         fib: readers.remove(0),
-        sizes: Arc::new(SegmentSizes::new(MTU, RandomState::new())),
+        sizes: Arc::new(SegmentSizes::new(MTU, 7)),
         lanes: 1,
         switches: Switches::default(),
         notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },

@@ -109,6 +109,12 @@ fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
             row(out, "  dropped", &format!("{packets} by the kernel, before a worker read them"));
         }
     }
+    for (peer, limit) in tunnel.path_limits.iter().take(PEERS) {
+        row(out, "path MTU", &format!("{peer} gets packets of at most {limit} bytes"));
+    }
+    if let Some(more @ 1..) = tunnel.path_limits.len().checked_sub(PEERS) {
+        row(out, "", &format!("{more} more with a smaller path MTU than the tunnel's"));
+    }
     row(out, "peers", &tunnel.peers.len().to_string());
     let width = tunnel.peers.iter().take(PEERS).map(|peer| peer.subnet.len()).max().unwrap_or(0);
     for peer in tunnel.peers.iter().take(PEERS) {
@@ -199,6 +205,7 @@ mod tests {
                     reason: "no_route".into(),
                     packets: 3,
                 }],
+                path_limits: [("192.0.2.2".to_owned(), 1350)].into(),
                 unread: [("egress".to_owned(), 0), ("ingress".to_owned(), 8)].into(),
                 ..TunnelDocument::default()
             }],
@@ -219,6 +226,7 @@ mod tests {
                dropped    3 no_route\n\
              ingress      0 packets, 0 bytes\n  \
                dropped    8 by the kernel, before a worker read them\n\
+             path MTU     192.0.2.2 gets packets of at most 1350 bytes\n\
              peers        2\n             \
                           10.244.2.0/24   192.0.2.2:8472  02:00:00:00:00:02\n             \
                           10.244.13.0/24  192.0.2.2:8472  02:00:00:00:00:02\n\
