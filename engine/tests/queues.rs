@@ -153,7 +153,7 @@ fn a_full_queue_delays_the_others_by_a_quantum() {
 #[test]
 fn a_queue_of_small_segments_is_charged_for_the_datagrams_that_it_makes() {
     const SEGMENTS: usize = 800;
-    /// As many packets as a queue of single packets may bring in a row, and as all queues may bring in a turn.
+    /// As many packets as a queue of single ones may bring in a row, and as all queues may bring in a turn.
     const QUANTUM: usize = 64;
     const TURN: usize = 128;
     let (full, full_pod) = memory::overlay();

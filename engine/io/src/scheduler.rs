@@ -7,9 +7,9 @@ use std::io;
 
 use crate::sys::{self, SchedAttr};
 
-/// The nice value to ask for. A core that a worker shares with one busy program gives it 28 parts of 29
+/// The nice value to ask for. A core that a worker shares with one busy program gives it 3 parts of 4
 /// (`sched_prio_to_weight`, kernel/sched/core.c).
-pub const NICE: i32 = -15;
+pub const NICE: i32 = -5;
 
 /// Priority in the realtime class: the lowest one, above all ordinary threads.
 const REALTIME_PRIORITY: u32 = 1;
@@ -97,7 +97,7 @@ mod tests {
         let granted = granted.join().unwrap();
         assert!(!granted.is_preferred() && granted.refused.len() == 2, "{granted:?}");
         assert!(granted.refused[0].starts_with("a realtime class was refused: "), "{granted:?}");
-        assert!(granted.refused[1].starts_with("nice -15 was refused: "), "{granted:?}");
+        assert!(granted.refused[1].starts_with("nice -5 was refused: "), "{granted:?}");
     }
 
     #[test]

@@ -8,11 +8,11 @@ use path::{Counters, DropReason, Verdict};
 use super::Tunnel;
 use crate::worker::Outlet;
 
-/// What one datagram costs besides its payload, in bytes that cost as much to move. Without it, a super-packet
-/// of 860 small segments would count as much as one of 46 large ones.
+/// What one datagram costs besides its payload, in bytes that cost as much to move. Without it, a
+/// super-packet of 860 small segments would count as much as one of 46 large ones.
 const DATAGRAM_COST: usize = 512;
-/// Maximum cost of one turn, beyond which only the packet that exceeds it is read: about 16 super-packets. The
-/// ports and the other tunnels have to wait for that long.
+/// Maximum cost of one turn, beyond which only the packet that exceeds it is read: about 16 super-packets.
+/// The ports and the other tunnels have to wait for that long.
 const TURN_COST: usize = 1408 << 10;
 /// Maximum packets read in one turn.
 const TURN_PACKETS: usize = 128;

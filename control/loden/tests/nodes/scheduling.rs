@@ -19,7 +19,7 @@ fn workers_are_preferred_and_nothing_else_of_the_daemon_is() {
     let cluster = Cluster::build("sched", 1, Wiring::Switch, VXLAN);
     let mut first = None;
     for (options, bounds, expected) in [
-        (&[][..], "", (OTHER, -15)),
+        (&[][..], "", (OTHER, -5)),
         (&["--realtime"][..], "", (ROUND_ROBIN, 0)),
         (&[][..], "-sys_nice", (OTHER, 0)),
         (&["--realtime"][..], "-sys_nice", (OTHER, 0)),
@@ -45,7 +45,7 @@ fn workers_are_preferred_and_nothing_else_of_the_daemon_is() {
         let granted = if expected.0 == ROUND_ROBIN { "realtime" } else { &format!("nice {}", expected.1) };
         assert!(line.contains(granted), "{status}");
         let log = daemon.log_text();
-        let refusals = log.matches("nice -15 was refused").count();
+        let refusals = log.matches("nice -5 was refused").count();
         assert_eq!(refusals, usize::from(!bounds.is_empty()), "logged once: {log}");
         assert!(!daemon.logged("WARN"), "{log}");
         daemon.finish();

@@ -266,8 +266,8 @@ fn of_attention(ordinary: &Attention, realtime: &Attention) -> Vec<Finding> {
         plain(SCHEDULER, "workers before other programs", verdict, ordinary.to_string());
     if !ordinary.is_preferred() {
         preferred.detail = ordinary.refused.join("; ");
-        preferred.cost = "beside busy programs packets wait for their time slices, some milliseconds each";
-        preferred.fix = "grant CAP_SYS_NICE, or a limit of nice values (LimitNICE=-15)";
+        preferred.cost = "beside busy programs the workers get less CPU time, and pods less throughput";
+        preferred.fix = "grant CAP_SYS_NICE, or a limit of nice values (LimitNICE=-5)";
     }
     let detail = if realtime.realtime { "allowed; not used without it" } else { "not allowed" };
     let realtime = plain(SCHEDULER, "realtime class (--realtime)", Fact, detail.to_owned());

@@ -187,7 +187,7 @@ mod tests {
             }),
             scheduling: Some(SchedulingDocument {
                 granted: "nice 0".into(),
-                refused: vec!["nice -15 was refused: Permission denied".into()],
+                refused: vec!["nice -5 was refused: Permission denied".into()],
                 limits: "CPU quota 1.50, used up 4 times".into(),
                 ..SchedulingDocument::default()
             }),
@@ -220,7 +220,7 @@ mod tests {
              store\n\
              reconciled   0 times, 0 changes\n\
              scheduling   nice 0, CPU quota 1.50, used up 4 times\n             \
-                          nice -15 was refused: Permission denied\n\
+                          nice -5 was refused: Permission denied\n\
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
                dropped    3 no_route\n\
