@@ -96,6 +96,8 @@ pub struct Chosen {
     /// Packets that may wait in each queue of the device. The engine does not set this length: whoever
     /// configures the device does.
     pub queue_length: u32,
+    /// Whether the kernel limits the bytes that wait in each queue, not only the packets.
+    pub limited: bool,
     /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.

@@ -76,6 +76,7 @@ pub struct Applier {
     netlink: Netlink,
     disk: Disk,
     subnet_file: PathBuf,
+    label: String,
     published: Vec<Tunnel>,
     numbers: Vec<Numbers>,
     host: BTreeSet<IpAddr>,
@@ -85,12 +86,13 @@ pub struct Applier {
 
 impl Applier {
     /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`, which `disk`
-    /// writes.
-    pub fn new(netlink: Netlink, disk: Disk, subnet_file: PathBuf) -> Applier {
+    /// writes. Devices get the alias `label`.
+    pub fn new(netlink: Netlink, disk: Disk, subnet_file: PathBuf, label: &str) -> Applier {
         Applier {
             netlink,
             disk,
             subnet_file,
+            label: label.to_owned(),
             published: Vec::new(),
             numbers: Vec::new(),
             host: BTreeSet::new(),
@@ -117,7 +119,7 @@ impl Applier {
         let mut indexes = Vec::with_capacity(plan.tunnels.len());
         for (number, tunnel) in plan.tunnels.iter().enumerate() {
             let queue_length = tables.queue_length(number);
-            let configured = links::apply(&self.netlink, &tunnel.link, queue_length).await;
+            let configured = links::apply(&self.netlink, &tunnel.link, queue_length, &self.label).await;
             let (index, changes) = configured.map_err(|error| match error.errno() {
                 Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
                 _ => error.into(),

@@ -47,6 +47,12 @@ pub(super) fn open(
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
     engine.chosen().for_each(|chosen| log_chosen(&chosen));
+    if engine.chosen().any(|chosen| !chosen.limited) {
+        tracing::warn!(
+            "TUN queues are limited in packets, not in bytes: a pod that sends large packets as fast as it \
+             can takes more kernel memory and harms its neighbours; grant CAP_BPF (Linux 5.5 or later)"
+        );
+    }
     if let Some(shortage) = engine.shortage() {
         tracing::warn!("{shortage}");
     }

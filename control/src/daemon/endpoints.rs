@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::error::DaemonError;
 use crate::children;
-use crate::persist::disk::Disk;
+use crate::persist::disk::{self, Disk};
 use crate::persist::instance::{Instance, InstanceError, Lock};
 use crate::persist::state_file::StateFile;
 use crate::serve::board::Board;
@@ -17,6 +17,10 @@ use crate::serve::http::{self, Server};
 use crate::serve::status_socket::{self, Bound, Socket};
 use crate::settings::Settings;
 
+/// How long to wait for a daemon that was killed to be gone: its lock goes with its last thread.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// Time between two attempts to lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Time between two looks at the servers and at the run directory.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -61,7 +65,12 @@ impl Endpoints {
     /// Takes the instance's name and opens the servers. A run directory that cannot be used is a warning; a
     /// name or a port that is taken is an error.
     pub(super) async fn open(settings: &Settings) -> Result<Endpoints, DaemonError> {
-        let instance = Instance::of(settings)?;
+        let known = settings.clone();
+        // Looks at directories, which may be on a mount that hangs.
+        let instance = match disk::once(move || Instance::of(&known)).await {
+            Ok(instance) => instance?,
+            Err(_) => Instance::named(settings)?,
+        };
         let board = Arc::new(Board::new(instance.name(), &settings.store.to_string()));
         let disks = Disks::start().map_err(DaemonError::Disk)?;
         let mut endpoints = Endpoints {
@@ -72,7 +81,7 @@ impl Endpoints {
             health: None,
             place: Mutex::default(),
         };
-        let made = endpoints.make(None).await?;
+        let made = first(&endpoints).await?;
         let made = made.inspect_err(|error| {
             let directory = settings.run_dir.display();
             let effect = "no loden status, and a restart waits for the store";
@@ -105,6 +114,11 @@ impl Endpoints {
             children::reap_inherited();
             self.mend().await;
         }
+    }
+
+    /// Returns the alias of this daemon's devices.
+    pub(super) fn label(&self) -> String {
+        format!("loden {}", self.instance.name())
     }
 
     /// Makes the daemon's place in the run directory again if it is gone. Retries quietly if that fails.
@@ -183,5 +197,37 @@ impl Endpoints {
 
     fn place(&self) -> MutexGuard<'_, Option<Place>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the daemon's place, after waiting for a daemon that is about to be gone.
+async fn first(endpoints: &Endpoints) -> Result<io::Result<Made>, InstanceError> {
+    let end = Instant::now() + LOCK_WAIT;
+    loop {
+        match endpoints.make(None).await {
+            Err(InstanceError::Taken { .. }) if Instant::now() < end => sleep(LOCK_RETRY).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_is_about_to_be_released_is_waited_for() {
+        let directory = tempfile::tempdir().expect("directory");
+        let instance = Some("one".to_owned());
+        let settings = Settings { instance, run_dir: directory.path().into(), ..Settings::default() };
+        let held = Instance::of(&settings).expect("a name").lock().expect("free").expect("a file");
+        let (opened, ()) = tokio::join!(Endpoints::open(&settings), async {
+            sleep(LOCK_RETRY * 3).await;
+            drop(held);
+        });
+        let opened = opened.expect("free by then");
+        let second = Endpoints::open(&settings).await;
+        assert!(matches!(second, Err(DaemonError::Instance(InstanceError::Taken { .. }))), "held for good");
+        opened.close().await;
     }
 }

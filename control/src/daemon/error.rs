@@ -66,6 +66,14 @@ pub enum DaemonError {
         /// What happened and what to do.
         why: String,
     },
+    /// Another daemon publishes our address.
+    #[error(
+        "lost the lease {lease}: another daemon publishes the same address; give each its own --public-ip"
+    )]
+    Rival {
+        /// Its key.
+        lease: SubnetKey,
+    },
     /// A WireGuard handshake thread ended on its own.
     #[error("the WireGuard handshakes of {device} failed: {why}; restart the daemon")]
     KeeperFailed {

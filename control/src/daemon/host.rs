@@ -29,11 +29,12 @@ impl Host {
         netlink: Netlink,
         disk: Disk,
         subnet_file: PathBuf,
+        label: &str,
         engine: Arc<Engine>,
         numbers: Vec<Numbers>,
         plan: Arc<Plan>,
     ) -> Result<(Host, Applied), ApplyError> {
-        let mut applier = Applier::new(netlink, disk, subnet_file);
+        let mut applier = Applier::new(netlink, disk, subnet_file, label);
         applier.begin_anew(numbers);
         let mut host = Host { engine, applier, plan: Arc::clone(&plan) };
         let applied = host.apply(plan).await?;

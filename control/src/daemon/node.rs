@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use store::{Event, Store, Watch};
 use tokio::signal::unix::Signal;
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::endpoints::Disks;
 use super::error::DaemonError;
@@ -31,6 +31,12 @@ use crate::traffic::Keeper;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How long a node that forwards from memory waits for the store before it is ready without its word.
+const WORD: Duration = Duration::from_secs(2);
+
+/// How long to wait for the last request to the store.
+const PARTING: Duration = Duration::from_secs(5);
+
 /// A node that forwards.
 pub(super) struct Node<'a> {
     pub(super) settings: &'a Settings,
@@ -45,7 +51,10 @@ pub(super) struct Node<'a> {
     pub(super) memory: Remembered,
     pub(super) board: Arc<Board>,
     pub(super) report: Report,
+    /// `subnet.env` is written, and all that it promises is in place.
+    pub(super) is_promised: bool,
     pub(super) is_ready: bool,
+    pub(super) started: Instant,
     /// Tells the store that this node is ready, until that is done.
     pub(super) announcement: Option<Pin<Box<dyn Future<Output = ()>>>>,
     pub(super) counters_file: Option<Arc<Mutex<CountersFile>>>,
@@ -68,7 +77,12 @@ impl Node<'_> {
             Err(End::Failed { error, give_back }) => {
                 if let Some(other) = give_back {
                     // Nobody uses it; if the store does not answer it runs out.
-                    let _ = self.store.remove(&other).await;
+                    let _ = timeout(PARTING, self.store.remove(&other)).await;
+                }
+                match *error {
+                    DaemonError::Rival { .. } => self.memory.set_evicted(now().unix),
+                    DaemonError::LeaseLost { .. } => self.memory.disown(),
+                    _ => {}
                 }
                 Err(*error)
             }
@@ -86,10 +100,11 @@ impl Node<'_> {
             self.board.turned(Instant::now());
             let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
             tokio::select! {
-                event = self.watch.next() => self.take_events(event)?,
+                event = self.watch.next(), if self.reconciler.wants_events() => self.take_events(event)?,
                 answer = self.store_request.answer() => {
                     let holder = |wished: &_, stored: &_| self.store.holder(wished, stored);
                     self.reconciler.handle_answer(answer, holder, now())?;
+                    self.announce_if_ready();
                 }
                 // One report is enough; the rest stays unread until the comparison.
                 () = self.changes.happened(), if self.reconciler.wants_reports() => {
@@ -127,8 +142,10 @@ impl Node<'_> {
             Action::LookAtUplink => {
                 // What was reported so far is looked at now.
                 self.changes.forget();
-                let config = &self.reconciler.inputs().context().config;
-                let seen = look::uplink(self.host.netlink(), &self.settings.uplink, config).await;
+                let context = self.reconciler.inputs().context();
+                let uplink = &self.settings.uplink;
+                let seen =
+                    look::uplink(self.host.netlink(), uplink, &context.config, &context.underlay).await;
                 self.reconciler.handle_uplink(seen, now());
                 self.board.set_underlay(&self.reconciler.inputs().context().underlay);
             }
@@ -175,12 +192,20 @@ impl Node<'_> {
         self.board.reconciled(applied.changes, failures.clone());
         self.report.report_plan(self.host.plan(), applied.changes);
         self.report.report_failures(failures.into_iter().chain(self.reconciler.problems()));
-        if applied.is_promised() && !std::mem::replace(&mut self.is_ready, true) {
+        self.is_promised |= applied.is_promised();
+        self.announce_if_ready();
+    }
+
+    /// Announces this node once what it promises is in place. A node that starts from memory gives the store
+    /// a moment to say that the configuration is another one by now.
+    fn announce_if_ready(&mut self) {
+        let heard = self.reconciler.wants_events() || self.started.elapsed() >= WORD;
+        if self.is_promised && heard && !std::mem::replace(&mut self.is_ready, true) {
             self.announce_ready();
         }
     }
 
-    /// Pods may come: `subnet.env` is written, and all that it promises is in place.
+    /// Pods may come.
     fn announce_ready(&mut self) {
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(%lease, subnet_file = %self.settings.subnet_file.display(), "ready");
@@ -192,6 +217,7 @@ impl Node<'_> {
 
     async fn tick(&mut self) -> Result<(), DaemonError> {
         self.check_tasks()?;
+        self.announce_if_ready();
         for notice in self.host.engine().notices() {
             report::report_notice(self.host.plan(), notice)?;
         }
@@ -210,7 +236,8 @@ impl Node<'_> {
         }
         self.write_counters().await;
         let inputs = self.reconciler.inputs();
-        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.lasting(), position);
         Ok(())
     }
 
@@ -229,7 +256,8 @@ impl Node<'_> {
 
     pub(super) fn remember(&mut self) {
         let inputs = self.reconciler.inputs();
-        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep(self.host.plan(), inputs.own(), inputs.lasting(), position);
     }
 
     async fn write_counters(&mut self) {

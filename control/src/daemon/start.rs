@@ -10,13 +10,15 @@
 //! it says something else, the node starts again from the store.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use engine::Engine;
+use model::backend::Backend;
 use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use store::lease::ledger::Ledger;
-use store::{Event, Owned, Store, Watch};
+use store::{Event, Owned, Store, Watch, Wish};
 
 use super::endpoints::Endpoints;
 use super::error::DaemonError;
@@ -25,6 +27,7 @@ use super::node::{self, Node};
 use super::reconciler::{Inputs, OwnLease, Reconciler};
 use super::report::Report;
 use super::store_request::StoreRequest;
+use super::wait_for_store::Trust;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
 use crate::apply::subnet_file;
@@ -59,14 +62,14 @@ pub(super) async fn start<'a>(
         tracing::warn!(%error, "cannot read the previous subnet file; ignoring it");
         None
     });
-    let (file, known) = (endpoints.state_file(), settings.clone());
+    let (file, known, there) = (endpoints.state_file(), settings.clone(), recorded.clone());
     let remember = move || {
         let memory = Remembered::open(file, &known);
-        let past = memory.past(&known, node::now().unix);
+        let past = memory.past(&known, there.as_ref(), node::now().unix);
         (memory, past)
     };
     let (memory, past) = match disk::once(remember).await {
-        Ok((memory, past)) => (memory, past.filter(|_| from == Origin::Memory)),
+        Ok(read) => read,
         Err(error) => {
             tracing::warn!(%error, "state file of the previous run ignored");
             (Remembered::open(StateFile::new(None, None), settings), None)
@@ -81,14 +84,14 @@ pub(super) async fn start<'a>(
         store: Store::open(settings.store.clone()).await?,
         memory,
     };
-    if let Some(past) = past {
+    if let Some(past) = past.as_ref().filter(|_| from == Origin::Memory) {
         match beginning.resume(past).await {
             Ok(Some(standing)) => return beginning.finish(standing).await,
             Ok(None) => {}
             Err(error) => tracing::warn!("cannot start from memory, asking the store: {error}"),
         }
     }
-    let standing = beginning.join().await?;
+    let standing = beginning.join(past).await?;
     beginning.finish(standing).await
 }
 
@@ -120,15 +123,15 @@ struct Standing {
 
 impl<'a> Beginning<'a> {
     /// Starts from memory; none where the host is not what it was, or where the kernel forwards without us.
-    async fn resume(&mut self, past: Past) -> Result<Option<Standing>, DaemonError> {
-        let Past { config, own, peers } = past;
-        let mut context = self.context(config).await?;
+    async fn resume(&mut self, past: &Past) -> Result<Option<Standing>, DaemonError> {
+        let Past { config, own, peers } = past.clone();
+        let (mut context, _) = self.context(config).await?;
         let outline = self.outline(&context).await?;
         if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline.attrs) {
             return Ok(None);
         }
         let mut ledger = Ledger::new(Some(own.key()));
-        ledger.handle(Event::Snapshot(peers));
+        ledger.handle(Event::Snapshot(peers), node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         let planned = plan::plan(&context, &own.published, ledger.peers())?;
         let (engine, numbers) =
@@ -137,39 +140,71 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own.published);
-        let watch = self.store.watch();
+        let watch = self.store.watch_since(self.memory.position());
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
-    /// Starts from the store.
-    async fn join(&mut self) -> Result<Standing, DaemonError> {
-        let (text, config) = wait_for_store::network_config(&self.store, self.settings).await?;
+    /// Starts from the store. What is remembered of its leases tells which of them a store has lost.
+    async fn join(&mut self, past: Option<Past>) -> Result<Standing, DaemonError> {
+        let (text, config) = wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
         self.memory.set_config(text);
-        let mut context = self.context(config).await?;
+        let former = self.memory.own(node::now().unix).map(|own| own.published);
+        let past = past.filter(|past| past.config == config);
+        let (mut context, is_new) = self.context(config).await?;
+        if is_new && matches!(context.config.backend, Backend::Vxlan(_)) {
+            self.take_published_identity(&mut context).await?;
+        }
         // Not for a remembered configuration: nothing that commands make is resumed.
         context.extension_data = extension::before(&context.config).await?;
         let outline = self.outline(&context).await?;
         let (engine, numbers) = datapath::open(self.settings, &context, &outline, &[], &mut self.memory)?;
         let board = &self.endpoints.board;
         board.set_engine(&engine);
+        let back_off = self.memory.back_off(node::now().unix);
+        if !back_off.is_zero() {
+            let seconds = back_off.as_secs();
+            tracing::warn!(
+                "another daemon publishes our address and has taken our lease; waiting {seconds} s before \
+                 taking it back; give each its own --public-ip"
+            );
+            tokio::time::sleep(back_off).await;
+        }
         let previous = previous(self.recorded.as_ref());
-        let first = wait_for_store::first_lease(&self.store, &context.config, outline.attrs, previous);
+        let config = &context.config;
+        let wish = Wish { config, attrs: outline.attrs, previous, former: former.as_ref() };
+        let first = wait_for_store::first_lease(&self.store, &wish, Trust::Store);
         let own = board.timed("acquire", first).await?;
         board.set_own(&own.published);
         extension::after(&context.config, &own.published).await?;
-        let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
-        ledger.handle(watch.next().await);
+        let mut ledger = Ledger::new(Some(own.key()));
+        let past = past.filter(|past| past.own.key() == own.key());
+        let mut watch = self.store.watch_since(past.as_ref().and_then(|_| self.memory.position()));
+        ledger.handle(Event::Snapshot(past.map(|past| past.peers).unwrap_or_default()), node::now());
+        ledger.handle(watch.next().await, node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
-    async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
+    /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
+    /// know them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another
+    /// daemon.
+    async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
+        let attrs = plan::outline(context)?.attrs;
+        let published = wait_for_store::published(&self.store, &attrs).await?;
+        if let Some(lease) = published.filter(|lease| previous(self.recorded.as_ref()) == Some(lease.key)) {
+            context.identity = context.identity.published(&lease.attrs);
+            self.memory.set_identity(&context.identity);
+        }
+        Ok(())
+    }
+
+    async fn context(&mut self, config: NetConfig) -> Result<(Context, bool), DaemonError> {
         let board = &self.endpoints.board;
         context::collect(config, self.settings, &self.netlink, &mut self.memory, board).await
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        context::outline(context, &self.netlink, &self.memory).await
+        context::outline(context, &self.netlink, &self.memory, &self.endpoints.label()).await
     }
 
     /// Makes a node, ready if possible, of a datapath.
@@ -178,7 +213,7 @@ impl<'a> Beginning<'a> {
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board = Arc::clone(&endpoints.board);
         let own_lease = if confirmed { OwnLease::acquired } else { OwnLease::remembered };
-        let own_lease = own_lease(&own, settings.renew_margin, node::now().unix);
+        let own_lease = own_lease(&own, settings.renew_margin, node::now());
         let mut inputs = Inputs::new(context, own, ledger, node::now().instant)?;
         let plan = inputs.take_plan()?;
         let reconciler = Reconciler::new(inputs, own_lease, node::now().instant);
@@ -194,6 +229,7 @@ impl<'a> Beginning<'a> {
             netlink,
             endpoints.disks.subnet_file.clone(),
             settings.subnet_file.clone(),
+            &endpoints.label(),
             engine,
             numbers,
             plan,
@@ -216,7 +252,9 @@ impl<'a> Beginning<'a> {
             memory,
             board,
             report: Report::default(),
+            is_promised: false,
             is_ready: false,
+            started: Instant::now(),
             announcement: None,
             counters_file: settings
                 .counters_file

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use model::lease::{LeaseAttrs, SubnetKey};
+use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
@@ -16,11 +16,28 @@ use store::{Owned, Spec, Store, StoreError, Wish};
 /// The time between two attempts, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// What to go by while the store fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The store alone: an error that only a person can mend ends the start.
+    Store,
+    /// The memory, from which the node forwards: every error of the store may pass.
+    Memory,
+}
+
+impl Trust {
+    fn waits_for(self, error: &StoreError) -> bool {
+        // Where no subnet is left, another node has ours.
+        error.is_passing() || (self == Trust::Memory && !matches!(error, StoreError::OutOfSubnets(_)))
+    }
+}
+
 /// Waits for the network configuration, after putting the one from the command line into the store. Returns
 /// its text as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,
+    trust: Trust,
 ) -> Result<(String, NetConfig), DaemonError> {
     let known = settings.clone();
     let given = disk::once(move || known.net_config_text())
@@ -29,7 +46,7 @@ pub(super) async fn network_config(
     let mut patience = Patience::new(settings);
     let network = loop {
         match store.network(given.as_deref()).await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
             outcome => break outcome?,
         }
     };
@@ -39,17 +56,23 @@ pub(super) async fn network_config(
     Ok((network.text, network.config))
 }
 
-/// Waits for our lease.
-pub(super) async fn first_lease(
-    store: &Store,
-    config: &NetConfig,
-    attrs: LeaseAttrs,
-    previous: Option<SubnetKey>,
-) -> Result<Owned, StoreError> {
+/// Waits for the lease that this node has published before, if any.
+pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
     let mut patience = Patience::default();
     loop {
-        match store.acquire(&Wish { config, attrs: attrs.clone(), previous }).await {
+        match store.published(attrs).await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Waits for our lease.
+pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) -> Result<Owned, StoreError> {
+    let mut patience = Patience::default();
+    loop {
+        match store.acquire(wish).await {
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
             outcome => return outcome,
         }
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
-use store::{Owned, regular};
+use store::{Owned, Position, StoreId, regular};
 use wire::addr::Mac;
 
 use super::{atomic_file, disk::Disk};
@@ -51,13 +51,42 @@ pub struct State {
     pub tested: Option<TestRecord>,
     /// The network configuration that the rest belongs to, as stored.
     pub config: Option<String>,
+    /// The store that the leases are from.
+    pub store: Option<StoreRecord>,
     /// This node's lease as published.
     pub own: Option<LeaseRecord>,
     /// The attributes that the daemon wanted to publish, where they differ from the published ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wished: Option<String>,
+    /// How another daemon with our address took our lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<EvictionRecord>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
+}
+
+/// A store, and how far it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreRecord {
+    /// Kind and path, or kind and prefix.
+    pub name: String,
+    /// The addresses of a cluster.
+    pub endpoints: Vec<String>,
+    /// Identifies the cluster.
+    pub cluster: u64,
+    /// The revision up to which all changes are known; `None` before the first.
+    pub revision: Option<u64>,
+}
+
+/// How often another daemon with our address took our lease from us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvictionRecord {
+    /// The number of times in a row.
+    pub times: u32,
+    /// The last time, in Unix seconds.
+    pub at: u64,
 }
 
 /// The result of a self-test, valid for one boot of the kernel.
@@ -169,6 +198,28 @@ impl State {
     /// Returns the other nodes' leases, without invalid ones.
     pub fn peers(&self) -> Vec<Lease> {
         self.leases.iter().filter_map(LeaseRecord::lease).collect()
+    }
+}
+
+impl StoreRecord {
+    /// Records a store that was read up to `position`.
+    pub fn of(store: &StoreId, position: Option<Position>) -> StoreRecord {
+        StoreRecord {
+            name: store.name.clone(),
+            endpoints: store.endpoints.clone(),
+            cluster: position.map_or(0, |position| position.cluster),
+            revision: position.map(|position| position.revision),
+        }
+    }
+
+    /// Returns what identifies the store.
+    pub fn id(&self) -> StoreId {
+        StoreId { name: self.name.clone(), endpoints: self.endpoints.clone() }
+    }
+
+    /// Returns how far it was read.
+    pub fn position(&self) -> Option<Position> {
+        self.revision.map(|revision| Position { cluster: self.cluster, revision })
     }
 }
 

@@ -157,6 +157,7 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         name: "loden-probe".to_owned(),
         queues: 1,
         queue_bytes: 0,
+        unlimited_queues: 0,
         offloads: wanted,
         persist: false,
     };

@@ -4,6 +4,7 @@
 //! [virtio|IP packet, up to 64 KiB] → check → look up → (reply or drop) → cut and prepend → outbox
 //! ```
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use wire::{Malformed, ipv4, ipv6, virtio};
@@ -73,6 +74,20 @@ impl Bound<'_> {
     }
 }
 
+/// Returns why a packet goes nowhere whose destination belongs to no peer. The kernel reports its own groups
+/// on every device (RFC 3810), so those are not unknown destinations.
+#[cold]
+fn unowned(inner: &Inner) -> Refusal {
+    let to_many = match inner.v6 {
+        true => inner.dst >> 120 == 0xff,
+        false => Ipv4Addr::from(inner.dst as u32).is_multicast() || inner.dst as u32 == u32::MAX,
+    };
+    match to_many {
+        true => DropReason::Multicast.into(),
+        false => Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) },
+    }
+}
+
 /// Checks a packet that was read from the overlay, virtio header first, and finds its peer.
 #[inline]
 pub fn check<'f>(
@@ -91,9 +106,7 @@ pub fn check<'f>(
     let at = read.start + virtio::HEADER_LEN as u32;
     let found =
         if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
-    let Some((_, peer)) = found else {
-        return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
-    };
+    let Some((_, peer)) = found else { return Err(unowned(&inner)) };
     if fib.format().is_hop() {
         inner.ttl = decrement_ttl(ip, &inner)?;
     }

@@ -8,6 +8,7 @@ use batch::{PeerId, Received};
 use wire::{ipv4, ipv6};
 
 use crate::counters::Direction;
+use crate::encap::Format;
 use crate::fib::Fib;
 use crate::inner::{Inner, TCP};
 use crate::offload::checksum::{self, Sender, State};
@@ -161,7 +162,7 @@ fn check(
     let split = if piece.unsplit {
         SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
     } else {
-        segment_size(&inner, packet, at, piece.split, sizes, checksum)
+        segment_size(&inner, packet, at, piece, (fib, sizes), checksum)
     };
     Ok(Found { at, inner, checksum, split })
 }
@@ -191,21 +192,31 @@ fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
 /// Returns the segment size of a TCP super-packet that arrived uncut, or `None` for any other packet. Such a
 /// super-packet may be shorter than the overlay's MTU: all that shows is its open checksum. Datagrams that
 /// the kernel has joined are no super-packets.
+///
+/// Over ipip the kernel joins segments from any card and opens their checksums. One that it did not join is
+/// as its sender cut it.
 #[inline]
 fn segment_size(
     inner: &Inner,
     packet: &[u8],
     at: u32,
-    joined: u16,
-    sizes: &SegmentSizes,
+    piece: &Piece,
+    (fib, sizes): (&Fib, &SegmentSizes),
     checksum: State,
 ) -> Option<u16> {
-    let uncut = joined == 0 || inner.len > usize::from(sizes.mtu());
-    if inner.protocol != TCP || checksum != State::Open || !uncut {
+    let singles = matches!(fib.format(), Format::Ipip(_));
+    let uncut = piece.split == 0 || inner.len > usize::from(sizes.mtu());
+    if inner.protocol != TCP || !uncut || checksum != State::Open && !singles {
         return None;
     }
     let probe = SuperPacket::check(*inner, packet, at, u16::MAX).ok()?;
-    let size = sizes.payload(inner, probe.header_len);
+    if checksum != State::Open {
+        if checksum == State::Valid && inner.len <= usize::from(sizes.mtu()) {
+            sizes.observe_single(inner, probe.header_len);
+        }
+        return None;
+    }
+    let size = sizes.payload(inner, probe.header_len, singles);
     (inner.len - probe.header_len > usize::from(size)).then_some(size)
 }
 

@@ -54,6 +54,8 @@ drop_reasons! {
     BadOffload => "bad_offload",
     /// No peer owns the destination.
     NoRoute => "no_route",
+    /// The destination is a multicast group, or everybody: no node subscribes to any.
+    Multicast => "multicast",
     /// The packet exceeds the tunnel's MTU.
     TooBig => "too_big",
     /// The time to live or hop limit has expired.

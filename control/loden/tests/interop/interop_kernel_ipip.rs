@@ -87,7 +87,11 @@ fn lease(cluster: &Cluster) -> Lease {
     };
     cluster.in_store(async |store| {
         store.set_net_config(CONFIG).await.expect("the configuration");
-        store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease").published
+        store
+            .acquire(&Wish { config: &config, attrs, previous: None, former: None })
+            .await
+            .expect("a lease")
+            .published
     })
 }
 

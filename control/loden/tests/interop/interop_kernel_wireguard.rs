@@ -188,6 +188,10 @@ fn lease(cluster: &Cluster, secret: &SecretKey) -> Lease {
     };
     cluster.in_store(async |store| {
         store.set_net_config(&cluster.config).await.expect("the configuration");
-        store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease").published
+        store
+            .acquire(&Wish { config: &config, attrs, previous: None, former: None })
+            .await
+            .expect("a lease")
+            .published
     })
 }

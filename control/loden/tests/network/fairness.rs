@@ -19,7 +19,7 @@ use crate::common::{self, Cluster, DUAL, Daemon, VXLAN};
 /// IP in IP, through raw sockets.
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 
-/// Kernel memory for packets that wait for the workers, by default.
+/// Kernel memory for packets that wait for the workers, by default and with up to four sockets.
 const BOUND: u64 = 64 << 20;
 /// The largest packet that the kernel puts into a queue.
 const LARGEST: u64 = 64 << 10;
@@ -34,19 +34,23 @@ const ROUND_TRIPS: u64 = 15;
 /// A datagram that has not returned by then is lost.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Without bpf(2) the kernel limits only the number of packets.
+/// Without bpf(2) the kernel limits only the number of packets, and bursts of small ones must find room.
 #[test]
-fn queues_limited_in_packets_take_bounded_memory_whatever_the_packets() {
+fn queues_limited_in_packets_are_few_and_as_long_as_the_drivers_own() {
     if !common::ready(&["ss"]) {
         return;
     }
     for (config, name) in [(VXLAN, "a"), (DUAL, "b")] {
         let cluster = Cluster::build(&format!("fair-mem-{name}"), 1, Wiring::Switch, config);
         let daemon = cluster.start_without(1, &[Feature::Bpf]);
-        let waiting: u64 = waiting_packets(&cluster, &daemon).iter().sum::<u64>() * LARGEST;
-        let receive = receive_buffers(&cluster);
-        assert!(waiting + receive <= BOUND, "{waiting} bytes in queues, {receive} in sockets: {config}");
-        assert!(waiting >= BOUND / 2, "{waiting} bytes");
+        let devices = waiting_packets(&cluster, &daemon);
+        let workers = thread::available_parallelism().expect("cores").get() as u64;
+        for (queues, length) in &devices {
+            assert_eq!(*queues, workers, "{devices:?}: {config}");
+            assert!(*length == 500 || *length > 500 && length * queues * LARGEST <= BOUND, "{devices:?}");
+        }
+        assert!(receive_buffers(&cluster) <= BOUND / 2, "{config}");
+        assert_eq!(daemon.log_text().matches("; grant CAP_BPF").count(), 1, "one warning");
         daemon.finish();
     }
 }
@@ -57,7 +61,7 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
         return;
     }
     for (workers, options, bound) in
-        [("1", None, BOUND), ("2", None, BOUND), ("16", None, BOUND), ("2", Some("8"), 8 << 20)]
+        [("1", None, BOUND), ("2", None, BOUND), ("16", None, 112 << 20), ("2", Some("8"), 8 << 20)]
     {
         let mut cluster = Cluster::build(&format!("fair-wait-{workers}"), 2, Wiring::Direct, VXLAN);
         let more: Vec<&str> = options.iter().flat_map(|mib| ["--queue-memory", *mib]).collect();
@@ -101,7 +105,7 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
             waited + receive <= bound,
             "{workers} workers: {waited} bytes in queues, {receive} in sockets"
         );
-        assert!(waited >= bound / 4, "{workers} workers: only {waited} of {bound} bytes were used");
+        assert!(waited >= bound / 5, "{workers} workers: only {waited} of {bound} bytes were used");
         daemon.finish();
         other.finish();
     }
@@ -267,8 +271,8 @@ fn neighbour(cluster: &Cluster) -> Namespace {
     pod
 }
 
-/// Returns how many packets may wait in all queues of each of a daemon's devices.
-fn waiting_packets(cluster: &Cluster, daemon: &Daemon) -> Vec<u64> {
+/// Returns the number of queues of each of a daemon's devices, and how many packets may wait in each.
+fn waiting_packets(cluster: &Cluster, daemon: &Daemon) -> Vec<(u64, u64)> {
     let links: serde_json::Value = serde_json::from_str(&cluster.shell(1, "ip -j link")).expect("JSON");
     let names = ["flannel.1", "flannel-v6.1"];
     let ours = links.as_array().expect("links").iter().filter_map(|link| {
@@ -282,7 +286,7 @@ fn waiting_packets(cluster: &Cluster, daemon: &Daemon) -> Vec<u64> {
         });
         // One more descriptor holds the device and shares a queue.
         let queues = of_device.count() as u64 - 1;
-        Some(length * queues)
+        Some((queues, length))
     });
     ours.collect()
 }

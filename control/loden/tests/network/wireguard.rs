@@ -360,7 +360,7 @@ fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Proc
     let key: SubnetKey = "10.244.200.0-24".parse().expect("a key");
     cluster.in_store(async |store| {
         let (config, _) = model::net_config::parse(&cluster.config).expect("a configuration");
-        let wish = store::Wish { config: &config, attrs, previous: Some(key) };
+        let wish = store::Wish { config: &config, attrs, previous: Some(key), former: None };
         assert_eq!(store.acquire(&wish).await.expect("a lease").key(), key);
     });
     let network = lab::PodNetwork { ipv4: key.ipv4(), ipv6: None, mtu: 1420 };

@@ -11,6 +11,7 @@
 //! host_settings  tests: settings, routes and addresses of the host that are in the way
 //! in_process     tests: the daemon on a store in memory, where a public address is overwritten
 //! etcd           tests: an etcd that comes late, crashes and forgets
+//! store_faults   tests: stores that are wiped, restored, changed, locked or replaced
 //! cluster        tests: five nodes on an etcd with TLS and users
 //! bad_cluster    tests: a store and a host that do it wrong
 //! scale          tests: ten thousand leases
@@ -36,4 +37,5 @@ mod restart;
 mod run;
 mod scale;
 mod scheduling;
+mod store_faults;
 mod threads;

@@ -11,7 +11,14 @@ const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
 fn config(name: &str, queues: usize) -> TunConfig {
-    TunConfig { name: name.to_owned(), queues, queue_bytes: 0, offloads: ALL, persist: false }
+    TunConfig {
+        name: name.to_owned(),
+        queues,
+        queue_bytes: 0,
+        unlimited_queues: 0,
+        offloads: ALL,
+        persist: false,
+    }
 }
 
 /// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.
@@ -374,13 +381,17 @@ fn what_a_full_queue_drops_is_counted() {
 #[test]
 fn a_device_without_bpf_is_limited_in_packets_and_loses_an_earlier_limit() {
     scratch::run(|| {
-        let limited = TunConfig { queue_bytes: 2048, persist: true, ..config("io-plain", 2) };
+        let limited =
+            TunConfig { queue_bytes: 2048, unlimited_queues: 2, persist: true, ..config("io-plain", 5) };
         let before = open(&limited).unwrap();
+        assert_eq!(before.queues.len(), if before.limited { 5 } else { 2 }, "{:?}", before.notes);
         before.hold.keep().unwrap();
         drop(before);
         mask::hide(&[Feature::Bpf]).unwrap();
         let mut tun = up(&TunConfig { persist: false, ..limited });
         assert!(!tun.limited && tun.notes.len() == 1, "{:?}", tun.notes);
+        assert!(tun.notes[0].contains("CAP_BPF"), "{:?}", tun.notes);
+        assert_eq!(tun.queues.len(), 2);
         let (socket, _) = socket();
         for _ in 0..100 {
             socket.send_to(&[1; 100], SocketAddr::from((THERE, 7))).unwrap();

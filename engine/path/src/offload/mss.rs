@@ -6,6 +6,9 @@
 //! workers remember the MSS options of SYNs, and lower what a router on the pods' side announces. Nothing
 //! depends on their memory: of a connection that is older than the daemon, or whose entry another one has
 //! taken, segments have the size that every host accepts.
+//!
+//! Anybody can send a SYN. So a new connection takes no entry whose connection carries data, and a SYN that
+//! names such a connection changes little: its kernel takes it for a mistake (RFC 5961 section 4).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +19,10 @@ use crate::fib::IPV6_MIN_MTU;
 use crate::inner::{Inner, TCP};
 use crate::offload::segment::TCP_SEGMENT_MIN;
 
-/// Number of connections that are remembered.
-const ENTRIES: usize = 4096;
+/// Number of sets of entries. A connection may have any entry of one set.
+const SETS: usize = 4096;
+/// Number of entries in a set.
+const WAYS: usize = 4;
 /// The MSS of a connection that nothing is known about: the smallest that Linux announces on its own
 /// (net.ipv4.route.min_adv_mss, net.ipv6.route.min_adv_mss).
 const UNKNOWN_V4: u16 = 256;
@@ -39,8 +44,7 @@ const HEADERS_V6: usize = ipv6::HEADER_LEN + tcp::MIN_HEADER_LEN;
 pub struct SegmentSizes {
     mtu: u16,
     secret: u64,
-    /// For each connection 32 bits of its hash, and what each side has announced.
-    entries: Box<[AtomicU64]>,
+    sets: Box<[[AtomicU64; WAYS]]>,
 }
 
 /// A connection as its packets from the underlay show it.
@@ -51,18 +55,95 @@ struct Key {
     ports: u32,
 }
 
-/// What the ends of a connection have announced; 0 if nothing was seen.
+impl Key {
+    #[inline]
+    fn of_ingress(inner: &Inner) -> Key {
+        Key { src: inner.src, dst: inner.dst, ports: inner.ports }
+    }
+
+    #[inline]
+    fn of_egress(inner: &Inner) -> Key {
+        Key { src: inner.dst, dst: inner.src, ports: inner.ports.rotate_left(16) }
+    }
+}
+
+/// What is remembered of a connection, in one word.
 #[derive(Clone, Copy, Default)]
-struct Announced {
+struct Entry {
+    /// 28 bits of the connection's hash.
+    tag: u32,
+    /// Whether `by_pod` is not announced, but the longest segment that the peer has sent.
+    proven: bool,
+    /// [`NEW`], [`CLOSED`], or how recently the connection carried data: from [`RESTING`] to [`BUSY`].
+    age: u8,
+    /// What the ends of the connection have announced; 0 if nothing was seen.
     by_pod: u16,
     by_peer: u16,
+}
+
+/// The connection has carried no super-packet since its SYN.
+const NEW: u8 = 0;
+/// The pod has sent its last packet: a SYN begins another connection.
+const CLOSED: u8 = 1;
+/// The connection has carried data, but none while many SYNs asked for its entry.
+const RESTING: u8 = 2;
+const BUSY: u8 = 7;
+
+impl Entry {
+    #[inline]
+    fn unpack(word: u64) -> Entry {
+        Entry {
+            tag: (word >> 36) as u32,
+            proven: word >> 35 & 1 == 1,
+            age: (word >> 32) as u8 & 7,
+            by_pod: (word >> 16) as u16,
+            by_peer: word as u16,
+        }
+    }
+
+    #[inline]
+    fn pack(self) -> u64 {
+        let state = u64::from(self.proven) << 3 | u64::from(self.age);
+        u64::from(self.tag) << 36 | state << 32 | u64::from(self.by_pod) << 16 | u64::from(self.by_peer)
+    }
+
+    /// Returns how much is lost with the entry: the least first.
+    fn worth(self) -> u8 {
+        match self.age {
+            NEW if self.by_pod | self.by_peer == 0 => 0,
+            NEW | CLOSED => 1,
+            RESTING => 2,
+            _ => 3,
+        }
+    }
+
+    #[inline]
+    fn carries_data(self) -> bool {
+        self.age >= RESTING
+    }
+
+    /// Returns the entry after a SYN from the peer. Only the pod's kernel can tell a forged one, and the
+    /// pod's own half alone keeps segments from being too long.
+    fn after_syn_of_peer(self, mss: u16) -> Option<Entry> {
+        (!self.carries_data()).then_some(Entry { age: NEW, by_peer: mss, ..self })
+    }
+
+    /// Returns the entry after a SYN from the pod, whose kernel may know better than that the connection
+    /// lives.
+    fn after_syn_of_pod(self, mss: u16, unknown: u16) -> Option<Entry> {
+        if self.carries_data() {
+            let by_pod = self.by_pod.min(mss.max(unknown));
+            return Some(Entry { by_pod, ..self });
+        }
+        Some(Entry { age: NEW, proven: false, by_pod: mss, ..self })
+    }
 }
 
 impl SegmentSizes {
     /// Creates an empty memory for an overlay with this MTU. The secret keeps senders from choosing which
     /// connections share an entry.
     pub fn new(mtu: u16, secret: u64) -> SegmentSizes {
-        SegmentSizes { mtu, secret, entries: (0..ENTRIES).map(|_| AtomicU64::new(0)).collect() }
+        SegmentSizes { mtu, secret, sets: (0..SETS).map(|_| Default::default()).collect() }
     }
 
     /// Returns the overlay's MTU.
@@ -72,37 +153,66 @@ impl SegmentSizes {
     }
 
     /// Returns the payload of each segment of a TCP packet from the underlay with headers of `header_len`
-    /// bytes.
-    pub fn payload(&self, inner: &Inner, header_len: usize) -> u16 {
-        let (unknown, headers) = if inner.v6 { (UNKNOWN_V6, HEADERS_V6) } else { (UNKNOWN_V4, HEADERS_V4) };
-        let (entry, tag) = self.entry(&Key { src: inner.src, dst: inner.dst, ports: inner.ports });
+    /// bytes. With `singles`, an unknown connection is remembered until [`SegmentSizes::observe_single`]
+    /// shows more of it.
+    pub fn payload(&self, inner: &Inner, header_len: usize, singles: bool) -> u16 {
+        let unknown = unknown(inner);
+        let key = Key::of_ingress(inner);
+        let entry = self.touch(&key).unwrap_or_default();
+        if entry.by_pod == 0 && singles {
+            self.change(&key, |entry| {
+                let new = Entry { proven: true, age: BUSY, by_pod: unknown, by_peer: 0, ..entry };
+                (entry.by_pod == 0).then_some(new)
+            });
+        }
         // The pod's announcement binds its peer, which may have less room itself.
-        let mss = match unpack(entry.load(Ordering::Relaxed), tag) {
-            Announced { by_pod: 0, .. } => unknown,
-            Announced { by_pod, by_peer: 0 } => by_pod,
-            Announced { by_pod, by_peer } => by_pod.min(by_peer),
+        let mss = match entry {
+            Entry { by_pod: 0, .. } => unknown,
+            Entry { by_pod, by_peer: 0, .. } => by_pod,
+            Entry { by_pod, by_peer, .. } => by_pod.min(by_peer),
         };
-        // Options take from the payload (RFC 6691 section 2).
-        let options = header_len.saturating_sub(headers) as u16;
         let fits = self.mtu.saturating_sub(header_len as u16);
-        mss.saturating_sub(options).min(fits).max(TCP_SEGMENT_MIN)
+        mss.saturating_sub(options(inner, header_len)).min(fits).max(TCP_SEGMENT_MIN)
+    }
+
+    /// Learns from a TCP packet that arrived as its sender cut it: the sender's own segment is as long as the
+    /// connection allows. That restores a connection whose SYN nobody has seen.
+    #[inline]
+    pub fn observe_single(&self, inner: &Inner, header_len: usize) {
+        let len = (inner.len - header_len) as u16;
+        let mss = len.saturating_add(options(inner, header_len));
+        if mss <= unknown(inner) {
+            return;
+        }
+        let key = Key::of_ingress(inner);
+        if self.touch(&key).is_some_and(|entry| entry.proven && entry.by_pod < mss) {
+            let raise =
+                |entry: Entry| (entry.proven && entry.by_pod < mss).then_some(Entry { by_pod: mss, ..entry });
+            self.change(&key, raise);
+        }
     }
 
     /// Remembers what a packet from the underlay announces.
     #[inline]
     pub fn observe_ingress(&self, inner: &Inner, packet: &[u8]) {
-        if is_syn(inner, packet) {
-            let key = Key { src: inner.src, dst: inner.dst, ports: inner.ports };
-            self.learn(&key, |known| Some(Announced { by_peer: announced(inner, packet), ..known }));
+        if flags(inner, packet) & tcp::SYN != 0 {
+            let mss = announced(inner, packet);
+            self.change(&Key::of_ingress(inner), |entry| entry.after_syn_of_peer(mss));
         }
     }
 
-    /// Remembers what a packet from a pod announces: the pod's MSS, or the MTU of a router in front of it.
+    /// Remembers what a packet from a pod announces: the pod's MSS, the end of a connection, or the MTU of a
+    /// router in front of the pod.
     #[inline]
     pub fn observe_egress(&self, inner: &Inner, packet: &[u8]) {
-        if is_syn(inner, packet) {
-            let key = Key { src: inner.dst, dst: inner.src, ports: inner.ports.rotate_left(16) };
-            self.learn(&key, |known| Some(Announced { by_pod: announced(inner, packet), ..known }));
+        let flags = flags(inner, packet);
+        if flags & tcp::SYN != 0 {
+            let (mss, unknown) = (announced(inner, packet), unknown(inner));
+            self.change(&Key::of_egress(inner), |entry| entry.after_syn_of_pod(mss, unknown));
+        } else if flags & (tcp::FIN | tcp::RST) != 0 {
+            // The peer may go on; its next data protects the entry again.
+            let close = |entry: Entry| entry.carries_data().then_some(Entry { age: CLOSED, ..entry });
+            self.change(&Key::of_egress(inner), close);
         } else if inner.protocol != TCP && !inner.fragment {
             self.observe_too_big(inner, packet);
         }
@@ -126,44 +236,100 @@ impl SegmentSizes {
             _ => None,
         };
         if let Some((key, limit)) = quoted {
-            // An unknown connection has the least already.
-            self.learn(&key, |known| (known.by_pod > limit).then_some(Announced { by_pod: limit, ..known }));
+            // An unknown connection has the least already. What the peer sends from now on proves nothing:
+            // it may not have been told yet.
+            let lower = |entry: Entry| {
+                (entry.by_pod > limit).then_some(Entry { proven: false, by_pod: limit, ..entry })
+            };
+            self.change(&key, lower);
         }
     }
 
-    #[cold]
-    fn learn(&self, key: &Key, change: impl Fn(Announced) -> Option<Announced>) {
-        let (entry, tag) = self.entry(key);
-        let renew = |old| {
-            let Announced { by_pod, by_peer } = change(unpack(old, tag))?;
-            Some(u64::from(tag) << 32 | u64::from(by_pod) << 16 | u64::from(by_peer))
-        };
-        // The error is that nothing changes.
-        let _ = entry.fetch_update(Ordering::Relaxed, Ordering::Relaxed, renew);
+    /// Returns the entry of a connection and protects it, if the pod's half is known.
+    #[inline]
+    fn touch(&self, key: &Key) -> Option<Entry> {
+        let (set, tag) = self.set(key);
+        let (way, word) = find(set, tag)?;
+        let entry = Entry::unpack(word);
+        if entry.by_pod != 0 && entry.age != BUSY {
+            let busy = Entry { age: BUSY, ..entry }.pack();
+            // Whoever was faster knows more; the next packet tries again.
+            let _ = way.compare_exchange(word, busy, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Some(entry)
     }
 
-    fn entry(&self, key: &Key) -> (&AtomicU64, u32) {
+    /// Changes the entry of a connection, or fills one for it if it has none.
+    #[cold]
+    fn change(&self, key: &Key, change: impl Fn(Entry) -> Option<Entry>) {
+        /// A worker that finds its word changed that often leaves the connection as it is.
+        const ATTEMPTS: usize = 4;
+        let (set, tag) = self.set(key);
+        for _ in 0..ATTEMPTS {
+            let found = find(set, tag);
+            let old = found.map_or(Entry { tag, ..Entry::default() }, |(_, word)| Entry::unpack(word));
+            let Some(new) = change(old) else { return };
+            let Some((way, word)) = found.or_else(|| give_way(set, tag)) else { return };
+            if way.compare_exchange(word, new.pack(), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn set(&self, key: &Key) -> (&[AtomicU64; WAYS], u32) {
         let mut hasher = DefaultHasher::new();
         self.secret.hash(&mut hasher);
         key.hash(&mut hasher);
         let hash = hasher.finish();
-        (&self.entries[hash as usize % ENTRIES], (hash >> 32) as u32)
+        (&self.sets[hash as usize % SETS], (hash >> 36) as u32)
     }
-}
-
-fn unpack(entry: u64, tag: u32) -> Announced {
-    if (entry >> 32) as u32 != tag {
-        return Announced::default();
-    }
-    Announced { by_pod: (entry >> 16) as u16, by_peer: entry as u16 }
 }
 
 #[inline]
-fn is_syn(inner: &Inner, packet: &[u8]) -> bool {
+fn find(set: &[AtomicU64; WAYS], tag: u32) -> Option<(&AtomicU64, u64)> {
+    let words = set.iter().map(|way| (way, way.load(Ordering::Relaxed)));
+    words.into_iter().find(|(_, word)| (word >> 36) as u32 == tag && *word as u32 != 0)
+}
+
+/// Returns the entry whose loss costs least. If all connections of the set carry data, each becomes older
+/// instead, and the new one is not remembered.
+fn give_way(set: &[AtomicU64; WAYS], tag: u32) -> Option<(&AtomicU64, u64)> {
+    let ways = (0..WAYS).map(|i| &set[(tag as usize + i) % WAYS]);
+    let words = ways.map(|way| (way, way.load(Ordering::Relaxed)));
+    let least = words.min_by_key(|(_, word)| Entry::unpack(*word).worth())?;
+    if Entry::unpack(least.1).age <= RESTING {
+        return Some(least);
+    }
+    for way in set {
+        let word = way.load(Ordering::Relaxed);
+        let entry = Entry::unpack(word);
+        if entry.age > RESTING {
+            let older = Entry { age: entry.age - 1, ..entry }.pack();
+            // The error is that the connection has carried data just now.
+            let _ = way.compare_exchange(word, older, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+    None
+}
+
+fn unknown(inner: &Inner) -> u16 {
+    if inner.v6 { UNKNOWN_V6 } else { UNKNOWN_V4 }
+}
+
+/// Returns the bytes of headers that take from the payload (RFC 6691 section 2).
+fn options(inner: &Inner, header_len: usize) -> u16 {
+    header_len.saturating_sub(if inner.v6 { HEADERS_V6 } else { HEADERS_V4 }) as u16
+}
+
+/// Returns the flags of a TCP packet, and none of any other.
+#[inline]
+fn flags(inner: &Inner, packet: &[u8]) -> u8 {
     const FLAGS: usize = 13;
-    inner.protocol == TCP
-        && !inner.fragment
-        && packet.get(inner.transport + FLAGS).is_some_and(|flags| flags & tcp::SYN != 0)
+    if inner.protocol != TCP || inner.fragment {
+        return 0;
+    }
+    packet.get(inner.transport + FLAGS).copied().unwrap_or_default()
 }
 
 /// Returns the MSS that a SYN announces (RFC 9293 section 3.7.1).

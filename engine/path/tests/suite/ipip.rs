@@ -8,7 +8,7 @@ use crate::support::node::{Arrival, BOTH, MTU, Node, plain, single};
 use crate::support::packet::{Checksum, Packet, TCP};
 use crate::support::reference::{as_kernel, cut, flows};
 
-fn ipip(node: usize) -> Format {
+pub(crate) fn ipip(node: usize) -> Format {
     Format::Ipip(Ipip { local: [192, 0, 2, node as u8 + 1].into() })
 }
 
@@ -20,7 +20,7 @@ fn as_raw(mut datagram: Vec<u8>) -> Arrival {
 }
 
 /// Builds a datagram of a kernel ipip peer, with options, an id and correct lengths.
-fn from_kernel(inner: &[u8], options: usize) -> Arrival {
+pub(crate) fn from_kernel(inner: &[u8], options: usize) -> Arrival {
     let mut outer = vec![0x45 + options as u8, 0, 0, 0, 7, 7, 0, 0, 64, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
     outer.extend(vec![1; 4 * options]);
     outer.extend(inner);

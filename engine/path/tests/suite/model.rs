@@ -291,7 +291,8 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     let mut p = p[..v.len].to_vec();
     let known = if v.v6 { p[24..32] == [0xfd, 0, 0, 2, 0, 0, 0, 0] } else { p[16..19] == [10, 2, 0] };
     if !known {
-        return Err((DropReason::NoRoute, true));
+        let to_many = if v.v6 { p[24] == 0xff } else { p[16] >> 4 == 0xe || p[16..20] == [0xff; 4] };
+        return Err(if to_many { silent(DropReason::Multicast) } else { (DropReason::NoRoute, true) });
     }
     if format == Format::Udp {
         // The kernel delivers valid header checksums; the path would not repair an invalid one.
@@ -608,6 +609,7 @@ fn the_generator_reaches_every_drop_reason() {
     }
     let elsewhere = [
         "no_route",
+        "multicast",
         "too_big",
         "bad_offload",
         "wrong_family",

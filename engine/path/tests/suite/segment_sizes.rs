@@ -1,10 +1,12 @@
 //! The segment size of TCP super-packets that arrive uncut: never more than the connection has negotiated.
 
 use path::DropReason;
+use path::inner::Inner;
 use proptest::prelude::*;
 
+use crate::ipip::{from_kernel, ipip};
 use crate::support::node::{Arrival, BOTH, MTU, Node, in_vxlan, plain, single, vxlan};
-use crate::support::packet::{Checksum, FIN, PSH, Packet, SYN, TCP};
+use crate::support::packet::{Checksum, FIN, PSH, Packet, RST, SYN, TCP};
 use crate::support::reference::{as_kernel, cut};
 
 const ACK: u8 = 0x10;
@@ -44,6 +46,11 @@ fn syn(like: &Packet, mss: Option<u16>, flags: u8) -> Packet {
         seq: like.seq.wrapping_sub(1),
         ..like.clone()
     }
+}
+
+/// A pod's last packet.
+fn closing(like: &Packet, flags: u8) -> Packet {
+    Packet { flags: ACK | flags, payload: vec![], checksum: Checksum::Valid, ..like.clone() }
 }
 
 fn super_packet(v6: bool, payload: usize) -> Packet {
@@ -120,10 +127,10 @@ fn a_connection_from_the_pod_counts_as_well() {
         let packet = super_packet(v6, 20_000);
         let mut node = node();
         send(&mut node, &syn(&packet, Some(1260), 0));
-        assert_eq!(segment(&mut node, &packet), 1260 - 12, "before the answer");
         arrive(&mut node, &syn(&packet, Some(1000), ACK));
         assert_eq!(segment(&mut node, &packet), 1000 - 12);
         // The next connection with these ports.
+        send(&mut node, &closing(&packet, FIN));
         connect(&mut node, &packet, Some(1400), Some(1350));
         assert_eq!(segment(&mut node, &packet), 1350 - 12);
     }
@@ -244,23 +251,169 @@ fn other_messages_and_later_fragments_lower_nothing() {
     assert_eq!(segment(&mut node, &packet), 600 - 40 - 12);
 }
 
+/// SYNs of connections from and to pods, none of them ever used, counted from `from` up.
+fn flood(node: &mut Node, v6: bool, from: u32, count: u32) {
+    let like = super_packet(v6, 1);
+    let syns: Vec<_> = (from..from + count)
+        .map(|i| Packet {
+            ports: ((i & 0xffff) as u16, 10_000 + (i >> 16) as u16),
+            ..syn(&like, Some(100 + i as u16 % 1300), 0)
+        })
+        .collect();
+    send_all(node, &syns);
+    let arrivals: Vec<_> = syns.iter().map(|syn| single(in_vxlan(0, &syn.bytes()))).collect();
+    assert_eq!(node.ingress(&arrivals).len(), count as usize);
+}
+
+fn send_all(node: &mut Node, packets: &[Packet]) {
+    let reads: Vec<_> = packets.iter().map(|packet| plain(&from_pod(packet))).collect();
+    assert_eq!(node.egress(&reads).sent.len(), packets.len());
+}
+
+/// Sends super-packets of different connections to the pod, and returns the size of their segments.
+fn segments(node: &mut Node, packets: &[Packet]) -> Vec<u16> {
+    let arrivals: Vec<_> = packets.iter().map(|packet| single(in_vxlan(0, &packet.bytes()))).collect();
+    let writes = node.ingress(&arrivals);
+    assert_eq!(writes.len(), packets.len());
+    writes.iter().map(|write| u16::from_ne_bytes([write[4], write[5]])).collect()
+}
+
+#[test]
+fn new_connections_do_not_displace_one_that_carries_data() {
+    for v6 in [false, true] {
+        let mut node = node();
+        let packets: Vec<_> =
+            (0..50).map(|i| Packet { ports: (i, 5201), ..super_packet(v6, 20_000) }).collect();
+        for packet in &packets {
+            connect(&mut node, packet, Some(1410), Some(1290));
+            assert_eq!(segment(&mut node, packet), 1290 - 12);
+        }
+        for round in 0..50 {
+            flood(&mut node, v6, round * 2000, 2000);
+            // The others rest meanwhile.
+            assert_eq!(segment(&mut node, &packets[0]), 1290 - 12, "after {round} rounds");
+        }
+        for packet in &packets {
+            assert_eq!(segment(&mut node, packet), 1290 - 12);
+        }
+    }
+}
+
+/// Workers share the table; none waits for another.
+#[test]
+fn workers_beside_each_other_keep_what_carries_data() {
+    let node = node();
+    let like = super_packet(false, 2000);
+    let ports = |thread: u16, i: u16| Packet { ports: (i, thread), ..like.clone() };
+    let egress = |packet: &Packet| {
+        let bytes = from_pod(packet);
+        node.sizes.observe_egress(&Inner::parse(&bytes).unwrap(), &bytes);
+    };
+    let size = |packet: &Packet| node.sizes.payload(&Inner::parse(&packet.bytes()).unwrap(), 52, false);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                let own = ports(thread, 1);
+                egress(&syn(&own, Some(1000 + thread), ACK));
+                let first = size(&own);
+                // Another one's SYN may have been in between; the data that follows is protected.
+                assert!([244, 988 + thread].contains(&first), "{first}");
+                for i in 2..5000 {
+                    egress(&syn(&ports(thread, i), Some(1400), 0));
+                    assert_eq!(size(&own), first);
+                }
+            });
+        }
+    });
+}
+
+/// Connections that have ended without a word make room in the end; one that goes on stays.
+#[test]
+fn connections_that_carried_data_give_way_once_they_rest() {
+    let mut node = node();
+    let bulk = super_packet(false, 5000);
+    connect(&mut node, &bulk, Some(1410), Some(1290));
+    assert_eq!(segment(&mut node, &bulk), 1290 - 12);
+    let like = super_packet(false, 1300);
+    for closed in [false, true] {
+        let mut late = 0;
+        for round in 0..200 {
+            let packets: Vec<_> =
+                (0..200).map(|i| Packet { ports: (round * 200 + i, 80), ..like.clone() }).collect();
+            send_all(&mut node, &packets.iter().map(|p| syn(p, Some(1200), 0)).collect::<Vec<_>>());
+            let sizes = segments(&mut node, &packets);
+            assert!(sizes.iter().all(|size| [1200 - 12, 256 - 12].contains(size)), "{sizes:?}");
+            if round >= 150 {
+                late += sizes.iter().filter(|size| **size == 1200 - 12).count();
+            }
+            if closed {
+                let ends: Vec<_> =
+                    packets.iter().map(|p| closing(p, [FIN, RST][round as usize % 2])).collect();
+                send_all(&mut node, &ends);
+            }
+            assert_eq!(segment(&mut node, &bulk), 1290 - 12);
+        }
+        assert!(late > if closed { 9_900 } else { 4_000 }, "{late} of 10000 with {closed}");
+    }
+}
+
+#[test]
+fn a_forged_syn_changes_no_connection_that_carries_data() {
+    for v6 in [false, true] {
+        let packet = super_packet(v6, 20_000);
+        let mut node = node();
+        connect(&mut node, &packet, Some(1390), Some(1290));
+        assert_eq!(segment(&mut node, &packet), 1290 - 12);
+        for mss in [None, Some(1), Some(48), Some(1000), Some(1410), Some(65_535)] {
+            for flags in [0, ACK, FIN, RST, FIN | RST | ACK] {
+                arrive(&mut node, &closing(&packet, flags));
+                arrive(&mut node, &syn(&packet, mss, flags));
+                assert_eq!(segment(&mut node, &packet), 1290 - 12, "{mss:?} {flags}");
+            }
+        }
+        // A pod that forges its neighbour's address raises nothing, and lowers no further than to the size of
+        // a connection that is not known.
+        for (mss, now) in [(1410, 1290), (1270, 1270), (1290, 1270), (48, if v6 { 1220 } else { 256 })] {
+            for flags in [0, ACK, FIN, RST] {
+                send(&mut node, &syn(&packet, Some(mss), flags));
+                assert_eq!(segment(&mut node, &packet), now - 12, "{mss} {flags}");
+            }
+        }
+    }
+}
+
+/// The connection goes on in the other direction.
+#[test]
+fn a_pod_that_sends_no_more_may_still_receive() {
+    let packet = super_packet(false, 20_000);
+    let mut node = node();
+    connect(&mut node, &packet, Some(1410), Some(1290));
+    assert_eq!(segment(&mut node, &packet), 1290 - 12);
+    send(&mut node, &closing(&packet, FIN));
+    assert_eq!(segment(&mut node, &packet), 1290 - 12);
+    flood(&mut node, false, 0, 30_000);
+    arrive(&mut node, &syn(&packet, Some(48), 0));
+    assert_eq!(segment(&mut node, &packet), 1290 - 12);
+}
+
 /// More connections than are remembered: the forgotten ones are safe, and no one gets another's size.
 #[test]
 fn a_forgotten_connection_gets_no_more_than_it_negotiated() {
     let mut node = node();
-    let packet = |i: u16| Packet { ports: (10_000 + i, 80), ..super_packet(false, 5000) };
-    for i in 0..6000 {
-        send(&mut node, &syn(&packet(i), Some(if i % 2 == 0 { 500 } else { 1400 }), 0));
-    }
+    let like = super_packet(false, 1500);
+    let packets: Vec<_> = (0..24_000).map(|i| Packet { ports: (10_000 + i, 80), ..like.clone() }).collect();
+    let mss = |i: usize| if i.is_multiple_of(2) { 500 } else { 1400 };
+    let syns: Vec<_> = packets.iter().enumerate().map(|(i, p)| syn(p, Some(mss(i)), 0)).collect();
+    syns.chunks(1000).for_each(|syns| send_all(&mut node, syns));
     let (mut kept, mut forgotten) = (0, 0);
-    for i in 0..6000 {
-        match (segment(&mut node, &packet(i)), i % 2) {
-            (244, _) => forgotten += 1,
-            (488, 0) | (1388, 1) => kept += 1,
-            (other, _) => panic!("connection {i} has {other}"),
+    for (i, size) in packets.chunks(1000).flat_map(|some| segments(&mut node, some)).enumerate() {
+        match size {
+            244 => forgotten += 1,
+            size if size == mss(i) - 12 => kept += 1,
+            other => panic!("connection {i} has {other}"),
         }
     }
-    assert!(kept > 2000 && forgotten > 1000, "{kept} {forgotten}");
+    assert!(kept > 12_000 && forgotten > 7_000, "{kept} {forgotten}");
 }
 
 #[test]
@@ -313,5 +466,134 @@ proptest! {
         }
         let most = usize::from(most).saturating_sub(options * 4).max(8);
         prop_assert_eq!(segment(&mut node, &packet), most.min(payload));
+    }
+}
+
+/// Over ipip the kernel joins segments. One that came alone shows what the sender's segments are.
+#[test]
+fn single_segments_restore_a_connection_that_is_not_known() {
+    let mut node = Node::new(1, ipip(1), MTU, BOTH);
+    let packet = super_packet(false, 20_000);
+    let raw = |packet: &Packet| from_kernel(&packet.bytes(), 0);
+    let size = |node: &mut Node| {
+        let writes = node.ingress(&[raw(&packet)]);
+        assert_eq!(writes.len(), 1);
+        u16::from_ne_bytes([writes[0][4], writes[0][5]])
+    };
+    let alone = |node: &mut Node, len, checksum| {
+        let alone = Packet { checksum, ..super_packet(false, len) };
+        assert_eq!(node.ingress(&[raw(&alone)]).len(), 1);
+    };
+    let too_big = |mtu| plain(&from_pod(&too_big(&packet, mtu)));
+    alone(&mut node, 1000, Checksum::Valid);
+    assert_eq!(size(&mut node), 244, "nothing is cut, nothing is remembered");
+    for (len, now) in [(100, 244), (244, 244), (700, 700), (300, 700), (1000, 1000)] {
+        alone(&mut node, len, Checksum::Valid);
+        assert_eq!(size(&mut node), now);
+    }
+    // Possibly two segments.
+    alone(&mut node, 1200, Checksum::Open);
+    assert_eq!(size(&mut node), 1000);
+    // No SYN raises it, from whichever side.
+    node.ingress(&[raw(&syn(&packet, Some(1400), 0)), raw(&syn(&packet, Some(48), 0))]);
+    assert_eq!(node.egress(&[plain(&from_pod(&syn(&packet, Some(1400), ACK)))]).sent.len(), 1);
+    assert_eq!(size(&mut node), 1000);
+    alone(&mut node, 1398, Checksum::Valid);
+    assert_eq!(size(&mut node), 1398);
+    // What was under way when the peer was told.
+    assert_eq!(node.egress(&[too_big(1300)]).sent.len(), 1);
+    assert_eq!(size(&mut node), 1300 - 52);
+    alone(&mut node, 1398, Checksum::Valid);
+    assert_eq!(size(&mut node), 1300 - 52);
+    // A connection whose SYNs were seen keeps what they say.
+    let mut node = Node::new(1, ipip(1), MTU, BOTH);
+    node.ingress(&[raw(&syn(&packet, Some(1410), 0))]);
+    assert_eq!(node.egress(&[plain(&from_pod(&syn(&packet, Some(600), ACK)))]).sent.len(), 1);
+    for _ in 0..2 {
+        alone(&mut node, 1398, Checksum::Valid);
+        assert_eq!(size(&mut node), 588);
+    }
+}
+
+/// What may happen to a connection.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    PeerSyn(u16),
+    PodSyn(u16),
+    PodCloses(u8),
+    PeerCloses(u8),
+    TooBig(u16),
+    Data,
+}
+
+/// What is known of one connection, by the rules in words.
+#[derive(Default)]
+struct Known {
+    by_pod: Option<u16>,
+    by_peer: Option<u16>,
+    carries_data: bool,
+}
+
+impl Known {
+    /// Returns the MSS to cut to on `Data`.
+    fn apply(&mut self, v6: bool, event: Event) -> Option<u16> {
+        let unknown = if v6 { 1220 } else { 256 };
+        match event {
+            Event::PeerSyn(mss) if !self.carries_data => self.by_peer = Some(mss.max(48)),
+            Event::PodSyn(mss) if !self.carries_data => self.by_pod = Some(mss.max(48)),
+            Event::PodSyn(mss) => self.by_pod = self.by_pod.map(|old| old.min(mss.max(unknown))),
+            Event::PeerSyn(_) | Event::PeerCloses(_) => {}
+            Event::PodCloses(_) => self.carries_data = false,
+            Event::TooBig(mtu) => {
+                let (least, headers) = if v6 { (1280, 60) } else { (552, 40) };
+                self.by_pod = self.by_pod.map(|old| old.min(mtu.max(least) - headers));
+            }
+            Event::Data => {
+                self.carries_data = self.by_pod.is_some();
+                let least = |mss: u16| mss.min(self.by_peer.unwrap_or(u16::MAX)).min(MTU);
+                return Some(self.by_pod.map_or(unknown, least));
+            }
+        }
+        None
+    }
+}
+
+fn events() -> impl Strategy<Value = Vec<(u16, Event)>> {
+    let mss = || prop_oneof![1u16..1500, 1u16..=u16::MAX];
+    let end = || prop_oneof![Just(FIN), Just(RST), Just(FIN | PSH)];
+    let event = prop_oneof![
+        mss().prop_map(Event::PeerSyn),
+        mss().prop_map(Event::PodSyn),
+        end().prop_map(Event::PodCloses),
+        end().prop_map(Event::PeerCloses),
+        mss().prop_map(Event::TooBig),
+        Just(Event::Data),
+        Just(Event::Data),
+    ];
+    prop::collection::vec((0u16..6, event), 1..60)
+}
+
+proptest! {
+    #[test]
+    fn a_table_of_connections_agrees_with_the_rules(events in events()) {
+        let mut node = node();
+        let mut known: [Known; 6] = Default::default();
+        for (i, event) in events {
+            let v6 = i % 2 == 1;
+            let packet = Packet { ports: (40_000 + i, 5201), ..super_packet(v6, 20_000) };
+            let expected = known[usize::from(i)].apply(v6, event);
+            match event {
+                Event::PeerSyn(mss) => drop(arrive(&mut node, &syn(&packet, Some(mss), 0))),
+                Event::PodSyn(mss) => send(&mut node, &syn(&packet, Some(mss), ACK)),
+                Event::PodCloses(flags) => send(&mut node, &closing(&packet, flags)),
+                Event::PeerCloses(flags) => drop(arrive(&mut node, &closing(&packet, flags))),
+                Event::TooBig(mtu) => send(&mut node, &too_big(&packet, mtu.into())),
+                Event::Data => {
+                    let fits = MTU as usize - headers(v6) - 12;
+                    let mss = usize::from(expected.unwrap_or_default());
+                    prop_assert_eq!(segment(&mut node, &packet), mss.saturating_sub(12).min(fits));
+                }
+            }
+        }
     }
 }

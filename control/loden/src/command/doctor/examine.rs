@@ -95,7 +95,7 @@ fn of_queues(tun: &TunProbe) -> Vec<Finding> {
             TUN,
             "queues limited in bytes (bpf)",
             &probe::bpf(),
-            "queues are limited in packets: bursts of small packets are lost while a core is busy",
+            "there are fewer queues, limited in packets: large ones may take more kernel memory",
             "grant CAP_BPF; a kernel from 5.5 on",
         ),
     ]
@@ -262,8 +262,7 @@ fn of_scheduler() -> Vec<Finding> {
 
 fn of_attention(ordinary: &Attention, realtime: &Attention) -> Vec<Finding> {
     let verdict = if ordinary.is_preferred() { Yes } else { No };
-    let mut preferred =
-        plain(SCHEDULER, "workers before other programs", verdict, ordinary.to_string());
+    let mut preferred = plain(SCHEDULER, "workers before other programs", verdict, ordinary.to_string());
     if !ordinary.is_preferred() {
         preferred.detail = ordinary.refused.join("; ");
         preferred.cost = "beside busy programs the workers get less CPU time, and pods less throughput";
