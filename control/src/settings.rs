@@ -89,6 +89,8 @@ pub struct WorkerSettings {
     pub count: Option<u16>,
     /// Pin each worker to a CPU.
     pub pin: bool,
+    /// Ask for a realtime class for the workers.
+    pub realtime: bool,
     /// How long a worker polls for work before it sleeps; `None` for the engine's default.
     pub spin: Option<Duration>,
     /// Bytes of kernel memory for packets that wait for the workers; `None` for the engine's default.

@@ -21,6 +21,8 @@ pub struct EngineConfig {
     pub memory: usize,
     /// Whether worker *i* is pinned to the *i*-th allowed core.
     pub pin: bool,
+    /// Whether workers ask for a realtime class. They always ask to be preferred.
+    pub realtime: bool,
     /// How workers wait.
     pub wait: WaitPolicy,
     /// The kernel features that may be used.

@@ -38,6 +38,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
 use io::Waker;
+use io::scheduler::Attention;
 use path::Fib;
 
 pub use config::{EngineConfig, Switches, TunnelConfig, WaitPolicy};
@@ -63,6 +64,7 @@ pub struct Engine {
 struct RunningWorker {
     thread: Mutex<Option<JoinHandle<()>>>,
     waker: Waker,
+    attention: Attention,
 }
 
 /// Control's part of one tunnel.
@@ -164,6 +166,11 @@ impl Engine {
     /// Returns what each tunnel uses now.
     pub fn chosen(&self) -> impl Iterator<Item = Chosen> {
         self.tunnels.iter().map(RunningTunnel::chosen)
+    }
+
+    /// Returns what the scheduler grants each worker.
+    pub fn attention(&self) -> impl Iterator<Item = &Attention> {
+        self.threads.iter().map(|running| &running.attention)
     }
 
     /// Returns why there are fewer workers than configured, if a limit of this process is the reason.

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use io::too_big::TooBigSocket;
 use io::udp::Aside;
 use io::udp::PathMtuSockets;
-use io::{Error, Waiter, files, tun};
+use io::{Error, Waiter, files, scheduler, tun};
 use path::quote::Own;
 use path::{Format, SegmentSizes, WorkerIndex};
 
@@ -261,13 +261,17 @@ fn run(
     let waker = waiter.waker();
     let wire = Wire::new(share.ports).with_hint(hint);
     let mut worker = Worker::new(wire, share.tunnels, share.pages, waiter, config.wait, stop)?;
+    let realtime = config.realtime;
+    let (sender, granted) = crossbeam_channel::bounded(1);
     let thread =
         std::thread::Builder::new().name(format!("loden-w{}", notifier.worker)).spawn(move || {
             if let Some(core) = core {
                 // If the core is no longer allowed, run without pinning.
                 let _ = io::thread::pin_to_core(core);
             }
+            let _ = sender.send(scheduler::ask(realtime));
             event::watch(&notifier, Event::WorkerFailed, || worker.run());
         })?;
-    Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker })
+    let attention = granted.recv().unwrap_or_default();
+    Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker, attention })
 }

@@ -45,6 +45,30 @@ fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
     bytes
 }
 
+/// Builds a UDP super-packet of one flow as a TUN delivers it.
+fn super_packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16), gso_size: u16, segments: usize) -> Vec<u8> {
+    let payload = usize::from(gso_size) * segments;
+    let mut bytes = packet(src, dst);
+    bytes.resize(20 + 8 + payload, 0x5a);
+    let ip = ipv4::Header::parse(&bytes).unwrap();
+    ipv4::Header { total_len: bytes.len() as u16, ..ip }.emit(&mut bytes).unwrap();
+    let len = (8 + payload) as u16;
+    udp::Header { src_port: src.1, dst_port: dst.1, len, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
+    let header = virtio::Header {
+        flags: virtio::NEEDS_CSUM,
+        gso: virtio::Gso::UdpL4,
+        ecn: false,
+        hdr_len: 0,
+        gso_size,
+        csum_start: 20,
+        csum_offset: 6,
+    };
+    let mut read = vec![0; virtio::HEADER_LEN];
+    header.emit(&mut read).unwrap();
+    read.extend(bytes);
+    read
+}
+
 fn ports(packet: &[u8]) -> (u16, u16) {
     let header = udp::Header::parse(&packet[20..]).unwrap();
     (header.src_port, header.dst_port)
@@ -126,6 +150,36 @@ fn a_full_queue_delays_the_others_by_a_quantum() {
     assert_eq!((of(1), of(2)), (QUANTUM, QUANTUM), "each queue has its share of a turn");
 }
 
+#[test]
+fn a_queue_of_small_segments_is_charged_for_the_datagrams_that_it_makes() {
+    const SEGMENTS: usize = 800;
+    /// As many packets as a queue of single ones may bring in a row, and as all queues may bring in a turn.
+    const QUANTUM: usize = 64;
+    const TURN: usize = 128;
+    let (full, full_pod) = memory::overlay();
+    let (other, other_pod) = memory::overlay();
+    let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
+    let remote = "192.0.2.2:8285".parse().unwrap();
+    let mut worker =
+        ByHand::new(vec![full, other], port, table(remote), MTU, 1, Switches::default()).unwrap();
+    let super_packet = super_packet((NEAR, 1), (FAR, 9), 76, SEGMENTS);
+    let single = [&[0; virtio::HEADER_LEN], &packet((NEAR, 2), (FAR, 9))[..]].concat();
+    (0..12).for_each(|_| full_pod.inject(&super_packet));
+    (0..2 * TURN).for_each(|_| other_pod.inject(&single));
+    worker.turn().unwrap();
+    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    assert_eq!(sent.iter().position(|port| *port == 2), Some(SEGMENTS), "one super-packet is a quantum");
+    assert!(sent[SEGMENTS..SEGMENTS + QUANTUM].iter().all(|port| *port == 2));
+    assert_eq!(sent.len(), 2 * SEGMENTS + TURN - 2);
+
+    // What one queue alone may bring is bounded, too: once the singles are sent, only the others are left.
+    worker.turn().unwrap();
+    peer.collect();
+    worker.turn().unwrap();
+    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    assert_eq!(sent.iter().filter(|port| **port == 1).count(), 4 * SEGMENTS);
+}
+
 /// Runs `test` on its own thread in its own network namespace, if that is permitted.
 fn in_scratch(test: impl FnOnce() + Send + 'static) {
     let body = move || match netns::enter_scratch() {
@@ -150,6 +204,7 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
             queues: 2,
             memory: 0,
             pin: false,
+            realtime: false,
             wait: WaitPolicy::default(),
             switches: Switches::default(),
         };

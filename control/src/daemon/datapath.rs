@@ -8,6 +8,7 @@ use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy, wireguard};
 use path::{Fib, Format};
 
 use crate::apply::engine::{self as tables, Numbers};
+use crate::cgroup::CpuLimits;
 use crate::persist::remembered::Remembered;
 use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
 use crate::settings::Settings;
@@ -34,6 +35,7 @@ pub(super) fn open(
         queues: 0,
         memory: settings.workers.queue_memory.unwrap_or(0),
         pin: settings.workers.pin,
+        realtime: settings.workers.realtime,
         wait: settings
             .workers
             .spin
@@ -54,6 +56,7 @@ pub(super) fn open(
     if let Some(shortage) = engine.shortage() {
         tracing::warn!("{shortage}");
     }
+    log_scheduling(&engine);
     Ok((engine, numbers))
 }
 
@@ -133,6 +136,14 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
             .map(|private| wireguard::Settings { private, peers }),
     };
     (config, numbers)
+}
+
+/// Logs once what the scheduler grants the workers, which all ask for the same, and what their control group
+/// takes away.
+fn log_scheduling(engine: &Engine) {
+    let Some(granted) = engine.attention().next() else { return };
+    let refused = granted.refused.join("; ");
+    tracing::info!(%granted, refused, limits = %CpuLimits::read(), "scheduling of the workers");
 }
 
 fn log_chosen(chosen: &Chosen) {

@@ -14,6 +14,7 @@
 //! | [`nat`] | whether a flow's addresses are translated, and who computes its checksums | no |
 //! | [`netns`], [`thread`] | a private network namespace, its number, and a core for one thread | no |
 //! | [`overflow`] | what the kernel dropped because a queue was full | no |
+//! | [`scheduler`] | what a thread is granted by the scheduler | no |
 //! | [`files`] | the limit of open files | no |
 //! | [`clock`] | the time since boot | once per turn |
 //! | [`heap`] | returning freed memory to the kernel | no |
@@ -59,6 +60,7 @@ mod port;
 pub mod probe;
 pub mod raw;
 pub mod route;
+pub mod scheduler;
 mod sys;
 pub mod thread;
 pub mod too_big;

@@ -227,6 +227,42 @@ pub(crate) fn affinity() -> io::Result<Vec<usize>> {
     Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
+/// `struct sched_attr` (linux/sched/types.h) as of version 0, which every kernel with sched_setattr(2) reads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SchedAttr {
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// sched_setattr(2): sets policy, nice value and priority of the calling thread.
+pub(crate) fn set_scheduling(attributes: SchedAttr) -> io::Result<()> {
+    let attributes = SchedAttr { size: mem::size_of::<SchedAttr>() as u32, ..attributes };
+    // SAFETY: the kernel reads `size` bytes from `attributes`.
+    check_long(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_getattr(2): returns policy, nice value and priority of the calling thread.
+pub(crate) fn scheduling() -> io::Result<SchedAttr> {
+    let mut attributes = SchedAttr::default();
+    let size = mem::size_of::<SchedAttr>();
+    // SAFETY: the kernel writes at most `size` bytes into `attributes`.
+    check_long(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) })?;
+    Ok(attributes)
+}
+
+/// setpriority(2) with PRIO_PROCESS: sets the nice value of the calling thread.
+pub(crate) fn set_nice(nice: c_int) -> io::Result<()> {
+    // SAFETY: no pointers. On Linux 0 means the calling thread, not the process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
 /// socket(2): creates a close-on-exec socket, for probing a family or as a handle for ioctl(2).
 pub(crate) fn socket(family: c_int, kind: c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked before use.

@@ -65,6 +65,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
         workers: WorkerSettings {
             count: options.workers,
             pin: options.pin,
+            realtime: options.realtime,
             spin: options.spin_us.map(|micros| Duration::from_micros(micros.into())),
             queue_memory: options.queue_memory.map(|mib| usize::from(mib) << 20),
             without: options.without.clone(),

@@ -15,6 +15,7 @@
 //! cluster        tests: five nodes on an etcd with TLS and users
 //! bad_cluster    tests: a store and a host that do it wrong
 //! scale          tests: ten thousand leases
+//! scheduling     tests: what the workers ask of the scheduler, and what becomes of it
 //! threads        tests: a host on which no more threads can be made
 //! ```
 
@@ -35,5 +36,6 @@ mod life_cycle;
 mod restart;
 mod run;
 mod scale;
+mod scheduling;
 mod store_faults;
 mod threads;

@@ -66,8 +66,8 @@ fn the_capabilities_of_the_unit_are_enough() {
             daemon
         });
         let status = fs::read_to_string(format!("/proc/{}/status", daemons[0].process.id())).expect("status");
-        // CAP_NET_ADMIN is 12, CAP_NET_RAW 13, CAP_BPF 39 (linux/capability.h).
-        assert!(status.contains("CapEff:\t0000008000003000"), "{status}");
+        // CAP_NET_ADMIN is 12, CAP_NET_RAW 13, CAP_SYS_NICE 23, CAP_BPF 39 (linux/capability.h).
+        assert!(status.contains("CapEff:\t0000008000803000"), "{status}");
         for number in [1, 2] {
             await_until("the peer", || daemons[number - 1].logged("peers=1"));
             cluster.connect_pod(number);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Origin, State};
+use crate::cgroup::CpuLimits;
 use store::Health;
 
 /// A daemon's state at one moment.
@@ -28,6 +29,8 @@ pub struct Document {
     pub underlay: Option<UnderlayDocument>,
     /// This node's lease.
     pub lease: Option<LeaseDocument>,
+    /// What the scheduler grants the workers.
+    pub scheduling: Option<SchedulingDocument>,
     /// The tunnels.
     pub tunnels: Vec<TunnelDocument>,
     /// Kernel routes through the underlay, directly to peers.
@@ -64,6 +67,24 @@ pub struct LeaseDocument {
     pub expires: Option<u64>,
     /// Time of the last write in Unix seconds.
     pub renewed: Option<u64>,
+}
+
+/// What the scheduler grants the workers, and what their control group takes away.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SchedulingDocument {
+    /// Class or nice value of a worker.
+    pub granted: String,
+    /// What was refused.
+    pub refused: Vec<String>,
+    /// The control group's quota in CPUs.
+    pub cpu_quota: Option<f64>,
+    /// How often the quota was used up.
+    pub throttled: Option<u64>,
+    /// The control group's weight; 100 is ordinary.
+    pub cpu_weight: Option<u64>,
+    /// The limits of the control group in words.
+    pub limits: String,
 }
 
 /// One tunnel.
@@ -193,6 +214,7 @@ pub(super) fn of(origin: &Origin, state: &State, now: Instant) -> Document {
             expires: own.expires,
             renewed: state.renewed,
         }),
+        scheduling: scheduling(state),
         tunnels: tunnels(state),
         direct: direct
             .into_iter()
@@ -227,6 +249,19 @@ pub(super) fn of(origin: &Origin, state: &State, now: Instant) -> Document {
             blind_since: state.store_health.as_ref().and_then(Health::lost_since),
         },
     }
+}
+
+fn scheduling(state: &State) -> Option<SchedulingDocument> {
+    let granted = state.engine.as_ref()?.attention().next()?;
+    let limits = CpuLimits::read();
+    Some(SchedulingDocument {
+        granted: granted.to_string(),
+        refused: granted.refused.clone(),
+        cpu_quota: limits.quota,
+        throttled: limits.throttled,
+        cpu_weight: limits.weight,
+        limits: limits.to_string(),
+    })
 }
 
 fn tunnels(state: &State) -> Vec<TunnelDocument> {

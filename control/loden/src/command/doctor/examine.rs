@@ -4,12 +4,14 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
+use control::cgroup::CpuLimits;
 use control::netlink::{Netlink, NetlinkError};
 use control::underlay;
 use control::underlay::sysctls;
 use engine::Switches;
 use engine::selftest::{self, Outcome, Report};
 use io::probe::{self, Probe, TunProbe};
+use io::scheduler::{self, Attention};
 use nix::errno::Errno;
 
 use super::diagnosis::Verdict::{self, Fact, Needed, No, Unknown, Yes};
@@ -22,6 +24,7 @@ const SOCKETS: &str = "UDP sockets";
 const SELF_TEST: &str = "Self-test: bytes sent through each offload and compared";
 const RIGHTS: &str = "Capabilities";
 const HOST: &str = "This host";
+const SCHEDULER: &str = "Scheduler";
 const FIREWALL: &str = "Firewall tools";
 const LATER: &str = "Not used yet";
 
@@ -34,6 +37,7 @@ pub(super) async fn examine() -> Diagnosis {
     findings.extend(of_self_test(&report));
     findings.extend(of_rights());
     findings.extend(of_host().await);
+    findings.extend(of_scheduler());
     findings.extend(of_firewall());
     findings.extend(of_the_future());
     let can_run = !findings.iter().any(|finding| finding.verdict == Needed);
@@ -176,6 +180,7 @@ fn of_rights() -> Vec<Finding> {
             "socket buffers are limited to net.core.rmem_max and wmem_max",
             "grant it, or raise these two sysctls",
         ),
+        "CAP_SYS_NICE" => ("the workers compete with ordinary programs", "grant it"),
         "CAP_BPF" => ("the devices' queues are limited in packets, not in bytes", "grant it"),
         _ => ("nothing today", "grant it if a later feature needs it"),
     };
@@ -235,6 +240,37 @@ async fn interfaces() -> Result<Vec<Finding>, NetlinkError> {
         plain(HOST, &format!("interface {}", interface.name), Fact, detail)
     };
     Ok(observed.interfaces.iter().map(finding).collect())
+}
+
+fn of_scheduler() -> Vec<Finding> {
+    let mut findings = match (scheduler::try_out(false), scheduler::try_out(true)) {
+        (Ok(ordinary), Ok(realtime)) => of_attention(&ordinary, &realtime),
+        (Err(error), _) | (_, Err(error)) => {
+            vec![plain(SCHEDULER, "workers before other programs", Unknown, format!("not probed: {error}"))]
+        }
+    };
+    let limits = CpuLimits::read();
+    let verdict = if limits.are_tight() { No } else { Yes };
+    let mut quota = plain(SCHEDULER, "no CPU quota", verdict, limits.to_string());
+    if limits.are_tight() {
+        quota.cost = "once it is used up, no packet moves until the next period, up to 100 ms";
+        quota.fix = "remove the CPU limit of the unit or container; give it weight instead";
+    }
+    findings.push(quota);
+    findings
+}
+
+fn of_attention(ordinary: &Attention, realtime: &Attention) -> Vec<Finding> {
+    let verdict = if ordinary.is_preferred() { Yes } else { No };
+    let mut preferred = plain(SCHEDULER, "workers before other programs", verdict, ordinary.to_string());
+    if !ordinary.is_preferred() {
+        preferred.detail = ordinary.refused.join("; ");
+        preferred.cost = "beside busy programs the workers get less CPU time, and pods less throughput";
+        preferred.fix = "grant CAP_SYS_NICE, or a limit of nice values (LimitNICE=-5)";
+    }
+    let detail = if realtime.realtime { "allowed; not used without it" } else { "not allowed" };
+    let realtime = plain(SCHEDULER, "realtime class (--realtime)", Fact, detail.to_owned());
+    vec![preferred, realtime]
 }
 
 fn of_firewall() -> Vec<Finding> {

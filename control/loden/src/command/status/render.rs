@@ -58,6 +58,10 @@ fn at(document: &Document, now: u64) -> String {
     let reconcile = &document.reconcile;
     row(&mut out, "reconciled", &format!("{} times, {} changes", reconcile.runs, reconcile.changes));
     reconcile.failures.iter().for_each(|failure| row(&mut out, "failing", failure));
+    if let Some(scheduling) = &document.scheduling {
+        row(&mut out, "scheduling", &format!("{}, {}", scheduling.granted, scheduling.limits));
+        scheduling.refused.iter().for_each(|refused| row(&mut out, "", refused));
+    }
     document.tunnels.iter().for_each(|each| tunnel(&mut out, each));
     if !document.direct.is_empty() {
         row(&mut out, "direct", &format!("{} peers through kernel routes", document.direct.len()));
@@ -154,7 +158,9 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control::serve::board::{DroppedDocument, LeaseDocument, PeerDocument, UnderlayDocument};
+    use control::serve::board::{
+        DroppedDocument, LeaseDocument, PeerDocument, SchedulingDocument, UnderlayDocument,
+    };
 
     #[test]
     fn the_text_is_aligned_and_complete() {
@@ -178,6 +184,12 @@ mod tests {
                 key: "10.244.1.0-24".into(),
                 expires: Some(91_000),
                 renewed: Some(4600),
+            }),
+            scheduling: Some(SchedulingDocument {
+                granted: "nice 0".into(),
+                refused: vec!["nice -5 was refused: Permission denied".into()],
+                limits: "CPU quota 1.50, used up 4 times".into(),
+                ..SchedulingDocument::default()
             }),
             tunnels: vec![TunnelDocument {
                 device: "flannel.1".into(),
@@ -207,6 +219,8 @@ mod tests {
              underlay     eth0, MTU 1500, published 192.0.2.1\n\
              store\n\
              reconciled   0 times, 0 changes\n\
+             scheduling   nice 0, CPU quota 1.50, used up 4 times\n             \
+                          nice -5 was refused: Permission denied\n\
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
                dropped    3 no_route\n\
