@@ -35,8 +35,8 @@ fn subnet(cluster: &Cluster, number: usize) -> String {
     model::subnet_env::parse(&text).subnet().expect("a subnet").to_string()
 }
 
-/// A peer that is taken away, even for as long as its lease takes to come back, costs hundreds of datagrams; a
-/// machine that is busy with a starting etcd may drop a few.
+/// A peer that is taken away, even for as long as its lease takes to come back, costs hundreds of datagrams.
+/// A machine that is busy with a starting etcd may drop a few.
 fn assert_unbroken(flow: Steady) {
     let outcome = flow.finish();
     assert!(outcome.lost.len() < 25 && outcome.sent > 50, "{outcome:?}");
