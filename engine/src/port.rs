@@ -56,6 +56,15 @@ impl Port {
         }
     }
 
+    /// Returns the sockets that ignore the kernel's path MTUs over IPv6.
+    pub(crate) fn path_mtu_sockets(&self) -> std::result::Result<udp::PathMtuSockets, io::Error> {
+        match self {
+            Port::Udp(port) => port.path_mtu_sockets(),
+            Port::UdpGroup(port) => port.path_mtu_sockets(),
+            Port::Raw(_) => Ok(udp::PathMtuSockets::default()),
+        }
+    }
+
     /// Returns a counter of what the port's receive buffers have no room for.
     pub(crate) fn overflow(&self) -> std::result::Result<Overflow, io::Error> {
         match self {

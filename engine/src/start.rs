@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Sender;
 use io::too_big::TooBigSocket;
 use io::udp::Aside;
+use io::udp::PathMtuSockets;
 use io::{Error, Waiter, files, scheduler, tun};
 use path::quote::Own;
 use path::{Format, SegmentSizes, WorkerIndex};
@@ -200,6 +201,12 @@ fn distribute<'c>(
         }
         None => None,
     };
+    let mut path_mtu_sockets = PathMtuSockets::default();
+    // The ports share the fan; without one each sends from its own socket.
+    let distinct = if tunnel.send_from.is_some() { 1 } else { one.ports.len() };
+    for port in one.ports.iter().take(distinct) {
+        path_mtu_sockets.join(port.path_mtu_sockets()?);
+    }
     let unread = Meter::new(&one.chosen.device, &one.ports)?;
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for (number, queue) in one.queues.into_iter().enumerate() {
@@ -231,7 +238,7 @@ fn distribute<'c>(
         table_bytes: AtomicUsize::new(tunnel.table.bytes()),
         pages,
         unread,
-        paths: Paths::new(Arc::clone(&tunnel.table)),
+        paths: Paths::new(Arc::clone(&tunnel.table), path_mtu_sockets),
         persist: tunnel.persist,
         paused,
         keeper: None,

@@ -34,7 +34,7 @@ pub struct NextHop {
 }
 
 /// The smallest MTU of an IPv6 link (RFC 8200 section 5).
-pub(crate) const IPV6_MIN_MTU: u16 = 1280;
+pub const IPV6_MIN_MTU: u16 = 1280;
 
 impl NextHop {
     /// Returns the largest inner IP packet that fits the tunnel and the path to the peer, as far as that is

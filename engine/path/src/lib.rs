@@ -38,7 +38,7 @@ pub use counters::{Counters, Direction};
 pub use encap::Format;
 pub use encap::ipip::Ipip;
 pub use encap::vxlan::Vxlan;
-pub use fib::{Fib, FibBuilder, FibError, PathEnd, PeerSpec};
+pub use fib::{Fib, FibBuilder, FibError, IPV6_MIN_MTU, PathEnd, PeerSpec};
 pub use offload::mss::SegmentSizes;
 pub use sources::Sources;
 pub use verdict::{DropReason, Verdict};

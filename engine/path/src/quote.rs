@@ -42,21 +42,24 @@ pub enum Whose {
     Session(SessionIndex),
 }
 
+/// Returns the destination of the packet that a message quotes, if everything is right that anyone can know:
+/// the protocol, this node's address and ports, and a length above the announced MTU. Whether a peer has the
+/// destination is left to the caller. See [`judge`] for the message.
+pub fn quoted(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<IpAddr> {
+    public(message, v6, fib, own).map(|(_, outer)| outer.dst)
+}
+
 /// Judges an ICMP message, which begins with its IPv4 header, or an ICMPv6 message. Returns `None` if it
 /// is not to be believed.
 pub fn judge(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<Announcement> {
-    let (announced, quote) = if v6 { read_v6(message)? } else { read_v4(message)? };
-    let outer = Outer::parse(quote, v6)?;
-    if outer.len <= announced || own.address.is_some_and(|own| own != outer.src) {
-        return None;
-    }
+    let (announced, outer) = public(message, v6, fib, own)?;
     let limit = fib.format().inner_limit(announced, v6);
     let end = PathEnd::Remote(outer.dst);
     let announcement = |whose| Some(Announcement { whose, limit });
     if let Format::Ipip(_) = fib.format() {
         let peer = fib.peer_at(end)?;
         let expected = ipip::identification(outer.dst);
-        let ours = outer.protocol == ipip::PROTOCOL && outer.dont_fragment && outer.id == expected;
+        let ours = outer.dont_fragment && outer.id == expected;
         // RFC 792: a message quotes at least eight bytes behind the header.
         let inner = outer.payload.get(..8).and(Some(outer.payload))?;
         let len = inner.get(2..4).map(|len| u32::from(u16::from_be_bytes([len[0], len[1]])))?;
@@ -64,13 +67,7 @@ pub fn judge(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<Announcem
         let owned = inner.len() < ipv4::MIN_HEADER_LEN || owns(fib, inner, peer.remote.ip());
         return if ours && whole && owned { announcement(Whose::Path(end)) } else { None };
     }
-    if outer.protocol != crate::inner::UDP {
-        return None;
-    }
-    let [s0, s1, d0, d1, ..] = outer.payload else { return None };
-    if !own.ports.contains(&u16::from_be_bytes([*s0, *s1])) {
-        return None;
-    }
+    let [_, _, d0, d1, ..] = outer.payload else { return None };
     let datagram = outer.payload.get(udp::HEADER_LEN..)?;
     if let Format::Wireguard = fib.format() {
         // A record begins with its type, three zeros, and the receiver's index.
@@ -83,6 +80,21 @@ pub fn judge(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<Announcem
         && peer.template.matches(datagram.get(..prefix)?)
         && owns(fib, datagram.get(prefix..)?, peer.remote.ip());
     if ours { announcement(Whose::Path(end)) } else { None }
+}
+
+/// Returns the announced MTU and the outer header of a message in which what anyone can know is right.
+fn public<'a>(message: &'a [u8], v6: bool, fib: &Fib, own: &Own) -> Option<(u32, Outer<'a>)> {
+    let (announced, quote) = if v6 { read_v6(message)? } else { read_v4(message)? };
+    let outer = Outer::parse(quote, v6)?;
+    let ours = match fib.format() {
+        Format::Ipip(_) => outer.protocol == ipip::PROTOCOL,
+        _ => {
+            let port = outer.payload.first_chunk::<2>().map(|port| u16::from_be_bytes(*port))?;
+            outer.protocol == crate::inner::UDP && own.ports.contains(&port)
+        }
+    };
+    let foreign = own.address.is_some_and(|own| own != outer.src);
+    (ours && !foreign && outer.len > announced).then_some((announced, outer))
 }
 
 /// Whether the destination of the quoted inner packet belongs to the peer with this address.

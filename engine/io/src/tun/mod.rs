@@ -268,7 +268,7 @@ impl Overlay for Queue {
                     self.counters.read_datagrams += 1;
                     self.counters.read_bytes += len as u64;
                     if let Some(gauge) = &self.gauge {
-                        gauge.took(len.saturating_sub(HEADER_LEN));
+                        gauge.took(buffer.get(HEADER_LEN..len).unwrap_or_default());
                     }
                     return Ok(len);
                 }

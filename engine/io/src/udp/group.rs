@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Aside, Features, UdpConfig, UdpPort, open};
+use super::{Aside, Features, PathMtuSockets, UdpConfig, UdpPort, open};
 use crate::overflow::Overflow;
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay};
@@ -64,6 +64,15 @@ impl UdpGroup {
         let mut all = Aside { sockets: Vec::new() };
         for port in &self.ports {
             all.sockets.extend(port.aside()?.sockets);
+        }
+        Ok(all)
+    }
+
+    /// Returns the sockets of all ports that ignore the kernel's path MTUs.
+    pub fn path_mtu_sockets(&self) -> Result<PathMtuSockets, Error> {
+        let mut all = PathMtuSockets::default();
+        for port in &self.ports {
+            all.join(port.path_mtu_sockets()?);
         }
         Ok(all)
     }

@@ -74,6 +74,7 @@ pub struct UdpPort {
     shape: Shape,
     ipv4: bool,
     gro: bool,
+    own_path_mtu: bool,
     notes: Vec<String>,
     counters: PortCounters,
 }
@@ -90,6 +91,27 @@ impl Aside {
     pub fn send(&self, bytes: &[u8], to: SocketAddr) {
         let socket = self.sockets.iter().find(|(ipv4, _)| *ipv4 == to.is_ipv4());
         let _ = socket.map(|(_, socket)| socket.send_to(bytes, &to.into()));
+    }
+}
+
+/// The IPv6 sockets of a tunnel that ignore the kernel's path MTUs. By default there are none.
+#[derive(Debug, Default)]
+pub struct PathMtuSockets(Vec<Socket>);
+
+impl PathMtuSockets {
+    /// Adds another port's sockets.
+    pub fn join(&mut self, other: PathMtuSockets) {
+        self.0.extend(other.0);
+    }
+
+    /// Makes all sockets follow the kernel's path MTUs, or ignore them again. While they follow, the kernel
+    /// fragments what is sent singly to the path, and refuses what is joined with `EMSGSIZE`.
+    pub fn follow(&self, follow: bool) {
+        let value = if follow { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_OMIT };
+        for socket in &self.0 {
+            // The socket has already accepted both values, or it never ignores path MTUs.
+            let _ = sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
+        }
     }
 }
 
@@ -171,6 +193,7 @@ impl UdpPort {
             listen,
             lanes,
             gro,
+            own_path_mtu: config.own_path_mtu,
             notes,
             counters: PortCounters::default(),
         };
@@ -200,6 +223,15 @@ impl UdpPort {
         let socket =
             self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
         Ok(Aside { sockets: vec![(self.ipv4, socket)] })
+    }
+
+    /// Returns the port's sockets if they ignore the kernel's path MTUs. All ports share the fan.
+    pub fn path_mtu_sockets(&self) -> Result<PathMtuSockets, Error> {
+        if self.ipv4 || !self.own_path_mtu {
+            return Ok(PathMtuSockets::default());
+        }
+        let own = std::slice::from_ref(&self.listen);
+        share(if self.lanes.is_empty() { own } else { &self.lanes }).map(PathMtuSockets)
     }
 
     /// Returns a counter of what the listening socket's buffer has no room for.
