@@ -133,7 +133,7 @@ mod tests {
                 let half = (64 << 20) / 2 / 2 / (each * workers);
                 assert!(given.receive_buffer >= half.min(1 << 20), "{workers} workers: {given:?}");
                 let queues = devices * given.queue_bytes;
-                assert!(queues >= 32 << 20 && queues <= 64 << 20, "{workers} workers: {given:?}");
+                assert!((32 << 20..=64 << 20).contains(&queues), "{workers} workers: {given:?}");
             }
         }
         // Odd and tiny limits do not overflow or divide by zero.
