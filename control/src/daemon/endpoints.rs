@@ -45,7 +45,8 @@ pub(super) struct Disks {
 /// The daemon's place in the run directory; there is none where the directory cannot be used.
 struct Place {
     lock: Arc<Lock>,
-    socket: Option<Socket>,
+    /// Or why it is not served.
+    socket: Result<Socket, String>,
 }
 
 /// What is made in the run directory.
@@ -91,7 +92,7 @@ impl Endpoints {
             endpoints.health = Some(http::serve(address, &endpoints.board).await?);
         }
         if let Ok(made) = made {
-            endpoints.take(made);
+            endpoints.take(made, None);
         }
         Ok(endpoints)
     }
@@ -101,7 +102,7 @@ impl Endpoints {
     pub(super) async fn keep(&self) -> DaemonError {
         loop {
             let socket_ended =
-                || self.place().as_ref().and_then(|place| Some(place.socket.as_ref()?.has_ended()));
+                || self.place().as_ref().and_then(|place| Some(place.socket.as_ref().ok()?.has_ended()));
             let tasks = [
                 ("the server for probes", self.health.as_ref().is_some_and(Server::has_ended)),
                 ("the socket for loden status", socket_ended().unwrap_or_default()),
@@ -131,12 +132,18 @@ impl Endpoints {
             return;
         }
         // Removes the file by its name, so before there is another one.
-        let former = self.place().as_mut().and_then(|place| place.socket.take());
+        let former = self.place().take().map(|place| place.socket);
+        let problem = former.as_ref().and_then(|socket| socket.as_ref().err().cloned());
+        let gone = || "somebody removed it".to_owned();
+        *self.place() =
+            Some(Place { lock: Arc::clone(&lock), socket: Err(problem.clone().unwrap_or_else(gone)) });
         let _ = self.disks.run_dir.run(move || drop(former)).await;
         if let Ok(Ok(made)) = self.make(is_locked.then_some(lock)).await {
-            let directory = self.run_dir.display();
-            tracing::warn!(%directory, "somebody removed files of this daemon; made them again");
-            self.take(made);
+            if !is_locked || made.1.is_ok() {
+                let directory = self.run_dir.display();
+                tracing::warn!(%directory, "files of this daemon were gone; made them again");
+            }
+            self.take(made, problem.as_deref());
         }
     }
 
@@ -157,12 +164,15 @@ impl Endpoints {
         made.await.unwrap_or_else(|error| Ok(Err(error)))
     }
 
-    /// Takes its place, and serves the socket.
-    fn take(&self, (lock, bound): Made) {
-        let socket = bound.and_then(|bound| bound.serve(&self.board)).inspect_err(|error| {
+    /// Takes its place, and serves the socket. A problem is logged unless it is the one that is `known`.
+    fn take(&self, (lock, bound): Made, known: Option<&str>) {
+        let served = bound.and_then(|bound| bound.serve(&self.board)).map_err(|error| error.to_string());
+        if let Err(error) = &served
+            && known != Some(error)
+        {
             tracing::warn!(path = %self.instance.socket().display(), %error, "cannot serve loden status");
-        });
-        *self.place() = Some(Place { lock, socket: socket.ok() });
+        }
+        *self.place() = Some(Place { lock, socket: served });
     }
 
     /// Returns the file for a restart.

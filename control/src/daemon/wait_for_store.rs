@@ -47,7 +47,7 @@ pub(super) async fn network_config(
     let network = loop {
         match store.network(given.as_deref()).await {
             Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
-            outcome => break outcome?,
+            outcome => break patience.end(outcome)?,
         }
     };
     for warning in network.warnings {
@@ -62,7 +62,7 @@ pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Optio
     loop {
         match store.published(attrs).await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => return outcome,
+            outcome => return patience.end(outcome),
         }
     }
 }
@@ -73,7 +73,7 @@ pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) ->
     loop {
         match store.acquire(wish).await {
             Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
-            outcome => return outcome,
+            outcome => return patience.end(outcome),
         }
     }
 }
@@ -83,10 +83,11 @@ pub(super) async fn announce_ready(store: &Store) {
     let mut patience = Patience::default();
     loop {
         match store.announce_ready().await {
-            Ok(()) => return,
             Err(error) if error.is_passing() => patience.wait(&error).await,
-            Err(error) => {
-                return tracing::error!("cannot report this node as ready to the lease store: {error}");
+            outcome => {
+                return patience.end(outcome).unwrap_or_else(|error| {
+                    tracing::error!("cannot report this node as ready to the lease store: {error}");
+                });
             }
         }
     }
@@ -119,6 +120,14 @@ impl Patience {
         sleep(RETRY).await;
     }
 
+    /// Ends the wait with the last answer, and logs that the failure has passed if that is so.
+    fn end<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        if answer.is_ok() && self.tries > 0 {
+            tracing::info!("resolved: {}", self.why);
+        }
+        answer
+    }
+
     /// Takes in a failure; returns true if it is to be logged.
     fn handle(&mut self, error: &StoreError) -> bool {
         let kind = error.kind();
@@ -146,14 +155,6 @@ fn default_store(settings: &Settings) -> Option<String> {
         "no etcd at {} (the default, since no --store was given); on one machine try --store sqlite:PATH",
         places.join(" or ")
     ))
-}
-
-impl Drop for Patience {
-    fn drop(&mut self) {
-        if self.tries > 0 {
-            tracing::info!("resolved: {}", self.why);
-        }
-    }
 }
 
 #[cfg(test)]

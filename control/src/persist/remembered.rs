@@ -85,9 +85,9 @@ impl Remembered {
         self.wrote(there).then(|| Past { config, own, peers: self.state.peers() })
     }
 
-    /// Returns our lease of the previous run, if it is from the store in use and has not expired at `now`.
+    /// Returns our lease of the previous run, unless it is from another store or has expired at `now`.
     pub fn own(&self, now: u64) -> Option<Owned> {
-        self.of_this_store()?;
+        self.may_be_of_this_store().then_some(())?;
         self.state.own().filter(|own| own.published.expires.is_none_or(|expires| now < expires))
     }
 
@@ -98,6 +98,11 @@ impl Remembered {
 
     fn of_this_store(&self) -> Option<&StoreRecord> {
         self.state.store.as_ref().filter(|store| store.id().may_be(&self.store))
+    }
+
+    /// Whether the leases are from the store in use, as far as is known: earlier builds recorded no store.
+    fn may_be_of_this_store(&self) -> bool {
+        self.state.store.is_none() || self.of_this_store().is_some()
     }
 
     /// Tells whether the subnets in the subnet file are those that the previous run wrote. A file without any
@@ -154,7 +159,7 @@ impl Remembered {
     /// Records the text of the network configuration that the store in use has. Leases of another one are
     /// forgotten.
     pub fn set_config(&mut self, text: String) {
-        if self.of_this_store().is_none() || self.state.config.as_ref() != Some(&text) {
+        if !self.may_be_of_this_store() || self.state.config.as_ref() != Some(&text) {
             (self.state.own, self.state.wished, self.state.leases) = (None, None, Vec::new());
             self.state.store = Some(StoreRecord::of(&self.store, None));
         }
@@ -281,8 +286,12 @@ mod tests {
             assert_eq!(memory.own(NOW).is_some(), same);
             assert_eq!(memory.position(), position.filter(|_| same));
         }
+        // An upgrade while the store is down must not stop the node from forwarding.
         memory.state.store = None;
-        assert!(memory.past(&a, None, NOW).is_none(), "nobody knows which");
+        assert!(memory.past(&a, None, NOW).is_some(), "the state file of an earlier build");
+        assert_eq!(memory.position(), None);
+        memory.set_config(CONFIG.to_owned());
+        assert!(memory.own(NOW).is_some());
     }
 
     /// What the next start writes before it has a lease must not look like the leases of the new store.
