@@ -108,9 +108,7 @@ struct Patience {
 
 impl Patience {
     fn new(settings: &Settings) -> Patience {
-        let mut patience = Patience::default();
-        patience.default = default_store(settings);
-        patience
+        Patience { default: default_store(settings), ..Patience::default() }
     }
 
     async fn wait(&mut self, error: &StoreError) {
