@@ -116,6 +116,8 @@ impl Cluster {
         command.args(["run", "--iface", self.host(number).uplink()]).args(store);
         command.arg("--subnet-file").arg(self.file(&format!("host{number}.env")));
         command.arg("--counters-file").arg(self.file(&format!("host{number}.json"))).stdout(Stdio::null());
+        // By default all nodes of a machine would share one key.
+        command.env("WIREGUARD_KEY_FILE", self.file(&format!("key{number}")));
         command
     }
 

@@ -14,7 +14,7 @@ use path::wireguard::SecretKey;
 use store::Wish;
 
 use crate::common::guest::{self, Guest};
-use crate::common::{Cluster, Daemon, await_until};
+use crate::common::{Cluster, await_until};
 
 const PSK: &str = "cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=";
 /// The kernel host on the lab's underlay, beside host 1.
@@ -34,7 +34,7 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
     let mut cluster = Cluster::build("iop-wg", 1, Wiring::Switch, &config);
     let secret = SecretKey([0x3c; 32]);
     let kernel = lease(&cluster, &secret);
-    let daemon = start(&cluster);
+    let daemon = cluster.start(1, &[]);
     cluster.connect_pod(1);
     let own = cluster.lease(1);
     let mut guest = Guest::boot(&cluster, &["wireguard"], &[]);
@@ -90,14 +90,6 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
     for counters in daemon.finish() {
         assert_eq!(counters.unexplained_drops().len(), 0, "{:?}", counters.drops());
     }
-}
-
-fn start(cluster: &Cluster) -> Daemon {
-    let mut command = cluster.command(1);
-    command.env("WIREGUARD_KEY_FILE", cluster.file("key"));
-    let mut daemon = cluster.spawn(1, &mut command);
-    daemon.await_ready();
-    daemon
 }
 
 fn device(ipv6: bool) -> &'static str {

@@ -39,14 +39,7 @@ fn paused_and_resumed(config: &str, device: &str, port: u16) {
              --dport {port} -j SNAT --to-source {OTHER}"
         ),
     );
-    let run = |number: usize| {
-        let mut command = cluster.command(number);
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    };
-    let daemons: Vec<Daemon> = [1, 2].map(run).into();
+    let daemons: Vec<Daemon> = [1, 2].map(|number| cluster.start(number, &[])).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={device} peers=1");
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));

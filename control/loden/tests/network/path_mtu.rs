@@ -315,14 +315,7 @@ fn start(name: &str, case: Case, hosts: usize) -> Option<(Cluster, Vec<Daemon>)>
         return None;
     }
     let mut cluster = Cluster::build(name, hosts, Wiring::Switch, case.config);
-    let run = |number: usize| {
-        let mut command = cluster.command(number);
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    };
-    let daemons: Vec<Daemon> = [1, 2].map(run).into();
+    let daemons: Vec<Daemon> = [1, 2].map(|number| cluster.start(number, &[])).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={} peers=1", case.device);
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
