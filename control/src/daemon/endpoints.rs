@@ -45,8 +45,9 @@ pub(super) struct Disks {
 /// The daemon's place in the run directory; there is none where the directory cannot be used.
 struct Place {
     lock: Arc<Lock>,
-    /// Or why it is not served.
-    socket: Result<Socket, String>,
+    socket: Option<Socket>,
+    /// Why the socket is not served, as logged.
+    problem: Option<String>,
 }
 
 /// What is made in the run directory.
@@ -92,7 +93,7 @@ impl Endpoints {
             endpoints.health = Some(http::serve(address, &endpoints.board).await?);
         }
         if let Ok(made) = made {
-            endpoints.take(made, None);
+            endpoints.take(made);
         }
         Ok(endpoints)
     }
@@ -102,7 +103,7 @@ impl Endpoints {
     pub(super) async fn keep(&self) -> DaemonError {
         loop {
             let socket_ended =
-                || self.place().as_ref().and_then(|place| Some(place.socket.as_ref().ok()?.has_ended()));
+                || self.place().as_ref().and_then(|place| Some(place.socket.as_ref()?.has_ended()));
             let tasks = [
                 ("the server for probes", self.health.as_ref().is_some_and(Server::has_ended)),
                 ("the socket for loden status", socket_ended().unwrap_or_default()),
@@ -132,18 +133,14 @@ impl Endpoints {
             return;
         }
         // Removes the file by its name, so before there is another one.
-        let former = self.place().take().map(|place| place.socket);
-        let problem = former.as_ref().and_then(|socket| socket.as_ref().err().cloned());
-        let gone = || "somebody removed it".to_owned();
-        *self.place() =
-            Some(Place { lock: Arc::clone(&lock), socket: Err(problem.clone().unwrap_or_else(gone)) });
+        let former = self.place().as_mut().and_then(|place| place.socket.take());
         let _ = self.disks.run_dir.run(move || drop(former)).await;
         if let Ok(Ok(made)) = self.make(is_locked.then_some(lock)).await {
             if !is_locked || made.1.is_ok() {
                 let directory = self.run_dir.display();
                 tracing::warn!(%directory, "files of this daemon were gone; made them again");
             }
-            self.take(made, problem.as_deref());
+            self.take(made);
         }
     }
 
@@ -164,15 +161,17 @@ impl Endpoints {
         made.await.unwrap_or_else(|error| Ok(Err(error)))
     }
 
-    /// Takes its place, and serves the socket. A problem is logged unless it is the one that is `known`.
-    fn take(&self, (lock, bound): Made, known: Option<&str>) {
+    /// Takes its place, and serves the socket. A problem that is logged already is not logged again.
+    fn take(&self, (lock, bound): Made) {
         let served = bound.and_then(|bound| bound.serve(&self.board)).map_err(|error| error.to_string());
+        let mut place = self.place();
+        let known = place.as_ref().and_then(|place| place.problem.as_ref());
         if let Err(error) = &served
             && known != Some(error)
         {
             tracing::warn!(path = %self.instance.socket().display(), %error, "cannot serve loden status");
         }
-        *self.place() = Some(Place { lock, socket: served });
+        *place = Some(Place { lock, problem: served.as_ref().err().cloned(), socket: served.ok() });
     }
 
     /// Returns the file for a restart.
