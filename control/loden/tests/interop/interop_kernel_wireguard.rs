@@ -157,7 +157,7 @@ fn bulk(cluster: &Cluster, guest: &mut Guest, far: IpAddr, near: IpAddr) {
     let load = VerifyLoad { streams: 1, bytes: 8 << 20 };
     let there = SocketAddr::new(far, LOAD);
     guest.shell(&format!("/programs/loden load server --listen {there} >/dev/null 2>&1 &"));
-    guest.await_listener(LOAD);
+    guest.await_listener(there);
     let report = cluster.host(1).pod().run(|| load::verify(there, &load, &Stop::default()));
     let report = report.expect("the pod").expect("a transfer");
     assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));
