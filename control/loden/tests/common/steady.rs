@@ -3,18 +3,20 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Cluster;
+use super::{Cluster, enlarge_buffer};
 
 /// The time between two datagrams.
 const GAP: Duration = Duration::from_millis(2);
-/// How much of a delay is made up for: 50 datagrams, of which a socket's default buffer takes about 270.
+/// How much of a delay is made up for: 50 datagrams.
 const BURST: Duration = Duration::from_millis(100);
+/// Room for all that arrives while a busy machine does not run its reader.
+const BUFFER: usize = 16 << 20;
 /// A datagram that has not returned by then is lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a waiting thread checks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -25,6 +27,7 @@ pub struct Steady {
     listener: JoinHandle<(HashSet<u64>, Vec<u64>)>,
     echo: JoinHandle<()>,
     ended: Arc<AtomicBool>,
+    returned: Arc<AtomicU64>,
 }
 
 /// The outcome of a flow.
@@ -46,31 +49,37 @@ impl Steady {
             let socket = cluster.host(number).pod().run(|| UdpSocket::bind(address)).expect("the pod");
             let socket = socket.expect("a socket");
             socket.set_read_timeout(Some(POLL)).expect("a time limit");
+            enlarge_buffer(&socket, BUFFER);
             socket
         };
         let (here, there) = (open(from), open(to));
         let target = there.local_addr().expect("an address");
         let (stop, ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let returned = Arc::new(AtomicU64::new(0));
         let echo = {
             let ended = Arc::clone(&ended);
             thread::spawn(move || reflect(&there, &ended))
         };
         let listener = {
-            let (ended, here) = (Arc::clone(&ended), here.try_clone().expect("a clone"));
-            thread::spawn(move || listen(&here, &ended))
+            let (ended, returned) = (Arc::clone(&ended), Arc::clone(&returned));
+            let here = here.try_clone().expect("a clone");
+            thread::spawn(move || listen(&here, &ended, &returned))
         };
         let sender = {
             let stop = Arc::clone(&stop);
             thread::spawn(move || send(&here, target, &stop))
         };
-        Steady { stop, sender, listener, echo, ended }
+        Steady { stop, sender, listener, echo, ended, returned }
     }
 
     /// Stops the flow and waits for the datagrams still in flight.
     pub fn finish(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender");
-        thread::sleep(PATIENCE);
+        let end = Instant::now() + PATIENCE;
+        while self.returned.load(Ordering::Relaxed) < sent && Instant::now() < end {
+            thread::sleep(GAP);
+        }
         self.ended.store(true, Ordering::Relaxed);
         let (back, late) = self.listener.join().expect("the listener");
         self.echo.join().expect("the echo");
@@ -111,7 +120,7 @@ fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
 }
 
 /// Returns the sequence numbers that returned, and which of them late.
-fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
+fn listen(socket: &UdpSocket, ended: &AtomicBool, returned: &AtomicU64) -> (HashSet<u64>, Vec<u64>) {
     let (mut back, mut buffer) = (HashSet::new(), [0; 8]);
     let (mut next, mut late) = (0, Vec::new());
     while !ended.load(Ordering::Relaxed) {
@@ -122,6 +131,7 @@ fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
             }
             next = next.max(number + 1);
             back.insert(number);
+            returned.store(back.len() as u64, Ordering::Relaxed);
         }
     }
     (back, late)
