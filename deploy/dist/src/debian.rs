@@ -1,5 +1,5 @@
-//! Packages of Debian for the image: downloaded for an architecture, unpacked, and reduced to the wanted programs
-//! with the libraries that they need.
+//! Packages of Debian for the image: downloaded for an architecture, unpacked, and reduced to the programs
+//! that are wanted, with the libraries that they need.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
