@@ -21,6 +21,7 @@ pub mod ethtool;
 pub mod host;
 pub mod interrupt;
 pub mod load;
+pub mod output;
 pub mod probe;
 pub mod progress;
 pub mod raw;

@@ -74,6 +74,7 @@ impl Server {
             let mut apart = Self::start_on(Some(there), PORT_APART, standing, context)?;
             return apart.measure_from(Some(here), load, seconds, standing, context);
         }
+        let _loops = load.is_beside_busy_loops().then(|| busy_loops(standing)).transpose()?;
         self.measure_from(None, load, seconds, standing, context)
     }
 
@@ -120,6 +121,16 @@ impl Server {
     }
 }
 
+/// Starts two programs for each CPU that compute and nothing else. Dropping them ends them.
+fn busy_loops(standing: &Standing) -> Result<Vec<Process>> {
+    let count = 2 * thread::available_parallelism()?.get();
+    let start = || {
+        let mut command = Command::new("sh");
+        Ok(Process::spawn(standing.client(), command.args(["-c", "while :; do :; done"]))?)
+    };
+    (0..count).map(|_| start()).collect()
+}
+
 /// Starts `command` in `namespace`, bound to `cpu` if given. A child inherits the affinity of the thread that
 /// starts it, so that thread binds itself first and ends afterwards.
 fn spawn(namespace: &Namespace, command: &mut Command, cpu: Option<usize>) -> Result<Process> {
@@ -152,11 +163,11 @@ fn finish(mut process: Process, timeout: Duration, context: &Context) -> Result<
 
 fn arguments(load: Load, server: SocketAddr, seconds: f64) -> Vec<String> {
     let (mode, own): (&str, &[(&str, usize)]) = match load {
-        Load::Tcp1 => ("tcp", &[("--streams", 1)]),
+        Load::Tcp1 | Load::Tcp1Busy => ("tcp", &[("--streams", 1)]),
         Load::Tcp4 => ("tcp", &[("--streams", 4)]),
         Load::Udp64Flows1 => ("udp", &[("--size", SMALL), ("--flows", 1)]),
         Load::Udp64Flows64 => ("udp", &[("--size", SMALL), ("--flows", 64)]),
-        Load::RoundTrip | Load::RoundTripApart => ("rtt", &[("--size", SMALL)]),
+        Load::RoundTrip | Load::RoundTripApart | Load::RoundTripBusy => ("rtt", &[("--size", SMALL)]),
     };
     let mut arguments = vec!["load".to_owned(), mode.to_owned(), server.to_string()];
     arguments.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.to_string()]));

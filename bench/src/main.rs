@@ -1,5 +1,6 @@
 //! `loden-bench`: parses the command line, runs the subcommand and sets the exit code.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,25 +12,31 @@ use bench::raw::{self, Environment, Raw, SCHEMA, Settings};
 use bench::report::{self, Style, pivot, plot};
 use bench::scenario::{Testbed, name_of};
 use bench::subject::Context;
-use bench::{ethtool, host, run, scale};
+use bench::{ethtool, host, output, run, scale};
 use clap::Parser as _;
 
 /// Exit code after Ctrl-C, as in shells: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let answer = match Cli::parse().command {
+    let options = match Cli::try_parse() {
+        Ok(options) => options,
+        Err(answer) => {
+            // Nobody reads any more, or the disk is full: the code says the rest.
+            let failed = answer.print().is_err_and(|error| error.kind() != ErrorKind::BrokenPipe);
+            let code = if failed && !answer.use_stderr() { 1 } else { answer.exit_code() };
+            return ExitCode::from(u8::try_from(code).unwrap_or(1));
+        }
+    };
+    let answer = match options.command {
         Command::Run(options) => measure(&options),
         Command::Scale(options) => measure_many(&options, scale::scale),
         Command::Restart(options) => measure_many(&options, scale::restart),
         Command::Report(options) => show(&options).map(|()| ExitCode::SUCCESS),
-        Command::List => {
-            println!("{}", list());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::List => output::print(&format!("{}\n", list())).map(|()| ExitCode::SUCCESS),
     };
     answer.unwrap_or_else(|error| {
-        eprintln!("loden-bench: {error:#}");
+        output::say(format_args!("loden-bench: {error:#}"));
         if error.is::<Interrupted>() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
     })
 }
@@ -66,7 +73,7 @@ fn measure(options: &RunOptions) -> Result<ExitCode> {
         raw::write(path, &raw)?;
     }
     if !raw.samples.is_empty() {
-        print!("{}", report::page(&raw, Style::Text));
+        output::print(&report::page(&raw, Style::Text))?;
     }
     ended?;
     if !raw.failures.is_empty() {
@@ -100,13 +107,13 @@ fn show(options: &ReportOptions) -> Result<()> {
     for (i, file) in options.files.iter().enumerate() {
         let raw = raw::read(file)?;
         if several {
-            println!("{}{}", if i > 0 { "\n" } else { "" }, heading(file, style));
+            output::print(&format!("{}{}\n", if i > 0 { "\n" } else { "" }, heading(file, style)))?;
         }
-        print!("{}", report::page(&raw, style));
+        output::print(&report::page(&raw, style))?;
         if let Some(directory) = &options.plot {
             let stem = file.file_stem().filter(|_| several).map(PathBuf::from).unwrap_or_default();
             let written = plot::write(&pivot::pivot(&raw), &directory.join(stem))?;
-            eprintln!("{} plots in {}", written.len(), directory.display());
+            output::say(format_args!("{} plots in {}", written.len(), directory.display()));
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output;
 use crate::raw::{self, Failure, Raw, Sample};
 use crate::run::Watcher;
 use crate::scenario::METRICS;
@@ -58,7 +59,7 @@ impl Watcher for Progress {
         match &self.bar {
             Some(bar) if outcome.is_ok() => bar.inc(1),
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => output::say(line),
         }
     }
 

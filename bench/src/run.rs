@@ -153,8 +153,11 @@ impl Turn<'_> {
             .collect();
         let mut metrics = measured.metrics;
         if let Some(bytes) = measured.bulk_bytes.filter(|bytes| *bytes > 0.0) {
-            let busy = cpu_seconds.get("busy").copied().unwrap_or(0.0);
-            metrics.insert("cpu_s_per_gb".to_owned(), busy / (bytes / GB));
+            // Busy loops would count as the subject's work.
+            if !load.is_beside_busy_loops() {
+                let busy = cpu_seconds.get("busy").copied().unwrap_or(0.0);
+                metrics.insert("cpu_s_per_gb".to_owned(), busy / (bytes / GB));
+            }
             if let Some(most) = moved.values().filter_map(counters::syscalls).reduce(f64::max) {
                 metrics.insert("syscalls_per_gib_host".to_owned(), most / (bytes / GIB));
             }

@@ -66,6 +66,19 @@ pub enum Load {
     /// UDP request and response with the pods on different CPUs, as on two machines.
     #[value(name = "rtt-apart")]
     RoundTripApart,
+    /// Bulk TCP, one stream, beside two busy loops per CPU.
+    #[value(name = "tcp-1-busy")]
+    Tcp1Busy,
+    /// UDP request and response beside two busy loops per CPU.
+    #[value(name = "rtt-busy")]
+    RoundTripBusy,
+}
+
+impl Load {
+    /// Whether other programs keep all CPUs busy meanwhile.
+    pub fn is_beside_busy_loops(self) -> bool {
+        matches!(self, Load::Tcp1Busy | Load::RoundTripBusy)
+    }
 }
 
 /// The better direction of a figure.
@@ -141,7 +154,10 @@ mod tests {
         let testbeds: Vec<_> = Testbed::value_variants().iter().map(|s| name_of(*s)).collect();
         assert_eq!(testbeds, ["I", "W"]);
         let loads: Vec<_> = Load::value_variants().iter().map(|s| name_of(*s)).collect();
-        assert_eq!(loads, ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart"]);
+        assert_eq!(
+            loads,
+            ["tcp-1", "tcp-4", "udp64-1", "udp64-64", "rtt", "rtt-apart", "tcp-1-busy", "rtt-busy"]
+        );
     }
 
     #[test]

@@ -9,20 +9,30 @@ use crate::reply::{Code, Failure};
 use crate::request::Config;
 use crate::subnet::Subnet;
 
+/// The usual delegate.
+const BRIDGE: &str = "bridge";
+/// Its usual IPAM plugin.
+pub const HOST_LOCAL: &str = "host-local";
 /// Fields of a route that the CNI library knows, in any case; it drops all others (`Route`, CNI library).
 const ROUTE: [&str; 7] = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
 
 /// Builds the configuration for the delegate. Keys come sorted, as Go writes a map.
 pub fn build(config: &Config, subnet: &Subnet) -> Result<Value, Failure> {
+    let own = config.kind.as_str();
+    for kind in [type_of(config), ipam_type_of(config)] {
+        if !own.is_empty() && kind == own {
+            return Err(is_itself(kind));
+        }
+    }
     let mut delegate = config.delegate.clone();
     let mut default = |key: &str, value: Value| {
         delegate.entry(key).or_insert(value);
     };
-    default("type", "bridge".into());
+    default("type", BRIDGE.into());
     // Either the daemon or the delegate masquerades, not both.
     default("ipMasq", (!subnet.masquerades).into());
     default("mtu", subnet.mtu.into());
-    if delegate.get("type").and_then(Value::as_str) == Some("bridge") {
+    if type_of(config) == BRIDGE {
         delegate.entry("isGateway").or_insert(true.into());
     }
     delegate.insert("name".into(), config.name.as_str().into());
@@ -36,10 +46,20 @@ pub fn build(config: &Config, subnet: &Subnet) -> Result<Value, Failure> {
     Ok(Value::Object(delegate))
 }
 
+/// Returns the delegate's type.
+pub fn type_of(config: &Config) -> &str {
+    config.delegate.get("type").and_then(Value::as_str).unwrap_or(BRIDGE)
+}
+
+/// Returns the type of the delegate's IPAM plugin; empty if the configuration is not valid.
+pub fn ipam_type_of(config: &Config) -> &str {
+    config.ipam.get("type").map_or(HOST_LOCAL, |kind| kind.as_str().unwrap_or_default())
+}
+
 /// Returns the operator's keys, with a set of ranges for each subnet and a route to each cluster network.
 fn ipam(base: &Map<String, Value>, subnet: &Subnet) -> Result<Map<String, Value>, Failure> {
     let mut ipam = base.clone();
-    ipam.entry("type").or_insert("host-local".into());
+    ipam.entry("type").or_insert(HOST_LOCAL.into());
     let ranges: Vec<Value> = subnet.subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
     ipam.insert("ranges".into(), ranges.into());
     let mut routes = match base.get("routes") {
@@ -82,6 +102,13 @@ fn checked_route((index, route): (usize, &Value)) -> Result<Value, Failure> {
         return Err(bad("it has no dst"));
     }
     Ok(fields.into())
+}
+
+/// Returns the error for a delegate that is this plugin, which would start itself without end.
+pub fn is_itself(kind: &str) -> Failure {
+    let message = format!("the delegate's type {kind:?} is this plugin itself");
+    let details = "set delegate.type, or ipam.type, to the plugin that does the work, such as bridge";
+    Failure::new(Code::BadConfig, message, details)
 }
 
 fn is_cidr(text: &str) -> bool {
@@ -259,6 +286,7 @@ mod tests {
         let map = |value: Value| value.as_object().cloned().expect("an object");
         Config {
             version: "0.3.1".into(),
+            kind: "flannel".into(),
             name: "cni-flannel".into(),
             subnet_file: PathBuf::new(),
             data_directory: PathBuf::new(),

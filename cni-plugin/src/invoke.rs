@@ -15,8 +15,14 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::delegate;
+use crate::lock::Lock;
 use crate::reply::{self, Code, Failure, VERSIONS};
 
+/// The names under which this plugin is usually installed.
+const OWN_NAMES: [&str; 2] = ["flannel", "loden-cni"];
+/// A variable that every delegate inherits, so that this plugin knows if it was started as its own delegate.
+pub const DELEGATED: &str = "LODEN_CNI_DELEGATED";
 /// Maximum output of a plugin; results take a few hundred bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// Time limit for a killed plugin to exit.
@@ -65,6 +71,8 @@ pub struct Plugin<'a> {
     pub path: &'a [PathBuf],
     /// Time limit for one run.
     pub timeout: Duration,
+    /// The lock under which the plugin works.
+    pub lock: Option<&'a Lock>,
 }
 
 impl Plugin<'_> {
@@ -79,6 +87,7 @@ impl Plugin<'_> {
         let deadline = Instant::now() + self.timeout;
         let mut child = Command::new(&program)
             .env("CNI_COMMAND", verb)
+            .env(DELEGATED, "1")
             .envs(variables.iter().map(|(name, value)| (OsStr::new(*name), OsStr::new(*value))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -87,6 +96,9 @@ impl Plugin<'_> {
             .map_err(|error| {
                 InvokeError::NotStarted(self.failed("start", format!("{}: {error}", program.display())))
             })?;
+        if let Some(lock) = self.lock {
+            lock.record(Some(child.id()));
+        }
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let text = config.to_string();
         // A plugin that prints before it reads must not block on us, nor we on the plugin or on a pipe that
@@ -125,7 +137,8 @@ impl Plugin<'_> {
         Err(InvokeError::Failed(failure))
     }
 
-    /// Asks which versions of the specification the plugin supports. Returns `None` if its answer does not say.
+    /// Asks which versions of the specification the plugin supports. Returns `None` if its answer does not
+    /// say.
     pub fn versions(&self, version: &str) -> Result<Option<Vec<String>>, InvokeError> {
         // Plugins of before VERSION check these first (`GetVersionInfo`, CNI library).
         let dummies = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].map(|name| (name, "dummy"));
@@ -134,7 +147,8 @@ impl Plugin<'_> {
             Err(InvokeError::Failed(failure)) if failure.message.contains(NO_VERSION) => {
                 Ok(Some(vec![VERSIONS[0].to_owned()]))
             }
-            Err(InvokeError::Failed(_)) => Ok(None),
+            // If the plugin hangs, the request itself shows that, and undoes what has to be undone.
+            Err(InvokeError::Failed(_) | InvokeError::Indeterminate(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -164,10 +178,18 @@ impl Plugin<'_> {
         Failure::new(Code::Io, format!("cannot {what} the plugin {}", self.name), why)
     }
 
+    /// Returns true if the plugin is installed.
+    pub fn is_installed(&self) -> bool {
+        self.find().is_ok()
+    }
+
     fn find(&self) -> Result<PathBuf, Failure> {
         if self.name.is_empty() || self.name.contains('/') || self.name.starts_with('.') {
             let message = format!("the delegate's type {:?} is not a plugin name", self.name);
             return Err(Failure::new(Code::BadConfig, message, ""));
+        }
+        if OWN_NAMES.contains(&self.name) {
+            return Err(delegate::is_itself(self.name));
         }
         let is_program = |path: &PathBuf| {
             fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)

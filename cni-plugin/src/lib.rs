@@ -6,8 +6,10 @@
 //! ```
 
 pub mod delegate;
+pub mod files;
 pub mod host_local;
 pub mod invoke;
+pub mod lock;
 pub mod netns;
 pub mod reply;
 pub mod request;

@@ -3,12 +3,10 @@
 use std::io::{Read, Write, stdin, stdout};
 use std::process::ExitCode;
 
+use cni_plugin::files::MAX_CONFIGURATION;
 use cni_plugin::reply::{self, Code, Failure};
-use cni_plugin::request::{self, Environment, Request};
+use cni_plugin::request::{self, Environment, Request, Verb};
 use cni_plugin::verbs::{self, Timeouts};
-
-/// Maximum length of the configuration, which usually takes a few kilobytes.
-const MAX_STDIN: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let environment = Environment::read(|name| std::env::var(name).ok());
@@ -17,7 +15,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let mut version = None;
-    let answer = read_stdin().and_then(|text| {
+    let answer = Verb::parse(&verb).and_then(|parsed| {
+        let text = if parsed.needs_configuration() { read_stdin()? } else { String::new() };
         version = request::version_of(&text);
         let request = Request::check(&verb, environment, &text)?;
         verbs::run(&request, Timeouts::default())
@@ -34,14 +33,14 @@ fn main() -> ExitCode {
 fn read_stdin() -> Result<String, Failure> {
     let mut bytes = Vec::new();
     stdin()
-        .take(MAX_STDIN + 1)
+        .take(MAX_CONFIGURATION + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::new(Code::Io, "cannot read the configuration from stdin", error))?;
-    if bytes.len() as u64 > MAX_STDIN {
+    if bytes.len() as u64 > MAX_CONFIGURATION {
         return Err(Failure::new(
             Code::Decoding,
             "the configuration on stdin is too long",
-            "more than 1 MiB",
+            format!("more than {} MiB", MAX_CONFIGURATION >> 20),
         ));
     }
     String::from_utf8(bytes)

@@ -4,8 +4,11 @@
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::delegate;
+use crate::invoke::DELEGATED;
 use crate::netns::Netns;
 use crate::reply::{Code, Failure, VERSIONS};
 
@@ -15,9 +18,24 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIRECTORY: &str = "/var/lib/cni/flannel";
 /// IFNAMSIZ (linux/if.h), without the terminating zero.
 const MAX_IFNAME: usize = 15;
-/// Maximum length of a container ID: the name of a state file, with the interface and a suffix, has to fit
-/// NAME_MAX.
-const MAX_CONTAINER: usize = 200;
+/// Maximum length of a container ID: NAME_MAX (linux/limits.h), because it is the name of a state file.
+const MAX_CONTAINER: usize = 255;
+
+/// The keys of the configuration that have a meaning, in flannel's spelling.
+const KEYS: [&str; 10] = [
+    "cniVersion",
+    "name",
+    "type",
+    "subnetFile",
+    "dataDir",
+    "delegate",
+    "ipam",
+    "runtimeConfig",
+    "prevResult",
+    VALID,
+];
+/// The key of the attachments that GC keeps.
+const VALID: &str = "cni.dev/valid-attachments";
 
 /// A CNI command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +52,26 @@ pub enum Verb {
     Gc,
     /// Report the supported versions.
     Version,
+}
+
+impl Verb {
+    /// Parses `CNI_COMMAND`.
+    pub fn parse(text: &str) -> Result<Verb, Failure> {
+        match text {
+            "ADD" => Ok(Verb::Add),
+            "DEL" => Ok(Verb::Del),
+            "CHECK" => Ok(Verb::Check),
+            "STATUS" => Ok(Verb::Status),
+            "GC" => Ok(Verb::Gc),
+            "VERSION" => Ok(Verb::Version),
+            _ => Err(Failure::new(Code::BadEnvironment, format!("unknown CNI_COMMAND: {text}"), "")),
+        }
+    }
+
+    /// Returns true if the configuration on stdin matters. A runtime may leave stdin open for other verbs.
+    pub fn needs_configuration(self) -> bool {
+        self != Verb::Version
+    }
 }
 
 impl Display for Verb {
@@ -59,6 +97,7 @@ pub struct Environment {
     interface: String,
     path: String,
     netns_override: bool,
+    is_delegated: bool,
 }
 
 /// A valid request.
@@ -81,10 +120,12 @@ pub struct Request {
 }
 
 /// The configuration of the network.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Config {
     /// `cniVersion`; empty if absent, which means 0.1.0.
     pub version: String,
+    /// `type`, by which the runtime found this plugin; empty if it is not a string.
+    pub kind: String,
     /// `name`.
     pub name: String,
     /// `subnetFile`.
@@ -115,6 +156,7 @@ impl Environment {
             path: text("CNI_PATH"),
             netns_override: ["1", "true", "True", "TRUE", "t", "T"]
                 .contains(&text("CNI_NETNS_OVERRIDE").as_str()),
+            is_delegated: !text(DELEGATED).is_empty(),
         }
     }
 }
@@ -122,16 +164,8 @@ impl Environment {
 impl Request {
     /// Validates everything that can be validated before the request runs.
     pub fn check(verb: &str, environment: Environment, stdin: &str) -> Result<Request, Failure> {
-        let verb = match verb {
-            "ADD" => Verb::Add,
-            "DEL" => Verb::Del,
-            "CHECK" => Verb::Check,
-            "STATUS" => Verb::Status,
-            "GC" => Verb::Gc,
-            "VERSION" => Verb::Version,
-            _ => return Err(Failure::new(Code::BadEnvironment, format!("unknown CNI_COMMAND: {verb}"), "")),
-        };
-        let Environment { container, netns, interface, path, netns_override, .. } = environment;
+        let verb = Verb::parse(verb)?;
+        let Environment { container, netns, interface, path, netns_override, is_delegated, .. } = environment;
         let concerns_a_pod = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
         let needed = [
             ("CNI_CONTAINERID", &container, concerns_a_pod),
@@ -152,7 +186,10 @@ impl Request {
             check_container(&container)?;
             check_interface(&interface)?;
         }
-        let config = if verb == Verb::Version { Config::empty() } else { Config::parse(stdin)? };
+        let config = if verb == Verb::Version { Config::default() } else { Config::parse(stdin)? };
+        if is_delegated && verb != Verb::Version {
+            return Err(delegate::is_itself(&config.kind));
+        }
         let minimum = match verb {
             Verb::Check => Some("0.4.0"),
             Verb::Status | Verb::Gc => Some("1.1.0"),
@@ -187,26 +224,8 @@ impl Config {
         if self.version.is_empty() { VERSIONS[0] } else { &self.version }
     }
 
-    fn empty() -> Config {
-        Config {
-            version: String::new(),
-            name: String::new(),
-            subnet_file: PathBuf::new(),
-            data_directory: PathBuf::new(),
-            delegate: Map::new(),
-            ipam: Map::new(),
-            runtime_config: None,
-            previous: None,
-            valid: None,
-        }
-    }
-
     fn parse(text: &str) -> Result<Config, Failure> {
-        let object: Value = serde_json::from_str(text)
-            .map_err(|error| Failure::new(Code::Decoding, "the configuration on stdin is not JSON", error))?;
-        let Value::Object(mut object) = object else {
-            return Err(Failure::new(Code::Decoding, "the configuration on stdin is not a JSON object", ""));
-        };
+        let mut object = members(text, &KEYS)?;
         let version = string(&mut object, "cniVersion")?.unwrap_or_default();
         if !version.is_empty() && !VERSIONS.contains(&version.as_str()) {
             let details =
@@ -232,7 +251,9 @@ impl Config {
         let place = |value: Option<String>, default: &str| {
             PathBuf::from(value.filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned()))
         };
+        let kind = object.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
         Ok(Config {
+            kind,
             subnet_file: place(string(&mut object, "subnetFile")?, SUBNET_FILE),
             data_directory: place(string(&mut object, "dataDir")?, DATA_DIRECTORY),
             ipam: map(&mut object, "ipam")?,
@@ -240,7 +261,7 @@ impl Config {
             previous: object.remove("prevResult").filter(|value| !value.is_null()),
             // Go may write an empty list as null (CRI-O). A missing key is different: nothing is known to be
             // valid.
-            valid: object.remove("cni.dev/valid-attachments").map(|value| match value {
+            valid: object.remove(VALID).map(|value| match value {
                 Value::Null => Value::Array(Vec::new()),
                 other => other,
             }),
@@ -253,7 +274,7 @@ impl Config {
 
 /// Returns the version of a configuration that may otherwise be invalid; error objects carry it.
 pub fn version_of(text: &str) -> Option<String> {
-    let object: Value = serde_json::from_str(text).ok()?;
+    let object = members(text, &KEYS[..1]).ok()?;
     object.get("cniVersion")?.as_str().filter(|version| VERSIONS.contains(version)).map(str::to_owned)
 }
 
@@ -297,6 +318,41 @@ fn check_netns(path: &str) -> Result<(), Failure> {
         return Err(Failure::new(Code::BadNamespace, message, path));
     }
     Ok(())
+}
+
+/// Parses an object. The keys that are known count in any case, and the last of several, as for Go.
+fn members(text: &str, known: &[&str]) -> Result<Map<String, Value>, Failure> {
+    let wrong =
+        |error| Failure::new(Code::Decoding, "the configuration on stdin is not a JSON object", error);
+    let Members(members) = serde_json::from_str(text).map_err(wrong)?;
+    let named = |key: String| match known.iter().find(|known| known.eq_ignore_ascii_case(&key)) {
+        Some(known) => (*known).to_owned(),
+        None => key,
+    };
+    Ok(members.into_iter().map(|(key, value)| (named(key), value)).collect())
+}
+
+/// The members of an object in their order.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Members;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Visit)
+    }
 }
 
 fn string(object: &mut Map<String, Value>, key: &str) -> Result<Option<String>, Failure> {
@@ -388,7 +444,7 @@ mod tests {
             let expected = (4, "invalid characters in containerID".to_owned());
             assert_eq!(rejection("DEL", &[("CNI_CONTAINERID", id)], GOOD), expected, "{id}");
         }
-        let (longest, long) = ("a".repeat(200), "a".repeat(201));
+        let (longest, long) = ("a".repeat(255), "a".repeat(256));
         assert!(Request::check("DEL", environment(&[("CNI_CONTAINERID", &longest)]), GOOD).is_ok());
         assert_eq!(
             rejection("DEL", &[("CNI_CONTAINERID", &long)], GOOD),

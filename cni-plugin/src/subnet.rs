@@ -1,12 +1,15 @@
 //! This node's subnet: the parts of `subnet.env` that a pod needs.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use model::subnet_env::{self, IPMASQ, IPV6_NETWORK, IPV6_SUBNET, MTU, NETWORK, Problem, Recorded, SUBNET};
 
+use crate::files;
 use crate::reply::{Code, Failure};
+
+/// Maximum length of the file, which usually has six short lines.
+const MAX_LENGTH: u64 = 1 << 20;
 
 /// The settings for pods of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct Subnet {
 
 /// Reads the file. It appears when the daemon is ready, so a missing or incomplete file is worth a retry.
 pub fn read(path: &Path) -> Result<Subnet, Failure> {
-    let text = match fs::read(path) {
+    let text = match files::read(path, MAX_LENGTH) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let message = format!("{} does not exist: this node's daemon is not ready", path.display());
@@ -176,7 +179,8 @@ mod tests {
     }
 
     const DUAL: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n\
-        FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
+        FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_MTU=1472\n\
+        FLANNEL_IPMASQ=true\n";
 
     #[test]
     fn a_missing_file_is_worth_a_retry() {

@@ -8,20 +8,25 @@ use crate::invoke::{InvokeError, Plugin};
 use crate::reply::{Code, Failure, VERSIONS};
 use crate::request::Request;
 
+/// The part of a request's time that a plugin has to say what it supports.
+const SHARE: u32 = 4;
+
 /// Rejects a configuration whose version the delegate, or the IPAM plugin that it calls, does not support:
 /// what such a plugin created, it could not delete either. A plugin that does not tell is trusted.
 pub fn check(request: &Request, config: &Value, deadline: Instant) -> Result<(), InvokeError> {
     let version = version_of(config);
     let name = |config: &Value| config["type"].as_str().unwrap_or_default().to_owned();
     let (delegate, ipam) = (name(config), name(&config["ipam"]));
-    for (name, may_be_missing) in [(&delegate, false), (&ipam, true)] {
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let plugin = Plugin { name, path: &request.path, timeout };
+    for (name, is_ipam) in [(&delegate, false), (&ipam, true)] {
+        let timeout = deadline.saturating_duration_since(Instant::now()) / SHARE;
+        let plugin = Plugin { name, path: &request.path, timeout, lock: None };
         let supported = match plugin.versions(version) {
             Ok(Some(supported)) => supported,
             Ok(None) => continue,
-            // Not every delegate calls the IPAM plugin.
-            Err(InvokeError::NotStarted(_)) if may_be_missing => continue,
+            // Not every delegate calls the IPAM plugin, so a missing one is no reason to fail.
+            Err(InvokeError::NotStarted(failure)) if is_ipam && failure.code != Code::BadConfig as u64 => {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         if !supported.iter().any(|one| one == version) {

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rtnetlink::packet_route::link::InfoKind;
 
+use store::regular;
+
 use crate::apply::routes;
 use crate::apply::share::{Scope, Share};
 use crate::netlink::{self, Netlink, NetlinkError};
@@ -118,7 +120,7 @@ impl Work<'_> {
     }
 
     fn subnet_file(&self, record: &FileRecord) -> Result<bool, StepError> {
-        match fs::read(&record.path) {
+        match regular::read(&record.path, record.text.len() as u64) {
             Ok(text) if text == record.text.as_bytes() => self.file(&record.path),
             _ => Ok(false),
         }

@@ -16,6 +16,8 @@
 //! exit code 1.
 
 pub mod apply;
+pub mod cgroup;
+mod children;
 pub mod cleanup;
 pub mod daemon;
 pub mod netlink;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::subnet_env::SUBNET_FILE;
 
-use store::Spec;
+use store::{Spec, regular};
 
 /// The directory of the status sockets and state files of a host's daemons.
 pub const RUN_DIRECTORY: &str = "/run/loden";
@@ -17,6 +17,8 @@ pub const RUN_DIRECTORY: &str = "/run/loden";
 pub struct Settings {
     /// The store of leases.
     pub store: Spec,
+    /// Whether somebody asked for this store; otherwise it is the default.
+    pub store_given: bool,
     /// The network configuration to put into the store first.
     pub net_config: Option<NetConfigSource>,
     /// The interface that carries the tunnels.
@@ -87,6 +89,8 @@ pub struct WorkerSettings {
     pub count: Option<u16>,
     /// Pin each worker to a CPU.
     pub pin: bool,
+    /// Ask for a realtime class for the workers.
+    pub realtime: bool,
     /// How long a worker polls for work before it sleeps; `None` for the engine's default.
     pub spin: Option<Duration>,
     /// Bytes of kernel memory for packets that wait for the workers; `None` for the engine's default.
@@ -106,6 +110,17 @@ pub struct NetConfigFileError {
     source: io::Error,
 }
 
+impl NetConfigFileError {
+    /// Returns the error for a file whose filesystem does not answer.
+    pub(crate) fn unanswered(settings: &Settings, source: io::Error) -> NetConfigFileError {
+        let path = match &settings.net_config {
+            Some(NetConfigSource::File(path)) => path.clone(),
+            _ => PathBuf::new(),
+        };
+        NetConfigFileError { path, source }
+    }
+}
+
 impl Settings {
     /// Returns the text of the network configuration to put into the store.
     pub fn net_config_text(&self) -> Result<Option<String>, NetConfigFileError> {
@@ -113,7 +128,7 @@ impl Settings {
             None => Ok(None),
             Some(NetConfigSource::Text(text)) => Ok(Some(text.clone())),
             Some(NetConfigSource::File(path)) => {
-                let read = std::fs::read_to_string(path);
+                let read = regular::read_to_string(path, regular::USUAL);
                 read.map(Some).map_err(|source| NetConfigFileError { path: path.clone(), source })
             }
         }
@@ -125,6 +140,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             store: Spec::default(),
+            store_given: false,
             net_config: None,
             uplink: UplinkSettings::default(),
             subnet_file: SUBNET_FILE.into(),

@@ -16,11 +16,13 @@ pub struct EngineConfig {
     /// few workers. There are never more workers than queues.
     pub queues: usize,
     /// Bytes of kernel memory that packets may take while they wait for the workers, in the queues of all TUN
-    /// devices and in the receive buffers of all sockets; 0 means 64 MiB, or 4 MiB per worker if that is
-    /// more.
+    /// devices and in the receive buffers of all sockets; 0 means 64 MiB, or more if there are more
+    /// than four sockets.
     pub memory: usize,
     /// Whether worker *i* is pinned to the *i*-th allowed core.
     pub pin: bool,
+    /// Whether workers ask for a realtime class. They always ask to be preferred.
+    pub realtime: bool,
     /// How workers wait.
     pub wait: WaitPolicy,
     /// The kernel features that may be used.

@@ -25,6 +25,14 @@ pub enum Event {
         /// The largest inner packet that fits, in bytes.
         limit: u16,
     },
+    /// This host translates the source of the tunnel's packets on the way to an interface that computes no
+    /// checksums, so datagrams are sent one by one.
+    SegmentationPaused {
+        /// The interface.
+        interface: String,
+    },
+    /// Datagrams are joined again.
+    SegmentationResumed,
     /// A worker has failed for this reason; its share of every tunnel is dead.
     WorkerFailed(String),
     /// A tunnel's WireGuard handshake thread has failed for this reason; its sessions expire without

@@ -62,6 +62,7 @@ impl OpenTunnel {
             name: tunnel.device.clone(),
             queues: bounds.queues,
             queue_bytes: bounds.queue_bytes,
+            unlimited_queues: bounds.unlimited_queues,
             offloads: tun::Offloads { csum: tso || uso, tso, uso },
             persist: tunnel.persist,
         })?;
@@ -87,6 +88,7 @@ impl OpenTunnel {
             device: tun.name,
             workers,
             queue_length: bounds.queue_length(tun.queues.len(), tun.limited),
+            limited: tun.limited,
             source_ports,
             features,
             notes,

@@ -18,6 +18,7 @@ mod clock;
 pub mod config;
 mod event;
 mod layout;
+mod own_nat;
 mod path_mtu;
 mod port;
 pub mod selftest;
@@ -27,6 +28,7 @@ pub mod status;
 #[doc(hidden)]
 pub mod testing;
 mod tunnel;
+pub mod unread;
 pub mod wireguard;
 mod worker;
 
@@ -36,11 +38,13 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
 use io::Waker;
+use io::scheduler::Attention;
 use path::Fib;
 
 pub use config::{EngineConfig, Switches, TunnelConfig, WaitPolicy};
 pub use event::{Event, Notice};
 pub use io::Error;
+pub use io::tun::ensure_node;
 pub use status::{Status, TunnelStatus};
 
 use crate::snapshot::Publisher;
@@ -60,6 +64,7 @@ pub struct Engine {
 struct RunningWorker {
     thread: Mutex<Option<JoinHandle<()>>>,
     waker: Waker,
+    attention: Attention,
 }
 
 /// Control's part of one tunnel.
@@ -69,8 +74,11 @@ struct RunningTunnel {
     /// Size of the newest table.
     table_bytes: AtomicUsize,
     pages: Vec<Arc<Page>>,
+    unread: Option<unread::Meter>,
     paths: Arc<path_mtu::Paths>,
     persist: bool,
+    /// Set while datagrams must not be joined.
+    paused: Arc<AtomicBool>,
     /// The keeper of a WireGuard tunnel.
     keeper: Option<wireguard::KeeperHandle>,
     /// Keeps the device in use; `None` once the engine has stopped.
@@ -88,6 +96,8 @@ pub struct Chosen {
     /// Packets that may wait in each queue of the device. The engine does not set this length: whoever
     /// configures the device does.
     pub queue_length: u32,
+    /// Whether the kernel limits the bytes that wait in each queue, not only the packets.
+    pub limited: bool,
     /// Source ports, which all workers share.
     pub source_ports: Vec<u16>,
     /// The features in use.
@@ -95,6 +105,21 @@ pub struct Chosen {
     /// One sentence for each requested feature that was not granted.
     pub notes: Vec<String>,
 }
+
+impl RunningTunnel {
+    fn chosen(&self) -> Chosen {
+        let mut chosen = self.chosen.clone();
+        if self.paused.load(Ordering::Relaxed) {
+            chosen.features.gso = false;
+            chosen.notes.push(PAUSED.to_owned());
+        }
+        chosen
+    }
+}
+
+/// Why a tunnel's datagrams are not joined for the time being.
+const PAUSED: &str = "gso is paused: this host translates the tunnel's source address towards an interface \
+    without checksum offload";
 
 impl Engine {
     /// Opens the devices and sockets of all tunnels and starts the workers. A new device is down and has no
@@ -138,9 +163,14 @@ impl Engine {
         self.tunnels.iter().map(|tunnel| tunnel.table_bytes.load(Ordering::Relaxed))
     }
 
-    /// Returns what each tunnel uses after probing.
-    pub fn chosen(&self) -> impl Iterator<Item = &Chosen> {
-        self.tunnels.iter().map(|tunnel| &tunnel.chosen)
+    /// Returns what each tunnel uses now.
+    pub fn chosen(&self) -> impl Iterator<Item = Chosen> {
+        self.tunnels.iter().map(RunningTunnel::chosen)
+    }
+
+    /// Returns what the scheduler grants each worker.
+    pub fn attention(&self) -> impl Iterator<Item = &Attention> {
+        self.threads.iter().map(|running| &running.attention)
     }
 
     /// Returns why there are fewer workers than configured, if a limit of this process is the reason.
@@ -160,9 +190,11 @@ impl Engine {
 
     /// Returns the current counters. Never stops a worker.
     pub fn status(&self) -> Status {
-        let tunnels =
-            self.tunnels.iter().map(|t| TunnelStatus::read(&t.device, &t.pages, t.paths.status())).collect();
-        Status { tunnels }
+        let read = |tunnel: &RunningTunnel| {
+            let unread = tunnel.unread.as_ref().map(unread::Meter::read).unwrap_or_default();
+            TunnelStatus::read(&tunnel.device, &tunnel.pages, tunnel.paths.status(), unread)
+        };
+        Status { tunnels: self.tunnels.iter().map(read).collect() }
     }
 
     /// Returns the notices that workers have sent since the last call.
@@ -189,6 +221,9 @@ impl Engine {
         for tunnel in &self.tunnels {
             if let Some(keeper) = &tunnel.keeper {
                 keeper.stop();
+            }
+            if let Some(unread) = &tunnel.unread {
+                unread.stop();
             }
             tunnel.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
         }

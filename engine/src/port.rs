@@ -3,7 +3,10 @@
 
 use std::io::Result;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use io::overflow::Overflow;
 use io::udp::Features;
 use io::{PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, Waiter, raw, udp};
 
@@ -35,12 +38,39 @@ impl Port {
         }
     }
 
+    /// Makes the port send datagrams singly while `paused` is set. A raw socket always does.
+    pub(crate) fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        match self {
+            Port::Udp(port) => port.pause_segmentation_by(paused),
+            Port::UdpGroup(port) => port.pause_segmentation_by(paused),
+            Port::Raw(_) => {}
+        }
+    }
+
     /// Opens a second sender for the port's address. Returns `None` for a raw socket.
     pub(crate) fn aside(&self) -> std::result::Result<Option<udp::Aside>, io::Error> {
         match self {
             Port::Udp(port) => port.aside().map(Some),
             Port::UdpGroup(port) => port.aside().map(Some),
             Port::Raw(_) => Ok(None),
+        }
+    }
+
+    /// Returns the sockets that ignore the kernel's path MTUs over IPv6.
+    pub(crate) fn path_mtu_sockets(&self) -> std::result::Result<udp::PathMtuSockets, io::Error> {
+        match self {
+            Port::Udp(port) => port.path_mtu_sockets(),
+            Port::UdpGroup(port) => port.path_mtu_sockets(),
+            Port::Raw(_) => Ok(udp::PathMtuSockets::default()),
+        }
+    }
+
+    /// Returns a counter of what the port's receive buffers have no room for.
+    pub(crate) fn overflow(&self) -> std::result::Result<Overflow, io::Error> {
+        match self {
+            Port::Udp(port) => port.overflow(),
+            Port::UdpGroup(port) => port.overflow(),
+            Port::Raw(port) => port.overflow(),
         }
     }
 

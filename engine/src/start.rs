@@ -1,5 +1,6 @@
 //! Starts an engine: opens everything, assigns it to the workers, and starts the threads.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
@@ -7,19 +8,22 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Sender;
 use io::too_big::TooBigSocket;
 use io::udp::Aside;
-use io::{Error, Waiter, files, tun};
+use io::udp::PathMtuSockets;
+use io::{Error, Waiter, files, scheduler, tun};
 use path::quote::Own;
-use path::{Format, WorkerIndex};
+use path::{Format, SegmentSizes, WorkerIndex};
 
 use crate::bounds::Bounds;
 use crate::clock::Clock;
 use crate::config::{EngineConfig, TunnelConfig};
 use crate::event::{self, Event, Notice, Notifier};
 use crate::layout::{self, OpenTunnel};
+use crate::own_nat::{self, Guard, Progress};
 use crate::path_mtu::{self, Hint, Learner, Paths, Watched};
 use crate::port::Port;
 use crate::status::Page;
 use crate::tunnel::{Parts, Sealing, Tunnel};
+use crate::unread::Meter;
 use crate::wireguard::crypt::Crypt;
 use crate::wireguard::{Settings, Shared, keeper};
 use crate::worker::{Wire, Worker};
@@ -84,7 +88,8 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
     }
     let (sender, notices) = event::channel();
     let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
-    let (mut running, mut keepers, mut watched) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut running, mut keepers) = (Vec::new(), Vec::new());
+    let (mut watched, mut guards) = (Vec::new(), Vec::new());
     for (index, (mut one, tunnel)) in opened.into_iter().zip(tunnels).enumerate() {
         one.shrink(workers);
         let (running_tunnel, keeper) = distribute(index, one, tunnel, &mut shares, &sender)?;
@@ -92,8 +97,18 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
             paths: Arc::clone(&running_tunnel.paths),
             own: own(tunnel, &running_tunnel.chosen),
             families: families(tunnel),
+            established: keeper.as_ref().map(|keeper| keeper.shared.established.clone()),
             notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
         });
+        if running_tunnel.chosen.features.gso {
+            guards.push(Guard {
+                paths: Arc::clone(&running_tunnel.paths),
+                own: own(tunnel, &running_tunnel.chosen),
+                paused: Arc::clone(&running_tunnel.paused),
+                notifier: Notifier { tunnel: index, worker: path_mtu::NOBODY, sender: sender.clone() },
+                progress: Progress::default(),
+            });
+        }
         running.push(running_tunnel);
         keepers.push(keeper);
     }
@@ -109,7 +124,7 @@ fn start_with(config: &EngineConfig, tunnels: &[TunnelConfig], workers: usize) -
         engine.threads.push(worker);
     }
     let notifier = Notifier { tunnel: 0, worker: path_mtu::NOBODY, sender: sender.clone() };
-    let handle = learner.start(watched, Arc::clone(&engine.stop), notifier);
+    let handle = learner.start(watched, own_nat::Watch::new(guards), Arc::clone(&engine.stop), notifier);
     engine.learner = Some(handle.map_err(|cause| Error::new("starting the path MTU thread", cause))?);
     for (index, keeper) in keepers.into_iter().enumerate() {
         let Some(KeeperParts { settings, shared, socket }) = keeper else { continue };
@@ -148,12 +163,11 @@ fn learner(tunnels: &[TunnelConfig]) -> Result<(Learner, Option<String>), Error>
 }
 
 /// Whether a tunnel depends on ICMP messages about path MTUs, over IPv4 and over IPv6. Over IPv4 only ipip
-/// sets DF; other outer packets are fragmented on their way. WireGuard over IPv6 leaves path MTUs to the
-/// kernel.
+/// sets DF; other outer packets are fragmented on their way.
 fn families(tunnel: &TunnelConfig) -> [bool; 2] {
     let ipip = matches!(tunnel.format(), Format::Ipip(_));
     let ipv6 = tunnel.listen.is_ipv6() || tunnel.listen_besides.iter().any(SocketAddr::is_ipv6);
-    [ipip, ipv6 && matches!(tunnel.format(), Format::Vxlan(_) | Format::Udp)]
+    [ipip, ipv6 && !ipip]
 }
 
 fn own(tunnel: &TunnelConfig, chosen: &Chosen) -> Own {
@@ -174,6 +188,7 @@ fn distribute<'c>(
     sender: &Sender<Notice>,
 ) -> Result<(RunningTunnel, Option<KeeperParts<'c>>), Error> {
     let workers = shares.len();
+    let sizes = Arc::new(SegmentSizes::new(tunnel.mtu.get(), RandomState::new().hash_one(index)));
     let (publisher, readers) = snapshot::channel(Arc::clone(&tunnel.table), workers);
     let pages: Vec<_> = (0..workers).map(|_| Page::new()).collect();
     let keeper = match &tunnel.wireguard {
@@ -186,18 +201,27 @@ fn distribute<'c>(
         }
         None => None,
     };
+    let mut path_mtu_sockets = PathMtuSockets::default();
+    // The ports share the fan; without one each sends from its own socket.
+    let distinct = if tunnel.send_from.is_some() { 1 } else { one.ports.len() };
+    for port in one.ports.iter().take(distinct) {
+        path_mtu_sockets.join(port.path_mtu_sockets()?);
+    }
+    let unread = Meter::new(&one.chosen.device, &one.ports)?;
     let mut queues: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for (number, queue) in one.queues.into_iter().enumerate() {
         queues[layout::owner(number, workers).place()].push(queue);
     }
+    let paused = Arc::new(AtomicBool::new(false));
     let each = (0..).map(WorkerIndex).zip(shares).zip(queues.into_iter().zip(one.ports).zip(readers));
-    for ((worker, share), ((queues, port), fib)) in each {
+    for ((worker, share), ((queues, mut port), fib)) in each {
+        port.pause_segmentation_by(&paused);
         let sealing = keeper.as_ref().map_or(Sealing::Plain, |keeper| {
             Sealing::Wireguard(Box::new(Crypt::new(&keeper.shared, worker, tunnel.mtu.get())))
         });
         let parts = Parts {
             fib,
-            mtu: tunnel.mtu.get(),
+            sizes: Arc::clone(&sizes),
             lanes: tunnel.fan.max(1),
             switches: one.chosen.features,
             notifier: Notifier { tunnel: index, worker, sender: sender.clone() },
@@ -213,8 +237,10 @@ fn distribute<'c>(
         publisher,
         table_bytes: AtomicUsize::new(tunnel.table.bytes()),
         pages,
-        paths: Paths::new(Arc::clone(&tunnel.table)),
+        unread,
+        paths: Paths::new(Arc::clone(&tunnel.table), path_mtu_sockets),
         persist: tunnel.persist,
+        paused,
         keeper: None,
         hold: Mutex::new(Some(one.hold)),
         chosen: one.chosen,
@@ -235,13 +261,17 @@ fn run(
     let waker = waiter.waker();
     let wire = Wire::new(share.ports).with_hint(hint);
     let mut worker = Worker::new(wire, share.tunnels, share.pages, waiter, config.wait, stop)?;
+    let realtime = config.realtime;
+    let (sender, granted) = crossbeam_channel::bounded(1);
     let thread =
         std::thread::Builder::new().name(format!("loden-w{}", notifier.worker)).spawn(move || {
             if let Some(core) = core {
                 // If the core is no longer allowed, run without pinning.
                 let _ = io::thread::pin_to_core(core);
             }
+            let _ = sender.send(scheduler::ask(realtime));
             event::watch(&notifier, Event::WorkerFailed, || worker.run());
         })?;
-    Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker })
+    let attention = granted.recv().unwrap_or_default();
+    Ok(RunningWorker { thread: Mutex::new(Some(thread)), waker, attention })
 }

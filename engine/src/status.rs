@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use io::PortCounters;
 use path::{Counters, Direction, DropReason};
 
+use crate::unread::Unread;
+
 /// The names of one direction's counters, except the drops.
 const FLOW: [&str; 7] =
     ["packets", "bytes", "delivered", "segments", "summed_bytes", "replies", "suppressed_replies"];
@@ -105,6 +107,8 @@ pub struct TunnelStatus {
     pub workers: Vec<Vec<(String, u64)>>,
     /// The peers' path MTUs.
     pub paths: PathStatus,
+    /// Packets that the kernel dropped before a worker read them.
+    pub unread: Unread,
 }
 
 /// What a tunnel has learned about the paths to its peers.
@@ -120,9 +124,9 @@ pub struct PathStatus {
 
 impl TunnelStatus {
     /// Reads the pages of a tunnel, one per worker.
-    pub fn read(device: &str, pages: &[Arc<Page>], paths: PathStatus) -> TunnelStatus {
+    pub fn read(device: &str, pages: &[Arc<Page>], paths: PathStatus, unread: Unread) -> TunnelStatus {
         let workers = pages.iter().map(|page| names().zip(page.load()).collect()).collect();
-        TunnelStatus { device: device.to_owned(), workers, paths }
+        TunnelStatus { device: device.to_owned(), workers, paths, unread }
     }
 
     /// Returns the sums over all workers, by name.
@@ -170,7 +174,12 @@ mod tests {
             &underlay,
             LoopCounters { turns: 6, waits: 7, sleeps: 8, moderated: 0 },
         );
-        let status = TunnelStatus::read("flannel.1", &[Arc::clone(&page), page], PathStatus::default());
+        let status = TunnelStatus::read(
+            "flannel.1",
+            &[Arc::clone(&page), page],
+            PathStatus::default(),
+            Unread::default(),
+        );
         let nonzero: Vec<_> = status.totals().into_iter().filter(|(_, v)| *v != 0).collect();
         let expected = [
             ("egress.packets", 2),

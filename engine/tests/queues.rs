@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::testing::ByHand;
 use engine::{Engine, EngineConfig, Switches, TunnelConfig, WaitPolicy};
-use io::memory::{self, MemoryConfig};
+use io::memory::{self, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle};
 use io::netns;
 use path::{Fib, FibBuilder, Format, PeerSpec};
 use wire::addr::Mtu;
@@ -21,6 +21,9 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const FLOWS: u16 = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// As many single packets as a queue may bring in a row, and as all queues may bring in a turn.
+const QUANTUM: usize = 64;
+const TURN: usize = 128;
 
 /// Builds a packet of one flow.
 fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
@@ -43,6 +46,30 @@ fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
     // IPv4 allows UDP without a checksum (RFC 768).
     udp::Header { src_port: src.1, dst_port: dst.1, len: 40, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
     bytes
+}
+
+/// Builds a UDP super-packet of one flow as a TUN delivers it.
+fn super_packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16), gso_size: u16, segments: usize) -> Vec<u8> {
+    let payload = usize::from(gso_size) * segments;
+    let mut bytes = packet(src, dst);
+    bytes.resize(20 + 8 + payload, 0x5a);
+    let ip = ipv4::Header::parse(&bytes).unwrap();
+    ipv4::Header { total_len: bytes.len() as u16, ..ip }.emit(&mut bytes).unwrap();
+    let len = (8 + payload) as u16;
+    udp::Header { src_port: src.1, dst_port: dst.1, len, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
+    let header = virtio::Header {
+        flags: virtio::NEEDS_CSUM,
+        gso: virtio::Gso::UdpL4,
+        ecn: false,
+        hdr_len: 0,
+        gso_size,
+        csum_start: 20,
+        csum_offset: 6,
+    };
+    let mut read = vec![0; virtio::HEADER_LEN];
+    header.emit(&mut read).unwrap();
+    read.extend(bytes);
+    read
 }
 
 fn ports(packet: &[u8]) -> (u16, u16) {
@@ -91,25 +118,32 @@ fn every_queue_of_a_worker_is_read_and_a_flow_is_written_to_one_of_them() {
     assert_eq!(worker.counter("overlay.reads") + worker.counter("overlay.writes"), 3 + u64::from(FLOWS) * 3);
 }
 
-#[test]
-fn a_full_queue_delays_the_others_by_a_quantum() {
-    /// As many packets as a queue may bring in a row, and as all queues may bring in a turn.
-    const QUANTUM: usize = 64;
-    const TURN: usize = 128;
-    let (full, full_pod) = memory::overlay();
-    let (other, other_pod) = memory::overlay();
+/// Builds a worker with two queues and one source port, so that packets are sent in the order in which they
+/// were read. Returns it with the pods' ends of its queues and the peer's end of its port.
+fn two_queues() -> (ByHand<MemoryOverlay, MemoryUnderlay>, OverlayHandle, OverlayHandle, UnderlayHandle) {
+    let (first, first_pod) = memory::overlay();
+    let (second, second_pod) = memory::overlay();
     let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
     let remote = "192.0.2.2:8285".parse().unwrap();
-    // One source port, so that packets are sent in the order in which they were read.
-    let mut worker =
-        ByHand::new(vec![full, other], port, table(remote), MTU, 1, Switches::default()).unwrap();
-    let inject = |pod: &memory::OverlayHandle, port: u16| {
+    let worker = ByHand::new(vec![first, second], port, table(remote), MTU, 1, Switches::default());
+    (worker.unwrap(), first_pod, second_pod, peer)
+}
+
+/// Takes what was sent to the peer; returns the inner source ports.
+fn sources(peer: &UnderlayHandle) -> Vec<u16> {
+    peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect()
+}
+
+#[test]
+fn a_full_queue_delays_the_others_by_a_quantum() {
+    let (mut worker, full_pod, other_pod, peer) = two_queues();
+    let inject = |pod: &OverlayHandle, port: u16| {
         pod.inject(&[&[0; virtio::HEADER_LEN], &packet((NEAR, port), (FAR, 9))[..]].concat());
     };
     (0..3 * TURN).for_each(|_| inject(&full_pod, 1));
     inject(&other_pod, 2);
     worker.turn().unwrap();
-    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    let sent = sources(&peer);
     assert_eq!(sent.len(), TURN, "a turn is bounded");
     assert_eq!(sent.iter().position(|port| *port == 2), Some(QUANTUM));
     // What is left is read in the next turns, without another report of the waiter.
@@ -121,9 +155,31 @@ fn a_full_queue_delays_the_others_by_a_quantum() {
     (0..2 * TURN).for_each(|_| inject(&other_pod, 2));
     worker.rouse();
     worker.turn().unwrap();
-    let sent: Vec<u16> = peer.collect().iter().map(|sent| ports(&sent.bytes).0).collect();
+    let sent = sources(&peer);
     let of = |port: u16| sent.iter().filter(|sent| **sent == port).count();
     assert_eq!((of(1), of(2)), (QUANTUM, QUANTUM), "each queue has its share of a turn");
+}
+
+#[test]
+fn a_queue_of_small_segments_is_charged_for_the_datagrams_that_it_makes() {
+    const SEGMENTS: usize = 800;
+    let (mut worker, full_pod, other_pod, peer) = two_queues();
+    let super_packet = super_packet((NEAR, 1), (FAR, 9), 76, SEGMENTS);
+    let single = [&[0; virtio::HEADER_LEN], &packet((NEAR, 2), (FAR, 9))[..]].concat();
+    (0..12).for_each(|_| full_pod.inject(&super_packet));
+    (0..2 * TURN).for_each(|_| other_pod.inject(&single));
+    worker.turn().unwrap();
+    let sent = sources(&peer);
+    assert_eq!(sent.iter().position(|port| *port == 2), Some(SEGMENTS), "one super-packet is a quantum");
+    assert!(sent[SEGMENTS..SEGMENTS + QUANTUM].iter().all(|port| *port == 2));
+    assert_eq!(sent.len(), 2 * SEGMENTS + TURN - 2);
+
+    // What one queue alone may bring is bounded, too: once the singles are sent, only the others are left.
+    worker.turn().unwrap();
+    peer.collect();
+    worker.turn().unwrap();
+    let sent = sources(&peer);
+    assert_eq!(sent.iter().filter(|port| **port == 1).count(), 4 * SEGMENTS);
 }
 
 /// Runs `test` on its own thread in its own network namespace, if that is permitted.
@@ -150,6 +206,7 @@ fn one_worker_forwards_from_both_queues_of_a_device() {
             queues: 2,
             memory: 0,
             pin: false,
+            realtime: false,
             wait: WaitPolicy::default(),
             switches: Switches::default(),
         };

@@ -25,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::interrupt::Interrupted;
+use crate::output;
 use crate::progress::Progress;
 use crate::raw::{self, Environment, Failure, Raw, SCHEMA, Sample, Settings};
 use crate::report::{self, Style};
@@ -169,7 +170,7 @@ impl<'a> Part<'a> {
             write(directory, self.name, &self.raw)?;
         }
         if !self.raw.samples.is_empty() {
-            println!("{}", report::page(&self.raw, Style::Text));
+            output::print(&format!("{}\n", report::page(&self.raw, Style::Text)))?;
         }
         ended?;
         if !self.raw.failures.is_empty() {

@@ -1,8 +1,9 @@
 //! Delegates that hang.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cni_plugin::reply::Failure;
@@ -61,6 +62,43 @@ fn children_of_a_killed_delegate_finish_before_the_lock_is_released() {
     assert_eq!(node.states().len(), 1, "for the DEL that follows");
 }
 
+/// Otherwise a pod could not be deleted for as long as the daemon runs.
+#[test]
+fn a_daemon_that_a_delegate_started_does_not_keep_the_lock() {
+    for daemon in ["setsid sleep 1000", "sleep 1000"] {
+        for victim in ["plugin", "both"] {
+            let node = Node::new(V4);
+            let (here, go) = (node.file("here"), node.file("go"));
+            fs::create_dir(&here).unwrap();
+            node.delegate(&format!(
+                "[ $CNI_COMMAND = ADD ] || exit 0\ncd {}\n{daemon} </dev/null >/dev/null 2>&1 &\n\
+                 echo $$ > {here}.new; mv {here}.new {here}\nuntil [ -e {go} ]; do sleep 0.01; done\n{GOOD}",
+                here.display(),
+                here = node.file("delegate").display(),
+                go = go.display(),
+            ));
+            let mut command = node.command("ADD", "pod-1");
+            let mut add = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            add.stdin.take().unwrap().write_all(node.config().to_string().as_bytes()).unwrap();
+            while !node.file("delegate").exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            add.kill().unwrap();
+            add.wait().unwrap();
+            if victim == "both" {
+                let delegate = fs::read_to_string(node.file("delegate")).unwrap();
+                assert!(Command::new("kill").args(["-9", delegate.trim()]).status().unwrap().success());
+            }
+            fs::write(&go, "").unwrap();
+            assert_eq!(node.run("DEL", &node.config()), Ok(String::new()), "{daemon} {victim}");
+            assert_eq!(node.states(), [""; 0], "{daemon} {victim}");
+            let left = processes_in(&here);
+            assert_eq!(left.len(), 1, "the daemon is nobody's business: {daemon} {victim}");
+            left.iter().for_each(|id| assert!(Command::new("kill").arg(id).status().unwrap().success()));
+        }
+    }
+}
+
 #[test]
 fn a_delegate_that_hangs_in_another_verb_is_an_error_and_the_state_stays() {
     let node = Node::new(V4);
@@ -87,10 +125,31 @@ fn a_delegate_that_hangs_in_another_verb_is_an_error_and_the_state_stays() {
     assert_eq!(node.states(), [""; 0]);
 }
 
+/// The request itself then shows that the delegate hangs, and is undone.
+#[test]
+fn a_delegate_that_hangs_at_version_is_asked_the_rest() {
+    let node = Node::new(V4);
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    node.program("[ $CNI_COMMAND = VERSION ] && sleep 1000", "", "[ $CNI_COMMAND = DEL ] || sleep 1000");
+    for verb in ["STATUS", "ADD"] {
+        let failure = in_library(&node, verb, &config, SHORT).unwrap_err();
+        assert_eq!((failure.code, failure.message.contains(verb)), (11, true), "{failure:?}");
+    }
+    let calls: Vec<String> = node.calls().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls.last().map(String::as_str), Some("DEL pod-1 eth0"), "{calls:?}");
+    assert_eq!(node.states(), [""; 0]);
+}
+
 const SHORT: Timeouts = Timeouts { request: Duration::from_millis(300), cleanup: Duration::from_millis(200) };
 
 /// Runs a request in this process, with other timeouts.
-fn in_library(node: &Node, verb: &str, config: &Value, timeouts: Timeouts) -> Result<String, Failure> {
+pub(crate) fn in_library(
+    node: &Node,
+    verb: &str,
+    config: &Value,
+    timeouts: Timeouts,
+) -> Result<String, Failure> {
     let bin = node.file("bin").display().to_string();
     let environment = Environment::read(|name| {
         let value = match name {

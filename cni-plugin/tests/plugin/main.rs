@@ -5,9 +5,13 @@
 
 mod debian;
 mod disk;
+mod gc;
 mod hang;
+mod input;
 mod namespaces;
+mod odd_files;
 mod old_delegates;
+mod refused;
 
 use std::fs;
 use std::io::Write;

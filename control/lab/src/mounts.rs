@@ -1,5 +1,7 @@
 //! Mounts that are visible only to one thread and its children.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread;
 
@@ -29,6 +31,19 @@ pub fn tmpfs(place: &Path, size: &str) -> Result<(), Error> {
     let options = format!("size={size},mode=0777");
     mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
         .map_err(|errno| Error::system(format!("mount a tmpfs over {}", place.display()), errno))
+}
+
+/// Mounts a filesystem that never answers over a directory, like a network filesystem whose server is gone,
+/// until the file is dropped.
+pub fn hanging(place: &Path) -> Result<File, Error> {
+    let tried = || format!("mount a filesystem that hangs over {}", place.display());
+    // A filesystem in userspace (fuse(4)) that no process serves.
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = device.map_err(|error| Error::system(tried(), error))?;
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    mount(Some("loden-hangs"), place, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
+        .map_err(|errno| Error::system(tried(), errno))?;
+    Ok(device)
 }
 
 /// Remounts a filesystem read-only or writable.

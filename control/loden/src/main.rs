@@ -3,14 +3,15 @@
 mod command;
 mod flanneld;
 mod options;
+mod output;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, stderr};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use tracing::level_filters::LevelFilter;
+use clap::error::{ContextKind, ContextValue};
 
 use self::command::install_cni::install_conf;
 use self::command::{
@@ -18,6 +19,7 @@ use self::command::{
 };
 use self::flanneld::Request;
 use self::options::{Command, CommandLine};
+use self::output::{log_to_stderr, print, say};
 
 /// Exit code for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
@@ -36,9 +38,13 @@ fn main() -> ExitCode {
     };
     let line = match name {
         Some(name) => {
-            CommandLine::parse_from(["loden", name].map(OsString::from).into_iter().chain(arguments))
+            CommandLine::try_parse_from(["loden", name].map(OsString::from).into_iter().chain(arguments))
         }
-        None => CommandLine::parse(),
+        None => CommandLine::try_parse(),
+    };
+    let line = match line {
+        Ok(line) => line,
+        Err(answer) => return show(&advised(answer)),
     };
     if !matches!(line.command, Command::Flanneld(_)) {
         log_to_stderr(line.verbose);
@@ -60,6 +66,34 @@ fn main() -> ExitCode {
     })
 }
 
+/// Adds what clap cannot know: which option is meant, and how a switch gets its value.
+fn advised(mut answer: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(argument)) = answer.get(ContextKind::InvalidArg) else { return answer };
+    match argument.as_str() {
+        "--interface" => {
+            answer.insert(ContextKind::SuggestedArg, ContextValue::String("--iface".to_owned()));
+            // It shows the option that is not meant.
+            answer.remove(ContextKind::Usage);
+        }
+        "true" | "false" => {
+            let tip = format!("a switch takes its value after =, as in --ip-masq={argument}");
+            answer.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+        _ => {}
+    }
+    answer
+}
+
+/// Prints what clap says instead of a command line: the help, the version, or what is wrong.
+fn show(answer: &clap::Error) -> ExitCode {
+    match answer.print() {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe && !answer.use_stderr() => {
+            exit_code(Err(error).context("cannot write to the standard output"))
+        }
+        _ => ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(USAGE)),
+    }
+}
+
 /// Runs with flanneld's command line.
 fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match flanneld::parse(arguments, |name| std::env::var_os(name)) {
@@ -69,15 +103,12 @@ fn as_flanneld(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             exit_code(in_runtime(run::run(&invocation.options)))
         }
         Ok(Request::Version) => {
-            eprintln!("loden {}", env!("CARGO_PKG_VERSION"));
+            say(format_args!("loden {}", env!("CARGO_PKG_VERSION")));
             ExitCode::SUCCESS
         }
-        Ok(Request::Usage) => {
-            print!("{}", flanneld::usage());
-            ExitCode::SUCCESS
-        }
+        Ok(Request::Usage) => exit_code(print(&flanneld::usage()).map(|()| ExitCode::SUCCESS)),
         Err(error) => {
-            eprintln!("flanneld: {error}; flanneld -h lists the flags");
+            say(format_args!("flanneld: {error}; flanneld -h lists the flags"));
             ExitCode::from(USAGE)
         }
     }
@@ -97,7 +128,7 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 
 fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("loden: {}", with_causes(&error));
+        say(format_args!("loden: {}", with_causes(&error)));
         ExitCode::FAILURE
     })
 }
@@ -114,23 +145,23 @@ fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => LevelFilter::INFO,
-        1 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal())
-        .with_target(false)
-        .init();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mistakes_on_the_command_line_are_explained() {
+        for (line, expected, not) in [
+            (&["run", "--ip-masq", "true"][..], "--ip-masq=true", "tip: to pass"),
+            (&["run", "--ip-masq", "false"], "--ip-masq=false", "tip: to pass"),
+            (&["run", "--interface", "eth0"], "'--iface'", "--instance"),
+            (&["run", "--interface=eth0"], "'--iface'", "--instance"),
+        ] {
+            let line = std::iter::once("loden").chain(line.iter().copied());
+            let text = advised(CommandLine::try_parse_from(line).expect_err("a mistake")).to_string();
+            assert!(text.contains(expected) && !text.contains(not), "{text}");
+        }
+    }
 
     #[test]
     fn a_cause_in_the_text_is_not_repeated() {

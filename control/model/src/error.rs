@@ -11,6 +11,8 @@ pub enum Warning {
     UnknownKey {
         /// The key as written, with the prefix `Backend.` for keys of the backend.
         key: String,
+        /// The key that may be meant.
+        meant: Option<&'static str>,
     },
 }
 
@@ -39,8 +41,9 @@ impl fmt::Display for Warning {
                 "network configuration: no Backend, so the backend is udp, not vxlan, \
                  and every node of the cluster must use udp; set Backend.Type to choose another",
             ),
-            Warning::UnknownKey { key } => {
-                write!(formatter, "network configuration: {key}: unknown key, ignored")
+            Warning::UnknownKey { key, meant } => {
+                write!(formatter, "network configuration: {key}: unknown key, ignored")?;
+                meant.map_or(Ok(()), |meant| write!(formatter, "; is {meant} meant?"))
             }
         }
     }

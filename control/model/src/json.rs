@@ -55,6 +55,20 @@ impl Object {
         self.members.iter().map(|(name, _)| name.as_str()).filter(|name| !is_known(name)).collect()
     }
 
+    /// Returns an unknown key that may be meant for this one, a letter or two from it.
+    pub(crate) fn misspelt(&self, key: &str) -> Option<&str> {
+        let distance = |name: &&str| strsim::damerau_levenshtein(&fold(name), &fold(key));
+        let nearest = self.unknown().into_iter().min_by_key(distance)?;
+        (distance(&nearest) <= (key.len() / 3).clamp(1, 2)).then_some(nearest)
+    }
+
+    /// Returns the known key that an unknown one may stand for.
+    pub(crate) fn meant(&self, name: &str) -> Option<&'static str> {
+        let distance = |key: &&'static str| strsim::damerau_levenshtein(&fold(name), &fold(key));
+        let nearest = self.known.iter().copied().min_by_key(|key| distance(key))?;
+        (distance(&nearest) <= (nearest.len() / 3).clamp(1, 2)).then_some(nearest)
+    }
+
     /// Returns the last value that is not null, because in Go each assignment overwrites the previous one.
     fn typed<T: DeserializeOwned>(
         &mut self,

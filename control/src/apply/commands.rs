@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
+use crate::children;
 use crate::plan::{CommandPeer, Commands};
 
 /// The failure of a command.
@@ -61,7 +62,7 @@ pub async fn run(
         .stdin(Stdio::piped())
         .stdout(writer.try_clone().map_err(failed)?)
         .stderr(writer);
-    let mut child = process.spawn().map_err(failed)?;
+    let (mut child, _ours) = children::spawn(&mut process).map_err(failed)?;
     // Leaves only the child's copies of the pipe's write end open.
     drop(process);
     let mut input = child.stdin.take();

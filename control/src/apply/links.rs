@@ -72,6 +72,8 @@ pub struct Observed {
     pub settings: Vec<Setting>,
     /// The addresses of both families.
     pub addresses: Vec<IpNetwork>,
+    /// The device's alias, which `ip link` shows.
+    pub alias: Option<String>,
 }
 
 /// One step towards the plan.
@@ -91,6 +93,8 @@ pub enum Change {
     Remove(IpNetwork),
     /// Bring the device up.
     Up,
+    /// Set the alias.
+    Label(String),
 }
 
 /// Reads the state of the device with this name; `None` if there is no such device.
@@ -131,13 +135,15 @@ pub fn diff(observed: &Observed, desired: &Link, queue_length: u32) -> Vec<Chang
     changes
 }
 
-/// Observes the device and changes what differs. Returns the device's index and the number of changes.
+/// Observes the device and changes what differs. Returns the device's index and the number of changes. The
+/// alias becomes `label`, by which a later daemon recognises the device as its own.
 ///
 /// Fails if the device is missing, since only the engine can create it.
 pub async fn apply(
     netlink: &Netlink,
     desired: &Link,
     queue_length: u32,
+    label: &str,
 ) -> Result<(u32, usize), NetlinkError> {
     let device = &desired.device;
     let Some(observed) = observe(netlink, device).await? else {
@@ -146,6 +152,11 @@ pub async fn apply(
     let mut made = 0;
     for change in &diff(&observed, desired, queue_length) {
         made += usize::from(make_change(netlink, device, observed.index, change).await?);
+    }
+    if observed.alias.as_deref() != Some(label) {
+        made += usize::from(
+            make_change(netlink, device, observed.index, &Change::Label(label.to_owned())).await?,
+        );
     }
     Ok((observed.index, made))
 }
@@ -176,6 +187,7 @@ fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage])
         // IPv6 comes last: a device that is up starts to use it at once.
         settings: HOST_PROTOCOLS.into_iter().chain([DISABLE_IPV6]).filter(|s| s.is_on(device)).collect(),
         addresses: addresses.iter().filter_map(network).collect(),
+        alias: alias(link).map(str::to_owned),
     };
     for attribute in &link.attributes {
         match attribute {
@@ -186,6 +198,14 @@ fn from_messages(device: &str, link: &LinkMessage, addresses: &[AddressMessage])
         }
     }
     observed
+}
+
+/// Returns the alias of a device.
+pub fn alias(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+        _ => None,
+    })
 }
 
 fn has_link_local(families: &[AfSpecUnspec]) -> bool {
@@ -247,6 +267,17 @@ async fn make_change(
                     tracing::debug!(key, %error, "cannot set to 0");
                     Ok(false)
                 }
+            };
+        }
+        Change::Label(label) => {
+            let message = link().append_extra_attribute(LinkAttribute::IfAlias(label.clone())).build();
+            return match set(format!("set the alias of {device}"), message).await {
+                // Not an error: the state file names the device as well.
+                Err(error) if error.is_answer() => {
+                    tracing::debug!(device, %error, "the device has no alias of ours");
+                    Ok(false)
+                }
+                answer => answer.map(|()| true),
             };
         }
         Change::Mtu(mtu) => set(format!("set MTU {mtu} on {device}"), link().mtu(*mtu).build()).await?,

@@ -27,6 +27,7 @@ use self::routes::Outcome;
 use self::share::{Scope, Share};
 use self::subnet_file::SubnetFileError;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::persist::disk::Disk;
 use crate::plan::{Direct, Plan, Route, Tunnel};
 
 /// Reasons why the host could not be made to match the plan.
@@ -73,7 +74,9 @@ impl Applied {
 #[derive(Debug)]
 pub struct Applier {
     netlink: Netlink,
+    disk: Disk,
     subnet_file: PathBuf,
+    label: String,
     published: Vec<Tunnel>,
     numbers: Vec<Numbers>,
     host: BTreeSet<IpAddr>,
@@ -82,11 +85,14 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`.
-    pub fn new(netlink: Netlink, subnet_file: PathBuf) -> Applier {
+    /// Creates an applier for the network namespace of `netlink` and for the file `subnet_file`, which `disk`
+    /// writes. Devices get the alias `label`.
+    pub fn new(netlink: Netlink, disk: Disk, subnet_file: PathBuf, label: &str) -> Applier {
         Applier {
             netlink,
+            disk,
             subnet_file,
+            label: label.to_owned(),
             published: Vec::new(),
             numbers: Vec::new(),
             host: BTreeSet::new(),
@@ -113,7 +119,7 @@ impl Applier {
         let mut indexes = Vec::with_capacity(plan.tunnels.len());
         for (number, tunnel) in plan.tunnels.iter().enumerate() {
             let queue_length = tables.queue_length(number);
-            let configured = links::apply(&self.netlink, &tunnel.link, queue_length).await;
+            let configured = links::apply(&self.netlink, &tunnel.link, queue_length, &self.label).await;
             let (index, changes) = configured.map_err(|error| match error.errno() {
                 Some(nix::libc::ENODEV) => ApplyError::DeviceGone(tunnel.link.device.clone()),
                 _ => error.into(),
@@ -129,7 +135,9 @@ impl Applier {
         if let Some(commands) = &plan.commands {
             applied.changes += self.commands.apply(commands);
         }
-        match subnet_file::apply(&self.subnet_file, &plan.subnet_env) {
+        let (path, content) = (self.subnet_file.clone(), plan.subnet_env.clone());
+        let written = self.disk.run(move || subnet_file::apply(&path, &content)).await;
+        match written.unwrap_or_else(|error| Err(subnet_file::unanswered(&self.subnet_file, error))) {
             Ok(written) => applied.changes += usize::from(written),
             // Packets flow without the file; only new pods have to wait.
             Err(error) => applied.failures.push(error.into()),

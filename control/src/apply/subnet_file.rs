@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
+use store::regular;
 
 use crate::persist::atomic_file;
 
@@ -36,14 +37,20 @@ pub fn apply(path: &Path, desired: &SubnetEnv) -> Result<bool, SubnetFileError> 
     atomic_file::write(path, text.as_bytes(), 0o644).map_err(|error| failed(error.what)(error.source))
 }
 
+/// Returns the error for a file whose filesystem does not answer.
+pub(super) fn unanswered(path: &Path, source: io::Error) -> SubnetFileError {
+    SubnetFileError { what: "write", path: path.to_owned(), source }
+}
+
 /// Returns true if the file already has this content.
 pub fn is_written(path: &Path, desired: &SubnetEnv) -> bool {
-    fs::read(path).is_ok_and(|present| present == subnet_env::render(desired).as_bytes())
+    let text = subnet_env::render(desired);
+    regular::read(path, text.len() as u64).is_ok_and(|present| present == text.as_bytes())
 }
 
 /// Reads what an earlier run wrote; `None` if there is no readable file.
 pub fn previous(path: &Path) -> Option<Recorded> {
-    let text = match fs::read_to_string(path) {
+    let text = match regular::read_to_string(path, regular::USUAL) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
@@ -88,6 +95,16 @@ mod tests {
         let error = apply(&path, &env(1450)).expect_err("a file is no directory").to_string();
         assert!(error.contains("subnet.env") && error.contains("--subnet-file"), "{error}");
         assert_eq!(fs::read_to_string(&blocker).expect("read"), "in the way");
+    }
+
+    #[test]
+    fn a_device_is_not_replaced() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("subnet.env");
+        std::os::unix::fs::symlink("/dev/null", &path).expect("a link");
+        let error = apply(&path, &env(1450)).expect_err("a device").to_string();
+        assert!(error.contains("it is a device") && error.contains("--subnet-file"), "{error}");
+        assert!(path.is_symlink() && !is_written(&path, &env(1450)));
     }
 
     #[test]

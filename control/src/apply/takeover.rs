@@ -12,6 +12,7 @@ use rtnetlink::packet_route::link::{
 };
 use wire::addr::Mac;
 
+use super::links::alias;
 use crate::netlink::{Netlink, NetlinkError, find_link, is_kind, link_infos, remove_link};
 use crate::plan::{Identity, Outline};
 
@@ -43,9 +44,14 @@ pub async fn look(netlink: &Netlink, config: &NetConfig) -> Result<Found, Netlin
     Ok(found)
 }
 
-/// Removes flannel's kernel devices that have the names of ours. Also removes the devices listed in `left`
-/// that are ours, that no process has open, and that are not part of the outline.
-pub async fn make(netlink: &Netlink, outline: &Outline, left: &[String]) -> Result<(), NetlinkError> {
+/// Removes flannel's kernel devices that have the names of ours. Also removes our devices that no process has
+/// open and that are not part of the outline: those listed in `left`, and those with the alias `label`.
+pub async fn make(
+    netlink: &Netlink,
+    outline: &Outline,
+    left: &[String],
+    label: &str,
+) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {
         let of_flannel = |link: &LinkMessage| match tunnel.format {
@@ -59,16 +65,28 @@ pub async fn make(netlink: &Netlink, outline: &Outline, left: &[String]) -> Resu
             remove_link(netlink, &tunnel.device, &link).await?;
         }
     }
-    for device in left.iter().filter(|device| !wanted.contains(&device.as_str())) {
-        let idle = |link: &LinkMessage| {
-            is_kind(link, InfoKind::Tun) && !link.header.flags.contains(LinkFlags::LowerUp)
-        };
-        if let Some(link) = find_link(netlink, device).await?.filter(idle) {
-            tracing::info!(%device, "removing the device of an earlier configuration");
-            remove_link(netlink, device, &link).await?;
-        }
+    let mut ours = Vec::new();
+    let is_ours = |link: &LinkMessage| {
+        let listed = name(link).is_some_and(|name| left.iter().any(|device| device == name));
+        let idle = is_kind(link, InfoKind::Tun) && !link.header.flags.contains(LinkFlags::LowerUp);
+        idle && (listed || alias(link) == Some(label))
+    };
+    let what = || "list the host's devices".to_owned();
+    let keep = |link: LinkMessage| ours.extend(Some(link).filter(is_ours));
+    netlink.list(what, |handle| handle.link().get().execute(), keep).await?;
+    for link in &ours {
+        let Some(device) = name(link).filter(|device| !wanted.contains(device)) else { continue };
+        tracing::info!(%device, "removing the device of an earlier configuration");
+        remove_link(netlink, device, link).await?;
     }
     Ok(())
+}
+
+fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
 }
 
 fn is_vxlan(link: &LinkMessage, vni: u32) -> bool {

@@ -270,7 +270,7 @@ fn a_missing_device_is_reported_as_gone() {
         let plan = plan(&[2]);
         world.apply(&plan).await;
         world.shell("ip link del flannel.1");
-        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file());
+        let mut applier = Applier::new(world.netlink.clone(), disk(), world.subnet_file(), "loden test");
         let error = applier.apply(&plan, world).await.expect_err("no device");
         assert!(matches!(&error, ApplyError::DeviceGone(device) if device == DEVICE), "{error}");
     });
@@ -281,7 +281,7 @@ fn the_subnet_file_comes_last() {
     in_namespace(async |world| {
         let mut broken = plan(&[2]);
         broken.tunnels[1].link.device = "nosuch0".into();
-        let mut applier = Applier::new(world.netlink.clone(), world.subnet_file());
+        let mut applier = Applier::new(world.netlink.clone(), disk(), world.subnet_file(), "loden test");
         applier.apply(&broken, world).await.expect_err("no such device");
         assert!(!world.subnet_file().exists(), "written before the device exists");
         assert!(world.published.lock().expect("lock").is_empty());
@@ -569,6 +569,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
                 name: name.into(),
                 queues: 1,
                 queue_bytes: 0,
+                unlimited_queues: 0,
                 offloads: Default::default(),
                 persist: false,
             };
@@ -578,7 +579,8 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
         runtime.block_on(async {
             let netlink = crate::netlink::Netlink::connect().expect("netlink");
             let directory = tempfile::tempdir().expect("directory");
-            let applier = Applier::new(netlink.clone(), directory.path().join("subnet.env"));
+            let subnet_file = directory.path().join("subnet.env");
+            let applier = Applier::new(netlink.clone(), disk(), subnet_file, "loden test");
             let world = World { netlink, directory, applier: applier.into(), published: Mutex::default() };
             test(&world).await;
         });
@@ -588,4 +590,8 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+fn disk() -> crate::persist::disk::Disk {
+    crate::persist::disk::Disk::start().expect("a thread")
 }

@@ -5,8 +5,9 @@ use model::net_config::NetConfig;
 
 use super::error::DaemonError;
 use super::{look, traffic};
-use crate::apply::takeover;
+use crate::apply::takeover::{self, Found};
 use crate::netlink::Netlink;
+use crate::persist::disk;
 use crate::persist::remembered::Remembered;
 use crate::persist::wireguard_key;
 use crate::plan::{self, Context, Identity, Outline};
@@ -14,29 +15,33 @@ use crate::serve::board::Board;
 use crate::settings::Settings;
 use crate::underlay::reach::Reach;
 
-/// Collects what the plan depends on. The ways to the peers and what commands print are still missing.
+/// Collects what the plan depends on. The ways to the peers and what commands print are still missing. Also
+/// tells whether the MAC addresses are new: neither a former run nor a kernel device has left any.
 pub(super) async fn collect(
     config: NetConfig,
     settings: &Settings,
     netlink: &Netlink,
     memory: &mut Remembered,
     board: &Board,
-) -> Result<Context, DaemonError> {
+) -> Result<(Context, bool), DaemonError> {
     traffic::check(&settings.traffic, &config)?;
-    let underlay = look::choose_uplink(netlink, &settings.uplink, &config).await?;
+    let chosen = memory.chosen();
+    let underlay = look::choose_uplink(netlink, &settings.uplink, &config, chosen).await?;
     board.set_underlay(&underlay);
     let found = takeover::look(netlink, &config).await?;
-    let known = memory.identity().unwrap_or_else(|| Identity::from_random(rand::random()));
-    let identity = found.over(&known);
+    let known = memory.identity();
+    let is_new = known.is_none() && found == Found::default();
+    let identity = found.over(&known.unwrap_or_else(|| Identity::from_random(rand::random())));
     memory.set_identity(&identity);
     let private_key = match &config.backend {
         Backend::Wireguard(_) => {
             let path = wireguard_key::path(|name| std::env::var_os(name));
-            Some(wireguard_key::load(&path, rand::random)?)
+            let load = move || wireguard_key::load(&path, rand::random);
+            Some(disk::once(load).await.map_err(DaemonError::Files)??)
         }
         _ => None,
     };
-    Ok(Context {
+    let context = Context {
         config,
         underlay,
         identity,
@@ -44,7 +49,8 @@ pub(super) async fn collect(
         extension_data: None,
         reach: Reach::new(),
         private_key,
-    })
+    };
+    Ok((context, is_new))
 }
 
 /// Outlines the tunnels to open, and makes the place for them free.
@@ -52,9 +58,10 @@ pub(super) async fn outline(
     context: &Context,
     netlink: &Netlink,
     memory: &Remembered,
+    label: &str,
 ) -> Result<Outline, DaemonError> {
     let outline = plan::outline(context)?;
     outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
-    takeover::make(netlink, &outline, memory.devices()).await?;
+    takeover::make(netlink, &outline, memory.devices(), label).await?;
     Ok(outline)
 }

@@ -8,6 +8,7 @@ use engine::{Chosen, Engine, Switches, TunnelConfig, WaitPolicy, wireguard};
 use path::{Fib, Format};
 
 use crate::apply::engine::{self as tables, Numbers};
+use crate::cgroup::CpuLimits;
 use crate::persist::remembered::Remembered;
 use crate::plan::{Context, Outline, Tunnel, TunnelOutline};
 use crate::settings::Settings;
@@ -25,12 +26,16 @@ pub(super) fn open(
     planned: &[Tunnel],
     memory: &mut Remembered,
 ) -> Result<(Arc<Engine>, Vec<Numbers>), engine::Error> {
+    if !outline.tunnels.is_empty() {
+        engine::ensure_node();
+    }
     let switches = switches(settings, outline, memory);
     let config = engine::EngineConfig {
         workers: settings.workers.count.map_or(0, usize::from),
         queues: 0,
         memory: settings.workers.queue_memory.unwrap_or(0),
         pin: settings.workers.pin,
+        realtime: settings.workers.realtime,
         wait: settings
             .workers
             .spin
@@ -41,10 +46,17 @@ pub(super) fn open(
     let (tunnels, numbers): (Vec<TunnelConfig>, _) =
         opened.map(|(index, outline)| tunnel(context, outline, planned.get(index))).unzip();
     let engine = Arc::new(Engine::start(&config, &tunnels)?);
-    engine.chosen().for_each(log_chosen);
+    engine.chosen().for_each(|chosen| log_chosen(&chosen));
+    if engine.chosen().any(|chosen| !chosen.limited) {
+        tracing::warn!(
+            "TUN queues are limited in packets, not in bytes: a pod that sends large packets as fast as it \
+             can takes more kernel memory and harms its neighbours; grant CAP_BPF (Linux 5.5 or later)"
+        );
+    }
     if let Some(shortage) = engine.shortage() {
         tracing::warn!("{shortage}");
     }
+    log_scheduling(&engine);
     Ok((engine, numbers))
 }
 
@@ -124,6 +136,14 @@ fn tunnel(context: &Context, outline: &TunnelOutline, planned: Option<&Tunnel>) 
             .map(|private| wireguard::Settings { private, peers }),
     };
     (config, numbers)
+}
+
+/// Logs once what the scheduler grants the workers, which all ask for the same, and what their control group
+/// takes away.
+fn log_scheduling(engine: &Engine) {
+    let Some(granted) = engine.attention().next() else { return };
+    let refused = granted.refused.join("; ");
+    tracing::info!(%granted, refused, limits = %CpuLimits::read(), "scheduling of the workers");
 }
 
 fn log_chosen(chosen: &Chosen) {

@@ -66,6 +66,14 @@ pub enum DaemonError {
         /// What happened and what to do.
         why: String,
     },
+    /// Another daemon publishes our address.
+    #[error(
+        "lost the lease {lease}: another daemon publishes the same address; give each its own --public-ip"
+    )]
+    Rival {
+        /// Its key.
+        lease: SubnetKey,
+    },
     /// A WireGuard handshake thread ended on its own.
     #[error("the WireGuard handshakes of {device} failed: {why}; restart the daemon")]
     KeeperFailed {
@@ -80,6 +88,12 @@ pub enum DaemonError {
         /// The reason.
         why: String,
     },
+    /// The thread for files cannot be started.
+    #[error("cannot start a thread: {0}; check the limit on processes (ulimit -u, pids.max)")]
+    Disk(#[source] io::Error),
+    /// A file cannot be read in time.
+    #[error("cannot read the private key: {0}; check the mounts of this host")]
+    Files(#[source] io::Error),
     /// A task that runs as long as the daemon ended on its own.
     #[error("{what} ended; restart the daemon")]
     TaskEnded {

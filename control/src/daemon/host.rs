@@ -11,6 +11,7 @@ use super::reconciler::Inputs;
 use crate::apply::engine::Numbers;
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::netlink::Netlink;
+use crate::persist::disk::Disk;
 use crate::persist::remembered::Remembered;
 use crate::plan::Plan;
 use crate::settings::Settings;
@@ -26,12 +27,14 @@ impl Host {
     /// Brings the host to its first plan. `numbers` are those of the peers in the engine's tables.
     pub(super) async fn new(
         netlink: Netlink,
+        disk: Disk,
         subnet_file: PathBuf,
+        label: &str,
         engine: Arc<Engine>,
         numbers: Vec<Numbers>,
         plan: Arc<Plan>,
     ) -> Result<(Host, Applied), ApplyError> {
-        let mut applier = Applier::new(netlink, subnet_file);
+        let mut applier = Applier::new(netlink, disk, subnet_file, label);
         applier.begin_anew(numbers);
         let mut host = Host { engine, applier, plan: Arc::clone(&plan) };
         let applied = host.apply(plan).await?;

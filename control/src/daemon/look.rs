@@ -10,16 +10,18 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::plan::Context;
 use crate::settings::UplinkSettings;
 use crate::underlay::reach::{self, Reach};
-use crate::underlay::{self, Underlay, select};
+use crate::underlay::select::{self, Chosen};
+use crate::underlay::{self, Underlay};
 
 /// Chooses the uplink of a node that starts.
 pub(super) async fn choose_uplink(
     netlink: &Netlink,
     settings: &UplinkSettings,
     config: &NetConfig,
+    chosen: Chosen,
 ) -> Result<Underlay, DaemonError> {
     let observed = underlay::observe(netlink, settings.can_reach).await?;
-    let underlay = select::select(&observed, &wish(settings, config))?;
+    let underlay = select::select(&observed, &wish(settings, config, chosen))?;
     let ipv4 = underlay.ipv4.map(|ends| Ipv4Addr::to_string(&ends.public)).unwrap_or_default();
     let ipv6 = underlay.ipv6.map(|ends| Ipv6Addr::to_string(&ends.public)).unwrap_or_default();
     tracing::info!(interface = %underlay.interface, mtu = underlay.mtu, ipv4, ipv6, "underlay");
@@ -31,9 +33,11 @@ pub(super) async fn uplink(
     netlink: &Netlink,
     settings: &UplinkSettings,
     config: &NetConfig,
+    current: &Underlay,
 ) -> Result<Underlay, String> {
     let observed = underlay::observe(netlink, settings.can_reach).await.map_err(|error| error.to_string())?;
-    select::select(&observed, &wish(settings, config))
+    let (ipv4, ipv6) = (current.ipv4.map(|ends| ends.local), current.ipv6.map(|ends| ends.local));
+    select::select(&observed, &wish(settings, config, Chosen { ipv4, ipv6 }))
         .map_err(|error| format!("the uplink is unusable, keeping the last one: {error}"))
 }
 
@@ -56,7 +60,7 @@ pub(super) async fn ways(
 }
 
 /// Collects what the operator and the network configuration ask of the uplink.
-fn wish(settings: &UplinkSettings, config: &NetConfig) -> select::Wish {
+fn wish(settings: &UplinkSettings, config: &NetConfig, chosen: Chosen) -> select::Wish {
     let UplinkSettings { ifaces, patterns, can_reach, public_ip, public_ipv6 } = settings.clone();
     select::Wish {
         ifaces,
@@ -66,5 +70,6 @@ fn wish(settings: &UplinkSettings, config: &NetConfig) -> select::Wish {
         public_ipv6,
         ipv4: config.ipv4.is_some(),
         ipv6: config.ipv6.is_some(),
+        chosen,
     }
 }

@@ -44,7 +44,7 @@ pub async fn run(settings: &Settings) -> Result<(), DaemonError> {
     let endpoints = Endpoints::open(settings).await?;
     let result = tokio::select! {
         result = live(settings, &endpoints, &mut signals) => result,
-        error = endpoints.failed() => Err(error),
+        error = endpoints.keep() => Err(error),
     };
     signals.or_second(endpoints.close()).await;
     result
@@ -57,7 +57,10 @@ async fn live(settings: &Settings, endpoints: &Endpoints, signals: &mut Signals)
     let (node, result) = loop {
         let mut node = tokio::select! {
             node = start(settings, endpoints, from) => node?,
-            () = signals.received() => return Ok(()),
+            signal = signals.received() => {
+                tracing::info!(signal, "stopping");
+                return Ok(());
+            }
         };
         notify(&[NotifyState::Ready]);
         tokio::select! {
@@ -65,7 +68,10 @@ async fn live(settings: &Settings, endpoints: &Endpoints, signals: &mut Signals)
                 Ok(()) => node.stop().await,
                 Err(error) => break (node, Err(error)),
             },
-            () = signals.received() => break (node, Ok(())),
+            signal = signals.received() => {
+                tracing::info!(signal, "stopping");
+                break (node, Ok(()));
+            }
         }
         from = Origin::Store;
     };

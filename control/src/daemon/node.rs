@@ -1,14 +1,16 @@
 //! A node that forwards: its parts, and the loop that carries out what the reconciler decides.
 
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use store::{Event, Store, Watch};
 use tokio::signal::unix::Signal;
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::endpoints::Disks;
 use super::error::DaemonError;
 use super::host::Host;
 use super::look;
@@ -29,6 +31,12 @@ use crate::traffic::Keeper;
 /// How often counters are written out and the workers' notices are read.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How long a node that forwards from memory waits for the store before it is ready without its word.
+const WORD: Duration = Duration::from_secs(2);
+
+/// How long to wait for the last request to the store.
+const PARTING: Duration = Duration::from_secs(5);
+
 /// A node that forwards.
 pub(super) struct Node<'a> {
     pub(super) settings: &'a Settings,
@@ -43,10 +51,15 @@ pub(super) struct Node<'a> {
     pub(super) memory: Remembered,
     pub(super) board: Arc<Board>,
     pub(super) report: Report,
+    /// `subnet.env` is written, and all that it promises is in place.
+    pub(super) is_promised: bool,
     pub(super) is_ready: bool,
+    pub(super) started: Instant,
     /// Tells the store that this node is ready, until that is done.
     pub(super) announcement: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    pub(super) counters_file: Option<CountersFile>,
+    pub(super) counters_file: Option<Arc<Mutex<CountersFile>>>,
+    /// Does all work on files.
+    pub(super) disks: Disks,
     /// The rules stay in place as long as this does.
     pub(super) rules: Keeper,
     /// Removed with the node.
@@ -64,7 +77,12 @@ impl Node<'_> {
             Err(End::Failed { error, give_back }) => {
                 if let Some(other) = give_back {
                     // Nobody uses it; if the store does not answer it runs out.
-                    let _ = self.store.remove(&other).await;
+                    let _ = timeout(PARTING, self.store.remove(&other)).await;
+                }
+                match *error {
+                    DaemonError::Rival { .. } => self.memory.set_evicted(now().unix),
+                    DaemonError::LeaseLost { .. } => self.memory.disown(),
+                    _ => {}
                 }
                 Err(*error)
             }
@@ -82,10 +100,11 @@ impl Node<'_> {
             self.board.turned(Instant::now());
             let next_action = sleep_until(self.reconciler.poll_timeout(now()).into());
             tokio::select! {
-                event = self.watch.next() => self.take_events(event)?,
+                event = self.watch.next(), if self.reconciler.wants_events() => self.take_events(event)?,
                 answer = self.store_request.answer() => {
                     let holder = |wished: &_, stored: &_| self.store.holder(wished, stored);
                     self.reconciler.handle_answer(answer, holder, now())?;
+                    self.announce_if_ready();
                 }
                 // One report is enough; the rest stays unread until the comparison.
                 () = self.changes.happened(), if self.reconciler.wants_reports() => {
@@ -93,7 +112,7 @@ impl Node<'_> {
                 }
                 () = done(&mut self.announcement) => self.announcement = None,
                 () = next_action => {}
-                _ = tick.tick() => self.tick()?,
+                _ = tick.tick() => self.tick().await?,
                 _ = log_counters.recv() => counters_file::log(self.host.engine()),
             }
         }
@@ -123,8 +142,10 @@ impl Node<'_> {
             Action::LookAtUplink => {
                 // What was reported so far is looked at now.
                 self.changes.forget();
-                let config = &self.reconciler.inputs().context().config;
-                let seen = look::uplink(self.host.netlink(), &self.settings.uplink, config).await;
+                let context = self.reconciler.inputs().context();
+                let uplink = &self.settings.uplink;
+                let seen =
+                    look::uplink(self.host.netlink(), uplink, &context.config, &context.underlay).await;
                 self.reconciler.handle_uplink(seen, now());
                 self.board.set_underlay(&self.reconciler.inputs().context().underlay);
             }
@@ -171,12 +192,20 @@ impl Node<'_> {
         self.board.reconciled(applied.changes, failures.clone());
         self.report.report_plan(self.host.plan(), applied.changes);
         self.report.report_failures(failures.into_iter().chain(self.reconciler.problems()));
-        if applied.is_promised() && !std::mem::replace(&mut self.is_ready, true) {
+        self.is_promised |= applied.is_promised();
+        self.announce_if_ready();
+    }
+
+    /// Announces this node once what it promises is in place. A node that starts from memory gives the store
+    /// a moment to say that the configuration is another one by now.
+    fn announce_if_ready(&mut self) {
+        let heard = self.reconciler.wants_events() || self.started.elapsed() >= WORD;
+        if self.is_promised && heard && !std::mem::replace(&mut self.is_ready, true) {
             self.announce_ready();
         }
     }
 
-    /// Pods may come: `subnet.env` is written, and all that it promises is in place.
+    /// Pods may come.
     fn announce_ready(&mut self) {
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(%lease, subnet_file = %self.settings.subnet_file.display(), "ready");
@@ -186,18 +215,29 @@ impl Node<'_> {
         self.announcement = Some(Box::pin(async move { wait_for_store::announce_ready(&store).await }));
     }
 
-    fn tick(&mut self) -> Result<(), DaemonError> {
+    async fn tick(&mut self) -> Result<(), DaemonError> {
         self.check_tasks()?;
+        self.announce_if_ready();
         for notice in self.host.engine().notices() {
             report::report_notice(self.host.plan(), notice)?;
         }
         // Nobody reports changes of a file.
-        if !subnet_file::is_written(&self.settings.subnet_file, &self.host.plan().subnet_env) {
+        let (path, content) = (self.settings.subnet_file.clone(), self.host.plan().subnet_env.clone());
+        let look = move || subnet_file::is_written(&path, &content);
+        let is_written = self.disks.subnet_file.run(look).await.unwrap_or_default();
+        let state = self.memory.path().map(Path::to_owned);
+        let look = move || state.is_none_or(|state| state.exists());
+        let is_remembered = self.disks.run_dir.run(look).await.unwrap_or(true);
+        if !is_written {
             self.reconciler.handle_difference(now());
         }
-        self.write_counters();
+        if !is_remembered {
+            self.remember();
+        }
+        self.write_counters().await;
         let inputs = self.reconciler.inputs();
-        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.peers());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep_sometimes(self.host.plan(), inputs.own(), inputs.lasting(), position);
         Ok(())
     }
 
@@ -216,19 +256,24 @@ impl Node<'_> {
 
     pub(super) fn remember(&mut self) {
         let inputs = self.reconciler.inputs();
-        self.memory.keep(self.host.plan(), inputs.own(), inputs.peers());
+        let position = inputs.position(self.watch.position());
+        self.memory.keep(self.host.plan(), inputs.own(), inputs.lasting(), position);
     }
 
-    fn write_counters(&mut self) {
-        let Some(file) = &mut self.counters_file else { return };
-        if let Err(error) = file.write(self.host.engine()) {
-            self.report.report_counters(file.path(), &error);
+    async fn write_counters(&mut self) {
+        let (Some(file), Some(path)) = (self.counters_file.clone(), &self.settings.counters_file) else {
+            return;
+        };
+        let engine = Arc::clone(self.host.engine());
+        let write = move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&engine);
+        if let Err(error) = self.disks.counters.run(write).await.flatten() {
+            self.report.report_counters(path, &error);
         }
     }
 
     /// Stops the workers. What the node has made stays.
     pub(super) async fn stop(mut self) {
-        self.write_counters();
+        self.write_counters().await;
         self.remember();
         // The rules themselves stay, as in flannel.
         drop(self.rules);

@@ -1,6 +1,6 @@
 //! What the log has reported already, so that a state of affairs is reported once and not every few seconds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use engine::{Event, Notice};
 
 use super::error::DaemonError;
 use crate::plan::{Ignored, Plan, Route, Tunnel};
+use store::gist;
 
 /// The last state that was reported.
 #[derive(Default)]
@@ -15,7 +16,8 @@ pub(super) struct Report {
     ignored: BTreeSet<Ignored>,
     direct: BTreeSet<Route>,
     detours: BTreeSet<Ignored>,
-    failures: BTreeSet<String>,
+    /// One text of each kind.
+    failures: BTreeMap<String, String>,
     peers: Option<Vec<usize>>,
     /// The counters file could not be written.
     counters_failed: bool,
@@ -61,16 +63,25 @@ impl Report {
         (self.direct, self.detours) = (routes, detours);
     }
 
-    /// Reports the failures that were not there the last time, and those that are gone.
+    /// Reports the kinds of failures that were not there the last time, and those that are gone.
     pub(super) fn report_failures(&mut self, failures: impl Iterator<Item = String>) {
-        let failures: BTreeSet<String> = failures.collect();
-        for failure in failures.difference(&self.failures) {
-            tracing::warn!("{failure}; retrying");
+        let mut kinds: BTreeMap<String, (String, usize)> = BTreeMap::new();
+        for failure in failures {
+            kinds.entry(gist(&failure)).or_insert((failure, 0)).1 += 1;
         }
-        for resolved in self.failures.difference(&failures) {
+        for (kind, (failure, count)) in &kinds {
+            if self.failures.contains_key(kind) {
+                continue;
+            }
+            match count - 1 {
+                0 => tracing::warn!("{failure}; retrying"),
+                others => tracing::warn!("{failure}, and {others} like it; retrying"),
+            }
+        }
+        for (_, resolved) in self.failures.iter().filter(|(kind, _)| !kinds.contains_key(*kind)) {
             tracing::info!("resolved: {resolved}");
         }
-        self.failures = failures;
+        self.failures = kinds.into_iter().map(|(kind, (failure, _))| (kind, failure)).collect();
     }
 
     /// Reports that the counters file could not be written, the first time.
@@ -100,6 +111,18 @@ pub(super) fn report_notice(plan: &Plan, notice: Notice) -> Result<(), DaemonErr
         Event::PathLimited { peer, limit } => {
             tracing::info!(device, peer, limit, "path MTU learned; larger packets are refused or cut");
         }
+        Event::SegmentationPaused { interface } => {
+            tracing::warn!(
+                device,
+                interface,
+                "this host translates the tunnel's source address towards an interface without checksum \
+                 offload, where the kernel damages joined datagrams; gso paused, sending one by one; exempt \
+                 the tunnel's port from SNAT or enable the interface's tx checksums"
+            );
+        }
+        Event::SegmentationResumed => {
+            tracing::info!(device, "the tunnel's source address is safe from translation; gso resumed");
+        }
         Event::WorkerFailed(why) => return Err(DaemonError::WorkerFailed { worker, why }),
         Event::LearnerFailed(why) => return Err(DaemonError::LearnerFailed { why }),
         Event::KeeperFailed(why) => return Err(DaemonError::KeeperFailed { device: device.to_owned(), why }),
@@ -113,6 +136,19 @@ mod tests {
     use path::WorkerIndex;
 
     use super::*;
+
+    #[test]
+    fn failures_of_one_kind_are_one_failure() {
+        let mut report = Report::default();
+        let route = |third: u8| format!("cannot add the route 10.244.{third}.0/24 dev flannel.1: full");
+        let other = || "cannot write /run/flannel/subnet.env: No space left".to_owned();
+        report.report_failures([route(1), route(2), other()].into_iter());
+        assert_eq!(report.failures.len(), 2);
+        report.report_failures([route(3), other()].into_iter());
+        assert_eq!(report.failures.len(), 2);
+        report.report_failures([other()].into_iter());
+        assert_eq!(report.failures.into_values().collect::<Vec<_>>(), [other()]);
+    }
 
     #[test]
     fn a_thread_that_has_failed_ends_the_daemon() {

@@ -9,14 +9,16 @@
 //! the tables are filled before the first packet is read. The store is asked afterwards, beside the loop; if
 //! it says something else, the node starts again from the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use engine::Engine;
+use model::backend::Backend;
 use model::lease::{LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use store::lease::ledger::Ledger;
-use store::{Event, Owned, Store, Watch};
+use store::{Event, Owned, Store, Watch, Wish};
 
 use super::endpoints::Endpoints;
 use super::error::DaemonError;
@@ -25,11 +27,14 @@ use super::node::{self, Node};
 use super::reconciler::{Inputs, OwnLease, Reconciler};
 use super::report::Report;
 use super::store_request::StoreRequest;
+use super::wait_for_store::Trust;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
 use crate::apply::subnet_file;
 use crate::netlink::{Changes, Netlink};
+use crate::persist::disk;
 use crate::persist::remembered::{Past, Remembered};
+use crate::persist::state_file::StateFile;
 use crate::plan::{self, Context, Outline};
 use crate::serve::board::Board;
 use crate::serve::counters_file::CountersFile;
@@ -52,27 +57,41 @@ pub(super) async fn start<'a>(
     endpoints: &'a Endpoints,
     from: Origin,
 ) -> Result<Node<'a>, DaemonError> {
+    let path = settings.subnet_file.clone();
+    let recorded = disk::once(move || subnet_file::previous(&path)).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the previous subnet file; ignoring it");
+        None
+    });
+    let (file, known, there) = (endpoints.state_file(), settings.clone(), recorded.clone());
+    let remember = move || {
+        let memory = Remembered::open(file, &known);
+        let past = memory.past(&known, there.as_ref(), node::now().unix);
+        (memory, past)
+    };
+    let (memory, past) = match disk::once(remember).await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(%error, "state file of the previous run ignored");
+            (Remembered::open(StateFile::new(None, None), settings), None)
+        }
+    };
     let mut beginning = Beginning {
         settings,
         endpoints,
-        recorded: subnet_file::previous(&settings.subnet_file),
+        recorded,
         netlink: Netlink::connect()?,
         changes: Changes::listen()?,
         store: Store::open(settings.store.clone()).await?,
-        memory: Remembered::open(endpoints.state_file(), settings),
+        memory,
     };
-    let past = match from {
-        Origin::Memory => beginning.memory.past(settings, node::now().unix),
-        Origin::Store => None,
-    };
-    if let Some(past) = past {
+    if let Some(past) = past.as_ref().filter(|_| from == Origin::Memory) {
         match beginning.resume(past).await {
             Ok(Some(standing)) => return beginning.finish(standing).await,
             Ok(None) => {}
             Err(error) => tracing::warn!("cannot start from memory, asking the store: {error}"),
         }
     }
-    let standing = beginning.join().await?;
+    let standing = beginning.join(past).await?;
     beginning.finish(standing).await
 }
 
@@ -104,15 +123,15 @@ struct Standing {
 
 impl<'a> Beginning<'a> {
     /// Starts from memory; none where the host is not what it was, or where the kernel forwards without us.
-    async fn resume(&mut self, past: Past) -> Result<Option<Standing>, DaemonError> {
-        let Past { config, own, peers } = past;
-        let mut context = self.context(config).await?;
+    async fn resume(&mut self, past: &Past) -> Result<Option<Standing>, DaemonError> {
+        let Past { config, own, peers } = past.clone();
+        let (mut context, _) = self.context(config).await?;
         let outline = self.outline(&context).await?;
         if outline.tunnels.is_empty() || !is_at_its_address(&own, &outline.attrs) {
             return Ok(None);
         }
         let mut ledger = Ledger::new(Some(own.key()));
-        ledger.handle(Event::Snapshot(peers));
+        ledger.handle(Event::Snapshot(peers), node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         let planned = plan::plan(&context, &own.published, ledger.peers())?;
         let (engine, numbers) =
@@ -121,39 +140,71 @@ impl<'a> Beginning<'a> {
         let board = &self.endpoints.board;
         board.set_engine(&engine);
         board.set_remembered(&own.published);
-        let watch = self.store.watch();
+        let watch = self.store.watch_since(self.memory.position());
         Ok(Some(Standing { context, engine, numbers, own, ledger, watch, confirmed: false }))
     }
 
-    /// Starts from the store.
-    async fn join(&mut self) -> Result<Standing, DaemonError> {
-        let (text, config) = wait_for_store::network_config(&self.store, self.settings).await?;
+    /// Starts from the store. What is remembered of its leases tells which of them a store has lost.
+    async fn join(&mut self, past: Option<Past>) -> Result<Standing, DaemonError> {
+        let (text, config) = wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
         self.memory.set_config(text);
-        let mut context = self.context(config).await?;
+        let former = self.memory.own(node::now().unix).map(|own| own.published);
+        let past = past.filter(|past| past.config == config);
+        let (mut context, is_new) = self.context(config).await?;
+        if is_new && matches!(context.config.backend, Backend::Vxlan(_)) {
+            self.take_published_identity(&mut context).await?;
+        }
         // Not for a remembered configuration: nothing that commands make is resumed.
         context.extension_data = extension::before(&context.config).await?;
         let outline = self.outline(&context).await?;
         let (engine, numbers) = datapath::open(self.settings, &context, &outline, &[], &mut self.memory)?;
         let board = &self.endpoints.board;
         board.set_engine(&engine);
+        let back_off = self.memory.back_off(node::now().unix);
+        if !back_off.is_zero() {
+            let seconds = back_off.as_secs();
+            tracing::warn!(
+                "another daemon publishes our address and has taken our lease; waiting {seconds} s before \
+                 taking it back; give each its own --public-ip"
+            );
+            tokio::time::sleep(back_off).await;
+        }
         let previous = previous(self.recorded.as_ref());
-        let first = wait_for_store::first_lease(&self.store, &context.config, outline.attrs, previous);
+        let config = &context.config;
+        let wish = Wish { config, attrs: outline.attrs, previous, former: former.as_ref() };
+        let first = wait_for_store::first_lease(&self.store, &wish, Trust::Store);
         let own = board.timed("acquire", first).await?;
         board.set_own(&own.published);
         extension::after(&context.config, &own.published).await?;
-        let (mut watch, mut ledger) = (self.store.watch(), Ledger::new(Some(own.key())));
-        ledger.handle(watch.next().await);
+        let mut ledger = Ledger::new(Some(own.key()));
+        let past = past.filter(|past| past.own.key() == own.key());
+        let mut watch = self.store.watch_since(past.as_ref().and_then(|_| self.memory.position()));
+        ledger.handle(Event::Snapshot(past.map(|past| past.peers).unwrap_or_default()), node::now());
+        ledger.handle(watch.next().await, node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
     }
 
-    async fn context(&mut self, config: NetConfig) -> Result<Context, DaemonError> {
+    /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
+    /// know them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another
+    /// daemon.
+    async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
+        let attrs = plan::outline(context)?.attrs;
+        let published = wait_for_store::published(&self.store, &attrs).await?;
+        if let Some(lease) = published.filter(|lease| previous(self.recorded.as_ref()) == Some(lease.key)) {
+            context.identity = context.identity.published(&lease.attrs);
+            self.memory.set_identity(&context.identity);
+        }
+        Ok(())
+    }
+
+    async fn context(&mut self, config: NetConfig) -> Result<(Context, bool), DaemonError> {
         let board = &self.endpoints.board;
         context::collect(config, self.settings, &self.netlink, &mut self.memory, board).await
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        context::outline(context, &self.netlink, &self.memory).await
+        context::outline(context, &self.netlink, &self.memory, &self.endpoints.label()).await
     }
 
     /// Makes a node, ready if possible, of a datapath.
@@ -162,7 +213,7 @@ impl<'a> Beginning<'a> {
         let Standing { context, engine, numbers, own, ledger, watch, confirmed } = standing;
         let board = Arc::clone(&endpoints.board);
         let own_lease = if confirmed { OwnLease::acquired } else { OwnLease::remembered };
-        let own_lease = own_lease(&own, settings.renew_margin, node::now().unix);
+        let own_lease = own_lease(&own, settings.renew_margin, node::now());
         let mut inputs = Inputs::new(context, own, ledger, node::now().instant)?;
         let plan = inputs.take_plan()?;
         let reconciler = Reconciler::new(inputs, own_lease, node::now().instant);
@@ -174,7 +225,16 @@ impl<'a> Beginning<'a> {
                 .await?;
         board.set_plan(&plan);
         board.set_store_health(watch.health());
-        let (host, applied) = Host::new(netlink, settings.subnet_file.clone(), engine, numbers, plan).await?;
+        let (host, applied) = Host::new(
+            netlink,
+            endpoints.disks.subnet_file.clone(),
+            settings.subnet_file.clone(),
+            &endpoints.label(),
+            engine,
+            numbers,
+            plan,
+        )
+        .await?;
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
         let sockets = control_sockets(context, &board)?;
@@ -192,9 +252,15 @@ impl<'a> Beginning<'a> {
             memory,
             board,
             report: Report::default(),
+            is_promised: false,
             is_ready: false,
+            started: Instant::now(),
             announcement: None,
-            counters_file: settings.counters_file.clone().map(CountersFile::new),
+            counters_file: settings
+                .counters_file
+                .clone()
+                .map(|path| Arc::new(Mutex::new(CountersFile::new(path)))),
+            disks: endpoints.disks.clone(),
             rules,
             sockets,
         };

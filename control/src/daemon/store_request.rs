@@ -8,7 +8,7 @@ use store::{Store, Wish};
 
 use super::error::DaemonError;
 use super::reconciler::{Answer, Request};
-use super::wait_for_store;
+use super::wait_for_store::{self, Trust};
 use crate::serve::board::Board;
 use crate::settings::Settings;
 
@@ -21,7 +21,8 @@ pub(super) struct StoreRequest {
 impl StoreRequest {
     /// Starts a request in the place of one under way.
     pub(super) fn start(&mut self, request: Request, store: &Store, board: &Arc<Board>, settings: &Settings) {
-        let (store, board, settings) = (store.clone(), Arc::clone(board), settings.clone());
+        let (store, board) = (store.clone(), Arc::clone(board));
+        let settings = settings.clone();
         self.request = Some(Box::pin(carry_out(request, store, board, settings)));
     }
 
@@ -37,12 +38,13 @@ impl StoreRequest {
 async fn carry_out(request: Request, store: Store, board: Arc<Board>, settings: Settings) -> Answer {
     match request {
         Request::Confirm { config, wished, key } => {
-            match wait_for_store::network_config(&store, &settings).await {
+            match wait_for_store::network_config(&store, &settings, Trust::Memory).await {
                 Ok((_, stored)) if stored != config => return Answer::Reconfigured,
                 Ok(_) => {}
                 Err(error) => return Answer::Confirmed(Err(error)),
             }
-            let lease = wait_for_store::first_lease(&store, &config, wished, Some(key));
+            let wish = Wish { config: &config, attrs: wished, previous: Some(key), former: None };
+            let lease = wait_for_store::first_lease(&store, &wish, Trust::Memory);
             Answer::Confirmed(board.timed("acquire", lease).await.map_err(DaemonError::from))
         }
         Request::Renew(own) => Answer::Renewed(board.timed("renew", store.renew(&own)).await),
@@ -51,7 +53,7 @@ async fn carry_out(request: Request, store: Store, board: Arc<Board>, settings: 
                 // Nobody uses it; if the store does not answer it runs out.
                 let _ = store.remove(&other).await;
             }
-            let wish = Wish { config: &config, attrs: wished, previous: Some(key) };
+            let wish = Wish { config: &config, attrs: wished, previous: Some(key), former: None };
             Answer::Acquired(board.timed("acquire", store.acquire(&wish)).await)
         }
         Request::Publish { own, wished } => Answer::Published(store.update(&own, &wished).await),

@@ -1,32 +1,53 @@
 //! What a start waits for: a store that answers, with a configuration and a lease. Giving up would only make
 //! the service manager start the daemon again.
 
-use std::fmt::Display;
 use std::time::Duration;
 
-use model::lease::{LeaseAttrs, SubnetKey};
+use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
 use super::error::DaemonError;
-use crate::settings::Settings;
-use store::{Owned, Store, StoreError, Wish};
+use crate::persist::disk;
+use crate::settings::{NetConfigFileError, Settings};
+use store::etcd::Config;
+use store::{Owned, Spec, Store, StoreError, Wish};
 
 /// The time between two attempts, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What to go by while the store fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The store alone: an error that only a person can mend ends the start.
+    Store,
+    /// The memory, from which the node forwards: every error of the store may pass.
+    Memory,
+}
+
+impl Trust {
+    fn waits_for(self, error: &StoreError) -> bool {
+        // Where no subnet is left, another node has ours.
+        error.is_passing() || (self == Trust::Memory && !matches!(error, StoreError::OutOfSubnets(_)))
+    }
+}
 
 /// Waits for the network configuration, after putting the one from the command line into the store. Returns
 /// its text as well.
 pub(super) async fn network_config(
     store: &Store,
     settings: &Settings,
+    trust: Trust,
 ) -> Result<(String, NetConfig), DaemonError> {
-    let given = settings.net_config_text()?;
-    let mut patience = Patience::default();
+    let known = settings.clone();
+    let given = disk::once(move || known.net_config_text())
+        .await
+        .unwrap_or_else(|error| Err(NetConfigFileError::unanswered(settings, error)))?;
+    let mut patience = Patience::new(settings);
     let network = loop {
         match store.network(given.as_deref()).await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => break outcome?,
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
+            outcome => break patience.end(outcome)?,
         }
     };
     for warning in network.warnings {
@@ -35,18 +56,24 @@ pub(super) async fn network_config(
     Ok((network.text, network.config))
 }
 
-/// Waits for our lease.
-pub(super) async fn first_lease(
-    store: &Store,
-    config: &NetConfig,
-    attrs: LeaseAttrs,
-    previous: Option<SubnetKey>,
-) -> Result<Owned, StoreError> {
+/// Waits for the lease that this node has published before, if any.
+pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
     let mut patience = Patience::default();
     loop {
-        match store.acquire(&Wish { config, attrs: attrs.clone(), previous }).await {
+        match store.published(attrs).await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => return outcome,
+            outcome => return patience.end(outcome),
+        }
+    }
+}
+
+/// Waits for our lease.
+pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) -> Result<Owned, StoreError> {
+    let mut patience = Patience::default();
+    loop {
+        match store.acquire(wish).await {
+            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
+            outcome => return patience.end(outcome),
         }
     }
 }
@@ -56,44 +83,119 @@ pub(super) async fn announce_ready(store: &Store) {
     let mut patience = Patience::default();
     loop {
         match store.announce_ready().await {
-            Ok(()) => return,
             Err(error) if error.is_passing() => patience.wait(&error).await,
-            Err(error) => {
-                return tracing::error!("cannot report this node as ready to the lease store: {error}");
+            outcome => {
+                return patience.end(outcome).unwrap_or_else(|error| {
+                    tracing::error!("cannot report this node as ready to the lease store: {error}");
+                });
             }
         }
     }
 }
 
-/// Attempts between two log lines: once a minute is often enough to be found, and seldom enough not to fill
-/// the log.
-const LOG_EVERY: u32 = 60;
+/// Attempts between two log lines at most: once an hour.
+const LOG_EVERY: u32 = 3600;
 
-/// Waits between attempts and logs why: at once for each new reason, then less and less often.
+/// Waits between attempts and logs why: at once for each kind of failure, then less and less often.
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
+    kind: String,
     why: String,
+    /// What is said of etcd's default endpoints, where nobody has asked for them.
+    default: Option<String>,
 }
 
 impl Patience {
-    async fn wait(&mut self, why: &impl Display) {
-        let why = why.to_string();
-        if why != self.why {
-            (self.tries, self.why) = (0, why);
-        }
-        self.tries = self.tries.saturating_add(1);
-        if self.tries.is_power_of_two() || self.tries.is_multiple_of(LOG_EVERY) {
-            tracing::error!(tries = self.tries, "waiting for the lease store: {}", self.why);
+    fn new(settings: &Settings) -> Patience {
+        Patience { default: default_store(settings), ..Patience::default() }
+    }
+
+    async fn wait(&mut self, error: &StoreError) {
+        if self.handle(error) {
+            tracing::error!(tries = self.tries, "waiting for the lease store: {}; retrying", self.why);
         }
         sleep(RETRY).await;
     }
-}
 
-impl Drop for Patience {
-    fn drop(&mut self) {
-        if self.tries > 0 {
+    /// Ends the wait with the last answer, and logs that the failure has passed if that is so.
+    fn end<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        if answer.is_ok() && self.tries > 0 {
             tracing::info!("resolved: {}", self.why);
         }
+        answer
+    }
+
+    /// Takes in a failure; returns true if it is to be logged.
+    fn handle(&mut self, error: &StoreError) -> bool {
+        let kind = error.kind();
+        if kind != self.kind {
+            (self.tries, self.kind) = (0, kind);
+        }
+        self.why = match &self.default {
+            Some(advice) if error.is_unreachable() => advice.clone(),
+            _ => error.to_string(),
+        };
+        self.tries = self.tries.saturating_add(1);
+        self.tries.is_power_of_two() || self.tries.is_multiple_of(LOG_EVERY)
+    }
+}
+
+/// Returns what to say if there is no etcd at the default endpoints and no store was given.
+fn default_store(settings: &Settings) -> Option<String> {
+    let Spec::Etcd(config) = &settings.store else { return None };
+    if settings.store_given || config.endpoints != Config::default().endpoints {
+        return None;
+    }
+    let places: Vec<&str> =
+        config.endpoints.iter().map(|endpoint| endpoint.trim_start_matches("http://")).collect();
+    Some(format!(
+        "no etcd at {} (the default, since no --store was given); on one machine try --store sqlite:PATH",
+        places.join(" or ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use store::StoreError;
+    use store::etcd::EtcdError;
+
+    use super::*;
+
+    fn unreachable(endpoint: &str) -> StoreError {
+        let (endpoint, answer) = (endpoint.to_owned(), format!("connection refused by {endpoint}"));
+        EtcdError::Unreachable { tried: "read the network configuration", endpoint, answer }.into()
+    }
+
+    #[test]
+    fn endpoints_that_take_turns_are_one_failure_ever_more_seldom() {
+        let mut patience = Patience::new(&Settings { store_given: true, ..Settings::default() });
+        let ports = ["4001", "2379"].into_iter().cycle();
+        let logged: Vec<u32> = ports
+            .take(10_000)
+            .filter_map(|port| {
+                let logged = patience.handle(&unreachable(&format!("http://127.0.0.1:{port}")));
+                logged.then_some(patience.tries)
+            })
+            .collect();
+        let expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3600, 4096, 7200, 8192];
+        assert_eq!(logged, expected);
+        assert!(patience.why.contains("http://127.0.0.1:2379"), "{}", patience.why);
+        assert!(patience.handle(&EtcdError::Contended { rounds: 9 }.into()), "another kind");
+        assert_eq!(patience.tries, 1);
+    }
+
+    #[test]
+    fn a_store_that_nobody_asked_for_is_explained() {
+        let mut patience = Patience::new(&Settings::default());
+        assert!(patience.handle(&unreachable("http://127.0.0.1:4001")));
+        assert_eq!(
+            patience.why,
+            "no etcd at 127.0.0.1:4001 or 127.0.0.1:2379 (the default, since no --store was given); on one \
+             machine try --store sqlite:PATH"
+        );
+        let config = Config { endpoints: vec!["http://10.0.0.1:2379".into()], ..Config::default() };
+        let given = Settings { store: Spec::Etcd(config), ..Settings::default() };
+        assert_eq!(default_store(&given), None);
     }
 }

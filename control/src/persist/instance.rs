@@ -1,19 +1,23 @@
 //! One daemon among several on a host: its name, its files, and the lock that makes it unique.
 //!
 //! ```text
-//! /run/loden/<instance>.lock   locked while the daemon runs
-//! /run/loden/<instance>.json   state file, for a restart and for `loden cleanup`
+//! /run/loden/<instance>.lock   locked while the daemon runs /run/loden/<instance>.json   state file, for a
+//! restart and for `loden cleanup`; beside the subnet file where
+//!                              /run/loden ends with a container
 //! /run/loden/<instance>.sock   status socket, for `loden status`
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::SUBNET_FILE;
+use nix::libc::O_NONBLOCK;
+use store::regular;
 
-use crate::settings::Settings;
+use crate::persist::atomic_file::parent;
+use crate::settings::{RUN_DIRECTORY, Settings};
 
 /// Name of the daemon that writes flannel's default subnet file.
 const USUAL: &str = "flannel";
@@ -47,13 +51,15 @@ pub enum InstanceError {
 pub struct Instance {
     name: String,
     directory: PathBuf,
+    /// The directory of the state file.
+    lasting: PathBuf,
 }
 
 /// The lock of an instance, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     // Closing the file releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl Instance {
@@ -64,12 +70,27 @@ impl Instance {
         if !good {
             return Err(InstanceError::Name(name.to_owned()));
         }
-        Ok(Instance { name: name.to_owned(), directory: directory.to_owned() })
+        Ok(Instance { name: name.to_owned(), directory: directory.to_owned(), lasting: directory.to_owned() })
     }
 
-    /// Returns the instance of the daemon with these settings. The default name is derived from the subnet
-    /// file, which differs between the daemons of one host.
+    /// Returns the instance of the daemon with these settings, with its state file where that lasts.
     pub fn of(settings: &Settings) -> Result<Instance, InstanceError> {
+        let mut instance = Instance::named(settings)?;
+        let beside = parent(&settings.subnet_file);
+        let ends = || {
+            let device = |path: &Path| Some(path.metadata().ok()?.dev());
+            ends_with_the_container(&settings.run_dir, beside, device)
+        };
+        // Whoever names another directory knows what lasts.
+        if settings.run_dir == Path::new(RUN_DIRECTORY) && ends() {
+            instance.lasting = beside.to_owned();
+        }
+        Ok(instance)
+    }
+
+    /// Returns the instance of the daemon with these settings, with all files in the run directory. The
+    /// default name is derived from the subnet file, which differs between the daemons of one host.
+    pub fn named(settings: &Settings) -> Result<Instance, InstanceError> {
         let name = match &settings.instance {
             Some(name) => name.clone(),
             None => name_for(&settings.subnet_file),
@@ -105,7 +126,7 @@ impl Instance {
 
     /// Returns the path of the state file.
     pub fn state(&self) -> PathBuf {
-        self.file("json")
+        self.lasting.join(format!("{}.json", self.name))
     }
 
     /// Returns the path of the file that is locked while the daemon runs.
@@ -116,6 +137,14 @@ impl Instance {
     /// Tells whether any of the instance's files exists.
     pub fn has_files(&self) -> bool {
         [self.socket(), self.state(), self.lock_file()].iter().any(|path| path.symlink_metadata().is_ok())
+    }
+
+    /// Tells whether the lock is still that of the lock file, so that it keeps others out.
+    pub fn is_locked_by(&self, lock: &Lock) -> bool {
+        let identity = |file: &Metadata| (file.dev(), file.ino());
+        let ours = lock.file.metadata().map(|file| identity(&file));
+        let there = fs::symlink_metadata(self.lock_file()).map(|file| identity(&file));
+        matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
     }
 
     /// Creates the directory of the files.
@@ -132,7 +161,9 @@ impl Instance {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
+                .custom_flags(O_NONBLOCK)
                 .open(self.lock_file())
+                .and_then(|file| regular::check(&file.metadata()?).map(|()| file))
         };
         let mut file = match open() {
             Ok(file) => file,
@@ -152,12 +183,21 @@ impl Instance {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Ok(Lock { _file: file }))
+        Ok(Ok(Lock { file }))
     }
 
     fn file(&self, kind: &str) -> PathBuf {
         self.directory.join(format!("{}.{kind}", self.name))
     }
+}
+
+/// Tells whether files in the run directory go with the container that this process runs in, while those
+/// beside the subnet file stay: the one is on the root filesystem, the other on a mount. `device` returns the
+/// filesystem of a path that exists.
+fn ends_with_the_container(run_dir: &Path, beside: &Path, device: impl Fn(&Path) -> Option<u64>) -> bool {
+    let nearest = |path: &Path| path.ancestors().find_map(&device);
+    let root = device(Path::new("/"));
+    root.is_some() && nearest(run_dir) == root && device(beside).is_some_and(|device| Some(device) != root)
 }
 
 fn name_for(subnet_file: &Path) -> String {
@@ -196,6 +236,29 @@ mod tests {
         for bad in ["", ".", "..", ".x", "a/b", "a b", "ä", &"x".repeat(65)] {
             assert!(Instance::new(bad, Path::new("/run")).is_err(), "{bad:?}");
         }
+    }
+
+    /// A pod mounts the host's /run/flannel; its /run/loden is the container's.
+    #[test]
+    fn a_run_directory_of_a_container_does_not_last() {
+        let beside = |root: u64, run: Option<u64>, loden: Option<u64>, flannel: Option<u64>| {
+            let device = |path: &Path| match path.to_str() {
+                Some("/") => Some(root),
+                Some("/run") => run,
+                Some("/run/loden") => loden,
+                Some("/run/flannel") => flannel,
+                _ => None,
+            };
+            ends_with_the_container(Path::new("/run/loden"), Path::new("/run/flannel"), device)
+        };
+        assert!(beside(1, Some(1), None, Some(2)), "a pod");
+        assert!(beside(1, Some(1), Some(1), Some(2)), "a pod that was restarted");
+        assert!(!beside(1, Some(1), Some(3), Some(2)), "a pod that mounts both");
+        assert!(!beside(1, Some(2), None, Some(2)), "a host");
+        assert!(
+            !beside(1, Some(1), None, Some(1)) && !beside(1, Some(1), None, None),
+            "nothing lasts longer"
+        );
     }
 
     #[test]

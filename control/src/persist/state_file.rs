@@ -5,17 +5,20 @@
 //! answered, and `loden cleanup` knows what to remove. The file is on a memory filesystem and has no meaning
 //! after a reboot; an unreadable file is treated as a missing one.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use model::lease::{Lease, LeaseAttrs};
 use serde::{Deserialize, Serialize};
-use store::Owned;
+use store::{Owned, Position, StoreId, regular};
 use wire::addr::Mac;
 
+use super::{atomic_file, disk::Disk};
 use crate::plan::{Identity, Plan};
 
 /// Maximum size of the file, more than 10,000 leases take.
@@ -48,13 +51,42 @@ pub struct State {
     pub tested: Option<TestRecord>,
     /// The network configuration that the rest belongs to, as stored.
     pub config: Option<String>,
+    /// The store that the leases are from.
+    pub store: Option<StoreRecord>,
     /// This node's lease as published.
     pub own: Option<LeaseRecord>,
     /// The attributes that the daemon wanted to publish, where they differ from the published ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wished: Option<String>,
+    /// How another daemon with our address took our lease.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<EvictionRecord>,
     /// The other nodes' leases.
     pub leases: Vec<LeaseRecord>,
+}
+
+/// A store, and how far it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreRecord {
+    /// Kind and path, or kind and prefix.
+    pub name: String,
+    /// The addresses of a cluster.
+    pub endpoints: Vec<String>,
+    /// Identifies the cluster.
+    pub cluster: u64,
+    /// The revision up to which all changes are known; `None` before the first.
+    pub revision: Option<u64>,
+}
+
+/// How often another daemon with our address took our lease from us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvictionRecord {
+    /// The number of times in a row.
+    pub times: u32,
+    /// The last time, in Unix seconds.
+    pub at: u64,
 }
 
 /// The result of a self-test, valid for one boot of the kernel.
@@ -108,9 +140,10 @@ pub struct LeaseRecord {
 pub struct StateFile {
     /// `None` if the file cannot be written.
     path: Option<PathBuf>,
+    disk: Option<Disk>,
     /// Digest of the written text, which takes two megabytes for ten thousand leases.
-    written: Option<u64>,
-    complained: bool,
+    written: Arc<Mutex<Option<u64>>>,
+    complained: Arc<AtomicBool>,
 }
 
 impl State {
@@ -168,6 +201,28 @@ impl State {
     }
 }
 
+impl StoreRecord {
+    /// Records a store that was read up to `position`.
+    pub fn of(store: &StoreId, position: Option<Position>) -> StoreRecord {
+        StoreRecord {
+            name: store.name.clone(),
+            endpoints: store.endpoints.clone(),
+            cluster: position.map_or(0, |position| position.cluster),
+            revision: position.map(|position| position.revision),
+        }
+    }
+
+    /// Returns what identifies the store.
+    pub fn id(&self) -> StoreId {
+        StoreId { name: self.name.clone(), endpoints: self.endpoints.clone() }
+    }
+
+    /// Returns how far it was read.
+    pub fn position(&self) -> Option<Position> {
+        self.revision.map(|revision| Position { cluster: self.cluster, revision })
+    }
+}
+
 impl LeaseRecord {
     fn of(lease: &Lease) -> LeaseRecord {
         LeaseRecord { key: lease.key.to_string(), value: lease.attrs.to_json(), expires: lease.expires }
@@ -181,9 +236,14 @@ impl LeaseRecord {
 }
 
 impl StateFile {
-    /// Returns the file at `path`; without a path, nothing is kept.
-    pub fn new(path: Option<PathBuf>) -> StateFile {
-        StateFile { path, written: None, complained: false }
+    /// Returns the file at `path`, which `disk` writes beside the caller; without a path, nothing is kept.
+    pub fn new(path: Option<PathBuf>, disk: Option<Disk>) -> StateFile {
+        StateFile { path, disk, written: Arc::default(), complained: Arc::default() }
+    }
+
+    /// Returns the path; `None` if nothing is kept.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Reads the state of the previous run. An unreadable file gives an empty state and a warning.
@@ -198,39 +258,55 @@ impl StateFile {
         }
     }
 
-    /// Replaces the file, unless it has this content. Only the first failure is logged: the daemon works
-    /// without.
-    pub fn write(&mut self, state: State) {
-        let Some(path) = &self.path else { return };
-        let state = State { version: VERSION, pid: std::process::id(), ..state };
-        let result = serde_json::to_string(&state).map_err(io::Error::from).and_then(|text| {
-            let mut hasher = DefaultHasher::new();
-            text.hash(&mut hasher);
-            let digest = Some(hasher.finish());
-            if digest != self.written {
-                replace(path, &text)?;
-                self.written = digest;
+    /// Replaces the file, unless it was written with this content and is still there. Only the first failure
+    /// is logged: the daemon works without.
+    pub fn write(&self, state: State) {
+        let Some(path) = self.path.clone() else { return };
+        let (written, complained) = (Arc::clone(&self.written), Arc::clone(&self.complained));
+        let work = move || {
+            // Only this work takes the lock, which it may hold for as long as a filesystem hangs.
+            let mut digest = written.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = write(&path, state, &mut digest) {
+                complain(&complained, &path, &error);
             }
-            Ok(())
-        });
-        if let Err(error) = result
-            && !std::mem::replace(&mut self.complained, true)
-        {
-            let path = path.display();
-            tracing::warn!(%path, %error, "cannot write the state file; a restart will start from the store");
+        };
+        match &self.disk {
+            None => work(),
+            Some(disk) => {
+                if let (Err(error), Some(path)) = (disk.post(work), &self.path) {
+                    complain(&self.complained, path, &error);
+                }
+            }
         }
+    }
+}
+
+fn write(path: &Path, state: State, written: &mut Option<u64>) -> io::Result<()> {
+    let text = serde_json::to_string(&State { version: VERSION, pid: std::process::id(), ..state })?;
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let digest = Some(hasher.finish());
+    if digest != *written || !path.exists() {
+        replace(path, &text)?;
+        *written = digest;
+    }
+    Ok(())
+}
+
+fn complain(complained: &AtomicBool, path: &Path, error: &io::Error) {
+    if !complained.swap(true, Ordering::Relaxed) {
+        let path = path.display();
+        tracing::warn!(%path, %error, "cannot write the state file; a restart will start from the store");
     }
 }
 
 /// Reads the state at `path`; `None` if there is no file.
 pub fn read(path: &Path) -> io::Result<Option<State>> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
+    let text = match regular::read_to_string(path, LARGEST) {
+        Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut text = String::new();
-    file.take(LARGEST).read_to_string(&mut text)?;
     let state: State = serde_json::from_str(&text)?;
     if state.version != VERSION {
         return Err(io::Error::other(format!(
@@ -243,15 +319,18 @@ pub fn read(path: &Path) -> io::Result<Option<State>> {
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".state.").tempfile_in(directory)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(text.as_bytes())?;
+    // Whoever has removed it has not stopped the daemon.
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    let mut file = atomic_file::temporary(path)?;
+    file.as_file_mut().write_all(text.as_bytes())?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -259,11 +338,11 @@ mod tests {
     fn the_file_is_private_and_read_back_as_written() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
-        let mut file = StateFile::new(Some(path.clone()));
+        let file = StateFile::new(Some(path.clone()), None);
         assert_eq!(file.read(), State::default());
         let state = sample();
         file.write(state.clone());
-        let back = StateFile::new(Some(path.clone())).read();
+        let back = StateFile::new(Some(path.clone()), None).read();
         assert_eq!(back, State { version: VERSION, pid: std::process::id(), ..state.clone() });
         assert_eq!(back.identity(), Some(identity()));
         assert_eq!(back.peers().len(), 1);
@@ -275,7 +354,7 @@ mod tests {
     fn invalid_files_are_ignored() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
-        let file = StateFile::new(Some(path.clone()));
+        let file = StateFile::new(Some(path.clone()), None);
         for text in
             ["", "{", "null", "[]", "{}", r#"{"version":2}"#, r#"{"version":1,"devices":7}"#, "\u{0}\u{1}"]
         {
@@ -288,8 +367,8 @@ mod tests {
         fs::create_dir(&path).expect("a directory in its place");
         assert_eq!(file.read(), State::default());
         // A write that fails is not an error either.
-        StateFile::new(Some(path)).write(sample());
-        StateFile::new(None).write(sample());
+        StateFile::new(Some(path), None).write(sample());
+        StateFile::new(None, None).write(sample());
     }
 
     #[test]
@@ -344,7 +423,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.json");
         fs::write(&path, bytes).expect("write");
-        let state = StateFile::new(Some(path)).read();
+        let state = StateFile::new(Some(path), None).read();
         let _ = (state.identity(), state.peers());
     }
 

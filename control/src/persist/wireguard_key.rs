@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use model::wireguard::{parse_key, render_key};
 use path::wireguard::SecretKey;
+use store::regular;
 
 use crate::persist::atomic_file;
 
@@ -64,7 +65,7 @@ pub fn load(path: &Path, new: impl FnOnce() -> [u8; 32]) -> Result<SecretKey, Ke
 
 /// Reads the key; `None` if there is no file.
 fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
-    match fs::read_to_string(path) {
+    match regular::read_to_string(path, regular::USUAL) {
         Ok(text) => {
             let key = parse_key(text.trim()).ok_or_else(|| KeyError::Content { path: path.to_owned() })?;
             Ok(Some(SecretKey(key)))
@@ -81,9 +82,9 @@ fn read(path: &Path) -> Result<Option<SecretKey>, KeyError> {
 fn create(path: &Path, text: &str) -> io::Result<()> {
     let directory = atomic_file::parent(path);
     fs::create_dir_all(directory)?;
-    let mut file =
-        tempfile::Builder::new().permissions(Permissions::from_mode(0o400)).tempfile_in(directory)?;
-    file.write_all(text.as_bytes())?;
+    let mut file = atomic_file::temporary(path)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o400))?;
+    file.as_file_mut().write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     file.persist_noclobber(path).map(drop).map_err(|error| error.error)
 }

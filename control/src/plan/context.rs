@@ -1,8 +1,8 @@
 //! The inputs of a plan, except the leases.
 
 use ipnetwork::IpNetwork;
-use model::backend::Backend;
-use model::lease::{Lease, RawJson};
+use model::backend::{Backend, VxlanData};
+use model::lease::{Lease, LeaseAttrs, RawJson};
 use model::net_config::NetConfig;
 use path::wireguard::SecretKey;
 use wire::addr::{Mac, Mtu};
@@ -56,6 +56,19 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Returns the MAC addresses in a lease of the vxlan backend, in place of each of ours that it has.
+    pub fn published(&self, attrs: &LeaseAttrs) -> Identity {
+        let mac = |data: &Option<RawJson>| {
+            let data = VxlanData::parse(data.as_ref()?.as_str()).ok()?;
+            Some(data.mac).filter(|mac| !mac.is_multicast() && mac.octets() != [0; 6])
+        };
+        let found = match attrs.backend_type.as_str() {
+            "vxlan" => (mac(&attrs.backend_data), mac(&attrs.backend_v6_data)),
+            _ => (None, None),
+        };
+        Identity { mac: found.0.unwrap_or(self.mac), mac_v6: found.1.unwrap_or(self.mac_v6) }
+    }
+
     /// Makes two locally administered unicast addresses (IEEE 802c) from twelve random bytes.
     pub fn from_random(bytes: [u8; 12]) -> Identity {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;

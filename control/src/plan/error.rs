@@ -34,6 +34,15 @@ pub enum PlanError {
         /// The problem and the remedy.
         problem: &'static str,
     },
+    /// The kernel takes no device of this name.
+    #[error(
+        "Backend.VNI: the device {device} cannot be made, since a name has 15 characters at most; use a VNI \
+         up to 9999999, with IPv6 up to 9999"
+    )]
+    DeviceName {
+        /// The name.
+        device: String,
+    },
     /// An option of the backend is not supported.
     #[error("Backend.{key} = true: {problem}")]
     Option {

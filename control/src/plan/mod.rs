@@ -34,8 +34,19 @@ pub use self::intent::{
 };
 pub use self::outline::{Outline, TunnelOutline};
 
+/// Longest name of a device, IFNAMSIZ without the terminator (linux/if.h).
+const LONGEST_NAME: usize = 15;
+
 /// Computes the tunnels and the lease attributes for this configuration on this host.
 pub fn outline(context: &Context) -> Result<Outline, PlanError> {
+    let outline = outline_of(context)?;
+    match outline.tunnels.iter().find(|tunnel| tunnel.device.len() > LONGEST_NAME) {
+        Some(tunnel) => Err(PlanError::DeviceName { device: tunnel.device.clone() }),
+        None => Ok(outline),
+    }
+}
+
+fn outline_of(context: &Context) -> Result<Outline, PlanError> {
     let backend = context.config.backend.name();
     let refused = |problem| Err(PlanError::Backend { backend, problem });
     match &context.config.backend {

@@ -612,3 +612,25 @@ fn dedent(text: &str) -> String {
     let indent = text.len() - text.trim_start().len();
     text.lines().map(|line| format!("{}\n", line.get(indent..).unwrap_or(""))).collect()
 }
+
+#[test]
+fn a_vni_that_makes_the_devices_name_too_long_is_named() {
+    let config = |vni: u32, more: &str| {
+        format!(r#"{{"Network":"10.244.0.0/16"{more},"Backend":{{"Type":"vxlan","VNI":{vni}}}}}"#)
+    };
+    let dual = r#","EnableIPv6":true,"IPv6Network":"fd00::/48""#;
+    for (vni, more, good) in [
+        (9_999_999, "", true),
+        (10_000_000, "", false),
+        (16_777_215, "", false),
+        (9999, dual, true),
+        (10_000, dual, false),
+    ] {
+        match outline(&context(&config(vni, more), 1500)) {
+            Ok(_) => assert!(good, "{vni}"),
+            Err(error) => {
+                assert!(!good && error.to_string().contains(&format!(".{vni} cannot be made")), "{error}")
+            }
+        }
+    }
+}

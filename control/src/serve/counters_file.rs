@@ -1,12 +1,17 @@
 //! The engine's counters as log lines on request, and as a JSON file.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use engine::{Engine, Status, TunnelStatus};
+use nix::libc::O_NONBLOCK;
 use serde_json::{Map, Value, json};
+use store::regular;
+
+use crate::persist::atomic_file;
 
 /// Logs every non-zero counter, one line each.
 pub fn log(engine: &Engine) {
@@ -44,17 +49,27 @@ impl CountersFile {
         if self.written.as_ref() == Some(&status) && self.touch().is_ok() {
             return Ok(());
         }
+        atomic_file::check_target(&self.path)?;
         let mut temporary = self.path.as_os_str().to_owned();
         temporary.push(".new");
         let text = format!("{:#}\n", json(engine, &status));
-        fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.path))?;
+        open(Path::new(&temporary), OpenOptions::new().create(true).truncate(true))?
+            .write_all(text.as_bytes())
+            .and_then(|()| fs::rename(&temporary, &self.path))?;
         self.written = Some(status);
         Ok(())
     }
 
     fn touch(&self) -> io::Result<()> {
-        fs::File::options().append(true).open(&self.path)?.set_modified(SystemTime::now())
+        open(&self.path, &mut OpenOptions::new())?.set_modified(SystemTime::now())
     }
+}
+
+/// Opens a regular file for writing; a FIFO would keep its writer waiting.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.write(true).custom_flags(O_NONBLOCK).open(path)?;
+    regular::check(&file.metadata()?)?;
+    Ok(file)
 }
 
 /// Renders counters and chosen features by tunnel.
@@ -68,6 +83,7 @@ fn json(engine: &Engine, status: &Status) -> Value {
             "features": features,
             "syscalls": tunnel.syscalls(),
             "totals": object(tunnel.totals()),
+            "unread": { "egress": tunnel.unread.egress, "ingress": tunnel.unread.ingress },
             "workers": workers(tunnel),
         })
     });

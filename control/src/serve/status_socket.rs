@@ -23,6 +23,13 @@ const LARGEST: u64 = 64 << 20;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A status socket that nobody serves yet.
+#[derive(Debug)]
+pub struct Bound {
+    path: PathBuf,
+    listener: std::os::unix::net::UnixListener,
+}
+
 /// The server's end of a status socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Socket {
@@ -30,17 +37,25 @@ pub struct Socket {
     task: JoinHandle<()>,
 }
 
-/// Serves the board at `path` on the running tokio runtime. The caller must hold the instance's lock, because
-/// a socket left by an earlier run is replaced.
-pub fn serve(path: &Path, board: &Arc<Board>) -> io::Result<Socket> {
+/// Makes the socket at `path`. The caller must hold the instance's lock, because a socket left by an earlier
+/// run is replaced.
+pub fn bind(path: &Path) -> io::Result<Bound> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let task = tokio::spawn(answer(listener, Arc::clone(board)));
-    Ok(Socket { path: path.to_owned(), task })
+    listener.set_nonblocking(true)?;
+    Ok(Bound { path: path.to_owned(), listener })
+}
+
+impl Bound {
+    /// Serves the board on the running tokio runtime.
+    pub fn serve(self, board: &Arc<Board>) -> io::Result<Socket> {
+        let listener = UnixListener::from_std(self.listener)?;
+        Ok(Socket { path: self.path, task: tokio::spawn(answer(listener, Arc::clone(board))) })
+    }
 }
 
 impl Socket {
@@ -101,7 +116,7 @@ mod tests {
         std::fs::write(&path, "left by a crash").expect("write");
         let board = Arc::new(Board::new("one", "memory:"));
         board.reconciled(2, vec!["refused".into()]);
-        let socket = serve(&path, &board).expect("a socket");
+        let socket = bind(&path).and_then(|bound| bound.serve(&board)).expect("a socket");
         assert_eq!(std::fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
         let asked = path.clone();
         let document =
@@ -116,7 +131,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("one.sock");
         let board = Arc::new(Board::new("one", "memory:"));
-        let _socket = serve(&path, &board).expect("a socket");
+        let _socket = bind(&path).and_then(|bound| bound.serve(&board)).expect("a socket");
         for _ in 0..50 {
             let mut stream = tokio::net::UnixStream::connect(&path).await.expect("connect");
             let _ = stream.write_all(&[0xff; 100]).await;

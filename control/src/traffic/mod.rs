@@ -27,6 +27,7 @@ use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
+use store::gist;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -75,6 +76,7 @@ pub struct Traffic {
     networks: Networks,
     firewalls: Vec<Firewall>,
     netlink: Netlink,
+    /// The kinds of failures that were logged.
     reported: BTreeSet<String>,
 }
 
@@ -226,10 +228,11 @@ impl Traffic {
     }
 
     fn report(&mut self, failures: BTreeSet<String>) {
-        for failure in failures.difference(&self.reported) {
+        let kinds: BTreeSet<String> = failures.iter().map(|failure| gist(failure)).collect();
+        for failure in failures.iter().filter(|failure| !self.reported.contains(&gist(failure))) {
             tracing::error!("cannot apply the traffic rules, retrying: {failure}");
         }
-        self.reported = failures;
+        self.reported = kinds;
     }
 }
 

@@ -10,6 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::children;
+
 /// Time limit for one program, including the time that it waits for another program's lock.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Directories to search after PATH: an ordinary user's PATH may lack those where Debian and others install
@@ -103,14 +105,15 @@ pub async fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Stri
 }
 
 async fn output(program: &Path, arguments: &[&str], input: &str) -> io::Result<Output> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
+        .kill_on_drop(true);
+    let (mut child, _ours) = children::spawn(&mut command)?;
     let stdin = child.stdin.take();
     let write = async {
         let Some(mut stdin) = stdin else { return Ok(()) };

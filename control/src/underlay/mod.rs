@@ -65,6 +65,8 @@ pub struct Address {
     pub temporary: bool,
     /// Past its preferred lifetime, or rejected by duplicate address detection.
     pub deprecated: bool,
+    /// An IPv4 address without a subnet, as programs that move addresses between hosts add it.
+    pub alone: bool,
 }
 
 /// A default route.
@@ -195,8 +197,10 @@ fn address(message: &AddressMessage) -> Option<Address> {
         let narrow: AddressHeaderFlags = message.header.flags;
         AddressFlags::from_bits_retain(u32::from(narrow.bits()))
     });
+    let ip = own_address(message)?;
     Some(Address {
-        ip: own_address(message)?,
+        ip,
+        alone: ip.is_ipv4() && message.header.prefix_len == 32,
         link_scope: message.header.scope == AddressScope::Link,
         permanent: flags.contains(AddressFlags::Permanent),
         temporary: flags.contains(AddressFlags::Secondary),

@@ -27,6 +27,18 @@ pub struct Wish {
     pub ipv4: bool,
     /// IPv6 is enabled.
     pub ipv6: bool,
+    /// The addresses chosen before. Each stays as long as the interface has it, it is usable, and the rules
+    /// allow it.
+    pub chosen: Chosen,
+}
+
+/// Addresses that were chosen before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// The IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// Reasons why no interface could be chosen.
@@ -142,10 +154,8 @@ fn by_pattern<'a>(observed: &'a Observed, wish: &Wish, pattern: &str) -> Result<
     let regex = Regex::new(pattern).map_err(|error| format!("--iface-regex {pattern}: {error}"))?;
     let matches = |ip: IpAddr| regex.is_match(&ip.to_string());
     for interface in &observed.interfaces {
-        let ipv4 =
-            usable(interface).filter_map(|address| ipv4_of(address.ip)).find(|ip| matches((*ip).into()));
-        let ipv6 =
-            usable(interface).filter_map(|address| ipv6_of(address.ip)).find(|ip| matches((*ip).into()));
+        let ipv4 = first(interface, wish.chosen.ipv4, ipv4_of, |ip| matches(ip.into()));
+        let ipv6 = first(interface, wish.chosen.ipv6, ipv6_of, |ip| matches(ip.into()));
         let (ipv4, ipv6) = (ipv4.filter(|_| wish.ipv4), ipv6.filter(|_| wish.ipv6));
         if ipv4.is_some() == wish.ipv4 && ipv6.is_some() == wish.ipv6 {
             return Ok(Candidate { interface, ipv4, ipv6 });
@@ -209,14 +219,20 @@ fn complete(observed: &Observed, candidate: Candidate<'_>, wish: &Wish) -> Resul
     let ipv4 = match wish.ipv4 {
         false => None,
         true => {
-            let local = candidate.ipv4.or_else(|| best(interface, ipv4_of)).ok_or_else(|| missing("IPv4"))?;
+            let local = candidate
+                .ipv4
+                .or_else(|| choose(interface, wish.chosen.ipv4, ipv4_of))
+                .ok_or_else(|| missing("IPv4"))?;
             Some(endpoint(observed, local, wish.public_ip))
         }
     };
     let ipv6 = match wish.ipv6 {
         false => None,
         true => {
-            let local = candidate.ipv6.or_else(|| best(interface, ipv6_of)).ok_or_else(|| missing("IPv6"))?;
+            let local = candidate
+                .ipv6
+                .or_else(|| choose(interface, wish.chosen.ipv6, ipv6_of))
+                .ok_or_else(|| missing("IPv6"))?;
             Some(endpoint(observed, local, wish.public_ipv6))
         }
     };
@@ -228,8 +244,36 @@ fn endpoint<A: Copy + Into<IpAddr>>(observed: &Observed, local: A, public: Optio
     Endpoint { source, public: public.unwrap_or(local), local }
 }
 
+/// Returns the address chosen before, while it is usable, else the best one. A link-local address gives way
+/// as soon as there is another.
+fn choose<A: Copy + PartialEq>(
+    interface: &Interface,
+    chosen: Option<A>,
+    of_family: fn(IpAddr) -> Option<A>,
+) -> Option<A> {
+    let best = best(interface, of_family);
+    let global =
+        |ip: &A| usable(interface).any(|other| of_family(other.ip) == Some(*ip) && !is_link_local(other));
+    chosen
+        .filter(|ip| first(interface, Some(*ip), of_family, |other| other == *ip).is_some())
+        .filter(global)
+        .or(best)
+}
+
+/// Returns the usable address that is allowed: the one chosen before, else the first in the kernel's order.
+fn first<A: Copy + PartialEq>(
+    interface: &Interface,
+    chosen: Option<A>,
+    of_family: fn(IpAddr) -> Option<A>,
+    allowed: impl Fn(A) -> bool,
+) -> Option<A> {
+    let all = || usable(interface).filter_map(|address| of_family(address.ip)).filter(|ip| allowed(*ip));
+    all().find(|ip| chosen == Some(*ip)).or_else(|| all().next())
+}
+
 /// Returns the address that flannel would choose: global before link-local, permanent before dynamic, stable
-/// before temporary, and otherwise the first in the kernel's order.
+/// before temporary, and otherwise the first in the kernel's order. Unlike flannel, an IPv4 address with a
+/// subnet comes before one without: that may be on another host tomorrow.
 fn best<A>(interface: &Interface, of_family: fn(IpAddr) -> Option<A>) -> Option<A> {
     usable(interface)
         .filter_map(|address| of_family(address.ip).map(|ip| (rank(address), ip)))
@@ -242,7 +286,7 @@ fn usable(interface: &Interface) -> impl Iterator<Item = &Address> {
 }
 
 fn rank(address: &Address) -> impl Ord + Copy + use<> {
-    (is_link_local(address), Reverse(address.permanent), address.temporary)
+    (is_link_local(address), address.alone, Reverse(address.permanent), address.temporary)
 }
 
 fn ipv4_of(ip: IpAddr) -> Option<Ipv4Addr> {
@@ -467,6 +511,54 @@ mod tests {
         assert_eq!(best_of(6).as_deref(), Some("2001:db8::9"));
     }
 
+    /// An address from DHCP, and one that keepalived adds for a while.
+    #[test]
+    fn a_virtual_address_that_comes_later_is_not_chosen() {
+        let dynamic = at("192.0.2.7", |a| a.permanent = false);
+        let virtual_ip = at("192.0.2.100", |a| a.alone = true);
+        let other = at("192.0.2.9", |_| {});
+        let chosen_of = |addresses: Vec<Address>, chosen: Option<&str>, by: Wish| {
+            let mut host = host();
+            host.interfaces[1].addresses = addresses;
+            let ipv4 = chosen.map(|ip| ip.parse().expect("address"));
+            let wish = Wish { chosen: Chosen { ipv4, ipv6: None }, ..by };
+            select(&host, &wish).expect("eth0 fits").ipv4.expect("IPv4").public.to_string()
+        };
+        let pattern = || Wish { patterns: vec![r"^192\.0\.2\.".into()], ..v4() };
+        let named = || Wish { ifaces: vec!["eth0".into()], ..v4() };
+        for by in [v4, named, pattern] {
+            for addresses in
+                [vec![dynamic, virtual_ip], vec![virtual_ip, dynamic], vec![virtual_ip, other, dynamic]]
+            {
+                assert_eq!(chosen_of(addresses, Some("192.0.2.7"), by()), "192.0.2.7");
+            }
+            // Ours is gone, or was never chosen.
+            assert_eq!(chosen_of(vec![virtual_ip], Some("192.0.2.7"), by()), "192.0.2.100");
+        }
+        for by in [v4, named] {
+            assert_eq!(chosen_of(vec![virtual_ip, dynamic], None, by()), "192.0.2.7");
+            let gone = at("192.0.2.7", |a| a.deprecated = true);
+            assert_eq!(chosen_of(vec![gone, virtual_ip, other], Some("192.0.2.7"), by()), "192.0.2.9");
+            // A host whose own address has no subnet keeps it too.
+            assert_eq!(chosen_of(vec![virtual_ip, other], Some("192.0.2.100"), by()), "192.0.2.100");
+            let link_local = at("169.254.7.7", |a| a.link_scope = true);
+            assert_eq!(chosen_of(vec![link_local, virtual_ip], Some("169.254.7.7"), by()), "192.0.2.100");
+            assert_eq!(chosen_of(vec![link_local], Some("169.254.7.7"), by()), "169.254.7.7");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_stays_chosen_too() {
+        let mut host = host();
+        host.interfaces[1].addresses.push(at("2001:db8::100", |_| {}));
+        host.interfaces[1].addresses[2].permanent = false;
+        let public =
+            |chosen| select(&host, &Wish { chosen, ..dual() }).expect("eth0").ipv6.expect("IPv6").public;
+        assert_eq!(public(Chosen::default()), "2001:db8::100".parse::<Ipv6Addr>().expect("address"));
+        let before = "2001:db8::7".parse().expect("address");
+        assert_eq!(public(Chosen { ipv4: None, ipv6: Some(before) }), before);
+    }
+
     #[test]
     fn an_interface_without_an_address_or_mtu_is_refused() {
         let loopback = Wish { ifaces: vec!["lo".into()], ..v4() };
@@ -512,8 +604,14 @@ mod tests {
 
     fn at(ip: &str, change: impl FnOnce(&mut Address)) -> Address {
         let ip = ip.parse().expect("address");
-        let mut address =
-            Address { ip, link_scope: false, permanent: true, temporary: false, deprecated: false };
+        let mut address = Address {
+            ip,
+            link_scope: false,
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+            alone: false,
+        };
         change(&mut address);
         address
     }

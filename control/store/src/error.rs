@@ -54,9 +54,30 @@ impl StoreError {
         matches!(self, StoreError::Passing(_))
     }
 
+    /// Tells whether no server answered.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })))
+    }
+
+    /// Returns what this failure has in common with the next ones of its kind, whichever endpoint they are
+    /// of.
+    pub fn kind(&self) -> String {
+        match self {
+            StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })) => "unreachable".to_owned(),
+            StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. })) => "denied".to_owned(),
+            StoreError::Passing(Cause::Etcd(EtcdError::Refused { answer, .. })) => gist(answer),
+            other => gist(&other.to_string()),
+        }
+    }
+
     fn of(cause: Cause, passing: bool) -> StoreError {
         if passing { StoreError::Passing(cause) } else { StoreError::Fatal(cause) }
     }
+}
+
+/// Returns a text without its digits: times, addresses and numbers vary between failures of one kind.
+pub fn gist(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
 
 impl From<EtcdError> for StoreError {

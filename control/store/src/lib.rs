@@ -6,6 +6,8 @@
 //! lease    which subnet, when to renew, who the peers are: pure
 //! error    the errors of all stores, by meaning
 //! stream   the stream of changes, which outlives every failure of a store
+//! position how far a stream has read, which shows that a store has lost something
+//! now      a moment on both clocks
 //! health   since when a stream cannot read its store
 //!
 //! etcd     flannel's, for a cluster
@@ -24,6 +26,7 @@
 //! - The published attributes may differ from the wish, and the lease is still the caller's.
 //! - A watch delivers a snapshot, then every lasting change in an order that leads to the stored state.
 //!   Changes that undo each other between two looks may be left out.
+//! - A store that was wiped or restored is noticed at the next look, and a watch says so.
 //! - An unreadable row is skipped alone, with a warning, and its subnet counts as held.
 //!
 //! The crate depends on `model` and on nothing of the host. Nothing here may panic, except in `testing`.
@@ -32,11 +35,14 @@ pub mod aside;
 pub mod etcd;
 pub mod lease;
 pub mod memory;
+pub mod regular;
 pub mod sqlite;
 
 mod error;
 mod health;
+mod now;
 mod poll;
+mod position;
 mod rows;
 mod spec;
 mod store;
@@ -44,12 +50,14 @@ mod stream;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use error::{Cause, StoreError};
+pub use error::{Cause, StoreError, gist};
 pub use etcd::Etcd;
 pub use health::Health;
 pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;
-pub use spec::{Spec, SpecError};
+pub use now::Now;
+pub use position::Position;
+pub use spec::{Spec, SpecError, StoreId};
 pub use sqlite::Sqlite;
 pub use store::{Network, Store};
 pub use stream::Watch;

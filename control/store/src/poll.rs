@@ -7,7 +7,7 @@ use model::lease::{Lease, SubnetKey};
 
 use crate::rows::{Contents, Row, understand};
 use crate::stream::{Follow, Halt, Sink};
-use crate::{Event, StoreError};
+use crate::{Event, Position, StoreError};
 
 /// Longest sleep without a look. An expiry is a point of the wall clock, which may jump during the sleep, as
 /// after a suspend.
@@ -27,7 +27,7 @@ pub(crate) trait Source: Send + 'static {
     /// Returns when something may have changed.
     fn hint(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Reads the rows; `None` if they are still those of `seen`.
+    /// Reads the rows; `None` if they are still those of `seen`, and of the same store.
     fn look(&mut self, seen: Option<u64>) -> impl Future<Output = Result<Option<Look>, StoreError>> + Send;
 }
 
@@ -36,11 +36,14 @@ pub(crate) trait Source: Send + 'static {
 pub(crate) struct Look {
     pub(crate) revision: u64,
     pub(crate) rows: Vec<Row>,
+    /// These are not the rows that were looked at before: the store was replaced.
+    pub(crate) replaced: bool,
 }
 
 impl<S: Source> Poller<S> {
-    pub(crate) fn new(source: S) -> Poller<S> {
-        Poller { source, differ: Differ::default(), stale: true }
+    /// Starts with the position that an earlier run has read up to.
+    pub(crate) fn new(source: S, since: Option<Position>) -> Poller<S> {
+        Poller { source, differ: Differ { since, ..Differ::default() }, stale: true }
     }
 
     async fn try_follow(&mut self, sink: &mut Sink) -> Result<std::convert::Infallible, Halt> {
@@ -57,6 +60,9 @@ impl<S: Source> Poller<S> {
             sink.readable();
             for event in look.map(|look| self.differ.compare(look)).unwrap_or_default() {
                 sink.send(event).await?;
+            }
+            if let Some(revision) = self.differ.revision {
+                sink.reached(Position { cluster: 0, revision });
             }
         }
     }
@@ -82,6 +88,8 @@ fn until_next_expiry(expiry: Option<u64>) -> Duration {
 /// The last look.
 #[derive(Debug, Default)]
 struct Differ {
+    /// What an earlier run has read up to.
+    since: Option<Position>,
     revision: Option<u64>,
     known: BTreeMap<SubnetKey, Lease>,
     complaints: BTreeSet<String>,
@@ -89,9 +97,12 @@ struct Differ {
 }
 
 impl Differ {
-    /// Returns the events that lead from the last look to this one: a snapshot for the first, later removals
-    /// before additions, so that two leases never seem to hold one subnet.
+    /// Returns the events that lead from the last look to this one: a snapshot for the first, and for one of
+    /// a store that has lost something; else removals before additions, so that two leases never seem to hold
+    /// one subnet.
     fn compare(&mut self, look: Look) -> Vec<Event> {
+        let seen = self.revision.or(self.since.map(|since| since.revision));
+        let rewound = look.replaced || seen.is_some_and(|seen| look.revision < seen);
         let Contents { leases, complaints, .. } = understand(look.rows);
         for complaint in complaints.difference(&self.complaints) {
             tracing::warn!("lease store: {complaint}; skipped");
@@ -100,7 +111,13 @@ impl Differ {
         self.next_expiry = leases.iter().filter_map(|lease| lease.expires).min();
         let current: BTreeMap<SubnetKey, Lease> =
             leases.into_iter().map(|lease| (lease.key, lease)).collect();
-        let events = if self.revision.is_none() {
+        let events = if rewound {
+            tracing::warn!(
+                "lease store: its leases are older than those read before: it was wiped or restored; \
+                 peers that are missing are kept until their leases expire"
+            );
+            vec![Event::Rewind(current.values().cloned().collect())]
+        } else if self.revision.is_none() {
             vec![Event::Snapshot(current.values().cloned().collect())]
         } else {
             let gone = self.known.keys().filter(|key| !current.contains_key(key));

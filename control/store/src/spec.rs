@@ -17,6 +17,38 @@ pub enum Spec {
     Memory(Memory),
 }
 
+/// Tells one store from another, without options that may change while the store stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreId {
+    /// Kind and path, or kind and prefix.
+    pub name: String,
+    /// The addresses of a cluster, sorted.
+    pub endpoints: Vec<String>,
+}
+
+impl StoreId {
+    /// Returns true if both may be the same store. A cluster whose endpoints are all others is another one:
+    /// its identity shows only once it answers.
+    pub fn may_be(&self, other: &StoreId) -> bool {
+        let shared = self.endpoints.iter().any(|endpoint| other.endpoints.contains(endpoint));
+        self.name == other.name && (shared || (self.endpoints.is_empty() && other.endpoints.is_empty()))
+    }
+}
+
+impl Spec {
+    /// Returns what identifies the store.
+    pub fn id(&self) -> StoreId {
+        match self {
+            Spec::Etcd(config) => config.id(),
+            Spec::Sqlite(path) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                StoreId { name: format!("sqlite:{}", path.display()), endpoints: Vec::new() }
+            }
+            Spec::Memory(_) => StoreId { name: "memory:".to_owned(), endpoints: Vec::new() },
+        }
+    }
+}
+
 /// A text that does not name a store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("store {spec:?}: unknown kind; write etcd, sqlite:PATH or memory:")]
@@ -85,5 +117,29 @@ mod tests {
         let store = Memory::new();
         assert_eq!(Spec::Memory(store.clone()), Spec::Memory(store.clone()));
         assert_ne!(Spec::Memory(store), Spec::Memory(Memory::new()));
+    }
+
+    #[test]
+    fn an_id_is_that_of_one_store() {
+        let etcd = |prefix: &str, endpoints: &[&str]| {
+            let endpoints = endpoints.iter().map(|&text| text.to_owned()).collect();
+            Spec::Etcd(etcd::Config { prefix: prefix.to_owned(), endpoints, ..etcd::Config::default() })
+        };
+        let sqlite = |path: &str| Spec::Sqlite(path.into());
+        for (one, other, same) in [
+            (sqlite("/a/leases.db"), sqlite("/a/leases.db"), true),
+            (sqlite("/a/leases.db"), sqlite("/b/leases.db"), false),
+            (sqlite("leases.db"), sqlite("./leases.db"), true),
+            (sqlite("/a/leases.db"), Spec::default(), false),
+            (Spec::default(), Spec::Memory(Memory::new()), false),
+            (Spec::default(), Spec::default(), true),
+            // A member was added, another removed, and slashes are cleaned.
+            (etcd("/n", &["http://a:1", "http://b:1"]), etcd("/n//", &["b:1", "c:1"]), true),
+            (etcd("/n", &["http://a:1"]), etcd("/m", &["http://a:1"]), false),
+            (etcd("/n", &["http://a:1"]), etcd("/n", &["http://b:1"]), false),
+            (etcd("/n", &["x y"]), etcd("/n", &["x y"]), true),
+        ] {
+            assert_eq!(one.id().may_be(&other.id()), same, "{one:?} {other:?}");
+        }
     }
 }

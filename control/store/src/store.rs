@@ -7,7 +7,7 @@ use model::secrets::redact;
 
 use crate::error::{Cause, StoreError};
 use crate::lease::{self, Holder, Owned, Wish};
-use crate::{Etcd, Memory, Spec, Sqlite, Watch};
+use crate::{Etcd, Memory, Position, Spec, Sqlite, Watch};
 
 /// A store of any kind. Clones share the store and its connection.
 #[derive(Debug, Clone)]
@@ -32,11 +32,11 @@ pub struct Network {
 }
 
 impl Store {
-    /// Opens the store that `spec` names. A cluster need not be up yet.
+    /// Opens the store that `spec` names. It need not be there yet: each request tries to reach it.
     pub async fn open(spec: Spec) -> Result<Store, StoreError> {
         match spec {
-            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
-            Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::open(path).await?)),
+            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::lazy(config)?)),
+            Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::lazy(path)?)),
             Spec::Memory(store) => Ok(Store::Memory(store)),
         }
     }
@@ -133,6 +133,16 @@ impl Store {
         }
     }
 
+    /// Returns the stored lease of the node that publishes `attrs`, if there is one.
+    pub async fn published(&self, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
+        let leases = match self {
+            // Without the expiries, each of which is a call.
+            Store::Etcd(store) => store.listed().await?,
+            Store::Sqlite(_) | Store::Memory(_) => self.leases().await?,
+        };
+        Ok(leases.into_iter().find(|stored| lease::same_node(attrs, &stored.attrs)))
+    }
+
     /// Removes a lease, whoever holds it. Returns true if there was one.
     pub async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
         match self {
@@ -142,16 +152,19 @@ impl Store {
         }
     }
 
-    /// Follows all leases, our own among them. The first event is a snapshot.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime, whose task the watch is.
+    /// Follows all leases, our own among them, from the first call of [`Watch::next`] on. The first event is
+    /// a snapshot.
     pub fn watch(&self) -> Watch {
+        self.watch_since(None)
+    }
+
+    /// Follows all leases like [`Store::watch`]. The first event is a rewind where the store is behind
+    /// `since`, which is the position of an earlier run's watch.
+    pub fn watch_since(&self, since: Option<Position>) -> Watch {
         match self {
-            Store::Etcd(store) => store.watch(),
-            Store::Sqlite(store) => store.watch(),
-            Store::Memory(store) => store.watch(),
+            Store::Etcd(store) => store.watch(since),
+            Store::Sqlite(store) => store.watch(since),
+            Store::Memory(store) => store.watch(since),
         }
     }
 

@@ -1,14 +1,18 @@
 //! The stream of changes of all stores: a snapshot, then each change, across failures of the store.
 //!
-//! A separate task follows the store, so that a wait for the next event can be dropped at any time.
+//! A separate task follows the store, so that a wait for the next event can be dropped at any time. It begins
+//! with the first wait: a node that starts from memory does not look before its store has confirmed it.
 
+use std::fmt;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::{Event, Health, StoreError};
+use crate::position::Progress;
+use crate::{Event, Health, Position, StoreError};
 
 /// First and longest wait before a retry, as in flannel.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -16,11 +20,17 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 const QUEUE: usize = 1024;
 
 /// Follows the leases of a store. Dropping it ends the watch.
-#[derive(Debug)]
 pub struct Watch {
     events: mpsc::Receiver<Event>,
     health: Health,
-    task: JoinHandle<()>,
+    progress: Progress,
+    task: Task,
+}
+
+/// What follows the store.
+enum Task {
+    Waiting(Option<BoxFuture<'static, ()>>),
+    Running(JoinHandle<()>),
 }
 
 /// The store's side of a watch.
@@ -34,7 +44,8 @@ pub(crate) trait Follow: Send + 'static {
 pub(crate) struct Sink {
     events: mpsc::Sender<Event>,
     health: Health,
-    /// The failure logged last, until the store is read again.
+    progress: Progress,
+    /// The kind of the failure logged last, until the store is read again.
     failure: Option<String>,
 }
 
@@ -48,13 +59,14 @@ pub(crate) enum Halt {
 }
 
 impl Watch {
-    pub(crate) fn start(source: impl Follow) -> Watch {
+    pub(crate) fn new(source: impl Follow) -> Watch {
         let (sender, events) = mpsc::channel(QUEUE);
         // Blind until the first answer.
         let health = Health::default();
         health.lose();
-        let sink = Sink { events: sender, health: health.clone(), failure: None };
-        Watch { events, health, task: tokio::spawn(run(source, sink)) }
+        let progress = Progress::default();
+        let sink = Sink { events: sender, health: health.clone(), progress: progress.clone(), failure: None };
+        Watch { events, health, progress, task: Task::Waiting(Some(Box::pin(run(source, sink)))) }
     }
 
     /// Returns whether the store can be read.
@@ -62,16 +74,30 @@ impl Watch {
         &self.health
     }
 
+    /// Returns the position that the watch has read up to, if it has read anything.
+    pub fn position(&self) -> Option<Position> {
+        self.progress.get()
+    }
+
     /// Tells whether following the store has ended on its own, which it never should. There are no more
     /// events then.
     pub fn has_ended(&self) -> bool {
-        self.task.is_finished()
+        matches!(&self.task, Task::Running(task) if task.is_finished())
     }
 
     /// Waits for the next event, the first of all a snapshot. While the store cannot be read, the watch logs
     /// a warning and retries; it then resumes where it was, with a snapshot if changes may have been missed.
     /// Dropping the future loses nothing.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, whose task the watch is.
     pub async fn next(&mut self) -> Event {
+        if let Task::Waiting(run) = &mut self.task
+            && let Some(run) = run.take()
+        {
+            self.task = Task::Running(tokio::spawn(run));
+        }
         match self.events.recv().await {
             Some(event) => event,
             // See `has_ended`.
@@ -80,9 +106,17 @@ impl Watch {
     }
 }
 
+impl fmt::Debug for Watch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Watch").field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Task::Running(task) = &self.task {
+            task.abort();
+        }
     }
 }
 
@@ -90,6 +124,11 @@ impl Sink {
     /// Sends one event.
     pub(crate) async fn send(&self, event: Event) -> Result<(), Halt> {
         self.events.send(event).await.map_err(|_| Halt::Unwanted)
+    }
+
+    /// Notes that all changes up to here have been sent.
+    pub(crate) fn reached(&self, position: Position) {
+        self.progress.set(position);
     }
 
     /// Notes that the store was read.
@@ -113,19 +152,14 @@ async fn run(mut source: impl Follow, mut sink: Sink) {
         if began.elapsed() > BACK_OFF.1 {
             wait = BACK_OFF.0;
         }
-        let gist = gist(&error);
-        if sink.failure.as_ref() != Some(&gist) {
+        let kind = error.kind();
+        if sink.failure.as_ref() != Some(&kind) {
             tracing::warn!("watching leases: {error}; retrying");
         }
-        sink.failure = Some(gist);
+        sink.failure = Some(kind);
         sleep(wait).await;
         wait = (wait * 2).min(BACK_OFF.1);
     }
-}
-
-/// Returns an error's text without digits: some texts contain the time and are the same failure each time.
-fn gist(error: &StoreError) -> String {
-    error.to_string().chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
 
 #[cfg(test)]
@@ -143,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_whose_task_has_died_says_so() {
-        let mut watch = Watch::start(Faulty);
+        let mut watch = Watch::new(Faulty);
         assert!(matches!(watch.next().await, Event::Snapshot(leases) if leases.is_empty()));
         while !watch.has_ended() {
             tokio::task::yield_now().await;

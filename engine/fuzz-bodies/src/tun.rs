@@ -10,7 +10,9 @@ use io::tun::{self, Offloads, Queue, TunConfig};
 use path::egress::{self, HEADROOM};
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, ingress};
+use path::{
+    Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, SegmentSizes, Verdict, ingress,
+};
 use wire::checksum::{pseudo_v4, pseudo_v6};
 use wire::{ipv4, ipv6, virtio};
 
@@ -84,7 +86,14 @@ fn devices() -> Option<Vec<Queue>> {
 
 fn device(offloads: Offloads, subnet: u8) -> Result<Queue, String> {
     let name = NAMES[usize::from(subnet)];
-    let config = TunConfig { name: name.to_owned(), queues: 1, queue_bytes: 0, offloads, persist: false };
+    let config = TunConfig {
+        name: name.to_owned(),
+        queues: 1,
+        queue_bytes: 0,
+        unlimited_queues: 0,
+        offloads,
+        persist: false,
+    };
     let mut tun = tun::open(&config).map_err(|error| error.to_string())?;
     if tun.granted != offloads {
         return Err(tun.notes.join("; "));
@@ -264,6 +273,7 @@ fn header_len(packet: &[u8], v6: bool) -> Option<usize> {
 /// Has the packets joined, and writes the result to the device.
 fn write(queue: &mut Queue, packets: &[Packet], joins: Joins) {
     let fib = table(Format::Udp);
+    let sizes = SegmentSizes::new(MTU, 7);
     let room: usize = packets.iter().map(|packet| packet.bytes.len() + 64).sum();
     let mut arena = vec![0xee; SPACE + room];
     let mut coalescer = Coalescer::new(0..SPACE as u32, joins);
@@ -277,7 +287,7 @@ fn write(queue: &mut Queue, packets: &[Packet], joins: Joins) {
         arena[at..end].copy_from_slice(&packet.bytes);
         let len = packet.bytes.len() as u32;
         let received = Received { at: at as u32, len, segment_size: 0, ecn: packet.ecn, source };
-        ingress::ingress(&mut arena, received, &fib, MTU, &mut coalescer, &mut counters.ingress);
+        ingress::ingress(&mut arena, received, &fib, &sizes, &mut coalescer, &mut counters.ingress);
         at = end.next_multiple_of(64);
     }
     write_runs(queue, &mut arena, &mut coalescer);
@@ -296,6 +306,7 @@ fn write_runs(queue: &mut Queue, arena: &mut [u8], coalescer: &mut Coalescer) {
 /// Reads what the kernel has forwarded to a device, and has it cut.
 fn read(queue: &mut Queue) -> Vec<Vec<u8>> {
     let fib = table(Format::Udp);
+    let sizes = SegmentSizes::new(MTU, 7);
     let mut arena = vec![0xee; SPACE + HEADROOM + virtio::HEADER_LEN + 65_536];
     let mut outbox = Outbox::new(0..SPACE as u32);
     let (mut counters, mut sent) = (Counters::default(), Vec::new());
@@ -305,7 +316,7 @@ fn read(queue: &mut Queue) -> Vec<Vec<u8>> {
         if !is_ours(ip) {
             continue;
         }
-        let bound = match egress::check(&mut arena, read.clone(), &fib) {
+        let bound = match egress::check(&mut arena, read.clone(), &fib, &sizes) {
             Ok(bound) => bound,
             Err(refusal) if refusal.reason == DropReason::TtlExpired => continue,
             Err(refusal) => {
@@ -380,9 +391,17 @@ fn nearest(expected: &[Option<Vec<u8>>], packet: Vec<u8>) -> String {
     }
 }
 
-/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum.
+/// Returns a packet without the fields that each hop may change: time to live, ECN, header checksum; and
+/// without bytes behind its end, as of an Ethernet frame.
 fn normal(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
+    let word =
+        |at: usize| packet.get(at..at + 2).map(|len| usize::from(u16::from_be_bytes([len[0], len[1]])));
+    let end = match packet.first().map(|first| first >> 4) {
+        Some(4) => word(2),
+        _ => word(4).map(|len| ipv6::HEADER_LEN + len),
+    };
+    packet.truncate(end.unwrap_or_default());
     match packet.first().map(|first| first >> 4) {
         Some(4) if packet.len() >= ipv4::MIN_HEADER_LEN => {
             packet[1] &= !3;

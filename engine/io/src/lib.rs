@@ -11,7 +11,10 @@
 //! | [`memory`] | in-memory ports of both kinds, for tests | yes |
 //! | [`wait`] | sleeping until a port is readable or another thread wakes the worker | once per turn |
 //! | [`probe`] | the features that this kernel and container grant | no |
+//! | [`nat`] | whether a flow's addresses are translated, and who computes its checksums | no |
 //! | [`netns`], [`thread`] | a private network namespace, its number, and a core for one thread | no |
+//! | [`overflow`] | what the kernel dropped because a queue was full | no |
+//! | [`scheduler`] | what a thread is granted by the scheduler | no |
 //! | [`files`] | the limit of open files | no |
 //! | [`clock`] | the time since boot | once per turn |
 //! | [`heap`] | returning freed memory to the kernel | no |
@@ -24,7 +27,7 @@
 //!
 //! # Safety
 //!
-//! This is the only crate in the workspace that contains `unsafe`. It uses it in three ways:
+//! This is the only crate in the workspace that contains `unsafe`. It uses it in four ways:
 //!
 //! 1. **A system call whose pointers the kernel follows.** The wrapper in `sys` takes slices or
 //!    references, so the memory is live and has the stated length for the whole call, and the kernel
@@ -36,6 +39,8 @@
 //!    it immediately, so there is exactly one owner.
 //! 3. **Plain C structures that are zeroed, or read through one field of a union.** Only for types
 //!    for which every bit pattern is valid; the family is checked before a union field is chosen.
+//! 4. **Memory shared with a program in the kernel**: the counts of TUN queues, accessed only as atomics,
+//!    by a type that owns the mapping.
 //!
 //! Spans ([`Range<u32>`](std::ops::Range)) become pointers in one place for TUN and one for UDP, after a
 //! bounds check against the arena. Control buffers that the kernel has written are parsed in safe code, as
@@ -47,11 +52,15 @@ pub mod files;
 pub mod heap;
 pub mod mask;
 pub mod memory;
+pub mod nat;
+mod netlink;
 pub mod netns;
+pub mod overflow;
 mod port;
 pub mod probe;
 pub mod raw;
 pub mod route;
+pub mod scheduler;
 mod sys;
 pub mod thread;
 pub mod too_big;

@@ -8,10 +8,11 @@ use std::os::fd::AsFd;
 use crate::{netns, sys, tun};
 
 // linux/capability.h
-const CAPABILITIES: [(&str, u32); 6] = [
+const CAPABILITIES: [(&str, u32); 7] = [
     ("CAP_NET_ADMIN", 12),
     ("CAP_NET_RAW", 13),
     ("CAP_SYS_ADMIN", 21),
+    ("CAP_SYS_NICE", 23),
     ("CAP_SYS_RESOURCE", 24),
     ("CAP_PERFMON", 38),
     ("CAP_BPF", 39),
@@ -156,6 +157,7 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         name: "loden-probe".to_owned(),
         queues: 1,
         queue_bytes: 0,
+        unlimited_queues: 0,
         offloads: wanted,
         persist: false,
     };

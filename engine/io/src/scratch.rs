@@ -22,6 +22,16 @@ pub(crate) fn missing(what: &str) {
     eprintln!("skipped: {what}");
 }
 
+/// Runs shell commands in the calling thread's namespace. Returns false, with a message, if they fail, as
+/// without one of their programs.
+pub(crate) fn shell(line: &str) -> bool {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    if !output.status.success() {
+        missing(&format!("{line}: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    output.status.success()
+}
+
 /// Runs a command in the calling thread's namespace. Returns false, with a message, if it is not installed.
 pub(crate) fn tool(line: &str) -> bool {
     let mut words = line.split_whitespace();

@@ -55,6 +55,13 @@ pub(crate) fn open_device(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes the node of a character device that only its owner may use.
+pub(crate) fn make_device(path: &std::ffi::CStr, major: u32, minor: u32) -> io::Result<()> {
+    let mode = libc::S_IFCHR | 0o600;
+    // SAFETY: `path` is a terminated string, and nothing else is passed by address.
+    check(unsafe { libc::mknod(path.as_ptr(), mode, libc::makedev(major, minor)) }).map(drop)
+}
+
 /// SO_NETNS_COOKIE (asm-generic/socket.h, since Linux 5.14): returns the number of the socket's network
 /// namespace.
 pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
@@ -146,6 +153,19 @@ pub(crate) fn has_carrier(name: &str) -> io::Result<bool> {
     Ok(value[1] != 0)
 }
 
+/// SIOCETHTOOL with ETHTOOL_GFEATURES (linux/ethtool.h, Linux 2.6.39): returns the first 32 active features
+/// of an interface, as NETIF_F bits.
+pub(crate) fn active_features(name: &str) -> io::Result<u32> {
+    const ETHTOOL_GFEATURES: u32 = 0x3a;
+    let mut request = interface_request(name)?;
+    // struct ethtool_gfeatures: the command, the number of blocks, then blocks of four words, of which the
+    // third is what is active.
+    let mut value = [ETHTOOL_GFEATURES, 1, 0, 0, 0, 0];
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    ioctl_interface(borrow(&control_socket()?), SIOCETHTOOL, &mut request)?;
+    Ok(value[4])
+}
+
 /// SIOCSIFFLAGS (linux/sockios.h): sets an interface's IFF_ flags.
 pub(crate) fn set_interface_flags(name: &str, flags: libc::c_short) -> io::Result<()> {
     let mut request = interface_request(name)?;
@@ -207,6 +227,42 @@ pub(crate) fn affinity() -> io::Result<Vec<usize>> {
     Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
+/// `struct sched_attr` (linux/sched/types.h) as of version 0, which every kernel with sched_setattr(2) reads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SchedAttr {
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// sched_setattr(2): sets policy, nice value and priority of the calling thread.
+pub(crate) fn set_scheduling(attributes: SchedAttr) -> io::Result<()> {
+    let attributes = SchedAttr { size: mem::size_of::<SchedAttr>() as u32, ..attributes };
+    // SAFETY: the kernel reads `size` bytes from `attributes`.
+    check_long(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// sched_getattr(2): returns policy, nice value and priority of the calling thread.
+pub(crate) fn scheduling() -> io::Result<SchedAttr> {
+    let mut attributes = SchedAttr::default();
+    let size = mem::size_of::<SchedAttr>();
+    // SAFETY: the kernel writes at most `size` bytes into `attributes`.
+    check_long(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) })?;
+    Ok(attributes)
+}
+
+/// setpriority(2) with PRIO_PROCESS: sets the nice value of the calling thread.
+pub(crate) fn set_nice(nice: c_int) -> io::Result<()> {
+    // SAFETY: no pointers. On Linux 0 means the calling thread, not the process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
 /// socket(2): creates a close-on-exec socket, for probing a family or as a handle for ioctl(2).
 pub(crate) fn socket(family: c_int, kind: c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked before use.
@@ -220,6 +276,26 @@ pub(crate) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c
     let len = mem::size_of::<c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes from `value`.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
+}
+
+/// SO_MEMINFO (asm-generic/socket.h, Linux 4.12): returns how many packets a socket has dropped.
+pub(crate) fn socket_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // asm-generic/socket.h; linux/sock_diag.h.
+    const SO_MEMINFO: c_int = 55;
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut values = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut len = mem::size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `values`, and how many into `len`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(values[SK_MEMINFO_DROPS])
 }
 
 /// SO_ATTACH_FILTER with the classic BPF program `ret 0` (linux/filter.h): makes the socket drop every

@@ -15,8 +15,8 @@ use crate::{Error, sys};
 /// Longest message: an IPv4 header and a whole packet of the IPv6 minimum MTU. Longer ones are truncated.
 pub const ROOM: usize = 2048;
 
-/// Receive buffer in bytes. Messages beyond it are lost: a flood is worth nothing.
-const BUFFER: usize = 64 << 10;
+/// Receive buffer in bytes: what arrives during a short pause of the reader, even in a flood.
+const BUFFER: usize = 200 << 10;
 
 // linux/bpf_common.h
 const LDX_HEADER_LEN: u16 = 0xb1;

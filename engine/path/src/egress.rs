@@ -4,6 +4,7 @@
 //! [virtio|IP packet, up to 64 KiB] → check → look up → (reply or drop) → cut and prepend → outbox
 //! ```
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use wire::{Malformed, ipv4, ipv6, virtio};
@@ -14,6 +15,7 @@ use crate::flow;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum::{self, Sender, State};
 use crate::offload::fragment::{self, Whole};
+use crate::offload::mss::SegmentSizes;
 use crate::offload::segment::{SuperPacket, TCP_SEGMENT_MIN};
 use crate::outbox::{Destination, Outbox};
 use crate::reply::{self, Complaint, Limiter};
@@ -24,7 +26,8 @@ use crate::wireguard::session::Millis;
 
 /// Free bytes to leave before a packet in the arena, so that a template fits in front of its IP header.
 pub const HEADROOM: usize = 16;
-/// Maximum segments of a UDP super-packet that are fragmented, more than any kernel joins.
+/// Maximum segments of a UDP super-packet that are fragmented: UDP_MAX_SEGMENTS since Linux 6.9
+/// (include/linux/udp.h). GRO joins 64 (UDP_GRO_CNT_MAX); only a virtual machine's guest can exceed it.
 const SEGMENTS_MAX: usize = 128;
 const _: () = assert!(HEADROOM + virtio::HEADER_LEN >= TEMPLATE_MAX);
 
@@ -71,9 +74,28 @@ impl Bound<'_> {
     }
 }
 
+/// Returns why a packet goes nowhere whose destination belongs to no peer. The kernel reports its own groups
+/// on every device (RFC 3810), so those are not unknown destinations.
+#[cold]
+fn unowned(inner: &Inner) -> Refusal {
+    let to_many = match inner.v6 {
+        true => inner.dst >> 120 == 0xff,
+        false => Ipv4Addr::from(inner.dst as u32).is_multicast() || inner.dst as u32 == u32::MAX,
+    };
+    match to_many {
+        true => DropReason::Multicast.into(),
+        false => Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) },
+    }
+}
+
 /// Checks a packet that was read from the overlay, virtio header first, and finds its peer.
 #[inline]
-pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bound<'f>, Refusal> {
+pub fn check<'f>(
+    arena: &mut [u8],
+    read: Range<u32>,
+    fib: &'f Fib,
+    sizes: &SegmentSizes,
+) -> Result<Bound<'f>, Refusal> {
     let packet = bytes_mut(arena, &read);
     let virtio = virtio::Header::parse(packet).map_err(|malformed| match malformed {
         Malformed::Truncated => DropReason::Truncated,
@@ -84,9 +106,7 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
     let at = read.start + virtio::HEADER_LEN as u32;
     let found =
         if inner.v6 { fib.lookup_v6(inner.dst.into()) } else { fib.lookup_v4((inner.dst as u32).into()) };
-    let Some((_, peer)) = found else {
-        return Err(Refusal { reason: DropReason::NoRoute, complaint: Some(Complaint::NoRoute) });
-    };
+    let Some((_, peer)) = found else { return Err(unowned(&inner)) };
     if fib.format().is_hop() {
         inner.ttl = decrement_ttl(ip, &inner)?;
     }
@@ -111,7 +131,11 @@ pub fn check<'f>(arena: &mut [u8], read: Range<u32>, fib: &'f Fib) -> Result<Bou
         fragments = shrink(&inner, &mut cut, largest, limit, peer.mtu)?;
     }
     let open = virtio.flags & virtio::NEEDS_CSUM != 0;
+    if let Some(cut) = cut.as_mut().filter(|_| open && inner.has_more_headers()) {
+        cut.pseudo = checksum::route_field(&inner, ip);
+    }
     let open_checksum = open.then_some((virtio.csum_start, virtio.csum_offset));
+    sizes.observe_egress(&inner, ip);
     let vouched = virtio.flags & (virtio::NEEDS_CSUM | virtio::DATA_VALID) != 0;
     Ok(Bound { peer, inner, at, cut, fragments, open_checksum, vouched })
 }
@@ -194,12 +218,18 @@ pub fn queue(
     // `cut` borrows the header space and `push` borrows the outbox, so take the space out for the loop.
     let mut space = std::mem::replace(&mut outbox.space, crate::space::Space::new(0..0));
     let mut datagrams = 0;
-    let summed = cut.cut(arena, &[cut.payload()], prefix, &mut space, |arena, header, payload| {
-        let template = header.start..header.start + prefix as u32;
-        peer.template.write(bytes_mut(arena, &template), inner);
-        outbox.push(&destination, header, payload);
-        datagrams += 1;
-    });
+    let summed = cut.cut(
+        arena,
+        &[cut.payload()],
+        prefix,
+        |len| space.take(len),
+        |arena, header, payload| {
+            let template = header.start..header.start + prefix as u32;
+            peer.template.write(bytes_mut(arena, &template), inner);
+            outbox.push(&destination, header, payload);
+            datagrams += 1;
+        },
+    );
     outbox.space = space;
     counters.summed_bytes += summed as u64;
     counters.segments += u64::from(datagrams);
@@ -222,16 +252,22 @@ fn queue_fragments(
     let mut segments = 0;
     if let Some(cut) = &bound.cut {
         let split = inner.header_len() as u32;
-        let summed = cut.cut(arena, &[cut.payload()], 0, &mut space, |_, header, payload| {
-            if let Some(whole) = wholes.get_mut(segments) {
-                *whole = Whole {
-                    header: (header.start, header.start + split),
-                    lead: (header.start + split, header.end),
-                    payload: (payload.start, payload.end),
-                };
-            }
-            segments += 1;
-        });
+        let summed = cut.cut(
+            arena,
+            &[cut.payload()],
+            0,
+            |len| space.take(len),
+            |_, header, payload| {
+                if let Some(whole) = wholes.get_mut(segments) {
+                    *whole = Whole {
+                        header: (header.start, header.start + split),
+                        lead: (header.start + split, header.end),
+                        payload: (payload.start, payload.end),
+                    };
+                }
+                segments += 1;
+            },
+        );
         counters.summed_bytes += summed as u64;
     } else {
         let end = at + inner.len as u32;
@@ -298,7 +334,7 @@ pub fn refuse(
         return drop;
     }
     let suppressed = Verdict::Suppressed(refusal.reason);
-    if !outbox.has_room_for_reply() || !limiter.admits(&inner, now) {
+    if !outbox.has_room_for_reply() || !limiter.admits(complaint, &inner, now) {
         return suppressed;
     }
     let len = virtio::HEADER_LEN + len;

@@ -34,16 +34,9 @@ pub struct NextHop {
 }
 
 /// The smallest MTU of an IPv6 link (RFC 8200 section 5).
-pub(crate) const IPV6_MIN_MTU: u16 = 1280;
+pub const IPV6_MIN_MTU: u16 = 1280;
 
 impl NextHop {
-    fn is_at(&self, end: PathEnd) -> bool {
-        match end {
-            PathEnd::Remote(address) => self.remote.ip() == address,
-            PathEnd::Peer(id) => self.id == id,
-        }
-    }
-
     /// Returns the largest inner IP packet that fits the tunnel and the path to the peer, as far as that is
     /// known. An IPv6 packet never has to be smaller than IPv6's minimum MTU.
     #[inline]
@@ -64,8 +57,8 @@ impl Clone for PathLimit {
     }
 }
 
-/// Identifies the peer that a path leads to, in every table of a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Identifies the peer that a path leads to, in every table of a tunnel; see [`Fib::end_of`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathEnd {
     /// The peer with this address.
     Remote(IpAddr),
@@ -115,6 +108,8 @@ pub struct Fib {
     reply_v6: Option<Ipv6Addr>,
     sources: Sources,
     peers: Vec<NextHop>,
+    /// The positions of the peers, ordered by the ends of their paths.
+    by_end: Vec<u32>,
     v4: Index,
     v6: Index,
 }
@@ -128,6 +123,7 @@ impl Fib {
             reply_v6: None,
             sources: Sources::default(),
             peers: Vec::new(),
+            by_end: Vec::new(),
             v4: Index::Empty,
             v6: Index::Empty,
         }
@@ -168,6 +164,11 @@ impl Fib {
         &self.sources
     }
 
+    /// Returns the peers, in the order in which they were added.
+    pub fn peers(&self) -> &[NextHop] {
+        &self.peers
+    }
+
     /// Returns the number of peers.
     pub fn len(&self) -> usize {
         self.peers.len()
@@ -178,6 +179,7 @@ impl Fib {
         size_of::<Fib>()
             + self.sources.bytes()
             + size_of_val(&self.peers[..])
+            + size_of_val(&self.by_end[..])
             + self.v4.bytes()
             + self.v6.bytes()
     }
@@ -191,7 +193,7 @@ impl Fib {
     /// whether the table has the peer.
     pub fn set_path_limit(&self, end: PathEnd, limit: Option<u16>) -> bool {
         let mut found = false;
-        for peer in self.peers.iter().filter(|peer| peer.is_at(end)) {
+        for peer in self.peers_at(end) {
             peer.path.0.store(limit.unwrap_or(u16::MAX), Ordering::Relaxed);
             found = true;
         }
@@ -200,7 +202,21 @@ impl Fib {
 
     /// Returns the first peer at the end of a path.
     pub fn peer_at(&self, end: PathEnd) -> Option<&NextHop> {
-        self.peers.iter().find(|peer| peer.is_at(end))
+        self.peers_at(end).next()
+    }
+
+    /// Returns the end of the path to a peer: WireGuard peers change their addresses, others are known by
+    /// them.
+    pub fn end_of(&self, id: PeerId, remote: IpAddr) -> PathEnd {
+        if self.format == Format::Wireguard { PathEnd::Peer(id) } else { PathEnd::Remote(remote) }
+    }
+
+    /// Iterates over the peers at the end of a path, in the order in which they were added.
+    fn peers_at(&self, end: PathEnd) -> impl Iterator<Item = &NextHop> {
+        let peers = |from: usize| self.by_end[from..].iter().map(|index| &self.peers[*index as usize]);
+        let end_of = |peer: &NextHop| self.end_of(peer.id, peer.remote.ip());
+        let first = self.by_end.partition_point(|index| end_of(&self.peers[*index as usize]) < end);
+        peers(first).take_while(move |peer| end_of(peer) == end)
     }
 
     #[inline]
@@ -270,6 +286,13 @@ impl FibBuilder {
         self.fib.v6 = Index::build(&mut self.v6)?;
         // The vector has grown by doubling and does not change any more.
         self.fib.peers.shrink_to_fit();
+        let fib = &self.fib;
+        let mut by_end: Vec<u32> = (0..fib.peers.len() as u32).collect();
+        by_end.sort_by_key(|index| {
+            let peer = &fib.peers[*index as usize];
+            fib.end_of(peer.id, peer.remote.ip())
+        });
+        self.fib.by_end = by_end;
         Ok(self.fib)
     }
 }

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Hashes an IPv4 flow. Does not resist crafted collisions, whose only effect is that two flows share a
-/// source port.
+/// Hashes an IPv4 flow. Does not resist crafted collisions. Flows that collide share a source port, are
+/// joined less, and share a queue of the TUN device, where each sender's share is limited whatever its flows.
 #[inline]
 pub fn hash_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ports: u32) -> u32 {
     mix(

@@ -8,22 +8,24 @@ use batch::{PeerId, Received};
 use wire::{ipv4, ipv6};
 
 use crate::counters::Direction;
+use crate::encap::Format;
 use crate::fib::Fib;
 use crate::inner::{Inner, TCP};
 use crate::offload::checksum::{self, Sender, State};
 use crate::offload::coalesce::{Coalescer, SEGMENTS_MAX};
+use crate::offload::mss::SegmentSizes;
 use crate::offload::segment::SuperPacket;
 use crate::space::{bytes, bytes_mut};
 use crate::verdict::{DropReason, Verdict};
 
-/// Passes the datagrams of one slot to the coalescer. `mtu` is the overlay's. The caller has checked
-/// [`Coalescer::has_room`] and seals the coalescer at the end of the batch.
+/// Passes the datagrams of one slot to the coalescer. The caller has checked [`Coalescer::has_room`] and
+/// seals the coalescer at the end of the batch.
 #[inline]
 pub fn ingress(
     arena: &mut [u8],
     received: Received,
     fib: &Fib,
-    mtu: u16,
+    sizes: &SegmentSizes,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
@@ -42,7 +44,7 @@ pub fn ingress(
     for _ in 0..2 * SEGMENTS_MAX {
         let piece = Piece { at, len: size.min(end - at), unsplit, dubious, split, sender, ecn };
         counters.packets += 1;
-        match strip(arena, piece, fib, mtu, coalescer, counters) {
+        match strip(arena, piece, fib, sizes, coalescer, counters) {
             Verdict::Drop(reason) => counters.drop(reason, 1),
             _ => counters.segments += 1,
         }
@@ -61,13 +63,13 @@ pub fn opened(
     packet: Received,
     from: PeerId,
     fib: &Fib,
-    mtu: u16,
+    sizes: &SegmentSizes,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) {
     let Received { at, len, ecn, .. } = packet;
     let piece = Piece { at, len, unsplit: false, dubious: false, split: 0, sender: Sender::Completes, ecn };
-    let verdict = match check(arena, &piece, fib, mtu, counters) {
+    let verdict = match check(arena, &piece, fib, sizes, counters) {
         Ok(found) => {
             let Inner { v6, src, .. } = found.inner;
             let owner = if v6 { fib.lookup_v6(src.into()) } else { fib.lookup_v4((src as u32).into()) };
@@ -105,11 +107,11 @@ fn strip(
     arena: &mut [u8],
     piece: Piece,
     fib: &Fib,
-    mtu: u16,
+    sizes: &SegmentSizes,
     coalescer: &mut Coalescer,
     counters: &mut Direction,
 ) -> Verdict {
-    match check(arena, &piece, fib, mtu, counters) {
+    match check(arena, &piece, fib, sizes, counters) {
         Ok(found) => {
             coalescer.push(arena, found.at, found.inner, found.checksum, found.split);
             Verdict::ToOverlay
@@ -130,7 +132,7 @@ fn check(
     arena: &mut [u8],
     piece: &Piece,
     fib: &Fib,
-    mtu: u16,
+    sizes: &SegmentSizes,
     counters: &mut Direction,
 ) -> Result<Found, DropReason> {
     let datagram = bytes_mut(arena, &(piece.at..piece.at + piece.len));
@@ -154,12 +156,13 @@ fn check(
     if piece.dubious {
         return Err(DropReason::Truncated);
     }
+    sizes.observe_ingress(&inner, packet);
     counters.bytes += inner.len as u64;
     let at = piece.at + stripped.offset as u32;
     let split = if piece.unsplit {
         SuperPacket::check(inner, packet, at, piece.split).is_ok().then_some(piece.split)
     } else {
-        super_size(&inner, packet, at, mtu, checksum)
+        segment_size(&inner, packet, at, piece, (fib, sizes), checksum)
     };
     Ok(Found { at, inner, checksum, split })
 }
@@ -186,17 +189,35 @@ fn is_unsplit(received: &[u8], fib: &Fib, piece: u32) -> bool {
     len.is_some_and(|len| stripped.offset + len > piece as usize && stripped.offset + len <= received.len())
 }
 
-/// Returns the segment size of a TCP super-packet from a kernel vxlan peer on a veth, or `None` for any other
-/// packet. Such a super-packet is larger than the overlay's MTU, has an open checksum and no known segment
-/// size; it is cut to the overlay's MTU.
+/// Returns the segment size of a TCP super-packet that arrived uncut, or `None` for any other packet. Such a
+/// super-packet may be shorter than the overlay's MTU: all that shows is its open checksum. Datagrams that
+/// the kernel has joined are no super-packets.
+///
+/// Over ipip the kernel joins segments from any card and opens their checksums. One that it did not join is
+/// as its sender cut it.
 #[inline]
-fn super_size(inner: &Inner, packet: &[u8], at: u32, mtu: u16, checksum: State) -> Option<u16> {
-    if inner.len <= usize::from(mtu) || inner.protocol != TCP || checksum != State::Open {
+fn segment_size(
+    inner: &Inner,
+    packet: &[u8],
+    at: u32,
+    piece: &Piece,
+    (fib, sizes): (&Fib, &SegmentSizes),
+    checksum: State,
+) -> Option<u16> {
+    let singles = matches!(fib.format(), Format::Ipip(_));
+    let uncut = piece.split == 0 || inner.len > usize::from(sizes.mtu());
+    if inner.protocol != TCP || !uncut || checksum != State::Open && !singles {
         return None;
     }
     let probe = SuperPacket::check(*inner, packet, at, u16::MAX).ok()?;
-    let size = usize::from(mtu).checked_sub(probe.header_len)? as u16;
-    SuperPacket::check(*inner, packet, at, size).ok().map(|_| size)
+    if checksum != State::Open {
+        if checksum == State::Valid && inner.len <= usize::from(sizes.mtu()) {
+            sizes.observe_single(inner, probe.header_len);
+        }
+        return None;
+    }
+    let size = sizes.payload(inner, probe.header_len, singles);
+    (inner.len - probe.header_len > usize::from(size)).then_some(size)
 }
 
 /// Merges the outer ECN codepoint into the inner header (RFC 6040 section 4.2, figure 4).

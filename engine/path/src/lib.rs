@@ -5,7 +5,8 @@
 //! - [`inner`] parses and checks an inner IP packet, once
 //! - [`fib`] finds the peer that owns a destination; [`template`] prepends the headers towards that peer
 //! - [`encap`] implements the tunnel formats, both directions of each in one file
-//! - [`offload`] cuts and joins super-packets, handles their checksums, and fragments
+//! - [`offload`] cuts and joins super-packets, handles their checksums, and fragments; [`offload::mss`] knows
+//!   how long the segments of a TCP connection are
 //! - [`outbox`] gathers datagrams per peer and source port; [`offload::coalesce`] is its counterpart on
 //!   ingress
 //! - [`quote`] judges ICMP messages about path MTUs
@@ -37,6 +38,7 @@ pub use counters::{Counters, Direction};
 pub use encap::Format;
 pub use encap::ipip::Ipip;
 pub use encap::vxlan::Vxlan;
-pub use fib::{Fib, FibBuilder, FibError, PathEnd, PeerSpec};
+pub use fib::{Fib, FibBuilder, FibError, IPV6_MIN_MTU, PathEnd, PeerSpec};
+pub use offload::mss::SegmentSizes;
 pub use sources::Sources;
 pub use verdict::{DropReason, Verdict};

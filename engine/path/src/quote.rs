@@ -4,15 +4,16 @@
 //! Anyone can send such a message, so it counts only if it quotes a packet that this node may just have sent:
 //! from this node's address and ports to a peer, larger than the MTU that it announces, with the headers of
 //! the tunnel, and around a packet for that peer's pods. What an outsider cannot know: the outer
-//! identification of ipip ([`crate::encap::ipip`]), and the source ports.
+//! identification of ipip ([`crate::encap::ipip`]), the index of a WireGuard session, and the source ports.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wire::checksum::Sum;
-use wire::{ipv4, ipv6, udp};
+use wire::{ipv4, ipv6, udp, wireguard};
 
 use crate::encap::{Format, ipip};
 use crate::fib::{Fib, PathEnd};
+use crate::wireguard::SessionIndex;
 
 /// This node's end of a tunnel.
 #[derive(Clone, Debug)]
@@ -26,48 +27,74 @@ pub struct Own {
 /// A believable announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// The peer.
-    pub end: PathEnd,
+    /// The peer that the quoted packet was sent to.
+    pub whose: Whose,
     /// The largest inner packet that fits the path.
     pub limit: u16,
+}
+
+/// Identifies a peer by what a packet to it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The peer at the end of this path.
+    Path(PathEnd),
+    /// The WireGuard peer whose session has this index at the peer. The caller knows the sessions.
+    Session(SessionIndex),
+}
+
+/// Returns the destination of the packet that a message quotes, if everything is right that anyone can know:
+/// the protocol, this node's address and ports, and a length above the announced MTU. Whether a peer has the
+/// destination is left to the caller. See [`judge`] for the message.
+pub fn quoted(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<IpAddr> {
+    public(message, v6, fib, own).map(|(_, outer)| outer.dst)
 }
 
 /// Judges an ICMP message, which begins with its IPv4 header, or an ICMPv6 message. Returns `None` if it
 /// is not to be believed.
 pub fn judge(message: &[u8], v6: bool, fib: &Fib, own: &Own) -> Option<Announcement> {
-    let (announced, quote) = if v6 { read_v6(message)? } else { read_v4(message)? };
-    let outer = Outer::parse(quote, v6)?;
-    if outer.len <= announced || own.address.is_some_and(|own| own != outer.src) {
-        return None;
-    }
+    let (announced, outer) = public(message, v6, fib, own)?;
     let limit = fib.format().inner_limit(announced, v6);
     let end = PathEnd::Remote(outer.dst);
-    let announcement = Some(Announcement { end, limit });
+    let announcement = |whose| Some(Announcement { whose, limit });
     if let Format::Ipip(_) = fib.format() {
         let peer = fib.peer_at(end)?;
         let expected = ipip::identification(outer.dst);
-        let ours = outer.protocol == ipip::PROTOCOL && outer.dont_fragment && outer.id == expected;
+        let ours = outer.dont_fragment && outer.id == expected;
         // RFC 792: a message quotes at least eight bytes behind the header.
         let inner = outer.payload.get(..8).and(Some(outer.payload))?;
         let len = inner.get(2..4).map(|len| u32::from(u16::from_be_bytes([len[0], len[1]])))?;
         let whole = inner.first().is_some_and(|first| first >> 4 == 4) && len + 20 == outer.len;
         let owned = inner.len() < ipv4::MIN_HEADER_LEN || owns(fib, inner, peer.remote.ip());
-        return if ours && whole && owned { announcement } else { None };
+        return if ours && whole && owned { announcement(Whose::Path(end)) } else { None };
     }
-    if outer.protocol != crate::inner::UDP {
-        return None;
-    }
-    let [s0, s1, d0, d1, ..] = outer.payload else { return None };
-    if !own.ports.contains(&u16::from_be_bytes([*s0, *s1])) {
-        return None;
-    }
+    let [_, _, d0, d1, ..] = outer.payload else { return None };
     let datagram = outer.payload.get(udp::HEADER_LEN..)?;
+    if let Format::Wireguard = fib.format() {
+        // A record begins with its type, three zeros, and the receiver's index.
+        let [wireguard::DATA, 0, 0, 0, index @ ..] = datagram.first_chunk::<8>()? else { return None };
+        return announcement(Whose::Session(SessionIndex(u32::from_le_bytes(*index))));
+    }
     let peer = fib.peer_at(end)?;
     let prefix = peer.template.len();
     let ours = peer.remote.port() == u16::from_be_bytes([*d0, *d1])
         && peer.template.matches(datagram.get(..prefix)?)
         && owns(fib, datagram.get(prefix..)?, peer.remote.ip());
-    if ours { announcement } else { None }
+    if ours { announcement(Whose::Path(end)) } else { None }
+}
+
+/// Returns the announced MTU and the outer header of a message in which what anyone can know is right.
+fn public<'a>(message: &'a [u8], v6: bool, fib: &Fib, own: &Own) -> Option<(u32, Outer<'a>)> {
+    let (announced, quote) = if v6 { read_v6(message)? } else { read_v4(message)? };
+    let outer = Outer::parse(quote, v6)?;
+    let ours = match fib.format() {
+        Format::Ipip(_) => outer.protocol == ipip::PROTOCOL,
+        _ => {
+            let port = outer.payload.first_chunk::<2>().map(|port| u16::from_be_bytes(*port))?;
+            outer.protocol == crate::inner::UDP && own.ports.contains(&port)
+        }
+    };
+    let foreign = own.address.is_some_and(|own| own != outer.src);
+    (ours && !foreign && outer.len > announced).then_some((announced, outer))
 }
 
 /// Whether the destination of the quoted inner packet belongs to the peer with this address.
@@ -220,8 +247,8 @@ mod tests {
         // As the kernel does.
         ipv4::set_total_len(&mut sent, 1500);
         let judge = |message: &[u8]| judge(message, false, &fib, &own);
-        let end = PathEnd::Remote([192, 0, 2, 2].into());
-        let believed = |limit| Some(Announcement { end, limit });
+        let whose = Whose::Path(PathEnd::Remote([192, 0, 2, 2].into()));
+        let believed = |limit| Some(Announcement { whose, limit });
         for quoted in [28, 40, 548] {
             assert_eq!(judge(&fragmentation_needed(1400, &sent[..quoted])), believed(1380));
         }
@@ -251,11 +278,11 @@ mod tests {
         let own = Own { address: Some(V6[0].parse().unwrap()), ports: vec![40_000, 40_001] };
         let sent = encapsulated(&fib);
         let judge = |message: &[u8]| judge(message, true, &fib, &own);
-        let end = PathEnd::Remote(V6[1].parse().unwrap());
+        let whose = Whose::Path(PathEnd::Remote(V6[1].parse().unwrap()));
         let good = packet_too_big(1400, (40_001, 8472), &sent);
-        assert_eq!(judge(&good), Some(Announcement { end, limit: 1330 }));
+        assert_eq!(judge(&good), Some(Announcement { whose, limit: 1330 }));
         let low = packet_too_big(68, (40_000, 8472), &sent);
-        assert_eq!(judge(&low), Some(Announcement { end, limit: 1210 }), "bounded below");
+        assert_eq!(judge(&low), Some(Announcement { whose, limit: 1210 }), "bounded below");
         assert_eq!(judge(&packet_too_big(1400, (8472, 8472), &sent)), None);
         assert_eq!(judge(&packet_too_big(1400, (40_000, 8473), &sent)), None);
         assert_eq!(judge(&packet_too_big(9000, (40_000, 8472), &sent)), None, "not too big");
@@ -266,6 +293,22 @@ mod tests {
             assert_eq!(judge(&forged), None, "byte {at}");
         }
         for len in 0..98 {
+            assert_eq!(judge(&good[..len]), None, "{len} bytes");
+        }
+    }
+    #[test]
+    fn wireguard_names_the_session() {
+        let fib = table(Format::Wireguard, "[2001:db8::2]:51820");
+        let own = Own { address: None, ports: vec![51_820] };
+        let judge = |message: &[u8]| judge(message, true, &fib, &own);
+        let record = [&[4, 0, 0, 0, 0x78, 0x56, 0x34, 0x12][..], &[9; 1400]].concat();
+        let whose = Whose::Session(SessionIndex(0x1234_5678));
+        let good = packet_too_big(1400, (51_820, 7), &record);
+        assert_eq!(judge(&good), Some(Announcement { whose, limit: 1312 }));
+        let handshake = packet_too_big(1400, (51_820, 7), &[&[1, 0, 0, 0][..], &[9; 1400]].concat());
+        assert_eq!(judge(&handshake), None);
+        assert_eq!(judge(&packet_too_big(1400, (51_821, 7), &record)), None);
+        for len in 0..8 + 40 + 8 + 8 {
             assert_eq!(judge(&good[..len]), None, "{len} bytes");
         }
     }

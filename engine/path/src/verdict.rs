@@ -54,6 +54,8 @@ drop_reasons! {
     BadOffload => "bad_offload",
     /// No peer owns the destination.
     NoRoute => "no_route",
+    /// The destination is a multicast group, or everybody: no node subscribes to any.
+    Multicast => "multicast",
     /// The packet exceeds the tunnel's MTU.
     TooBig => "too_big",
     /// The time to live or hop limit has expired.
@@ -99,7 +101,8 @@ drop_reasons! {
     WgTooLong => "wg_too_long",
     /// More WireGuard handshakes arrived than can be processed.
     WgBusy => "wg_busy",
-    /// The datagram has more segments than any kernel sends.
+    /// The datagram has more segments than a kernel sends at once: 128, UDP_MAX_SEGMENTS
+    /// (include/linux/udp.h).
     TooManySegments => "too_many_segments",
     /// The underlay's send queue is full.
     UnderlayFull => "underlay_full",

@@ -72,8 +72,14 @@ fn devices(protocol: u8, whole: bool) -> Result<Option<(Queue, Queue)>, String> 
     let offloads = tun::Offloads { csum: true, tso: true, uso: protocol == UDP };
     let bare = tun::Offloads { csum: false, tso: false, uso: false };
     let open = |name: &str, offloads, address| {
-        let config =
-            tun::TunConfig { name: name.into(), queues: 1, queue_bytes: 0, offloads, persist: false };
+        let config = tun::TunConfig {
+            name: name.into(),
+            queues: 1,
+            queue_bytes: 0,
+            unlimited_queues: 0,
+            offloads,
+            persist: false,
+        };
         let mut tun = tun::open(&config).map_err(|error| error.to_string())?;
         let failed = |error: std::io::Error| format!("setting up {name}: {error}");
         io::netns::set_address(name, address, 24).map_err(failed)?;
@@ -210,11 +216,17 @@ fn cut(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
     let mut space = Space::new(start..arena.len() as u32);
     let mut packets = Vec::new();
     let piece = |arena: &[u8], span: Range<u32>| arena[span.start as usize..span.end as usize].to_vec();
-    whole.cut(&mut arena, &[whole.payload()], 0, &mut space, |arena, header, payload| {
-        let mut one = piece(arena, header);
-        one.extend(piece(arena, payload));
-        packets.push(one);
-    });
+    whole.cut(
+        &mut arena,
+        &[whole.payload()],
+        0,
+        |len| space.take(len),
+        |arena, header, payload| {
+            let mut one = piece(arena, header);
+            one.extend(piece(arena, payload));
+            packets.push(one);
+        },
+    );
     packets
 }
 

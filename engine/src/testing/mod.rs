@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use io::{Overlay, Underlay, Waiter};
-use path::{Fib, WorkerIndex};
+use path::{Fib, SegmentSizes, WorkerIndex};
 
 pub use self::sealed::{Sealed, SealedWorker, Update};
 use crate::clock::Clock;
@@ -54,8 +54,9 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         let fib = readers.remove(0);
         let (sender, _) = event::channel();
         let notifier = Notifier { tunnel: 0, worker: WorkerIndex(0), sender };
+        let sizes = Arc::new(SegmentSizes::new(mtu, 7));
         let set = Clock::Set(Arc::clone(&clock));
-        let parts = Parts { fib, mtu, lanes, switches, notifier, sealing, clock: set };
+        let parts = Parts { fib, sizes, lanes, switches, notifier, sealing, clock: set };
         let tunnels = vec![Tunnel::new(queues, parts)];
         let page = Page::new();
         let pages = vec![Arc::clone(&page)];

@@ -8,14 +8,17 @@ use path::{Counters, DropReason, Verdict};
 use super::Tunnel;
 use crate::worker::Outlet;
 
-/// Maximum bytes read in one turn, beyond which only the packet that exceeds it is read. The ports and the
-/// other tunnels have to wait for that long.
-const TURN_BYTES: usize = 1 << 20;
+/// What one datagram costs besides its payload, in bytes that cost as much to move. Without it, a
+/// super-packet of 860 small segments would count as much as one of 46 large ones.
+const DATAGRAM_COST: usize = 512;
+/// Maximum cost of one turn, beyond which only the packet that exceeds it is read: about 16 super-packets.
+/// The ports and the other tunnels have to wait for that long.
+const TURN_COST: usize = 1408 << 10;
 /// Maximum packets read in one turn.
 const TURN_PACKETS: usize = 128;
-/// Bytes that one queue may bring before it is the next queue's turn: two super-packets. A single packet in
+/// Cost of what one queue may bring before it is the next queue's turn: two super-packets. A single packet in
 /// another queue thus waits for a quantum of each queue, not for all that they hold.
-const QUANTUM_BYTES: usize = 128 << 10;
+const QUANTUM_COST: usize = 128 << 10;
 /// Packets that one queue may bring before it is the next queue's turn.
 const QUANTUM_PACKETS: usize = 64;
 /// Space for the largest packet that a TUN delivers, with its headers and the headroom.
@@ -49,7 +52,7 @@ impl<O: Overlay> Tunnel<O> {
     #[inline]
     pub(crate) fn egress<U: Underlay>(&mut self, mut out: Outlet<'_, U>) -> bool {
         self.sealing.send_waiting(&mut out, &mut self.counters);
-        let mut pass = Pass { bytes: TURN_BYTES, packets: TURN_PACKETS, at: HEADERS, last: None };
+        let mut pass = Pass { cost: TURN_COST, packets: TURN_PACKETS, at: HEADERS, last: None };
         let mut ready = self.queues.iter().filter(|queue| queue.ready).count();
         let count = self.queues.len();
         // Each pass reads something, so the budget ends this loop if the queues do not.
@@ -76,13 +79,13 @@ impl<O: Overlay> Tunnel<O> {
     /// Forwards packets of one queue until it is empty or has had its share.
     fn read_quantum<U: Underlay>(&mut self, queue: usize, pass: &mut Pass, out: &mut Outlet<'_, U>) {
         let full_batch = self.sealing.full_batch();
-        let mut bytes = QUANTUM_BYTES.min(pass.bytes);
+        let mut left = QUANTUM_COST.min(pass.cost);
         for _ in 0..QUANTUM_PACKETS.min(pass.packets) {
             if pass.at + READ_ROOM > self.egress.arena.len() {
                 self.flush(queue, out);
                 pass.at = HEADERS;
             }
-            let Tunnel { queues, egress, fib, sealing, counters, clock, replies, .. } = self;
+            let Tunnel { queues, egress, fib, sizes, sealing, counters, clock, replies, .. } = self;
             let Buffers { arena, outbox } = egress;
             let overlay = &mut queues[queue].overlay;
             let start = pass.at + HEADROOM;
@@ -95,7 +98,7 @@ impl<O: Overlay> Tunnel<O> {
             counters.egress.packets += 1;
             counters.egress.bytes += len.saturating_sub(wire::virtio::HEADER_LEN) as u64;
             let fib = fib.current();
-            let verdict = match egress::check(arena, read.clone(), fib) {
+            let verdict = match egress::check(arena, read.clone(), fib, sizes) {
                 Ok(bound) => {
                     if !bound.fits(outbox) {
                         flush(overlay, &mut self.egress, sealing, out, counters);
@@ -109,8 +112,10 @@ impl<O: Overlay> Tunnel<O> {
                 }
                 Err(refusal) => egress::refuse(arena, read, refusal, fib, outbox, (replies, clock.now())),
             };
+            let mut datagrams = 1;
             match verdict {
-                Verdict::ToUnderlay(_) | Verdict::ToOverlay => {}
+                Verdict::ToUnderlay(count) => datagrams = count as usize,
+                Verdict::ToOverlay => {}
                 Verdict::Reply(reason) => {
                     counters.egress.replies += 1;
                     counters.egress.drop(reason, 1);
@@ -125,8 +130,10 @@ impl<O: Overlay> Tunnel<O> {
             if full >= full_batch {
                 self.sealing.send(full, &mut self.egress, out, &mut self.counters);
             }
-            bytes = bytes.saturating_sub(len);
-            if bytes == 0 {
+            let cost = len + datagrams * DATAGRAM_COST;
+            pass.cost = pass.cost.saturating_sub(cost);
+            left = left.saturating_sub(cost);
+            if left == 0 {
                 return;
             }
         }
@@ -140,7 +147,7 @@ impl<O: Overlay> Tunnel<O> {
 
 /// What a turn may still read, and where to.
 struct Pass {
-    bytes: usize,
+    cost: usize,
     packets: usize,
     /// Where the next packet begins in the arena.
     at: usize,
@@ -150,13 +157,12 @@ struct Pass {
 
 impl Pass {
     fn is_over(&self) -> bool {
-        self.bytes == 0 || self.packets == 0
+        self.cost == 0 || self.packets == 0
     }
 
-    /// Deducts a packet of `len` bytes that was read to `start`.
+    /// Notes a packet of `len` bytes that was read to `start`.
     fn took(&mut self, queue: usize, start: usize, len: usize) {
         self.at = (start + len).next_multiple_of(ALIGN);
-        self.bytes = self.bytes.saturating_sub(len);
         self.packets -= 1;
         self.last = Some(queue);
     }

@@ -64,8 +64,8 @@ impl<O: Overlay> Tunnel<O> {
 
     #[inline]
     fn sink(&mut self) -> (&mut super::Sealing, Sink<'_>) {
-        let Tunnel { sealing, fib, mtu, coalescer, counters, .. } = self;
-        (sealing, Sink { fib: fib.current(), mtu: *mtu, coalescer, counters })
+        let Tunnel { sealing, fib, sizes, coalescer, counters, .. } = self;
+        (sealing, Sink { fib: fib.current(), sizes, coalescer, counters })
     }
 
     /// Makes room for one more receive.

@@ -11,11 +11,12 @@ mod ingress;
 mod sealing;
 
 use std::io::Result;
+use std::sync::Arc;
 
 use io::{Overlay, PortCounters, Ready, Underlay, Waiter};
 use path::offload::coalesce::{Coalescer, Joins};
 use path::reply::Limiter;
-use path::{Counters, Fib};
+use path::{Counters, Fib, SegmentSizes};
 
 pub(crate) use self::ingress::ARENA_HEADERS;
 pub(crate) use self::sealing::Sealing;
@@ -31,7 +32,7 @@ pub(crate) struct Tunnel<O> {
     /// The queue whose turn it is to be read first.
     next: usize,
     fib: Reader<Fib>,
-    mtu: u16,
+    sizes: Arc<SegmentSizes>,
     lanes: u16,
     egress: egress::Buffers,
     coalescer: Coalescer,
@@ -56,7 +57,7 @@ struct Queue<O> {
 /// The parts of a tunnel besides its queues.
 pub(crate) struct Parts {
     pub(crate) fib: Reader<Fib>,
-    pub(crate) mtu: u16,
+    pub(crate) sizes: Arc<SegmentSizes>,
     pub(crate) lanes: u16,
     pub(crate) switches: Switches,
     pub(crate) notifier: Notifier,
@@ -67,13 +68,13 @@ pub(crate) struct Parts {
 impl<O: Overlay> Tunnel<O> {
     /// Creates a share that serves these queues.
     pub(crate) fn new(queues: Vec<O>, parts: Parts) -> Self {
-        let Parts { fib, mtu, lanes, switches, notifier, sealing, clock } = parts;
+        let Parts { fib, sizes, lanes, switches, notifier, sealing, clock } = parts;
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
         Tunnel {
             queues: queues.into_iter().map(|overlay| Queue { overlay, ready: true, token: 0 }).collect(),
             next: 0,
             fib,
-            mtu,
+            sizes,
             lanes,
             egress: egress::Buffers::new(sealing.overhead()),
             coalescer: Coalescer::new(0..ARENA_HEADERS as u32, joins),

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use io::{Received, TransmitOutcome, Underlay};
 use path::offload::coalesce::{Coalescer, SEGMENTS_MAX};
-use path::{Counters, DropReason, Fib, ingress};
+use path::{Counters, DropReason, Fib, SegmentSizes, ingress};
 
 use super::egress::Buffers;
 use crate::wireguard::Stray;
@@ -29,7 +29,7 @@ pub(crate) enum Sealing {
 /// The destination of packets from the wire.
 pub(super) struct Sink<'t> {
     pub(super) fib: &'t Fib,
-    pub(super) mtu: u16,
+    pub(super) sizes: &'t SegmentSizes,
     pub(super) coalescer: &'t mut Coalescer,
     pub(super) counters: &'t mut Counters,
 }
@@ -91,8 +91,8 @@ impl Sealing {
     pub(super) fn receive(&mut self, arena: &mut [u8], received: Received, sink: Sink<'_>) {
         match self {
             Sealing::Plain => {
-                let Sink { fib, mtu, coalescer, counters } = sink;
-                ingress::ingress(arena, received, fib, mtu, coalescer, &mut counters.ingress);
+                let Sink { fib, sizes, coalescer, counters } = sink;
+                ingress::ingress(arena, received, fib, sizes, coalescer, &mut counters.ingress);
             }
             Sealing::Wireguard(crypt) => open(crypt, arena, received, sink),
         }
@@ -193,12 +193,12 @@ fn open_one(
     received: Received,
     sink: &mut Sink<'_>,
 ) {
-    let Sink { fib, mtu, coalescer, counters } = sink;
+    let Sink { fib, sizes, coalescer, counters } = sink;
     counters.ingress.packets += 1;
     match crypt.open(arena, record, received.source, received.ecn, counters) {
         Ok(Some(Opened { peer, packet: (at, len) })) if len > 0 => {
             let packet = Received { at, len, segment_size: 0, ..received };
-            ingress::opened(arena, packet, peer, fib, *mtu, coalescer, &mut counters.ingress);
+            ingress::opened(arena, packet, peer, fib, sizes, coalescer, &mut counters.ingress);
         }
         // A keepalive, or a message that was forwarded.
         Ok(_) => {}

@@ -19,6 +19,7 @@ use rand::Rng;
 
 use super::awaited::Awaited;
 use super::budget::Budget;
+use super::established::Established;
 use super::mail::{FromControl, FromWorker, Mailbox, Message as Incoming, Stray, ToWorker};
 use super::{Clock, KeeperHandle, PeerConfig, PeerStatus, Settings, Shared};
 use crate::event::{self, Event, Notifier};
@@ -50,6 +51,8 @@ struct Keeper {
     sessions: HashMap<SessionIndex, PeerId>,
     /// The indices of handshake messages that a reply may answer.
     awaited: Arc<Awaited>,
+    /// The sessions that records are sealed with.
+    established: Established,
     wheel: BTreeSet<(Millis, PeerId)>,
     next_second: Millis,
     actions: Vec<Action>,
@@ -102,6 +105,7 @@ pub(crate) fn start(
         by_endpoint: HashMap::new(),
         sessions: HashMap::new(),
         awaited: shared.awaited,
+        established: shared.established,
         wheel: BTreeSet::new(),
         next_second: 0,
         actions: Vec::new(),
@@ -354,6 +358,7 @@ impl Keeper {
             Action::Use(session) => {
                 self.awaited.remove(session.local);
                 self.sessions.insert(session.local, id);
+                self.established.add(&session);
                 self.send_to_workers(|| ToWorker::Session(Arc::clone(&session), true));
             }
             Action::Await(session) => {
@@ -365,6 +370,7 @@ impl Keeper {
             Action::Forget(index) => {
                 self.sessions.remove(&index);
                 self.awaited.remove(index);
+                self.established.remove(index);
                 self.send_to_workers(|| ToWorker::Forget(index));
             }
             Action::GiveUp => self.send_to_workers(|| ToWorker::GiveUp(id)),
@@ -412,6 +418,7 @@ impl Keeper {
                 for index in known.peer.indices() {
                     self.sessions.remove(&index);
                     self.awaited.remove(index);
+                    self.established.remove(index);
                 }
                 self.by_key.remove(&known.peer.key);
                 self.remove_endpoint(id, known.config.endpoint);

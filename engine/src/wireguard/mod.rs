@@ -16,6 +16,7 @@
 mod awaited;
 mod budget;
 pub(crate) mod crypt;
+mod established;
 pub(crate) mod keeper;
 mod mail;
 
@@ -29,6 +30,7 @@ use path::wireguard::{Gate, PublicKey, SecretKey};
 
 use self::awaited::Awaited;
 use self::budget::Budget;
+pub(crate) use self::established::Established;
 use self::mail::{FromControl, FromWorker, Mailbox, Message};
 pub(crate) use self::mail::{Stray, ToWorker};
 use crate::clock::Clock;
@@ -123,6 +125,7 @@ pub(crate) struct Shared {
     /// The memory for strays.
     pub(crate) astray: Budget,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) established: Established,
 }
 
 /// Capacity of each of the keeper's channels from workers. Further messages are dropped and counted by the
@@ -163,6 +166,7 @@ impl Shared {
             waiting: Budget::new(waiting),
             astray: Budget::new(astray),
             mailboxes: (0..workers).map(|_| Arc::default()).collect(),
+            established: Established::default(),
         }
     }
 }

@@ -1,24 +1,19 @@
 //! `loden completions` and `loden manual`: what packages hold beside the program, out of the same options.
 
-use std::io::{ErrorKind, Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::CommandFactory;
 
 use crate::options::{CommandLine, CompletionsOptions, ManualOptions};
+use crate::output::print;
 
 /// Prints the completions of one shell.
 pub(crate) fn completions(options: CompletionsOptions) -> anyhow::Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(options.shell, &mut CommandLine::command(), "loden", &mut text);
-    match stdout().write_all(&text).and_then(|()| stdout().flush()) {
-        // A reader that closed the pipe has read enough; a file that is cut short would be sourced.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write the completions")
-        }
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    print(&String::from_utf8(text)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a page for the program and for each subcommand that `--help` lists.

@@ -1,12 +1,12 @@
 //! `loden load`: the load generator as a process, for benchmarks and for manual use. Prints one JSON object
 //! per run.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use load::{Report, RttLoad, Server, SizesLoad, Stop, TcpLoad, UdpLoad, VerifyLoad};
 
 use crate::options::{LoadMode, LoadOptions, Times};
+use crate::output::{print, say};
 
 /// Runs one kind of load to its end, or the server forever. An error means that there are no figures.
 pub(crate) fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
@@ -14,7 +14,7 @@ pub(crate) fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
     let (report, right) = match options.mode {
         LoadMode::Server { listen } => {
             let server = Server::start(listen)?;
-            eprintln!("loden load: listening on {}", server.address());
+            say(format_args!("loden load: listening on {}", server.address()));
             loop {
                 std::thread::park();
             }
@@ -40,6 +40,6 @@ pub(crate) fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
             (Report::Sizes(report), right)
         }
     };
-    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
+    print(&(serde_json::to_string(&report)? + "\n"))?;
     Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -47,6 +47,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
     };
     Ok(Settings {
         store: store(options)?,
+        store_given: options.store.is_some(),
         net_config,
         uplink: UplinkSettings {
             ifaces: options.iface.clone(),
@@ -64,6 +65,7 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
         workers: WorkerSettings {
             count: options.workers,
             pin: options.pin,
+            realtime: options.realtime,
             spin: options.spin_us.map(|micros| Duration::from_micros(micros.into())),
             queue_memory: options.queue_memory.map(|mib| usize::from(mib) << 20),
             without: options.without.clone(),

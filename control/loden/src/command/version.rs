@@ -1,11 +1,11 @@
 //! `loden version`: tells which build this is, from which commit, for which target, and what is in it.
 
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use crate::options::VersionOptions;
+use crate::output::print;
 
 /// The commit, if whoever built the program set it, as `deploy/release` does.
 const COMMIT: Option<&str> = option_env!("LODEN_COMMIT");
@@ -44,8 +44,7 @@ pub(crate) fn run(options: VersionOptions) -> anyhow::Result<ExitCode> {
         true => serde_json::to_string_pretty(&build)? + "\n",
         false => build.text(),
     };
-    // A reader that closed the pipe has read enough.
-    let _ = stdout().write_all(text.as_bytes());
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

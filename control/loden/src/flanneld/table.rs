@@ -147,6 +147,8 @@ pub(super) const OWN: &[Flag] = &[
         |to, text| { to.options.pin = boolean(text)?; Ok(()) }),
     flag("queue-memory", Kind::Int, "", "MiB of kernel memory for packets that wait for the workers",
         |to, text| { to.options.queue_memory = Some(within(text, 1, 16_384)?); Ok(()) }),
+    flag("realtime", Kind::Bool, "false", "run the workers in a realtime class, before all ordinary programs",
+        |to, text| { to.options.realtime = boolean(text)?; Ok(()) }),
     flag("require-br-netfilter", Kind::Bool, "true",
         "refuse to start with iptables on a kernel without br_netfilter",
         |to, text| { to.options.traffic.require_br_netfilter = boolean(text)?; Ok(()) }),

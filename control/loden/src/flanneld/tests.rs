@@ -46,6 +46,7 @@ const VALUES: &[(&str, &str, Check)] = &[
     ("workers", "2", |o| o.workers == Some(2)),
     ("pin", "true", |o| o.pin),
     ("spin-us", "50", |o| o.spin_us == Some(50)),
+    ("realtime", "true", |o| o.realtime),
     ("queue-memory", "32", |o| o.queue_memory == Some(32)),
     ("without", "tso,gro", |o| o.without == ["tso", "gro"]),
     ("counters-file", "/c.json", |o| o.counters_file == Some("/c.json".into())),

@@ -83,6 +83,9 @@ pub(crate) struct RunOptions {
     /// Pin each worker to a CPU.
     #[arg(long)]
     pub pin: bool,
+    /// Run the workers in a realtime class, before all ordinary programs.
+    #[arg(long)]
+    pub realtime: bool,
     /// Microseconds a worker polls for work before it sleeps.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub spin_us: Option<u32>,
@@ -141,6 +144,7 @@ impl Default for RunOptions {
             run_dir: RUN_DIRECTORY.into(),
             workers: None,
             pin: false,
+            realtime: false,
             spin_us: None,
             queue_memory: None,
             without: Vec::new(),

@@ -3,6 +3,7 @@
 //! names. Its `/usr` is this machine's, read-only. Commands and their output pass through a shared directory.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -115,10 +116,11 @@ impl Guest {
         self.shell("while read module; do insmod $module || exit 1; done < /spare");
     }
 
-    /// Waits until a process in the guest listens on a TCP port.
-    pub fn await_listener(&mut self, port: u16) {
+    /// Waits until a process in the guest listens on a TCP address.
+    pub fn await_listener(&mut self, address: SocketAddr) {
+        let line = proc_address(address);
         // State 0A is TCP_LISTEN (include/net/tcp_states.h).
-        let pattern = format!(":{port:04X} [0-9A-F]*:0000 0A ");
+        let pattern = format!(": {line} [0-9A-F]*:0000 0A ");
         self.shell(&format!("until grep -q '{pattern}' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done"));
     }
 
@@ -156,6 +158,18 @@ impl Drop for Guest {
             let _ = self.process.wait(Duration::from_secs(5));
         }
     }
+}
+
+/// Renders an address as the kernel does in `/proc/net/tcp` and `/proc/net/tcp6`: 32-bit words in host order,
+/// then the port (`get_tcp4_sock` in net/ipv4/tcp_ipv4.c).
+fn proc_address(address: SocketAddr) -> String {
+    let octets = match address {
+        SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
+        SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes(word.try_into().expect("4 bytes")));
+    let words: String = words.map(|word| format!("{word:08X}")).collect();
+    format!("{words}:{:04X}", address.port())
 }
 
 /// Packs the archive that the kernel unpacks as its root: a shell, and the modules in the order in which they

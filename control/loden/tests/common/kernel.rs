@@ -60,7 +60,11 @@ impl KernelNode {
         };
         let lease = cluster.in_store(async |store| {
             store.set_net_config(&cluster.config).await.expect("the configuration");
-            store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease").published
+            store
+                .acquire(&Wish { config: &config, attrs, previous: None, former: None })
+                .await
+                .expect("a lease")
+                .published
         });
         let node = KernelNode { number, lease, vxlan };
         node.make_devices(cluster);

@@ -32,7 +32,9 @@ const WORKERS: usize = 8;
 const PODS: usize = 200;
 /// In microseconds: a verb takes some tens of milliseconds.
 const LATEST_KILL: u64 = 40_000;
-const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(20);
+const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(400);
+/// The most namespaces to create for one pod until the kernel uses an inode again.
+const MOST_NAMESPACES: usize = 100;
 /// A runtime repeats a DEL until it succeeds. The last attempts are not killed.
 const KILLED_TRIES: usize = 3;
 const SANDBOXES: usize = 24;
@@ -78,9 +80,11 @@ fn plugins_killed_at_random_leave_nothing_after_a_collection() {
     });
     assert!(killed.into_inner() > PODS / 4, "hardly any kill has met its process");
     assert!(checked > 0, "no collection has met a living pod");
-    let inodes = host.inodes.lock().expect("no panic").clone();
-    let distinct: BTreeSet<&u64> = inodes.iter().collect();
-    assert!(distinct.len() < inodes.len(), "no inode was used again");
+    let again = host.used_again.load(Ordering::Relaxed);
+    println!(
+        "{again} namespaces had path and inode of a forgotten pod's, {checked} living pods were checked"
+    );
+    assert!(again > 0, "no inode was used again");
     host.collect();
     host.assert_clean();
     // All addresses are available again.
@@ -168,8 +172,10 @@ struct PluginHost<'a> {
     gate: RwLock<()>,
     /// The pods that live: each one's address, and its name with that of its namespace.
     live: Mutex<BTreeMap<String, (String, String)>>,
-    /// The inodes of all namespaces so far.
-    inodes: Mutex<Vec<u64>>,
+    /// The inodes of the namespaces of pods that were forgotten since the last collection, by their names.
+    forgotten: Mutex<BTreeMap<String, BTreeSet<u64>>>,
+    /// How many namespaces had the name and the inode of a forgotten pod's.
+    used_again: AtomicUsize,
 }
 
 impl<'a> PluginHost<'a> {
@@ -182,16 +188,28 @@ impl<'a> PluginHost<'a> {
             "ipam": {"dataDir": cluster.file("networks")},
             "delegate": {"hairpinMode": true, "isDefaultGateway": true, "ipMasq": false},
         });
-        let (live, inodes) = (Mutex::default(), Mutex::default());
-        PluginHost { cluster, setup, conf, gate: RwLock::default(), live, inodes }
+        let (live, forgotten) = (Mutex::default(), Mutex::default());
+        let (gate, used_again) = (RwLock::default(), AtomicUsize::new(0));
+        PluginHost { cluster, setup, conf, gate, live, forgotten, used_again }
     }
 
-    /// Creates a pod in a new namespace of this name.
+    /// Creates a pod in a new namespace of this name, with the inode of a forgotten pod's if the kernel gives
+    /// it soon.
     fn pod(&self, id: String, name: &str) -> Pod {
         let name = format!("{}-{name}", self.cluster.host(1).namespace().name());
-        let namespace = Namespace::create(&name).expect("a namespace");
-        let inode = fs::metadata(namespace.path()).expect("a namespace").ino();
-        self.inodes.lock().expect("no panic").push(inode);
+        let create = || Namespace::create(&name).expect("a namespace");
+        let former = self.forgotten.lock().expect("no panic").get(&name).cloned().unwrap_or_default();
+        let mut namespace = create();
+        for _ in 0..MOST_NAMESPACES {
+            if former.is_empty() || former.contains(&inode(&namespace)) {
+                break;
+            }
+            drop(namespace);
+            namespace = create();
+        }
+        if former.contains(&inode(&namespace)) {
+            self.used_again.fetch_add(1, Ordering::Relaxed);
+        }
         Pod { id, namespace }
     }
 
@@ -222,6 +240,8 @@ impl<'a> PluginHost<'a> {
             self.live.lock().expect("no panic").remove(&address(&result));
         }
         if forgotten {
+            let name = pod.namespace.name().to_owned();
+            self.forgotten.lock().expect("no panic").entry(name).or_default().insert(inode(&pod.namespace));
             return killed;
         }
         if let Some(port) = port {
@@ -241,8 +261,11 @@ impl<'a> PluginHost<'a> {
         let valid = live.iter().map(|(id, _)| json!({"containerID": id, "ifname": "eth0"})).collect();
         let mut conf = collection(&self.conf);
         conf["cni.dev/valid-attachments"] = valid;
-        let group = self.spawn_collection(conf, random);
+        let (group, is_complete) = self.spawn_collection(conf, random);
         await_until("the delegates", || killpg(group, None).is_err());
+        if is_complete {
+            self.forgotten.lock().expect("no panic").clear();
+        }
         for (id, name) in &live {
             let namespace = Namespace::open(name).expect("a living pod's namespace");
             let links = namespace.output(Command::new("ip").args(["-o", "link"])).expect("ip");
@@ -252,8 +275,9 @@ impl<'a> PluginHost<'a> {
         live.len()
     }
 
-    /// Runs a collection and kills it in half of the cases. Returns its process group.
-    fn spawn_collection(&self, mut conf: Value, random: &mut StdRng) -> Pid {
+    /// Runs a collection and kills it in half of the cases. Returns its process group, and whether it
+    /// succeeded.
+    fn spawn_collection(&self, mut conf: Value, random: &mut StdRng) -> (Pid, bool) {
         conf["name"] = "kills".into();
         let input = self.cluster.file("living.json");
         fs::write(&input, conf.to_string()).expect("a file");
@@ -268,7 +292,7 @@ impl<'a> PluginHost<'a> {
         let group = Pid::from_raw(child.id() as i32);
         let output = child.wait_with_output().expect("an end");
         assert!(output.status.success() || violent, "{}", String::from_utf8_lossy(&output.stdout));
-        group
+        (group, output.status.success())
     }
 
     /// Calls loden's plugin: see [`PluginHost::call`].
@@ -379,6 +403,10 @@ fn named(conf: &Value, plugin: &str) -> Value {
 fn address(result: &str) -> String {
     let json: Value = serde_json::from_str(result).unwrap_or_else(|error| panic!("{error}: {result}"));
     json["ips"][0]["address"].as_str().expect("an address").to_owned()
+}
+
+fn inode(namespace: &Namespace) -> u64 {
+    fs::metadata(namespace.path()).expect("a namespace").ino()
 }
 
 /// A pod as a runtime has it: a name and a network namespace.

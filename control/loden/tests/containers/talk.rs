@@ -50,14 +50,7 @@ pub fn check(cluster: &Cluster, ends: [&End<'_>; 2], families: &[bool]) {
 
 /// Starts daemons on two hosts, masquerading as in flannel's manifest, and waits until they know each other.
 pub fn daemons(cluster: &Cluster) -> [Daemon; 2] {
-    let daemons = [1, 2].map(|number| {
-        let mut command = cluster.command(number);
-        command.args(["--ip-masq", "--instance", &instance(number)]);
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    });
+    let daemons = [1, 2].map(|number| cluster.start(number, &["--ip-masq", "--instance", &instance(number)]));
     for daemon in &daemons {
         await_until("the peer", || daemon.logged("peers=1"));
     }

@@ -51,7 +51,7 @@ fn a_kernel_ipip_peer_and_loden_understand_each_other() {
     let load = VerifyLoad { streams: 1, bytes: 16 << 20 };
     let server = std::net::SocketAddr::new(far, PORT);
     guest.shell(&format!("/programs/loden load server --listen {server} >/dev/null 2>&1 &"));
-    guest.await_listener(PORT);
+    guest.await_listener(server);
     let report = cluster.host(1).pod().run(|| load::verify(server, &load, &Stop::default()));
     let report = report.expect("the pod").expect("a transfer");
     assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));
@@ -87,7 +87,11 @@ fn lease(cluster: &Cluster) -> Lease {
     };
     cluster.in_store(async |store| {
         store.set_net_config(CONFIG).await.expect("the configuration");
-        store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease").published
+        store
+            .acquire(&Wish { config: &config, attrs, previous: None, former: None })
+            .await
+            .expect("a lease")
+            .published
     })
 }
 

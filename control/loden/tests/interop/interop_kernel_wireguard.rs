@@ -14,7 +14,7 @@ use path::wireguard::SecretKey;
 use store::Wish;
 
 use crate::common::guest::{self, Guest};
-use crate::common::{Cluster, Daemon, await_until};
+use crate::common::{Cluster, await_until};
 
 const PSK: &str = "cHJlLXNoYXJlZCBrZXkgb2YgdGhpcnR5LXR3byBieXQ=";
 /// The kernel host on the lab's underlay, beside host 1.
@@ -34,7 +34,7 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
     let mut cluster = Cluster::build("iop-wg", 1, Wiring::Switch, &config);
     let secret = SecretKey([0x3c; 32]);
     let kernel = lease(&cluster, &secret);
-    let daemon = start(&cluster);
+    let daemon = cluster.start(1, &[]);
     cluster.connect_pod(1);
     let own = cluster.lease(1);
     let mut guest = Guest::boot(&cluster, &["wireguard"], &[]);
@@ -90,14 +90,6 @@ fn a_kernel_wireguard_peer_and_loden_understand_each_other() {
     for counters in daemon.finish() {
         assert_eq!(counters.unexplained_drops().len(), 0, "{:?}", counters.drops());
     }
-}
-
-fn start(cluster: &Cluster) -> Daemon {
-    let mut command = cluster.command(1);
-    command.env("WIREGUARD_KEY_FILE", cluster.file("key"));
-    let mut daemon = cluster.spawn(1, &mut command);
-    daemon.await_ready();
-    daemon
 }
 
 fn device(ipv6: bool) -> &'static str {
@@ -165,7 +157,7 @@ fn bulk(cluster: &Cluster, guest: &mut Guest, far: IpAddr, near: IpAddr) {
     let load = VerifyLoad { streams: 1, bytes: 8 << 20 };
     let there = SocketAddr::new(far, LOAD);
     guest.shell(&format!("/programs/loden load server --listen {there} >/dev/null 2>&1 &"));
-    guest.await_listener(LOAD);
+    guest.await_listener(there);
     let report = cluster.host(1).pod().run(|| load::verify(there, &load, &Stop::default()));
     let report = report.expect("the pod").expect("a transfer");
     assert_eq!((report.received, &report.sha256_sent), (load.bytes, &report.sha256_received));
@@ -188,6 +180,10 @@ fn lease(cluster: &Cluster, secret: &SecretKey) -> Lease {
     };
     cluster.in_store(async |store| {
         store.set_net_config(&cluster.config).await.expect("the configuration");
-        store.acquire(&Wish { config: &config, attrs, previous: None }).await.expect("a lease").published
+        store
+            .acquire(&Wish { config: &config, attrs, previous: None, former: None })
+            .await
+            .expect("a lease")
+            .published
     })
 }

@@ -8,3 +8,4 @@ mod common;
 mod interop_kernel_ipip;
 mod interop_kernel_vxlan;
 mod interop_kernel_wireguard;
+mod segment_sizes;

@@ -39,7 +39,7 @@ fn nothing_changed_arrives(name: &str, config: &str, device: &str, ipv6: bool) {
         return;
     }
     let mut cluster = Cluster::build(name, 2, Wiring::Direct, config);
-    let daemons: Vec<Daemon> = [1, 2].map(|number| start(&cluster, number)).into();
+    let daemons: Vec<Daemon> = [1, 2].map(|number| cluster.start(number, &[])).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={device} peers=1");
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
@@ -53,12 +53,4 @@ fn nothing_changed_arrives(name: &str, config: &str, device: &str, ipv6: bool) {
     });
     let sender = tunnels.next().expect("the sender");
     assert_eq!(sender.get("egress.drop.bad_transport_checksum"), damaged, "{:#?}", sender.nonzero());
-}
-
-fn start(cluster: &Cluster, number: usize) -> Daemon {
-    let mut command = cluster.command(number);
-    command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-    let mut daemon = cluster.spawn(number, &mut command);
-    daemon.await_ready();
-    daemon
 }

@@ -11,6 +11,7 @@
 //! inner_sources    tests: packets of the host's own protocols, and sources that nobody may use
 //! masquerade       tests: traffic rules as packets meet them
 //! on_the_wire      tests: outer headers beside the kernel's, and translation on the way
+//! own_nat          tests: a host that translates its own tunnel packets
 //! path_mtu         tests: paths that carry less, and forged messages that claim so
 //! wireguard        tests: two lodens, and loden beside wireguard-go
 //! wireguard_modes  tests: each mode in each family
@@ -32,6 +33,7 @@ mod guards;
 mod inner_sources;
 mod masquerade;
 mod on_the_wire;
+mod own_nat;
 mod path_mtu;
 mod wireguard;
 mod wireguard_modes;

@@ -6,7 +6,8 @@
 //! host 1 ── switch ── host 2, and a second link of 1400 that the route uses
 //! ```
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::{Namespace, Wiring};
@@ -17,6 +18,8 @@ use crate::common::{
 };
 
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
+const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"wireguard","Mode":"ipv6"}}"#;
+const WIREGUARD_IPV4: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const NARROW: u32 = 1400;
 const BYTES: u64 = 20_000_000;
 
@@ -51,6 +54,24 @@ const VXLAN_V6: Case = Case {
     narrow: 1330,
     wide: 1430,
 };
+const WIREGUARD_V6: Case = Case {
+    name: "wg6",
+    config: WIREGUARD,
+    device: "flannel-wg",
+    outer_v6: true,
+    inner_v6: false,
+    narrow: 1312,
+    wide: 1420,
+};
+const WIREGUARD_V4: Case = Case {
+    name: "wg4",
+    config: WIREGUARD_IPV4,
+    device: "flannel-wg",
+    outer_v6: false,
+    inner_v6: false,
+    narrow: 1328,
+    wide: 1420,
+};
 const VXLAN_V4: Case = Case {
     name: "vx4",
     config: VXLAN,
@@ -81,10 +102,74 @@ fn vxlan_over_ipv6_learns_the_mtu_of_a_router_path() {
 }
 
 #[test]
+fn wireguard_over_ipv6_learns_the_mtu_of_a_router_path() {
+    real(WIREGUARD_V6);
+    real(Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 });
+}
+
+/// The kernel fragments the datagrams that carry them.
+#[test]
+fn ipv6_packets_of_the_minimum_pass_paths_that_carry_less() {
+    for case in [VXLAN_V6, Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 }] {
+        for link in [1349, 1300, 1280] {
+            let Some((cluster, daemons)) = start(&format!("pm-n{}", case.name), case, 2) else { return };
+            let _far = narrow_path(&cluster, link);
+            for inner_v6 in [true, false] {
+                verified(&cluster, 1, 2, inner_v6, BYTES / 10);
+                verified(&cluster, 2, 1, inner_v6, BYTES / 10);
+            }
+            assert!(common::unfragmented(&cluster, 1, 2, true, 1280), "{} on {link}", case.name);
+            forget(&cluster, 1);
+            assert_eq!(too_big(&cluster, 1, 2, true, case.wide), 1280, "{} on {link}", case.name);
+            await_until("the notice", || daemons[0].logged("path MTU learned"));
+            finish(daemons, case.device, |tunnel| {
+                assert_eq!(tunnel.get("egress.drop.underlay_error"), 0, "{:#?}", tunnel.nonzero());
+            });
+        }
+    }
+}
+
+#[test]
+fn a_narrow_path_is_learned_beside_a_flood_of_other_messages() {
+    let Some((cluster, daemons)) = start("pm-flood", VXLAN_V6, 2) else { return };
+    let _far = narrow_path(&cluster, NARROW);
+    let stop = AtomicBool::new(false);
+    let flood = || {
+        let (own, strange) = (cluster.host(1).underlay6(), "2001:db8::9".parse().expect("an address"));
+        // Nothing at all, another protocol's packet, a packet from another port, one to another host.
+        let quoted = |to: Ipv6Addr, port| packet::udp(own.into(), to.into(), (port, 8472), &[8; 1400]);
+        let mut tcp = quoted(cluster.host(2).underlay6(), 8472);
+        tcp[6] = 6;
+        let quotes = [vec![0xff; 48], tcp, quoted(cluster.host(2).underlay6(), 1), quoted(strange, 8472)];
+        let mut sent = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            for quote in &quotes {
+                let message = [&[2, 0, 0, 0, 0, 0, 0x05, 0], &quote[..48]].concat();
+                (0..3).for_each(|_| send_icmp(&cluster, true, &message));
+                sent += 3;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        sent
+    };
+    let router = cluster.lab.switch().expect("a router");
+    let sent = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| router.run(flood).expect("the router"));
+        // Enough to fill whatever waits.
+        std::thread::sleep(Duration::from_millis(500));
+        learn(&cluster, VXLAN_V6);
+        stop.store(true, Ordering::Relaxed);
+        flood.join().expect("the flood")
+    });
+    assert!(sent > 1_000, "{sent} messages");
+    finish(daemons, VXLAN_V6.device, |_| {});
+}
+
+#[test]
 fn a_router_path_fragments_what_has_no_df() {
-    for case in [VXLAN_V4, UDP_V4] {
+    for case in [VXLAN_V4, UDP_V4, WIREGUARD_V4] {
         let Some((cluster, daemons)) = start(&format!("pm-{}", case.name), case, 2) else { return };
-        let _far = narrow_path(&cluster);
+        let _far = narrow_path(&cluster, NARROW);
         verified(&cluster, 1, 2, false, BYTES);
         assert!(common::unfragmented(&cluster, 1, 2, false, case.wide), "as flannel's");
         finish(daemons, case.device, |tunnel| assert!(tunnel.unexplained_drops().is_empty()));
@@ -97,8 +182,18 @@ fn ipip_ignores_forged_messages() {
 }
 
 #[test]
+fn udp_formats_over_ipv4_ignore_forged_messages() {
+    [VXLAN_V4, UDP_V4, WIREGUARD_V4].into_iter().for_each(forged);
+}
+
+#[test]
 fn vxlan_over_ipv6_ignores_forged_messages() {
     forged(VXLAN_V6);
+}
+
+#[test]
+fn wireguard_over_ipv6_ignores_forged_messages() {
+    forged(WIREGUARD_V6);
 }
 
 #[test]
@@ -106,10 +201,36 @@ fn ipip_learns_the_mtu_of_another_interface() {
     other_interface(IPIP_V4);
 }
 
+#[test]
+fn vxlan_over_ipv4_learns_the_mtu_of_another_interface() {
+    other_interface(VXLAN_V4);
+}
+
+#[test]
+fn vxlan_over_ipv6_learns_the_mtu_of_another_interface() {
+    other_interface(VXLAN_V6);
+}
+
+#[test]
+fn udp_learns_the_mtu_of_another_interface() {
+    other_interface(UDP_V4);
+}
+
+#[test]
+fn wireguard_over_ipv4_learns_the_mtu_of_another_interface() {
+    other_interface(WIREGUARD_V4);
+}
+
+#[test]
+fn wireguard_over_ipv6_learns_the_mtu_of_another_interface() {
+    other_interface(WIREGUARD_V6);
+    other_interface(Case { name: "wg66", inner_v6: true, ..WIREGUARD_V6 });
+}
+
 /// Packets of pods fit the path soon, and nothing is sent in outer fragments then.
 fn real(case: Case) {
     let Some((cluster, daemons)) = start(&format!("pm-r{}", case.name), case, 2) else { return };
-    let _far = narrow_path(&cluster);
+    let _far = narrow_path(&cluster, NARROW);
     let Case { inner_v6, outer_v6, .. } = case;
     learn(&cluster, case);
     verified(&cluster, 1, 2, inner_v6, BYTES);
@@ -160,14 +281,23 @@ fn other_interface(case: Case) {
     for number in [1, 2] {
         let far = cluster.host(3 - number);
         let (v4, v6) = (far.underlay(), far.underlay6());
+        // A host answers neighbour solicitations only for addresses of the device itself.
         cluster.shell(
             number,
-            &format!("ip route add {v4}/32 dev eth1 && ip -6 route add {v6}/128 dev eth1 metric 1"),
+            &format!(
+                "ip addr add fd00:77::{number}/64 dev eth1 nodad && ip route add {v4}/32 dev eth1 && \
+                 ip -6 route add {v6}/128 via fd00:77::{} dev eth1 metric 1",
+                3 - number
+            ),
         );
     }
     // The kernel refuses only trains; what is sent singly it fragments.
-    verified(&cluster, 1, 2, inner_v6, BYTES);
-    verified(&cluster, 2, 1, inner_v6, BYTES);
+    for (from, to) in [(1, 2), (2, 1)] {
+        // A pod that knows the path's MTU offers an MSS with which the other host's trains are not refused.
+        forget(&cluster, to);
+        verified(&cluster, from, to, inner_v6, BYTES);
+        await_until("the limit", || daemons[from - 1].logged("path MTU learned"));
+    }
     learn(&cluster, case);
     if !inner_v6 {
         without_df(&cluster, case.wide);
@@ -185,7 +315,7 @@ fn start(name: &str, case: Case, hosts: usize) -> Option<(Cluster, Vec<Daemon>)>
         return None;
     }
     let mut cluster = Cluster::build(name, hosts, Wiring::Switch, case.config);
-    let daemons: Vec<Daemon> = [1, 2].iter().map(|number| cluster.start(*number, &[])).collect();
+    let daemons: Vec<Daemon> = [1, 2].map(|number| cluster.start(number, &[])).into();
     [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
     let applied = format!("applied device={} peers=1", case.device);
     await_until("the peers", || daemons.iter().all(|daemon| daemon.logged(&applied)));
@@ -193,8 +323,8 @@ fn start(name: &str, case: Case, hosts: usize) -> Option<(Cluster, Vec<Daemon>)>
     Some((cluster, daemons))
 }
 
-/// Turns the switch into two routers with a narrow link between them. Returns the second router.
-fn narrow_path(cluster: &Cluster) -> Namespace {
+/// Turns the switch into two routers with a link of `mtu` between them. Returns the second router.
+fn narrow_path(cluster: &Cluster, mtu: u32) -> Namespace {
     let near = cluster.lab.switch().expect("a switch");
     let far = Namespace::create(&format!("{}r", near.name())).expect("a router");
     let shell = |namespace: &Namespace, line: String| {
@@ -202,7 +332,7 @@ fn narrow_path(cluster: &Cluster) -> Namespace {
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     };
     shell(near, format!("ip link del br0; ip link set port2 netns {}", far.name()));
-    lab::veth((near, "mid"), (&far, "mid"), NARROW).expect("a link");
+    lab::veth((near, "mid"), (&far, "mid"), mtu).expect("a link");
     for (router, own, other) in [(near, 1, 2), (&far, 2, 1)] {
         let (host, remote) = (cluster.host(own), cluster.host(other));
         shell(
@@ -236,7 +366,7 @@ fn narrow_path(cluster: &Cluster) -> Namespace {
             ),
         );
     }
-    let inner_v6 = cluster.host(1).pod_addresses().iter().all(IpAddr::is_ipv6);
+    let inner_v6 = cluster.host(1).pod_addresses().iter().any(IpAddr::is_ipv6);
     await_until("the routers", || {
         let address = cluster.pod(2, inner_v6);
         cluster.host(1).pod().ping(address, 56, Duration::from_secs(1)).is_ok()
@@ -255,16 +385,15 @@ fn learn(cluster: &Cluster, case: Case) {
             let payload = wide as usize - header;
             let _ = cluster.host(from).pod().ping(address, payload, Duration::from_millis(300));
         }
-        cluster
-            .host(from)
-            .pod()
-            .output(
-                std::process::Command::new("sh")
-                    .args(["-c", "ip route flush cache; ip -6 route flush cache"]),
-            )
-            .expect("sh");
+        forget(cluster, from);
         assert_eq!(too_big(cluster, from, to, inner_v6, wide), narrow, "from {from} to {to}");
     }
+}
+
+/// Makes a pod forget what it has been told about paths.
+fn forget(cluster: &Cluster, number: usize) {
+    let flush = ["-c", "ip route flush cache; ip -6 route flush cache"];
+    cluster.host(number).pod().output(std::process::Command::new("sh").args(flush)).expect("sh");
 }
 
 /// Sends an IPv4 datagram that may be fragmented, of `length` IP bytes.
@@ -295,6 +424,23 @@ fn without_df(cluster: &Cluster, length: u32) {
 /// seen nothing.
 fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
     let (one, two) = (cluster.host(1), cluster.host(2));
+    // VXLAN network 1, or a WireGuard record.
+    let heads: [&[u8]; 2] = [&[8, 0, 0, 0, 0, 0, 1, 0], &[4, 0, 0, 0, 1, 0, 0, 0]];
+    let ports = [8472, 8285, 51_820, 51_821];
+    let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
+    if !case.outer_v6 && case.device != "flannel.ipip" {
+        let quote = |(from, to): (u16, u16), head: &[u8]| {
+            let mut payload = head.to_vec();
+            payload.resize(1420, 0);
+            let quoted = packet::udp(one.underlay().into(), two.underlay().into(), (from, to), &payload);
+            let mut message = vec![3, 4, 0, 0, 0, 0, 0x02, 0x40];
+            message.extend(&quoted[..48]);
+            let sum = packet::checksum(&message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            message
+        };
+        return pairs.flat_map(|pair| heads.map(|head| quote(pair, head))).collect();
+    }
     if !case.outer_v6 {
         let quote = |id: u16| {
             let mut outer = packet::ip(one.underlay().into(), two.underlay().into(), 4, &[0; 1480]);
@@ -317,10 +463,6 @@ fn forgeries(cluster: &Cluster, case: Case) -> Vec<Vec<u8>> {
         message.truncate(1240);
         message
     };
-    // VXLAN network 1.
-    let heads: [&[u8]; 1] = [&[8, 0, 0, 0, 0, 0, 1, 0]];
-    let ports = [8472, 51_820, 51_821];
-    let pairs = ports.iter().flat_map(|from| ports.iter().map(move |to| (*from, *to)));
     pairs.flat_map(|pair| heads.map(|head| quote(pair, head))).collect()
 }
 

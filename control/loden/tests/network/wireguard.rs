@@ -22,7 +22,7 @@ fn two_lodens_talk_in_both_families_and_nothing_is_in_clear() {
         return;
     }
     let mut cluster = Cluster::build("wg-two", 2, Wiring::Direct, DUAL);
-    let daemons = [1, 2].map(|number| start(&cluster, number, &[]));
+    let daemons = [1, 2].map(|number| cluster.start(number, &[]));
     for number in [1, 2] {
         cluster.connect_pod(number);
     }
@@ -63,7 +63,7 @@ fn five_nodes_talk_in_every_pair() {
         return;
     }
     let mut cluster = Cluster::build("wg-five", 5, Wiring::Switch, DUAL);
-    let mut daemons: Vec<Daemon> = (1..=5).map(|number| start(&cluster, number, &[])).collect();
+    let mut daemons: Vec<Daemon> = (1..=5).map(|number| cluster.start(number, &[])).collect();
     for (daemon, number) in daemons.iter().zip(1..) {
         for device in ["flannel-wg", "flannel-wg-v6"] {
             await_until("its peers", || daemon.logged(&format!("applied device={device} peers=4")));
@@ -80,7 +80,7 @@ fn five_nodes_talk_in_every_pair() {
     let before = cluster.lease(3);
     drop(daemons.remove(2));
     fs::remove_file(cluster.file("key3")).expect("its key");
-    let third = start(&cluster, 3, &[]);
+    let third = cluster.start(3, &[]);
     // It is ready from memory, before the store has its new key.
     let published = || cluster.lease(3).attrs.backend_data != before.attrs.backend_data;
     await_until("its lease with the new key", published);
@@ -101,7 +101,7 @@ fn bad_messages_end_by_name_and_harm_nobody() {
         return;
     }
     let mut cluster = Cluster::build("wg-bad", 2, Wiring::Direct, PLAIN);
-    let daemons = [1, 2].map(|number| start(&cluster, number, &[]));
+    let daemons = [1, 2].map(|number| cluster.start(number, &[]));
     for (daemon, number) in daemons.iter().zip(1..) {
         await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(number);
@@ -186,7 +186,7 @@ fn meet_wireguard_go() {
             Some(psk) => PLAIN.replace("\"wireguard\"", &format!("\"wireguard\",\"PSK\":\"{psk}\"")),
         };
         let mut cluster = Cluster::build("wg-go", 2, Wiring::Direct, &config);
-        let mut daemon = start(&cluster, 1, &[]);
+        let mut daemon = cluster.start(1, &[]);
         let _other = wireguard_go(&mut cluster, 2, secret);
         await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(1);
@@ -213,7 +213,7 @@ fn meet_wireguard_go() {
         // After a restart the peer still has a session that loden has lost.
         drop(daemon);
         // The record that reveals this is lost; the next ones are not.
-        let daemon = start(&cluster, 1, &[]);
+        let daemon = cluster.start(1, &[]);
         let from = cluster.host(2).pod();
         let _ = from.ping(cluster.pod(1, false), 0, Duration::from_millis(200));
         ping(&cluster, 2, 1, false);
@@ -306,14 +306,6 @@ fn wg_shows(cluster: &Cluster) {
     );
 }
 
-fn start(cluster: &Cluster, number: usize, more: &[&str]) -> Daemon {
-    let mut command = cluster.command(number);
-    command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}"))).args(more);
-    let mut daemon = cluster.spawn(number, &mut command);
-    daemon.await_ready();
-    daemon
-}
-
 /// Turns a host into a stock node: a WireGuard device of the reference implementation, its lease, a route, a
 /// pod.
 fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Process {
@@ -360,7 +352,7 @@ fn wireguard_go(cluster: &mut Cluster, number: usize, psk: Option<&str>) -> Proc
     let key: SubnetKey = "10.244.200.0-24".parse().expect("a key");
     cluster.in_store(async |store| {
         let (config, _) = model::net_config::parse(&cluster.config).expect("a configuration");
-        let wish = store::Wish { config: &config, attrs, previous: Some(key) };
+        let wish = store::Wish { config: &config, attrs, previous: Some(key), former: None };
         assert_eq!(store.acquire(&wish).await.expect("a lease").key(), key);
     });
     let network = lab::PodNetwork { ipv4: key.ipv4(), ipv6: None, mtu: 1420 };

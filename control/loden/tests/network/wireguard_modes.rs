@@ -109,7 +109,6 @@ fn start(cluster: &Cluster, etcd: Option<&Server>, node: usize) -> Daemon {
         None => cluster.command(node),
         Some(etcd) => cluster.etcd_command(node, &etcd.endpoint()),
     };
-    command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{node}")));
     let mut daemon = cluster.spawn(node, &mut command);
     daemon.await_ready();
     daemon

@@ -21,14 +21,8 @@ fn a_rekey_under_load_loses_and_reorders_nothing() {
         return;
     }
     let mut cluster = Cluster::build("wg-rekey", 2, Wiring::Direct, CONFIG);
-    let daemons = [1, 2].map(|number| {
-        let mut command = cluster.command(number);
-        // Pinned, for the reason given in `steady`.
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}"))).arg("--pin");
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    });
+    // Pinned, for the reason given in `steady`.
+    let daemons = [1, 2].map(|number| cluster.start(number, &["--pin"]));
     for (daemon, number) in daemons.iter().zip(1..) {
         await_until("its peer", || daemon.logged("applied device=flannel-wg peers=1"));
         cluster.connect_pod(number);

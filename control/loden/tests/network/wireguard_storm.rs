@@ -49,13 +49,7 @@ fn ten_thousand_handshakes_are_answered_and_disturb_nobody() {
     // The third host has every address of the network (AnyIP), and the first has a route.
     cluster.shell(3, "ip route add local 198.19.0.0/16 dev lo");
     cluster.shell(1, &format!("ip route add 198.19.0.0/16 via {}", cluster.host(3).underlay()));
-    let daemons = [1, 2].map(|number| {
-        let mut command = cluster.command(number);
-        command.env("WIREGUARD_KEY_FILE", cluster.file(&format!("key{number}")));
-        let mut daemon = cluster.spawn(number, &mut command);
-        daemon.await_ready();
-        daemon
-    });
+    let daemons = [1, 2].map(|number| cluster.start(number, &[]));
     for number in [1, 2] {
         cluster.connect_pod(number);
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::process::Command;
 
 use lab::{Wiring, mounts};
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rusqlite::Connection;
 
 use crate::common::{self, Cluster, PORT, VXLAN, replace};
@@ -59,10 +60,11 @@ fn without_a_tun_device_it_says_so() {
     let Some(cluster) = alone("bs-tun") else { return };
     let line = mounts::private(|| {
         mounts::tmpfs(Path::new("/dev/net"), "64k").expect("a tmpfs");
+        mounts::set_read_only(Path::new("/dev/net"), true).expect("nothing can be made there");
         refused(&cluster, &mut cluster.command(1))
     })
     .expect("private mounts");
-    assert!(line.contains("/dev/net/tun"), "{line}");
+    assert!(line.contains("/dev/net/tun is missing"), "{line}");
     let line = mounts::private(|| {
         mounts::tmpfs(Path::new("/dev/net"), "64k").expect("a tmpfs");
         fs::write("/dev/net/tun", "").expect("a file that is no device");
@@ -71,6 +73,32 @@ fn without_a_tun_device_it_says_so() {
     .expect("private mounts");
     assert!(line.contains("/dev/net/tun"), "{line}");
     assert!(cluster.leases().is_empty(), "a node that cannot forward takes no lease");
+}
+
+#[test]
+fn a_missing_tun_device_is_made_where_that_is_allowed() {
+    let Some(cluster) = alone("bs-mknod") else { return };
+    mounts::private(|| {
+        let node = Path::new("/dev/net/tun");
+        mounts::tmpfs(Path::new("/dev/net"), "64k").expect("a tmpfs");
+        // The doctor changes nothing.
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_loden"));
+        let output = cluster.host(1).namespace().output(doctor.arg("doctor")).expect("the doctor");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("mknod") && !node.exists(), "{text}");
+        cluster.start(1, &[]).end(Signal::SIGTERM);
+        let made = fs::metadata(node).expect("a node");
+        assert_eq!((made.rdev(), made.mode() & 0o7777), (10 << 8 | 200, 0o600));
+        // In a directory of its own as well.
+        mounts::tmpfs(Path::new("/dev"), "64k").expect("a tmpfs");
+        for (device, minor) in [("null", 3), ("zero", 5), ("random", 8), ("urandom", 9)] {
+            let (path, kind) = (Path::new("/dev").join(device), SFlag::S_IFCHR);
+            mknod(&path, kind, Mode::from_bits_truncate(0o666), makedev(1, minor)).expect("a device");
+        }
+        cluster.start(1, &[]).end(Signal::SIGTERM);
+        assert!(node.exists());
+    })
+    .expect("private mounts");
 }
 
 #[test]

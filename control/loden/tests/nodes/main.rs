@@ -7,12 +7,15 @@
 //! life_cycle     tests: probes, metrics, systemd, `loden status`, `loden cleanup`
 //! restart        tests: restarts, a swap of stock flannel for loden, removed devices
 //! bad_start      tests: starts that cannot succeed
+//! files          tests: FIFOs, hanging mounts and removed files where the daemon has its own
 //! host_settings  tests: settings, routes and addresses of the host that are in the way
 //! in_process     tests: the daemon on a store in memory, where a public address is overwritten
 //! etcd           tests: an etcd that comes late, crashes and forgets
+//! store_faults   tests: stores that are wiped, restored, changed, locked or replaced
 //! cluster        tests: five nodes on an etcd with TLS and users
 //! bad_cluster    tests: a store and a host that do it wrong
 //! scale          tests: ten thousand leases
+//! scheduling     tests: what the workers ask of the scheduler, and what becomes of it
 //! threads        tests: a host on which no more threads can be made
 //! ```
 
@@ -25,6 +28,7 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod etcd;
+mod files;
 mod host_settings;
 mod in_process;
 mod life;
@@ -32,4 +36,6 @@ mod life_cycle;
 mod restart;
 mod run;
 mod scale;
+mod scheduling;
+mod store_faults;
 mod threads;

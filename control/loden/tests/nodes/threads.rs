@@ -83,6 +83,38 @@ fn the_doctor_needs_no_thread() {
     assert!(matches!(output.status.code(), Some(0 | 1)), "{:?} {errors}", output.status);
 }
 
+/// As the first process of a container, which inherits what others leave.
+#[test]
+fn inherited_processes_are_reaped_and_ours_are_still_waited_for() {
+    if !common::needs(&["unshare", "nsenter", "iptables"]).are_met() {
+        return;
+    }
+    let cluster = Cluster::build("thr-one", 1, Wiring::Switch, VXLAN);
+    let given = cluster.command(1);
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", LODEN]).args(given.get_args());
+    command.args(["--iptables-resync", "1"]);
+    let mut daemon = cluster.spawn(1, &mut command);
+    daemon.await_ready();
+    let children = |parent: u32| -> Vec<u32> {
+        let path = format!("/proc/{parent}/task/{parent}/children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    };
+    let first = children(daemon.process.id())[0];
+    let name = |id: u32| std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+    let orphans = || children(first).iter().filter(|id| name(**id).trim() == "sleep").count();
+    cluster.shell(1, &format!("nsenter --target {first} --pid sh -c 'for i in 1 2 3; do sleep 1 & done'"));
+    await_until("the orphans", || orphans() == 3);
+    await_until("their end", || orphans() == 0);
+    // The daemon still learns how its own programs end.
+    cluster.shell(1, "iptables -F FLANNEL-FWD");
+    await_until("the rules", || cluster.shell(1, "iptables -S FLANNEL-FWD").contains("ACCEPT"));
+    assert!(!daemon.logged("cannot apply the traffic rules"), "{}", daemon.log_text());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first as i32), Signal::SIGTERM).expect("a signal");
+    assert_eq!(daemon.await_end().code(), Some(0), "{}", daemon.log_text());
+}
+
 fn host(name: &str, programs: &[&str]) -> Option<(Cluster, PidsGroup)> {
     let group = PidsGroup::create(name);
     let needs = common::needs(programs).and("a control group for pids", group.is_some());

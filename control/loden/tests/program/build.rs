@@ -43,7 +43,7 @@ fn completions_that_are_cut_short_are_an_error() {
     let output = command.args(["completions", "bash"]).stdout(full).output().expect("loden");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("cannot write the completions: No space left"), "{said}");
+    assert!(said.contains("cannot write to the standard output: No space left"), "{said}");
 }
 
 #[test]

@@ -66,8 +66,8 @@ fn the_capabilities_of_the_unit_are_enough() {
             daemon
         });
         let status = fs::read_to_string(format!("/proc/{}/status", daemons[0].process.id())).expect("status");
-        // CAP_NET_ADMIN is 12, CAP_NET_RAW 13, CAP_BPF 39 (linux/capability.h).
-        assert!(status.contains("CapEff:\t0000008000003000"), "{status}");
+        // CAP_NET_ADMIN is 12, CAP_NET_RAW 13, CAP_SYS_NICE 23, CAP_BPF 39 (linux/capability.h).
+        assert!(status.contains("CapEff:\t0000008000803000"), "{status}");
         for number in [1, 2] {
             await_until("the peer", || daemons[number - 1].logged("peers=1"));
             cluster.connect_pod(number);
@@ -100,6 +100,18 @@ fn dockerd_gets_every_variable_that_is_written() {
     let names: Vec<&str> = written.lines().filter_map(|line| line.split('=').next()).collect();
     assert_eq!(names.len(), 3, "{written}");
     assert!(names.iter().all(|name| start.contains(&format!("${name}"))), "{start}\n{written}");
+}
+
+/// The store may run in a container of docker's, and the service is ready only with a store.
+#[test]
+fn dockerd_waits_for_the_daemon_only_by_its_drop_in() {
+    let orders = |unit: &str| -> Vec<String> {
+        let words = unit.lines().filter(|line| ["Before=", "After="].iter().any(|key| line.starts_with(key)));
+        words.map(str::to_owned).collect()
+    };
+    let of_docker = |line: &String| line.contains("docker") || line.contains("containerd");
+    assert!(!orders(UNIT).iter().any(of_docker), "{:?}", orders(UNIT));
+    assert_eq!(orders(DROP_IN), ["After=loden.service"]);
 }
 
 /// Writes a unit that starts this build's daemon.

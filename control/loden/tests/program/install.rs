@@ -1,7 +1,7 @@
 //! `loden install-cni`, `loden install-conf` and `loden mk-docker-opts` as processes, on real directories.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -80,6 +80,8 @@ fn what_is_wrong_is_found_before_anything_is_put() {
     let host = Host::new();
     let conf = host.path("bad.json").display().to_string();
     fs::write(&conf, "{\"name\":").expect("a file");
+    let versionless = host.path("versionless.json").display().to_string();
+    fs::write(&versionless, CONF.replace("cniVersion", "version")).expect("a file");
     let single = host.path("single.json").display().to_string();
     fs::write(&single, r#"{"name":"x","type":"flannel"}"#).expect("a file");
     let nowhere = host.path("nowhere").display().to_string();
@@ -93,6 +95,7 @@ fn what_is_wrong_is_found_before_anything_is_put() {
         (&["--name", "a/b"], vec!["--name", "not a file name"]),
         (&["--conf-name", "10-flannel.conf"], vec!["--conf-name", "*.conflist", "rename the file"]),
         (&["--conf", &single], vec!["single.json", "*.conf or *.json", "10-flannel.conflist"]),
+        (&["--conf", &versionless], vec!["versionless.json", "no \"cniVersion\"", "not installed"]),
         (&["--network", "../x"], vec!["--network", "not a valid CNI name"]),
     ] {
         let output = host.install(flags);
@@ -101,6 +104,48 @@ fn what_is_wrong_is_found_before_anything_is_put() {
         assert!(said.iter().all(|word| error.contains(word)), "{flags:?}: {error}");
         assert_eq!((host.names("bin").len(), host.names("net.d").len()), (0, 0), "{flags:?}");
     }
+}
+
+#[test]
+fn plugins_that_are_missing_are_named() {
+    let host = Host::new();
+    let output = host.install(&[]);
+    let warned = text(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        warned.contains("bridge, host-local, portmap not found in ") && warned.contains("/bin"),
+        "{warned}"
+    );
+    for name in ["bridge", "host-local", "portmap"] {
+        fs::copy(&host.plugin, host.bin(name)).expect("a plugin");
+        fs::set_permissions(host.bin(name), fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    assert_eq!(text(&host.install(&[]).stderr), "");
+}
+
+#[test]
+fn a_second_network_on_the_same_subnet_file_is_not_installed() {
+    let host = Host::new();
+    assert!(host.install(&[]).status.success());
+    let second = ["--network", "pods", "--conf-name", "20-pods.conflist"];
+    let output = host.install(&second);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for word in ["20-pods.conflist not installed", "cbr0", "10-flannel.conflist", "/run/flannel/subnet.env"] {
+        assert!(error.contains(word), "{error}");
+    }
+    let source = host.path("conf.json");
+    fs::write(&source, CONF.replace("cbr0", "pods")).expect("a file");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+    let output = command.arg("install-conf").arg(&source).arg(host.path("net.d/20-pods.conflist")).output();
+    assert_eq!(output.expect("it runs").status.code(), Some(1));
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
+    // On a subnet file of its own, or in the place of the first.
+    let other = [&second[..], &["--subnet-file", "/run/second/subnet.env"]].concat();
+    assert!(host.install(&other).status.success());
+    fs::remove_file(host.path("net.d/20-pods.conflist")).expect("removed");
+    assert!(host.install(&["--network", "pods"]).status.success());
+    assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
 }
 
 #[test]
@@ -194,6 +239,76 @@ fn called_by_the_scripts_name_it_does_what_the_script_does() {
     assert_eq!(output.status.code(), Some(1));
     assert!(error.contains("missing.env") && error.contains("-f"), "{error}");
     assert_eq!(fs::read_to_string(host.path("docker.env")).expect("a file"), made, "left as it was");
+}
+
+#[test]
+fn dockers_options_go_into_a_device_or_the_output_and_replace_neither() {
+    let host = Host::new();
+    fs::write(
+        host.path("subnet.env"),
+        "FLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n",
+    )
+    .expect("a file");
+    let expected = "DOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"";
+    let run = |line: &str| {
+        let program = env!("CARGO_BIN_EXE_loden");
+        let line = format!("cd {}; {line}", host.place.path().display()).replace("LODEN", program);
+        let output = Command::new("sh").args(["-c", &line]).env_remove("DOCKER_OPTS").output().expect("sh");
+        assert!(output.status.success(), "{line}: {output:?}");
+        text(&output.stdout)
+    };
+    let line = "LODEN mk-docker-opts -c -f subnet.env -d";
+    assert_eq!(run(&format!("{line} /dev/stdout")), expected);
+    assert_eq!(run(&format!("{line} /dev/fd/1 | cat")), expected);
+    assert_eq!(
+        run(&format!("echo first > out; {line} /dev/stdout >> out; echo last >> out; cat out")),
+        format!("first\n{expected}\nlast")
+    );
+    assert_eq!(run(&format!("{line} /dev/null")), "");
+    assert_eq!(run(&format!("mkfifo fifo; cat fifo & sleep 0.2; {line} fifo; wait")), expected);
+    symlink(host.path("target"), host.path("link")).expect("a link");
+    fs::write(host.path("target"), "old").expect("a file");
+    run(&format!("{line} link"));
+    assert_eq!(fs::read_to_string(host.path("target")).expect("a file").trim_end(), expected);
+    let is_device = |path: &str| fs::metadata(path).expect("there").file_type().is_char_device();
+    let is_link = |path: &Path| fs::symlink_metadata(path).expect("there").is_symlink();
+    assert!(is_device("/dev/null") && is_link(Path::new("/dev/stdout")) && is_link(&host.path("link")));
+}
+
+#[test]
+fn a_configuration_does_not_replace_what_is_no_file() {
+    let host = Host::new();
+    let source = host.path("conf.json");
+    fs::write(&source, CONF).expect("a file");
+    let target = host.path("net.d/10-flannel.conflist");
+    for device in ["/dev/null", "/dev/stdout"] {
+        symlink(device, &target).expect("a link");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden"));
+        let output = command.arg("install-conf").arg(&source).arg(&target).output().expect("it runs");
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(error.contains("cannot replace") && error.contains("10-flannel.conflist"), "{error}");
+        let output = host.install(&[]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(fs::symlink_metadata(&target).expect("there").is_symlink());
+        fs::remove_file(&target).expect("removed");
+    }
+    assert!(fs::metadata("/dev/null").expect("there").file_type().is_char_device());
+}
+
+#[test]
+fn what_a_killed_installation_has_left_is_removed_by_the_next() {
+    let host = Host::new();
+    for unchanged in [false, true] {
+        for name in ["bin/.flannel.aB3dE9", "bin/.loden-cni.XXXXXX", "net.d/.10-flannel.conflist.123456"] {
+            fs::write(host.path(name), "partial").expect("a file");
+        }
+        let output = host.install(&[]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(text(&output.stdout).contains("unchanged"), unchanged);
+        assert_eq!(host.names("bin"), ["flannel", "loden-cni"]);
+        assert_eq!(host.names("net.d"), ["10-flannel.conflist"]);
+    }
 }
 
 /// The directories of a host, and a program that stands for the plugin.

@@ -12,3 +12,4 @@ mod deploy;
 mod docs;
 mod house;
 mod install;
+mod output;

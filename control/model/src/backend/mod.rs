@@ -208,10 +208,15 @@ impl Backend {
                 access_key_id: keys.secret("AccessKeyID")?,
                 access_key_secret: keys.secret("AccessKeySecret")?,
             },
-            _ => return Err(unknown_type(&name)),
+            _ => return Err(unknown_type(&name, keys.object.misspelt("Type"))),
         };
         let unknown = keys.object.unknown();
-        warnings.extend(unknown.into_iter().map(|key| Warning::UnknownKey { key: format!("Backend.{key}") }));
+        warnings.extend(
+            unknown.into_iter().map(|key| Warning::UnknownKey {
+                key: format!("Backend.{key}"),
+                meant: keys.object.meant(key),
+            }),
+        );
         Ok(backend)
     }
 }
@@ -376,9 +381,10 @@ impl Keys {
     }
 }
 
-fn unknown_type(name: &str) -> ConfigError {
+fn unknown_type(name: &str, misspelt: Option<&str>) -> ConfigError {
     let known = "must be vxlan, udp, host-gw, ipip, wireguard, alloc, extension, ipsec or tencent-vpc";
-    error("Type", format!("{:?}", shorten(name)), known)
+    let hint = misspelt.map(|key| format!("; is the unknown key {:?} meant?", shorten(key)));
+    error("Type", format!("{:?}", shorten(name)), format!("{known}{}", hint.unwrap_or_default()))
 }
 
 fn wrong_type(key: &'static str, found: Mismatch) -> ConfigError {

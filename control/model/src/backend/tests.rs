@@ -162,7 +162,7 @@ fn ipsec_needs_a_long_key() {
 fn unknown_keys_are_warnings() {
     let (_, warnings) = parse(r#"{"Type":"host-gw","DirectRouting":true,"Vni":1}"#).unwrap();
     let keys = ["Backend.DirectRouting", "Backend.Vni"];
-    assert_eq!(warnings, keys.map(|key| Warning::UnknownKey { key: key.into() }));
+    assert_eq!(warnings, keys.map(|key| Warning::UnknownKey { key: key.into(), meant: None }));
 }
 
 #[test]

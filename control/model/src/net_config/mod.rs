@@ -22,6 +22,9 @@ const USUAL_SUBNET_V6: u8 = 64;
 /// a single node.
 const MIN_SPREAD: u8 = 2;
 
+/// The value of a key that is not there.
+const ABSENT: &str = "(absent)";
+
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
@@ -101,14 +104,16 @@ pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
         }
     };
     let unknown = object.unknown();
-    warnings.extend(unknown.into_iter().map(|key| Warning::UnknownKey { key: shorten(key) }));
+    warnings.extend(
+        unknown.into_iter().map(|key| Warning::UnknownKey { key: shorten(key), meant: object.meant(key) }),
+    );
     if !enable_ipv4 && !enable_ipv6 {
         let rule = "must not be false while EnableIPv6 is false: no address family would be left";
         return Err(ConfigError::Key { key: "EnableIPv4".into(), value: "false".into(), rule: rule.into() });
     }
     let config = NetConfig {
-        ipv4: if enable_ipv4 { Some(ipv4.pool()?) } else { None },
-        ipv6: if enable_ipv6 { Some(ipv6.pool()?) } else { None },
+        ipv4: if enable_ipv4 { Some(ipv4.pool().map_err(|error| hint(error, &object))?) } else { None },
+        ipv6: if enable_ipv6 { Some(ipv6.pool().map_err(|error| hint(error, &object))?) } else { None },
         nftables,
         backend,
     };
@@ -213,7 +218,7 @@ impl Rules {
     fn present<N>(&self, network: Option<N>) -> Result<N, ConfigError> {
         let rule =
             "must be set to a network smaller than the whole address space while its family is enabled";
-        network.ok_or_else(|| self.error(0, "(absent)".into(), rule))
+        network.ok_or_else(|| self.error(0, ABSENT.into(), rule))
     }
 
     fn pool(
@@ -278,6 +283,18 @@ impl Rules {
 
     fn error(&self, name: usize, value: String, rule: impl Into<String>) -> ConfigError {
         ConfigError::Key { key: self.names[name].into(), value, rule: rule.into() }
+    }
+}
+
+/// Names the unknown key that may be meant for an absent one.
+fn hint(error: ConfigError, object: &Object) -> ConfigError {
+    match error {
+        ConfigError::Key { key, value, rule } if value == ABSENT => {
+            let misspelt = object.misspelt(&key).map(shorten);
+            let hint = misspelt.map(|name| format!("; is the unknown key {name:?} meant?"));
+            ConfigError::Key { rule: rule + &hint.unwrap_or_default(), key, value }
+        }
+        other => other,
     }
 }
 

@@ -300,3 +300,35 @@ proptest! {
         let _ = parse(&format!("{{{members}}}"));
     }
 }
+
+#[test]
+fn a_misspelt_key_is_named_beside_the_one_that_is_missing() {
+    for (text, missing, misspelt) in [
+        (r#"{"Netwrok":"10.244.0.0/16"}"#, "Network", "Netwrok"),
+        (r#"{"Networks":"10.244.0.0/16"}"#, "Network", "Networks"),
+        (r#"{"network ":"10.244.0.0/16"}"#, "Network", "network "),
+        (r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Netwrk":"fd00::/48"}"#, "IPv6Network", "IPv6Netwrk"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Tpye":"vxlan"}}"#, "Backend.Type", "Tpye"),
+    ] {
+        let error = parse(text).expect_err(text).to_string();
+        assert!(
+            error.contains(missing) && error.contains(&format!("{misspelt:?} meant?")),
+            "{text}: {error}"
+        );
+    }
+    let error = parse(r#"{"Comment":"10.244.0.0/16"}"#).expect_err("no network").to_string();
+    assert!(!error.contains("meant"), "{error}");
+    let text =
+        r#"{"Network":"10.244.0.0/16","SubnetLength":24,"SubnetLn":24,"Backend":{"Type":"vxlan","Prot":1}}"#;
+    let (_, warnings) = parse(text).expect("a configuration");
+    let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        said.iter().any(|line| line.contains("SubnetLn: unknown key, ignored; is SubnetLen meant?")),
+        "{said:?}"
+    );
+    assert!(
+        said.iter().any(|line| line.contains("Backend.Prot: unknown key, ignored; is Port meant?")),
+        "{said:?}"
+    );
+    assert!(said.iter().any(|line| line.ends_with("SubnetLength: unknown key, ignored")), "{said:?}");
+}

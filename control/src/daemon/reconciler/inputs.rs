@@ -10,9 +10,9 @@ use crate::plan::{self, Context, Outline, Plan, PlanError};
 use crate::underlay::Underlay;
 use crate::underlay::reach::Reach;
 use model::lease::Lease;
-use store::Event;
 use store::lease::Owned;
 use store::lease::ledger::{LeaseSet, Ledger, Own};
+use store::{Event, Now, Position};
 
 /// The inputs of the plan.
 #[derive(Debug)]
@@ -71,12 +71,24 @@ impl Inputs {
     }
 
     /// Takes in one event of the watch; returns what became of our own lease.
-    pub(crate) fn handle_event(&mut self, event: Event, now: Instant) -> Own {
-        let change = self.ledger.handle(event);
+    pub(crate) fn handle_event(&mut self, event: Event, now: Now) -> Own {
+        let change = self.ledger.handle(event, now);
         if change.peers {
-            self.mark_stale(now);
+            self.mark_stale(now.instant);
         }
         change.own
+    }
+
+    /// Lets peers go whose leases have been gone for long enough.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.ledger.expire(now) {
+            self.mark_stale(now);
+        }
+    }
+
+    /// Returns when the next peer goes whose lease is gone.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.ledger.next_expiry()
     }
 
     /// Returns when the first change came that the last plan does not contain.
@@ -117,6 +129,21 @@ impl Inputs {
     /// Returns the leases of all other nodes.
     pub(crate) fn peers(&self) -> &LeaseSet {
         self.ledger.peers()
+    }
+
+    /// Returns the leases of other nodes that the next run has to know.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = &Lease> {
+        self.ledger.lasting()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_lost(&self) -> bool {
+        self.ledger.has_lost()
+    }
+
+    /// Returns the position for the next run's watch, given that of this one.
+    pub(crate) fn position(&self, read: Option<Position>) -> Option<Position> {
+        read.map(|read| if self.ledger.has_lost() { read.ahead() } else { read })
     }
 
     fn mark_stale(&mut self, now: Instant) {

@@ -8,11 +8,11 @@ use crate::underlay::reach::Way;
 
 #[test]
 fn every_change_of_an_input_asks_for_a_plan_and_gets_it() {
-    let now = start().instant;
+    let (moment, now) = (start(), start().instant);
     let mut inputs = inputs(1);
     take(&mut inputs);
 
-    assert_eq!(inputs.handle_event(Event::Put(peer(2, 2)), now), Own::Unchanged);
+    assert_eq!(inputs.handle_event(Event::Put(peer(2, 2)), moment), Own::Unchanged);
     assert_eq!(peers(&take(&mut inputs)), [key(2)]);
 
     inputs.set_underlay(underlay(1, 1400), now).expect("usable");
@@ -27,11 +27,11 @@ fn every_change_of_an_input_asks_for_a_plan_and_gets_it() {
 
 #[test]
 fn what_is_no_input_asks_for_no_plan() {
-    let now = start().instant;
+    let (moment, now) = (start(), start().instant);
     let mut inputs = inputs(1);
-    inputs.handle_event(Event::Put(peer(2, 2)), now);
+    inputs.handle_event(Event::Put(peer(2, 2)), moment);
     let plan = take(&mut inputs);
-    inputs.handle_event(Event::Put(Lease { expires: Some(7), ..peer(2, 2) }), now);
+    inputs.handle_event(Event::Put(Lease { expires: Some(7), ..peer(2, 2) }), moment);
     assert!(!inputs.set_own(owned(1, None, 2 * DAY), now), "renewed");
     inputs.set_reach(Reach::new(), now);
     assert_eq!(inputs.changed_since(), None);
@@ -45,7 +45,7 @@ fn changes_count_from_the_first() {
     let mut inputs = inputs(1);
     take(&mut inputs);
     for (third, at) in [(2, now), (3, now.after(HOUR))] {
-        inputs.handle_event(Event::Put(peer(third, third)), at.instant);
+        inputs.handle_event(Event::Put(peer(third, third)), at);
         assert_eq!(inputs.changed_since(), Some(now.instant));
     }
 }
@@ -53,9 +53,9 @@ fn changes_count_from_the_first() {
 /// The lease stayed out for good: nothing replanned after a publication.
 #[test]
 fn a_peer_with_our_former_address_becomes_a_peer_once_ours_is_another() {
-    let now = start().instant;
+    let (moment, now) = (start(), start().instant);
     let mut inputs = inputs(1);
-    inputs.handle_event(Event::Put(peer(2, 1)), now);
+    inputs.handle_event(Event::Put(peer(2, 1)), moment);
     assert_eq!(take(&mut inputs).ignored[0].reason, "it has our own public address 192.0.2.1");
     inputs.set_underlay(underlay(7, 1500), now).expect("usable");
     assert_eq!(take(&mut inputs).ignored.len(), 1, "published is the former address");

@@ -14,7 +14,6 @@
 
 mod end;
 mod inputs;
-mod now;
 mod own_lease;
 mod pace;
 mod request;
@@ -32,9 +31,9 @@ use store::lease::Holder;
 
 pub(crate) use self::end::End;
 pub(crate) use self::inputs::Inputs;
-pub(crate) use self::now::Now;
 pub(crate) use self::own_lease::OwnLease;
 pub(crate) use self::request::{Answer, Request};
+pub(crate) use store::Now;
 
 use self::pace::Pace;
 use self::schedule::Schedule;
@@ -120,10 +119,17 @@ impl Reconciler {
         &self.inputs
     }
 
+    /// Tells whether events of the watch may come. What the store shows before it has confirmed the
+    /// configuration may be an empty store, which a restore is still to fill.
+    pub(crate) fn wants_events(&self) -> bool {
+        self.own.is_confirmed()
+    }
+
     /// Returns the next thing to do, if anything is due.
     pub(crate) fn poll_action(&mut self, now: Now) -> Result<Option<Action>, PlanError> {
+        self.inputs.expire(now.instant);
         let (wished, config) = (&self.inputs.outline().attrs, &self.inputs.context().config);
-        if let Some(request) = self.own.poll_request(self.inputs.own(), wished, config, now.unix) {
+        if let Some(request) = self.own.poll_request(self.inputs.own(), wished, config, now) {
             return Ok(Some(Action::Ask(Box::new(request))));
         }
         if self.schedule.poll(now.instant) {
@@ -147,7 +153,8 @@ impl Reconciler {
     /// Returns when to poll for an action again, if nothing happens before.
     pub(crate) fn poll_timeout(&self, now: Now) -> Instant {
         let request = self.own.poll_timeout(now);
-        request.into_iter().chain(self.changes_due()).fold(self.schedule.poll_timeout(), Instant::min)
+        let others = [request, self.changes_due(), self.inputs.next_expiry()];
+        others.into_iter().flatten().fold(self.schedule.poll_timeout(), Instant::min)
     }
 
     /// Takes in one event of the watch. `holder` tells by a wish of ours whose lease a stored one is.
@@ -157,9 +164,9 @@ impl Reconciler {
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
         now: Now,
     ) -> Result<(), End> {
-        let own = self.inputs.handle_event(event, now.instant);
+        let own = self.inputs.handle_event(event, now);
         let stored = self.inputs.stored();
-        let own = self.own.handle_event(own, stored, self.inputs.own(), holder, now.unix)?;
+        let own = self.own.handle_event(own, stored, self.inputs.own(), holder, now)?;
         if let Some(own) = own
             && self.inputs.set_own(own, now.instant)
         {
@@ -175,7 +182,7 @@ impl Reconciler {
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
         now: Now,
     ) -> Result<(), End> {
-        if let Some(own) = self.own.handle_answer(answer, self.inputs.own(), holder, now.unix)? {
+        if let Some(own) = self.own.handle_answer(answer, self.inputs.own(), holder, now)? {
             self.inputs.set_own(own, now.instant);
             self.steps.insert(Step::RecordLease);
         }
@@ -276,6 +283,8 @@ impl Reconciler {
     }
 }
 
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
-use store::StoreError;
 use store::lease::ledger::Own;
 use store::lease::renewal::{Renewal, Step};
 use store::lease::{Holder, Owned};
+use store::{Now, StoreError};
 
 use super::end::End;
-use super::now::Now;
 use super::request::{Answer, Request};
 use super::wishes::Wishes;
 use crate::daemon::error::DaemonError;
@@ -22,7 +21,6 @@ use crate::daemon::error::DaemonError;
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 const TAKEN: &str = "another node took the subnet; restart to get a new one";
-const RIVAL: &str = "another daemon publishes the same address; give each its own --public-ip";
 
 /// The state of our own lease besides its text. Carry out what [`OwnLease::poll_request`] returns, one
 /// request at a time, and hand every event and answer to `handle_*`; a lease that these return is ours as it
@@ -51,7 +49,7 @@ pub(crate) struct OwnLease {
 
 impl OwnLease {
     /// For a lease that the store gave at `now`, to be renewed when `margin` of its life is left.
-    pub(crate) fn acquired(own: &Owned, margin: Duration, now: u64) -> OwnLease {
+    pub(crate) fn acquired(own: &Owned, margin: Duration, now: Now) -> OwnLease {
         OwnLease {
             renewal: Renewal::new(&own.published, margin, now),
             confirmed: true,
@@ -66,8 +64,13 @@ impl OwnLease {
     }
 
     /// For a lease of an earlier run, to be confirmed by the store.
-    pub(crate) fn remembered(own: &Owned, margin: Duration, now: u64) -> OwnLease {
+    pub(crate) fn remembered(own: &Owned, margin: Duration, now: Now) -> OwnLease {
         OwnLease { confirmed: false, ..OwnLease::acquired(own, margin, now) }
+    }
+
+    /// Tells whether the store has given us the lease in this run. There are no events before.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed
     }
 
     /// Returns the request that is due, none while one is under way. `wished` is what is to be published now.
@@ -76,7 +79,7 @@ impl OwnLease {
         own: &Owned,
         wished: &LeaseAttrs,
         config: &NetConfig,
-        now: u64,
+        now: Now,
     ) -> Option<Request> {
         if self.busy {
             return None;
@@ -107,9 +110,10 @@ impl OwnLease {
         if self.busy {
             return None;
         }
-        match self.renewal.poll(now.unix) {
+        match self.renewal.poll(now) {
             Step::Sleep(due) if self.confirmed && !self.publish => due.map(|due| {
-                now.instant + Duration::from_secs(due.saturating_sub(now.unix)).min(LONGEST_SLEEP)
+                let left = due.saturating_sub(self.renewal.clock(now));
+                now.instant + Duration::from_secs(left).min(LONGEST_SLEEP)
             }),
             _ => Some(now.instant),
         }
@@ -136,16 +140,10 @@ impl OwnLease {
         stored: Option<&Lease>,
         own: &Owned,
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
-        now: u64,
+        now: Now,
     ) -> Result<Option<Owned>, End> {
         match (event, stored) {
             (Own::Unchanged, _) | (Own::Written, None) => Ok(None),
-            // What is stored may be from before the run: the confirmation under way will write it again.
-            _ if !self.confirmed => {
-                self.removed_meanwhile = event == Own::Removed;
-                self.shown_meanwhile = stored.cloned();
-                Ok(None)
-            }
             (Own::Removed, _) => {
                 let lease = own.key();
                 tracing::warn!(%lease, "our lease was removed from the store; acquiring it again");
@@ -163,7 +161,7 @@ impl OwnLease {
         answer: Answer,
         own: &Owned,
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
-        now: u64,
+        now: Now,
     ) -> Result<Option<Owned>, End> {
         self.busy = false;
         let removed_meanwhile = std::mem::take(&mut self.removed_meanwhile);
@@ -183,7 +181,7 @@ impl OwnLease {
     }
 
     /// Returns the lease if the store has given it.
-    fn granted(&mut self, answer: Answer, own: &Owned, now: u64) -> Result<Option<Owned>, End> {
+    fn granted(&mut self, answer: Answer, own: &Owned, now: Now) -> Result<Option<Owned>, End> {
         let key = own.key();
         match answer {
             Answer::Reconfigured => {
@@ -239,7 +237,7 @@ impl OwnLease {
                 Ok(None)
             }
             Answer::Renewed(Err(error)) | Answer::Acquired(Err(error)) => {
-                tracing::warn!("cannot renew our lease, retrying in a minute: {error}");
+                tracing::warn!("cannot renew our lease, retrying within a minute: {error}");
                 self.renewal.handle_failure(now);
                 self.wishes.end_search();
                 Ok(None)
@@ -257,7 +255,7 @@ impl OwnLease {
         stored: &Lease,
         own: &Owned,
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
-        now: u64,
+        now: Now,
     ) -> Result<Option<Owned>, End> {
         if let Some(wished) = self.wishes.find(own, |wish| holder(wish, stored) == Holder::Us) {
             self.renewal.handle_renewed(stored, now);
@@ -268,8 +266,10 @@ impl OwnLease {
         }
         // Two daemons that publish one address would take the lease from each other forever, so the one that
         // finds itself replaced gives up.
-        let rival = holder(&own.wished, stored) == Holder::Rival;
-        Err(lost(own.key(), if rival { RIVAL } else { TAKEN }).into())
+        match holder(&own.wished, stored) {
+            Holder::Rival => Err(DaemonError::Rival { lease: own.key() }.into()),
+            _ => Err(lost(own.key(), TAKEN).into()),
+        }
     }
 }
 

@@ -1,9 +1,18 @@
 //! The life of our own lease under a clock that is only a number.
 
+use std::sync::LazyLock;
+
 use super::super::testing::*;
 use super::*;
 
 const NOW: u64 = 1_000_000;
+
+/// This second on both clocks.
+fn at(unix: u64) -> Now {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let instant = *START + Duration::from_secs(unix.saturating_sub(NOW));
+    Now { instant, unix }
+}
 
 #[test]
 fn a_lease_is_renewed_when_the_margin_is_left() {
@@ -21,10 +30,14 @@ fn a_lease_is_renewed_when_the_margin_is_left() {
 #[test]
 fn the_wall_clock_is_read_at_least_once_a_minute() {
     let (mut lease, own) = acquired(None);
-    let now = start();
+    let now = at(NOW);
     assert_eq!(lease.poll_timeout(now), Some(now.instant + LONGEST_SLEEP));
     let near = Now { unix: now.unix + DAY - HOUR.as_secs() - 7, ..now };
     assert_eq!(lease.poll_timeout(near), Some(now.instant + Duration::from_secs(7)));
+    // A wall clock that was stepped back does not count.
+    let late = now.after(Duration::from_secs(DAY) - HOUR - Duration::from_secs(7));
+    let back = Now { unix: late.unix - 2 * DAY, ..late };
+    assert_eq!(lease.poll_timeout(back), Some(late.instant + Duration::from_secs(7)));
     let due = now.after(Duration::from_secs(DAY));
     assert_eq!(lease.poll_timeout(due), Some(due.instant));
     assert!(lease.poll(&own, due.unix).is_some());
@@ -97,7 +110,7 @@ fn a_lease_that_another_node_has_written_is_lost() {
     for (stored, holder, why) in [
         (&stranger, by_address as fn(&_, &_) -> _, TAKEN),
         (&stranger, by_node, TAKEN),
-        (&rival, by_address, RIVAL),
+        (&rival, by_address, "another daemon publishes the same address; give each its own --public-ip"),
     ] {
         let (mut lease, own) = acquired(None);
         assert_eq!(lease.event(stored, &own, holder), Err(format!("lost the lease 10.3.1.0-24: {why}")));
@@ -128,10 +141,10 @@ fn what_the_store_did_before_its_answer_got_lost_is_taken_over() {
 #[test]
 fn a_removed_lease_is_acquired_again_even_if_a_request_was_under_way() {
     let (mut lease, own) = acquired(None);
-    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
+    lease.lease.handle_event(Own::Removed, None, &own, by_address, at(NOW)).expect("goes on");
     assert!(matches!(lease.poll(&own, NOW), Some(Request::Acquire { .. })));
     // It is removed again after the store has granted it, and before the answer.
-    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
+    lease.lease.handle_event(Own::Removed, None, &own, by_address, at(NOW)).expect("goes on");
     lease.answer(Answer::Acquired(Ok(own.clone())), &own, NOW).expect("granted");
     assert!(matches!(lease.poll(&own, NOW), Some(Request::Acquire { .. })));
     lease.answer(Answer::Acquired(Ok(own.clone())), &own, NOW).expect("granted");
@@ -141,10 +154,10 @@ fn a_removed_lease_is_acquired_again_even_if_a_request_was_under_way() {
 #[test]
 fn another_subnet_ends_the_node_and_is_given_back() {
     let (mut lease, own) = acquired(None);
-    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
+    lease.lease.handle_event(Own::Removed, None, &own, by_address, at(NOW)).expect("goes on");
     assert!(lease.poll(&own, NOW).is_some());
     let other = Owned { published: Lease { key: key(9), ..own.published.clone() }, wished: wish(1) };
-    match lease.lease.handle_answer(Answer::Acquired(Ok(other)), &own, by_address, NOW) {
+    match lease.lease.handle_answer(Answer::Acquired(Ok(other)), &own, by_address, at(NOW)) {
         Err(End::Failed { error, give_back }) => {
             assert_eq!(error.to_string(), format!("lost the lease 10.3.1.0-24: {TAKEN}"));
             assert_eq!(give_back, Some(key(9)));
@@ -156,27 +169,21 @@ fn another_subnet_ends_the_node_and_is_given_back() {
 #[test]
 fn a_remembered_lease_is_confirmed_before_anything_else() {
     let own = owned(1, Some(99), NOW + DAY);
-    let remembered = || Machine { lease: OwnLease::remembered(&own, HOUR, NOW) };
+    let remembered = || Machine { lease: OwnLease::remembered(&own, HOUR, at(NOW)) };
     let mut lease = remembered();
     let request = lease.poll(&own, NOW).expect("at once");
     assert!(matches!(&request, Request::Confirm { wished, .. } if *wished == wish(1)), "{request:?}");
-    // The store shows what it has from the run before.
-    assert_eq!(lease.event(&owned(8, None, 1), &own, by_address), Ok(None));
+    assert!(!lease.lease.is_confirmed());
     assert_eq!(lease.answer(Answer::Confirmed(Ok(own.clone())), &own, NOW), Ok(Some(own.clone())));
     assert_eq!(lease.poll(&own, NOW), None);
 
-    // It is removed after the store has written it again, and before the answer.
-    let mut lease = remembered();
-    assert!(lease.poll(&own, NOW).is_some());
-    lease.lease.handle_event(Own::Removed, None, &own, by_address, NOW).expect("goes on");
-    lease.answer(Answer::Confirmed(Ok(own.clone())), &own, NOW).expect("confirmed");
-    assert!(matches!(lease.poll(&own, NOW), Some(Request::Acquire { .. })));
+    assert!(lease.lease.is_confirmed());
 
     let other = Owned { published: Lease { key: key(9), ..own.published.clone() }, wished: wish(1) };
     for answer in [Answer::Reconfigured, Answer::Confirmed(Ok(other))] {
         let mut lease = remembered();
         assert!(lease.poll(&own, NOW).is_some());
-        assert!(matches!(lease.lease.handle_answer(answer, &own, by_address, NOW), Err(End::Restart)));
+        assert!(matches!(lease.lease.handle_answer(answer, &own, by_address, at(NOW)), Err(End::Restart)));
     }
 }
 
@@ -197,7 +204,7 @@ struct Machine {
 
 fn acquired(overwrite: Option<u8>) -> (Machine, Owned) {
     let own = owned(1, overwrite, NOW + DAY);
-    (Machine { lease: OwnLease::acquired(&own, HOUR, NOW) }, own)
+    (Machine { lease: OwnLease::acquired(&own, HOUR, at(NOW)) }, own)
 }
 
 impl Machine {
@@ -207,7 +214,7 @@ impl Machine {
 
     fn poll_wishing(&mut self, own: &Owned, host: u8, now: u64) -> Option<Request> {
         let config = context(underlay(1, 1500)).config;
-        self.lease.poll_request(own, &wish(host), &config, now)
+        self.lease.poll_request(own, &wish(host), &config, at(now))
     }
 
     fn poll_timeout(&self, now: Now) -> Option<Instant> {
@@ -215,7 +222,7 @@ impl Machine {
     }
 
     fn answer(&mut self, answer: Answer, own: &Owned, now: u64) -> Result<Option<Owned>, String> {
-        self.lease.handle_answer(answer, own, by_address, now).map_err(text)
+        self.lease.handle_answer(answer, own, by_address, at(now)).map_err(text)
     }
 
     fn event(
@@ -224,7 +231,7 @@ impl Machine {
         own: &Owned,
         holder: impl Fn(&LeaseAttrs, &Lease) -> Holder,
     ) -> Result<Option<Owned>, String> {
-        let event = self.lease.handle_event(Own::Written, Some(&stored.published), own, holder, NOW);
+        let event = self.lease.handle_event(Own::Written, Some(&stored.published), own, holder, at(NOW));
         event.map_err(text)
     }
 }

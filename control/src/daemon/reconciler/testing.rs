@@ -9,7 +9,7 @@ use store::lease::{Holder, Owned};
 use store::{Cause, StoreError};
 use wire::addr::Mac;
 
-use super::now::Now;
+use super::Now;
 use crate::plan::{self, Context, Identity};
 use crate::underlay::reach::Reach;
 use crate::underlay::{Endpoint, Underlay};
@@ -21,12 +21,6 @@ const CONFIG: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Dire
 
 pub(super) fn start() -> Now {
     Now { instant: Instant::now(), unix: 1_000_000 }
-}
-
-impl Now {
-    pub(super) fn after(self, time: Duration) -> Now {
-        Now { instant: self.instant + time, unix: self.unix + time.as_secs() }
-    }
 }
 
 pub(super) fn context(underlay: Underlay) -> Context {

@@ -69,10 +69,10 @@ impl World {
         let context = context(underlay(1, 1500));
         let opened = plan::outline(&context).expect("an outline").tunnels;
         let mut ledger = Ledger::new(Some(own.key()));
-        ledger.handle(Event::Snapshot(vec![own.published.clone()]));
+        ledger.handle(Event::Snapshot(vec![own.published.clone()]), now);
         let inputs = Inputs::new(context, own.clone(), ledger, now.instant).expect("inputs");
         let start = if remembered { OwnLease::remembered } else { OwnLease::acquired };
-        let lease = start(&own, HOUR, now.unix);
+        let lease = start(&own, HOUR, now);
         let mut world = World {
             began: now,
             now,
@@ -175,6 +175,9 @@ impl World {
     /// Events arrive, `most` at most.
     pub(super) fn deliver(&mut self, most: usize) -> Result<(), End> {
         for _ in 0..most {
+            if !self.node.wants_events() {
+                return Ok(());
+            }
             let Some(event) = self.store.events.pop_front() else { return Ok(()) };
             self.node.handle_event(event, self.store.rule(), self.now)?;
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Origin, State};
+use crate::cgroup::CpuLimits;
 use store::Health;
 
 /// A daemon's state at one moment.
@@ -28,6 +29,8 @@ pub struct Document {
     pub underlay: Option<UnderlayDocument>,
     /// This node's lease.
     pub lease: Option<LeaseDocument>,
+    /// What the scheduler grants the workers.
+    pub scheduling: Option<SchedulingDocument>,
     /// The tunnels.
     pub tunnels: Vec<TunnelDocument>,
     /// Kernel routes through the underlay, directly to peers.
@@ -66,6 +69,24 @@ pub struct LeaseDocument {
     pub renewed: Option<u64>,
 }
 
+/// What the scheduler grants the workers, and what their control group takes away.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SchedulingDocument {
+    /// Class or nice value of a worker.
+    pub granted: String,
+    /// What was refused.
+    pub refused: Vec<String>,
+    /// The control group's quota in CPUs.
+    pub cpu_quota: Option<f64>,
+    /// How often the quota was used up.
+    pub throttled: Option<u64>,
+    /// The control group's weight; 100 is ordinary.
+    pub cpu_weight: Option<u64>,
+    /// The limits of the control group in words.
+    pub limits: String,
+}
+
 /// One tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -88,10 +109,14 @@ pub struct TunnelDocument {
     pub notes: Vec<String>,
     /// The peers.
     pub peers: Vec<PeerDocument>,
+    /// The largest packets to peers whose paths carry less than the tunnel, by the peer's address.
+    pub path_limits: BTreeMap<String, u16>,
     /// Non-zero counters, summed over the workers, without drops.
     pub counters: BTreeMap<String, u64>,
     /// Dropped packets.
     pub drops: Vec<DroppedDocument>,
+    /// Packets that the kernel dropped before a worker read them, by direction.
+    pub unread: BTreeMap<String, u64>,
 }
 
 /// One peer's subnet.
@@ -189,6 +214,7 @@ pub(super) fn of(origin: &Origin, state: &State, now: Instant) -> Document {
             expires: own.expires,
             renewed: state.renewed,
         }),
+        scheduling: scheduling(state),
         tunnels: tunnels(state),
         direct: direct
             .into_iter()
@@ -225,6 +251,19 @@ pub(super) fn of(origin: &Origin, state: &State, now: Instant) -> Document {
     }
 }
 
+fn scheduling(state: &State) -> Option<SchedulingDocument> {
+    let granted = state.engine.as_ref()?.attention().next()?;
+    let limits = CpuLimits::read();
+    Some(SchedulingDocument {
+        granted: granted.to_string(),
+        refused: granted.refused.clone(),
+        cpu_quota: limits.quota,
+        throttled: limits.throttled,
+        cpu_weight: limits.weight,
+        limits: limits.to_string(),
+    })
+}
+
 fn tunnels(state: &State) -> Vec<TunnelDocument> {
     let mut tunnels: Vec<TunnelDocument> = Vec::new();
     if let Some(engine) = &state.engine {
@@ -242,6 +281,11 @@ fn tunnels(state: &State) -> Vec<TunnelDocument> {
                     .map(|(name, on)| (name.to_owned(), on))
                     .collect(),
                 notes: chosen.notes.clone(),
+                path_limits: status.paths.limits.iter().cloned().collect(),
+                unread: [("egress", status.unread.egress), ("ingress", status.unread.ingress)]
+                    .into_iter()
+                    .filter_map(|(direction, packets)| Some((direction.to_owned(), packets?)))
+                    .collect(),
                 ..TunnelDocument::default()
             };
             for (name, packets) in status.totals().into_iter().filter(|(_, value)| *value > 0) {

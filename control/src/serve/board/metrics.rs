@@ -145,6 +145,19 @@ fn tunnels(page: &mut Page, state: &State) {
             page.line("loden_path_mtu_messages_total", &labels, count);
         }
     }
+    page.head(
+        "loden_unread_drops_total",
+        "counter",
+        "Packets that the kernel dropped before a worker read them.",
+    );
+    for tunnel in &status.tunnels {
+        for (direction, count) in [("egress", tunnel.unread.egress), ("ingress", tunnel.unread.ingress)] {
+            let labels: [(&str, &dyn Display); 2] = [("tunnel", &tunnel.device), ("direction", &direction)];
+            if let Some(count) = count {
+                page.line("loden_unread_drops_total", &labels, count);
+            }
+        }
+    }
     // The lines of one name must be adjacent, so all counters are visited for each name.
     let mut family = |name: &str, help: &str, of: Members<'_>| {
         page.head(name, "counter", help);

@@ -21,7 +21,7 @@ use self::state::{Origin, State};
 
 pub use self::document::{
     Document, DroppedDocument, IgnoredDocument, LeaseDocument, PeerDocument, ReconcileDocument,
-    RouteDocument, StoreDocument, TunnelDocument, UnderlayDocument,
+    RouteDocument, SchedulingDocument, StoreDocument, TunnelDocument, UnderlayDocument,
 };
 pub use self::state::Phase;
 

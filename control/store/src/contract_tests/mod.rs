@@ -7,6 +7,7 @@ mod allocation;
 mod configuration;
 mod overwrite;
 mod ownership;
+mod rewind;
 mod watch;
 
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 
 use super::testing::etcd::{self as server, Security, Server};
 use super::*;
+use crate::memory::Backup;
 
 const ONE: &str = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#;
 const TWO: &str = r#"{"PublicIP":"192.0.2.2","PublicIPv6":null}"#;
@@ -31,6 +33,12 @@ pub(crate) enum Bench {
     Sqlite(TempDir),
     Memory(Memory),
     Etcd(Box<Server>),
+}
+
+/// What a store held at one time.
+enum Saved {
+    Directory(TempDir),
+    Memory(Backup),
 }
 
 impl Bench {
@@ -61,7 +69,7 @@ impl Bench {
     /// Opens a new handle, as another daemon would.
     pub(crate) async fn handle(&self) -> Store {
         match self {
-            Bench::Sqlite(_) => Store::open(Spec::Sqlite(self.path())).await.unwrap(),
+            Bench::Sqlite(_) => Store::Sqlite(Sqlite::open(self.path()).await.unwrap()),
             Bench::Memory(store) => Store::Memory(store.clone()),
             Bench::Etcd(server) => Store::open(Spec::Etcd(etcd::tests::config(server))).await.unwrap(),
         }
@@ -79,6 +87,54 @@ impl Bench {
             }
             Bench::Memory(store) => store.put_row(key, value, expires),
             Bench::Etcd(server) => etcd::tests::put_row(server, key, value, expires).await,
+        }
+    }
+
+    /// Takes away all that is stored, as a lost disk does.
+    fn wipe(&mut self) {
+        match self {
+            Bench::Sqlite(directory) => {
+                for file in std::fs::read_dir(directory.path()).unwrap() {
+                    std::fs::remove_file(file.unwrap().path()).unwrap();
+                }
+            }
+            Bench::Memory(store) => store.restore(Backup::default()),
+            Bench::Etcd(server) => server.wipe(),
+        }
+    }
+
+    /// Copies all that is stored, for [`Bench::restore`].
+    fn backup(&mut self) -> Saved {
+        match self {
+            Bench::Sqlite(_) => {
+                let directory = TempDir::new().unwrap();
+                let copy = directory.path().join("copy.db");
+                let connection = rusqlite::Connection::open(self.path()).unwrap();
+                connection.busy_timeout(PATIENCE).unwrap();
+                connection.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+                Saved::Directory(directory)
+            }
+            Bench::Memory(store) => Saved::Memory(store.backup()),
+            Bench::Etcd(server) => Saved::Directory(server.backup()),
+        }
+    }
+
+    /// Puts an older state in the place of what is stored.
+    fn restore(&mut self, saved: &Saved) {
+        match (self, saved) {
+            (bench @ Bench::Sqlite(_), Saved::Directory(from)) => {
+                // Beside it first: the file is replaced in one step, as restores should.
+                let aside = bench.path().with_file_name("restored.db");
+                std::fs::copy(from.path().join("copy.db"), &aside).unwrap();
+                // sqlite would play the log of the former file into this one.
+                for end in ["-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{}{end}", bench.path().display()));
+                }
+                std::fs::rename(&aside, bench.path()).unwrap();
+            }
+            (Bench::Memory(store), Saved::Memory(backup)) => store.restore(backup.clone()),
+            (Bench::Etcd(server), Saved::Directory(from)) => server.restore(from.path()),
+            _ => panic!("saved by another store"),
         }
     }
 
@@ -114,7 +170,11 @@ fn key(text: &str) -> SubnetKey {
 }
 
 fn wish<'a>(config: &'a NetConfig, value: &str) -> Wish<'a> {
-    Wish { config, attrs: attrs(value), previous: None }
+    Wish { config, attrs: attrs(value), previous: None, former: None }
+}
+
+fn now() -> Now {
+    Now { instant: std::time::Instant::now(), unix: unix_now() }
 }
 
 fn later() -> Option<u64> {
@@ -136,6 +196,7 @@ fn blurred(lease: &Lease) -> Lease {
 fn blurred_event(event: Event) -> Event {
     match event {
         Event::Snapshot(leases) => Event::Snapshot(leases.iter().map(blurred).collect()),
+        Event::Rewind(leases) => Event::Rewind(leases.iter().map(blurred).collect()),
         Event::Put(lease) => Event::Put(blurred(&lease)),
         Event::Removed(key) => Event::Removed(key),
     }

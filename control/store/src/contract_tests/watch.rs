@@ -76,6 +76,7 @@ async fn a_dropped_wait_loses_nothing() {
             let event = if events.is_empty() { next(&mut watch).await } else { events.remove(0) };
             match event {
                 Event::Snapshot(leases) => seen.extend(leases.into_iter().map(|lease| lease.key)),
+                Event::Rewind(leases) => panic!("nothing was lost: {leases:?}"),
                 Event::Put(lease) => assert!(seen.insert(lease.key), "twice: {}", lease.key),
                 Event::Removed(key) => panic!("{key} was not removed"),
             }
@@ -127,14 +128,14 @@ async fn the_ledger_behind_a_watch_leaves_our_own_lease_out() {
         let own = acquire(&store, &wish(&config, ONE)).await.unwrap();
         let mut watch = store.watch();
         let mut ledger = Ledger::new(Some(own.key));
-        let change = ledger.handle(next(&mut watch).await);
+        let change = ledger.handle(next(&mut watch).await, now());
         assert_eq!((change.peers, change.own), (false, Own::Written));
         assert_eq!(ledger.own(), Some(&own));
         let peer = acquire(&bench.handle().await, &wish(&config, TWO)).await.unwrap();
-        assert!(ledger.handle(next(&mut watch).await).peers);
+        assert!(ledger.handle(next(&mut watch).await, now()).peers);
         assert_eq!(ledger.peers().iter().map(blurred).collect::<Vec<_>>(), [blurred(&peer)]);
         assert!(store.remove(&own.key).await.unwrap());
-        let change = ledger.handle(next(&mut watch).await);
+        let change = ledger.handle(next(&mut watch).await, now());
         assert_eq!((change.peers, change.own), (false, Own::Removed));
     }
 }

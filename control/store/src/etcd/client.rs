@@ -2,10 +2,13 @@
 //!
 //! A call that an endpoint does not answer goes to the next endpoint. The first endpoint may have carried it
 //! out all the same, so every call that writes must be safe to repeat.
+//!
+//! An endpoint that is slow is not one that is dead: each call without an answer makes the next one wait
+//! longer, and the connection stays. Pings find the connections that are dead.
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use http::uri::PathAndQuery;
@@ -25,10 +28,14 @@ use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use super::resolver::connector;
+use crate::regular;
 
-/// Time limit of a call, divided among the endpoints, and the least share of an endpoint.
+/// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with
+/// each call that gets no answer, up to the longest one, and is what it was after an answer that came in
+/// time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two pings, which detect a server that vanished silently. etcd closes connections that ping
 /// more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
@@ -52,15 +59,24 @@ struct Shared {
     link: Mutex<Link>,
 }
 
-/// The connection in use.
+/// The connections.
 #[derive(Debug, Default)]
 struct Link {
-    /// Index of the endpoint.
+    /// Index of the endpoint in use.
     endpoint: usize,
+    /// One for each endpoint.
+    connections: Vec<Connection>,
+    /// Calls without an answer in time, since the last one in time.
+    delays: u32,
+    /// Number of changes of what is in use: of several calls that fail together, one makes the change.
+    generation: u64,
+}
+
+/// The connection to one endpoint.
+#[derive(Debug, Default)]
+struct Connection {
     channel: Option<Channel>,
     token: Token,
-    /// Number of connections and tokens so far: of several calls that fail together, one replaces them.
-    generation: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -85,6 +101,10 @@ struct Line {
 enum Failure {
     /// The endpoint does not work now: go to the next one.
     Unreachable(String),
+    /// No answer in time: go to the next one, and wait longer.
+    Slow,
+    /// Our own options are unusable: nothing to try.
+    Unusable(EtcdError),
     /// The token is invalid or missing: get a new one.
     Token(Status),
     /// An answer: return it.
@@ -92,19 +112,29 @@ enum Failure {
 }
 
 impl Client {
-    /// Checks the options. The first call connects.
+    /// Checks the endpoints. The first call reads the TLS files and connects.
     pub(super) fn new(config: Config) -> Result<Client, EtcdError> {
         let targets = config.targets()?;
         targets.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
         let keys = Keys::new(&config.prefix);
-        let shared = Shared { config, targets, keys, link: Mutex::default() };
-        // Report unreadable files at once; each connection reads them again.
-        shared.endpoint(0)?;
-        Ok(Client { shared: Arc::new(shared) })
+        let connections = targets.addresses.iter().map(|_| Connection::default()).collect();
+        let link = Mutex::new(Link { connections, ..Link::default() });
+        Ok(Client { shared: Arc::new(Shared { config, targets, keys, link }) })
+    }
+
+    /// Checks that the TLS files can be used. Each connection reads them again.
+    pub(super) fn check_files(&self) -> Result<(), EtcdError> {
+        self.shared.endpoint(0, PATIENCE).map(drop)
     }
 
     pub(super) fn keys(&self) -> &Keys {
         &self.shared.keys
+    }
+
+    /// Returns how long a call waits after this many calls without an answer in time.
+    #[cfg(test)]
+    pub(super) fn patience(&self, delays: u32) -> Duration {
+        self.shared.patience(delays)
     }
 
     /// Sends one request and returns its answer.
@@ -133,7 +163,8 @@ impl Client {
     /// Drops the token, so that the next connection asks for a new one: etcd rejects a watch without the
     /// reason.
     pub(super) async fn forget_token(&self) {
-        self.shared.link.lock().await.token = Token::Unknown;
+        let mut link = self.shared.link.lock().await;
+        link.connection().token = Token::Unknown;
     }
 
     /// Returns the endpoint in use, as given.
@@ -149,20 +180,23 @@ impl Client {
         step: impl Fn(Line) -> F,
     ) -> Result<T, EtcdError> {
         let shared = &*self.shared;
-        let count = shared.targets.addresses.len();
-        let patience = (PATIENCE / count as u32).max(LEAST_PATIENCE);
         let mut failure = None;
         let mut token_renewed = false;
-        for _ in 0..=count {
-            let mut endpoint = shared.link.lock().await.endpoint;
+        let count = shared.targets.addresses.len();
+        for round in 0..=count {
+            let (mut endpoint, patience) = shared.in_use().await;
             let mut generation = None;
+            let began = Instant::now();
             let outcome = timeout(patience, async {
-                let line = shared.line().await?;
+                let line = shared.line(patience).await?;
                 (endpoint, generation) = (line.endpoint, Some(line.generation));
                 step(line).await
             });
-            match outcome.await.unwrap_or_else(|_| Err(Failure::Unreachable("no answer in time".into()))) {
-                Ok(answer) => return Ok(answer),
+            match outcome.await.unwrap_or(Err(Failure::Slow)) {
+                Ok(answer) => {
+                    shared.answered(began.elapsed()).await;
+                    return Ok(answer);
+                }
                 Err(Failure::Token(_)) if !token_renewed && shared.config.user().is_some() => {
                     token_renewed = true;
                     shared.renew_token(generation).await;
@@ -170,9 +204,18 @@ impl Client {
                 Err(Failure::Token(status) | Failure::Refused(status)) => {
                     return Err(shared.refusal(tried, endpoint, &status));
                 }
+                Err(Failure::Unusable(error)) => return Err(error),
                 Err(Failure::Unreachable(answer)) => {
-                    shared.next_endpoint(endpoint, generation).await;
+                    shared.next_endpoint(endpoint, generation, false).await;
                     failure = Some((endpoint, answer));
+                }
+                Err(Failure::Slow) => {
+                    shared.next_endpoint(endpoint, generation, true).await;
+                    failure = Some((endpoint, "no answer in time".into()));
+                    // Another attempt at once would only add to the load.
+                    if round + 1 >= count {
+                        break;
+                    }
                 }
             }
         }
@@ -181,53 +224,90 @@ impl Client {
     }
 }
 
+impl Link {
+    /// Returns the connection in use.
+    fn connection(&mut self) -> &mut Connection {
+        // The endpoint is an index of it; an empty list cannot be, since there is no client without
+        // endpoints.
+        let endpoint = self.endpoint;
+        if self.connections.len() <= endpoint {
+            self.connections.resize_with(endpoint + 1, Connection::default);
+        }
+        &mut self.connections[endpoint]
+    }
+}
+
 impl Shared {
+    /// Returns the endpoint in use, and how long to wait for it.
+    async fn in_use(&self) -> (usize, Duration) {
+        let link = self.link.lock().await;
+        (link.endpoint, self.patience(link.delays))
+    }
+
+    fn patience(&self, delays: u32) -> Duration {
+        (self.share() * (1 << delays.min(16))).min(LONGEST_PATIENCE)
+    }
+
+    /// Returns an endpoint's share of the time limit.
+    fn share(&self) -> Duration {
+        (PATIENCE / u32::try_from(self.targets.addresses.len()).unwrap_or(u32::MAX)).max(LEAST_PATIENCE)
+    }
+
+    /// Takes in how long an answer took. One that nearly came too late leaves the patience as it is.
+    async fn answered(&self, took: Duration) {
+        if took < self.share() / 2 {
+            self.link.lock().await.delays = 0;
+        }
+    }
+
     /// Returns a connection with a token, both made if they do not exist yet.
-    async fn line(&self) -> Result<Line, Failure> {
+    async fn line(&self, patience: Duration) -> Result<Line, Failure> {
         let mut link = self.link.lock().await;
-        let channel = match &link.channel {
+        let (endpoint, generation) = (link.endpoint, link.generation);
+        let connection = link.connection();
+        let channel = match &connection.channel {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = self.endpoint(link.endpoint);
-                let endpoint = endpoint.map_err(|error| Failure::Unreachable(error.to_string()))?;
-                let channel = endpoint
-                    .connect_with_connector(connector(LEAST_PATIENCE))
+                let address = self.endpoint(endpoint, patience).map_err(Failure::Unusable)?;
+                let channel = address
+                    .connect_with_connector(connector(patience))
                     .await
                     .map_err(|error| Failure::Unreachable(reason(&error)))?;
-                link.channel.insert(channel).clone()
+                connection.channel.insert(channel).clone()
             }
         };
-        let mut line =
-            Line { channel, token: Token::None, generation: link.generation, endpoint: link.endpoint };
-        if let Token::Unknown = link.token {
-            link.token = match self.config.user() {
+        let mut line = Line { channel, token: Token::None, generation, endpoint };
+        if let Token::Unknown = connection.token {
+            connection.token = match self.config.user() {
                 None => Token::None,
                 Some((name, password)) => {
                     authenticate(line.clone(), name.to_owned(), password.reveal().to_owned()).await?
                 }
             };
         }
-        line.token = link.token.clone();
+        line.token = connection.token.clone();
         Ok(line)
     }
 
     async fn renew_token(&self, generation: Option<u64>) {
         let mut link = self.link.lock().await;
         if Some(link.generation) == generation {
-            link.token = Token::Unknown;
+            link.connection().token = Token::Unknown;
             link.generation += 1;
         }
     }
 
-    /// Leaves an endpoint, unless another call has left it already.
-    async fn next_endpoint(&self, endpoint: usize, generation: Option<u64>) {
+    /// Leaves an endpoint, unless another call has left it already. The connection to a slow one stays.
+    async fn next_endpoint(&self, endpoint: usize, generation: Option<u64>, slow: bool) {
         let mut link = self.link.lock().await;
         if link.endpoint == endpoint && generation.is_none_or(|generation| generation == link.generation) {
-            *link = Link {
-                endpoint: (endpoint + 1) % self.targets.addresses.len(),
-                generation: link.generation + 1,
-                ..Link::default()
-            };
+            if slow {
+                link.delays = link.delays.saturating_add(1);
+            } else {
+                *link.connection() = Connection::default();
+            }
+            link.endpoint = (endpoint + 1) % self.targets.addresses.len();
+            link.generation += 1;
         }
     }
 
@@ -235,7 +315,7 @@ impl Shared {
         self.targets.addresses.get(endpoint).cloned().unwrap_or_default()
     }
 
-    fn endpoint(&self, endpoint: usize) -> Result<Endpoint, EtcdError> {
+    fn endpoint(&self, endpoint: usize, patience: Duration) -> Result<Endpoint, EtcdError> {
         let address = self.address(endpoint);
         let unusable = |error: tonic::transport::Error| EtcdError::Option {
             option: "--etcd-endpoints",
@@ -244,9 +324,9 @@ impl Shared {
         };
         let endpoint = Endpoint::from_shared(address.clone()).map_err(unusable)?;
         let endpoint = endpoint
-            .connect_timeout(LEAST_PATIENCE)
+            .connect_timeout(patience)
             .http2_keep_alive_interval(PING)
-            .keep_alive_timeout(PATIENCE)
+            .keep_alive_timeout(patience.max(PATIENCE))
             .keep_alive_while_idle(true);
         if !self.targets.tls {
             return Ok(endpoint);
@@ -280,6 +360,10 @@ impl Shared {
         let lossy = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
         match status.code() {
             Code::OutOfRange if answer.contains("compacted") => EtcdError::Compacted { tried },
+            Code::OutOfRange if answer.contains("future revision") => EtcdError::Future { tried },
+            Code::FailedPrecondition if answer.contains("lease already exists") => {
+                EtcdError::Granted { tried }
+            }
             Code::PermissionDenied | Code::Unauthenticated => {
                 let (config, leases) = (lossy(self.keys.config()), lossy(self.keys.leases()));
                 EtcdError::Denied { tried, endpoint, answer, config, leases }
@@ -397,7 +481,7 @@ fn one_line(text: &str) -> String {
 }
 
 fn read(option: &'static str, path: &std::path::Path) -> Result<Vec<u8>, EtcdError> {
-    std::fs::read(path).map_err(|error| EtcdError::Option {
+    regular::read(path, regular::USUAL).map_err(|error| EtcdError::Option {
         option,
         value: path.display().to_string(),
         problem: format!("cannot read it: {error}"),

@@ -6,6 +6,8 @@ use http::uri::Authority;
 use model::backend::Secret;
 
 use super::EtcdError;
+use super::keys::Keys;
+use crate::StoreId;
 
 /// flannel's defaults for `--etcd-endpoints` and `--etcd-prefix`.
 const ENDPOINTS: [&str; 2] = ["http://127.0.0.1:4001", "http://127.0.0.1:2379"];
@@ -84,6 +86,17 @@ impl Config {
         }
         let addresses = parts.into_iter().map(|(_, host)| format!("{scheme}://{host}")).collect();
         Ok(Targets { addresses, tls, complaints })
+    }
+
+    /// Returns what identifies the cluster's network.
+    pub(crate) fn id(&self) -> StoreId {
+        let mut endpoints: Vec<String> = match self.targets() {
+            Ok(targets) => targets.addresses,
+            Err(_) => self.endpoints.clone(),
+        };
+        endpoints.sort_unstable();
+        let config = Keys::new(&self.prefix);
+        StoreId { name: format!("etcd:{}", String::from_utf8_lossy(config.leases())), endpoints }
     }
 
     /// Returns the file of the servers' certificate authorities.

@@ -56,6 +56,20 @@ pub enum EtcdError {
         /// The attempted step.
         tried: &'static str,
     },
+    /// The revision that was asked for is yet to come: the cluster has lost its later ones.
+    #[error(
+        "etcd: cannot {tried}: the cluster has lost its latest revisions; the leases have to be listed again"
+    )]
+    Future {
+        /// The attempted step.
+        tried: &'static str,
+    },
+    /// An etcd lease with this id exists.
+    #[error("etcd: cannot {tried}: there is an etcd lease with this id already; try again")]
+    Granted {
+        /// The attempted step.
+        tried: &'static str,
+    },
     /// Other nodes were faster in every attempt.
     #[error("etcd: no lease: other nodes were faster in all {rounds} attempts; try again")]
     Contended {

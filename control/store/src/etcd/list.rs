@@ -8,7 +8,7 @@ use super::RANGE;
 use super::client::Client;
 use super::error::EtcdError;
 use super::keys::Keys;
-use super::messages::{KeyValue, RangeRequest, RangeResponse};
+use super::messages::{KeyValue, RangeRequest, RangeResponse, ResponseHeader};
 use crate::rows::{self, Row};
 
 /// Entries per page: with the largest values that etcd takes by default, 1.5 MiB, a page is 192 MiB.
@@ -32,7 +32,21 @@ pub(super) struct Listing {
     pub(super) unreadable: Vec<SubnetKey>,
     /// The problem of each unreadable entry, by the entry's key.
     pub(super) complaints: BTreeMap<String, String>,
-    pub(super) revision: i64,
+    pub(super) header: ResponseHeader,
+    /// The entry that was changed last.
+    pub(super) newest: Option<Witness>,
+}
+
+/// An entry of which a change was seen. A store that no longer knows it was wiped or restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Witness {
+    pub(super) key: Vec<u8>,
+    /// Revision of the change.
+    pub(super) modified: i64,
+    /// Revision that created the key.
+    created: i64,
+    /// Id of the key's etcd lease, a random number: two histories have the same one only where they are one.
+    lease: i64,
 }
 
 /// How a key is stored.
@@ -65,6 +79,13 @@ impl Stored {
     }
 }
 
+impl Witness {
+    pub(super) fn of(kv: &KeyValue) -> Witness {
+        let (modified, created) = (kv.mod_revision, kv.create_revision);
+        Witness { key: kv.key.clone(), modified, created, lease: kv.lease }
+    }
+}
+
 /// Lists the leases, all of one revision.
 pub(super) async fn all(
     client: &Client,
@@ -87,7 +108,7 @@ pub(super) async fn all(
                 listing.take(client.keys(), kv, &end);
             }
             if !answer.more {
-                listing.revision = page.0.revision;
+                listing.header = page.1;
                 return Ok(listing);
             }
         }
@@ -148,6 +169,9 @@ pub(super) fn name(keys: &Keys, kv: &KeyValue) -> String {
 
 impl Listing {
     fn take(&mut self, keys: &Keys, kv: &KeyValue, end: impl Fn(i64) -> Option<u64>) {
+        if self.newest.as_ref().is_none_or(|newest| newest.modified < kv.mod_revision) {
+            self.newest = Some(Witness::of(kv));
+        }
         match understand(keys, kv, end) {
             Entry::Lease(lease) => {
                 self.stored.insert(lease.key, Stored::of(kv));
@@ -189,13 +213,14 @@ impl Complaints {
     }
 }
 
-/// The request for the next page.
-struct Page(RangeRequest);
+/// The request for the next page, and the header of the first answer.
+struct Page(RangeRequest, ResponseHeader);
 
 impl Page {
     fn first(keys: &Keys) -> Page {
         let (key, range_end) = (keys.leases().to_vec(), keys.leases_end());
-        Page(RangeRequest { key, range_end, limit: PAGE, ..RangeRequest::default() })
+        let request = RangeRequest { key, range_end, limit: PAGE, ..RangeRequest::default() };
+        Page(request, ResponseHeader::default())
     }
 
     async fn read(
@@ -207,7 +232,8 @@ impl Page {
         self.0.keys_only = keys_only;
         let mut answer: RangeResponse = client.call(tried, RANGE, &self.0).await?;
         if self.0.revision == 0 {
-            self.0.revision = answer.header.take().unwrap_or_default().revision;
+            self.1 = answer.header.take().unwrap_or_default();
+            self.0.revision = self.1.revision;
         }
         match answer.kvs.last() {
             Some(last) => {

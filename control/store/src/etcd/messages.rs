@@ -4,8 +4,12 @@
 
 use prost::{Message, Oneof};
 
-#[derive(Clone, PartialEq, Message)]
+use crate::Position;
+
+#[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct ResponseHeader {
+    #[prost(uint64, tag = "1")]
+    pub(super) cluster: u64,
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
 }
@@ -129,6 +133,9 @@ pub(super) struct Done {}
 pub(super) struct LeaseGrantRequest {
     #[prost(int64, tag = "1")]
     pub(super) ttl: i64,
+    /// 0: the server chooses one.
+    #[prost(int64, tag = "2")]
+    pub(super) id: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -238,6 +245,12 @@ const MOD: i32 = 2;
 /// Holds while `key` was last changed by `revision`; 0: while there is no such key.
 pub(super) fn unchanged(key: &[u8], revision: i64) -> Compare {
     Compare { result: EQUAL, target: MOD, key: key.to_vec(), mod_revision: Some(revision) }
+}
+
+impl From<ResponseHeader> for Position {
+    fn from(header: ResponseHeader) -> Position {
+        Position { cluster: header.cluster, revision: header.revision.max(0).unsigned_abs() }
+    }
 }
 
 impl From<Op> for RequestOp {

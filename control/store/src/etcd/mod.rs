@@ -31,7 +31,7 @@ use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rand::Rng;
 
 use crate::lease::{Wish, allocator};
-use crate::{LEASE_TTL, StoreError, Watch, unix_now};
+use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
 use client::Client;
 use list::{Complaints, Listing, Stored};
 use messages::{
@@ -81,13 +81,30 @@ struct Memory {
     own: Option<SubnetKey>,
     /// Expiries of the newest few etcd leases that were granted to us, by their ids.
     ends: BTreeMap<i64, u64>,
+    /// A grant that no key has yet, as far as we know.
+    unused: Option<Grant>,
     complaints: Complaints,
+}
+
+/// An etcd lease that we have asked for.
+#[derive(Debug, Clone, Copy)]
+struct Grant {
+    id: i64,
+    /// When it was asked for first.
+    asked: u64,
 }
 
 impl Etcd {
     /// Checks the options and reads the TLS files. The cluster need not be up yet: the first call connects to
     /// it.
     pub fn open(config: Config) -> Result<Etcd, EtcdError> {
+        let store = Etcd::lazy(config)?;
+        store.client.check_files()?;
+        Ok(store)
+    }
+
+    /// Checks the options. The first call reads the TLS files and connects.
+    pub fn lazy(config: Config) -> Result<Etcd, EtcdError> {
         Ok(Etcd { client: Client::new(config)?, memory: Arc::default(), ttl: LEASE_TTL })
     }
 
@@ -165,6 +182,11 @@ impl Etcd {
         Ok(leases)
     }
 
+    /// Lists all leases with the latest possible expiry of each.
+    pub(crate) async fn listed(&self) -> Result<Vec<Lease>, EtcdError> {
+        Ok(self.list("list leases").await?.leases)
+    }
+
     pub(crate) async fn remove(&self, key: &SubnetKey) -> Result<bool, EtcdError> {
         let request = DeleteRangeRequest { key: self.client.keys().lease(key), prev_kv: true };
         let answer: DeleteRangeResponse = self.client.call(REMOVE, DELETE_RANGE, &request).await?;
@@ -174,14 +196,23 @@ impl Etcd {
         Ok(!answer.prev_kvs.is_empty())
     }
 
-    pub(crate) fn watch(&self) -> Watch {
-        Watch::start(Follower::new(self.clone()))
+    pub(crate) fn watch(&self, since: Option<Position>) -> Watch {
+        Watch::new(Follower::new(self.clone(), since))
     }
 
     /// Makes one attempt: lists, decides, and writes if nothing that the decision rests on has changed, else
     /// `None`.
     async fn try_acquire(&self, wish: &Wish<'_>) -> Result<Option<Lease>, StoreError> {
-        let listing = self.list(ACQUIRE).await?;
+        let mut listing = self.list(ACQUIRE).await?;
+        let is_former = |lease: &&mut Lease| {
+            wish.former.is_some_and(|former| former.key == lease.key && former.attrs == lease.attrs)
+        };
+        if let Some(lease) = listing.leases.iter_mut().find(is_former)
+            && let Some(stored) = listing.stored.get(&lease.key).filter(|stored| stored.lease != 0)
+        {
+            // Whether it is as we left it shows in its true expiry.
+            lease.expires = Some(self.end(ACQUIRE, stored.lease).await?);
+        }
         let decision = allocator::decide(wish, &listing.leases, &listing.unreadable, &mut rand::rng())?;
         for key in &decision.remove {
             let Some(stored) = listing.stored.get(key) else { continue };
@@ -218,8 +249,11 @@ impl Etcd {
         let guard = unchanged(&key, stored.map_or(0, |stored| stored.modified));
         let put = Op::Put(PutRequest { key, value: lease.attrs.to_json().into_bytes(), lease: id });
         let answer = self.transact(tried, guard, put).await?;
+        self.lock().unused.take_if(|grant| grant.id == id);
         let void = if answer.succeeded { stored.map_or(0, |stored| stored.lease) } else { id };
-        self.retire(tried, void).await;
+        if void != id || !answer.succeeded {
+            self.retire(tried, void).await;
+        }
         let written = Lease { expires: grant.map(|(_, end)| end), ..lease.clone() };
         let modified = answer.header.unwrap_or_default().revision;
         Ok(answer.succeeded.then_some((written, Stored { lease: id, modified })))
@@ -247,19 +281,32 @@ impl Etcd {
         self.client.call(tried, TXN, &request).await
     }
 
-    /// Asks for a new etcd lease and returns its id and its expiry.
+    /// Asks for a new etcd lease and returns its id and its expiry. The id is our own choice, and a grant
+    /// whose answer was lost is asked for by the same id again: a slow cluster must not fill up with grants.
     async fn grant(&self, tried: &'static str) -> Result<(i64, u64), EtcdError> {
-        let now = unix_now();
-        let request = LeaseGrantRequest { ttl: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX) };
-        let granted: LeaseGrantResponse = self.client.call(tried, GRANT, &request).await?;
-        let end = now.saturating_add(granted.ttl.max(0).unsigned_abs());
+        let (now, ttl) = (unix_now(), self.ttl.as_secs());
+        let grant = {
+            let mut memory = self.lock();
+            // The clock may have been stepped.
+            let fresh = |grant: &Grant| now.abs_diff(grant.asked) <= ttl / 2;
+            let new = || Grant { id: rand::rng().random_range(1..=i64::MAX), asked: now };
+            let grant = memory.unused.filter(fresh).unwrap_or_else(new);
+            *memory.unused.insert(grant)
+        };
+        let request = LeaseGrantRequest { ttl: i64::try_from(ttl).unwrap_or(i64::MAX), id: grant.id };
+        let life = match self.client.call::<_, LeaseGrantResponse>(tried, GRANT, &request).await {
+            Ok(granted) => granted.ttl.max(0).unsigned_abs(),
+            Err(EtcdError::Granted { .. }) => ttl,
+            Err(error) => return Err(error),
+        };
+        let end = grant.asked.saturating_add(life);
         let mut memory = self.lock();
-        memory.ends.insert(granted.id, end);
+        memory.ends.insert(grant.id, end);
         while memory.ends.len() > GRANTS {
             let oldest = memory.ends.iter().min_by_key(|(_, end)| **end).map(|(id, _)| *id);
             oldest.and_then(|id| memory.ends.remove(&id));
         }
-        Ok((granted.id, end))
+        Ok((grant.id, end))
     }
 
     /// Revokes an etcd lease that no key needs any more. One with keys is left alone, because they would be

@@ -1,12 +1,15 @@
 //! Cases of a cluster alone, against a real etcd.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::join_all;
 use model::backend::Secret;
 use model::net_config::{self, NetConfig};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::*;
 use crate::contract_tests::next;
@@ -43,7 +46,7 @@ async fn put(server: &Server, key: &[u8], value: &[u8], expires: Option<u64>) {
     let mut lease = 0;
     if let Some(ttl) = left {
         let granted: LeaseGrantResponse =
-            client.call("test", GRANT, &LeaseGrantRequest { ttl }).await.unwrap();
+            client.call("test", GRANT, &LeaseGrantRequest { ttl, id: 0 }).await.unwrap();
         lease = granted.id;
     }
     let request = PutRequest { key: key.to_vec(), value: value.to_vec(), lease };
@@ -68,7 +71,7 @@ fn plain() -> NetConfig {
 }
 
 fn wish<'a>(config: &'a NetConfig, value: &str) -> Wish<'a> {
-    Wish { config, attrs: LeaseAttrs::parse(value).unwrap(), previous: None }
+    Wish { config, attrs: LeaseAttrs::parse(value).unwrap(), previous: None, former: None }
 }
 
 fn node(number: u32) -> String {
@@ -77,7 +80,7 @@ fn node(number: u32) -> String {
 }
 
 fn watch(server: &Server) -> Watch {
-    open(server).watch()
+    open(server).watch(None)
 }
 
 /// The keys and values as `etcdctl` prints them.
@@ -232,7 +235,7 @@ async fn a_lost_etcd_lease_is_seen_and_the_subnet_taken_again() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     server.etcdctl(&["lease", "revoke", grants(&server).first().unwrap()]);
     assert_eq!(next(&mut watch).await, Event::Removed(lease.key));
@@ -250,7 +253,7 @@ async fn our_key_in_the_watch_has_its_true_end() {
     let server = Server::start(Security::None);
     let store = open(&server);
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     next(&mut watch).await;
     put_row(&server, &lease.key.to_string(), ONE, Some(unix_now() + 1_000)).await;
     let Event::Put(written) = next(&mut watch).await else { panic!("a put was due") };
@@ -424,7 +427,7 @@ async fn a_certificate_for_the_client_and_one_for_the_server() {
     };
     let store = Etcd::open(ours.clone()).unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease]));
     // Without a scheme the files ask for TLS.
     let bare = server.endpoint().strip_prefix("https://").unwrap().to_owned();
@@ -496,7 +499,7 @@ async fn users_and_passwords() {
     let store = user("flannel", "flannel");
     store.set_net_config("{}").await.unwrap();
     let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![lease.clone()]));
     for denied in [user("flannel", "s3cret"), user("nobody", "s3cret"), user("", "s3cret"), open(&server)] {
         let error = denied.net_config().await.unwrap_err();
@@ -566,6 +569,121 @@ async fn an_endpoint_that_is_down_is_passed_over() {
     let error = store.net_config().await.unwrap_err();
     assert!(matches!(&error, EtcdError::Unreachable { .. }) && error.is_passing());
     assert_clear(&error);
+}
+
+/// A proxy of a server, which holds each answer back.
+struct Slow {
+    endpoint: String,
+    delay: Arc<AtomicU64>,
+    connections: Arc<AtomicU64>,
+}
+
+impl Slow {
+    async fn start(server: &Server) -> Slow {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (delay, connections) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let target = server.endpoint().strip_prefix("http://").unwrap().to_owned();
+        let (held, count) = (Arc::clone(&delay), Arc::clone(&connections));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let Ok(server) = TcpStream::connect(&target).await else { continue };
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let (sender, mut answers) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+                let held = Arc::clone(&held);
+                tokio::spawn(async move {
+                    let mut buffer = vec![0; 65_536];
+                    while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
+                        let due = Instant::now() + Duration::from_millis(held.load(Ordering::Relaxed));
+                        let _ = sender.send((due, buffer[..length].to_vec()));
+                    }
+                });
+                tokio::spawn(async move {
+                    while let Some((due, bytes)) = answers.recv().await {
+                        tokio::time::sleep_until(due).await;
+                        if to_client.write_all(&bytes).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Slow { endpoint, delay, connections }
+    }
+
+    fn set_delay(&self, milliseconds: u64) {
+        self.delay.store(milliseconds, Ordering::Relaxed);
+    }
+}
+
+/// Each answer takes longer than a call waits at first.
+#[tokio::test]
+async fn a_slow_cluster_is_joined_with_one_grant_over_one_connection() {
+    if !ready() {
+        return;
+    }
+    let server = Server::start(Security::None);
+    let slow = Slow::start(&server).await;
+    slow.set_delay(3_000);
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", dead.local_addr().unwrap());
+    drop(dead);
+    // As with the default endpoints, of which one is usually dead.
+    let endpoints = vec![address, slow.endpoint.clone()];
+    let store = Etcd::open(Config { endpoints, ..Config::default() }).unwrap();
+    let mut failures = 0;
+    let lease = loop {
+        match store.acquire(&wish(&plain(), ONE)).await {
+            Ok(lease) => break lease,
+            Err(error) => {
+                failures += 1;
+                assert!(matches!(&error, StoreError::Passing(_)) && failures < 4, "{error}");
+            }
+        }
+    };
+    assert_eq!((grants(&server).len(), stored(&server, PREFIX).len()), (1, 1));
+    assert_eq!(slow.connections.load(Ordering::Relaxed), 1);
+    assert_eq!(only(&store).await.key, lease.key);
+}
+
+async fn only(store: &Etcd) -> Lease {
+    let mut leases = store.leases().await.unwrap();
+    assert_eq!(leases.len(), 1);
+    leases.remove(0)
+}
+
+/// The answer to a grant is late; the cluster must not fill up with grants that nobody uses.
+#[tokio::test]
+async fn a_grant_whose_answer_was_lost_is_used_again() {
+    if !ready() {
+        return;
+    }
+    let server = Server::start(Security::None);
+    let slow = Slow::start(&server).await;
+    let store = Etcd::open(Config { endpoints: vec![slow.endpoint.clone()], ..Config::default() }).unwrap();
+    store.leases().await.unwrap();
+    slow.set_delay(6_000);
+    store.grant("test").await.unwrap_err();
+    slow.set_delay(0);
+    let before = grants(&server);
+    assert_eq!(before.len(), 1);
+    let lease = store.acquire(&wish(&plain(), ONE)).await.unwrap();
+    assert_eq!(grants(&server), before);
+    assert_eq!(slow.connections.load(Ordering::Relaxed), 1);
+    // It is used once: the next write has one of its own, and gives this one back.
+    store.update(&lease, &lease.attrs).await.unwrap();
+    assert!(grants(&server).len() == 1 && grants(&server) != before);
+}
+
+#[test]
+fn patience_grows_with_each_call_without_an_answer_and_has_an_end() {
+    let endpoints = ["http://a:1", "http://b:1"].map(str::to_owned).to_vec();
+    let client = Client::new(Config { endpoints, ..Config::default() }).unwrap();
+    let milliseconds = [0, 1, 2, 3, 4, 5, 60, u32::MAX].map(|delays| client.patience(delays).as_millis());
+    assert_eq!(milliseconds, [2_500, 5_000, 10_000, 20_000, 40_000, 60_000, 60_000, 60_000]);
 }
 
 #[tokio::test]

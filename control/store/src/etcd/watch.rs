@@ -1,4 +1,8 @@
 //! Follows etcd's own events: a list, then the changes after its revision.
+//!
+//! A cluster that was wiped, or restored from an older state, counts its revisions again from there. A watch
+//! of revisions that are yet to come would hear nothing for a long time, and miss what happened before them.
+//! So every watch begins with the question whether the cluster still knows the last change that was seen.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -6,11 +10,14 @@ use std::convert::Infallible;
 use model::lease::SubnetKey;
 
 use super::client::explain;
-use super::list::{Entry, name, understand};
-use super::messages::{DELETE, KeyValue, PUT, WatchCreateRequest, WatchEvent, WatchResponse};
-use super::{Etcd, EtcdError};
+use super::list::{Entry, Witness, name, understand};
+use super::messages::{
+    DELETE, KeyValue, PUT, RangeRequest, RangeResponse, ResponseHeader, WatchCreateRequest, WatchEvent,
+    WatchResponse,
+};
+use super::{Etcd, EtcdError, RANGE};
 use crate::stream::{Follow, Halt, Sink};
-use crate::{Cause, Event, StoreError};
+use crate::{Cause, Event, Position, StoreError};
 
 const TRIED: &str = "watch the leases";
 
@@ -21,18 +28,49 @@ pub(super) struct Follower {
     known: BTreeSet<SubnetKey>,
     /// First revision not yet seen; `None`: list all leases.
     next: Option<i64>,
+    /// All changes up to here have been seen, in this run or in the one before.
+    seen: Option<Position>,
+    /// The last change that was seen.
+    witness: Option<Witness>,
+    /// `seen` is of this run.
+    listed: bool,
+}
+
+/// What became of the history that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum History {
+    /// The cluster knows it, and more perhaps.
+    Same,
+    /// The cluster has lost something of it.
+    Rewound,
+    /// There is no telling: nothing was seen, or the cluster has dropped what is old.
+    Unknown,
 }
 
 impl Follower {
-    pub(super) fn new(store: Etcd) -> Follower {
-        Follower { store, known: BTreeSet::new(), next: None }
+    /// Starts with the position that an earlier run has read up to.
+    pub(super) fn new(store: Etcd, since: Option<Position>) -> Follower {
+        Follower { store, known: BTreeSet::new(), next: None, seen: since, witness: None, listed: false }
     }
 
     async fn try_follow(&mut self, sink: &mut Sink) -> Result<Infallible, Halt> {
-        let start = match self.next {
-            Some(next) => next,
-            None => self.list(sink).await?,
-        };
+        let mut rewound = false;
+        loop {
+            let (start, is_new) = match self.next.filter(|_| !rewound) {
+                Some(next) => (next, false),
+                None => (self.list(sink, rewound).await?, true),
+            };
+            let history = self.watch(sink, start, is_new).await?;
+            rewound = history == History::Rewound;
+            if !rewound {
+                self.next = None;
+            }
+        }
+    }
+
+    /// Sends the changes from the revision `start` on, which has just been listed if `is_new`, until the
+    /// leases have to be listed again. Returns what became of the history.
+    async fn watch(&mut self, sink: &mut Sink, start: i64, is_new: bool) -> Result<History, Halt> {
         let keys = self.store.client.keys();
         let request = WatchCreateRequest {
             key: keys.leases().to_vec(),
@@ -44,6 +82,12 @@ impl Follower {
             fragment: true,
         };
         let mut responses = self.store.client.watch(TRIED, request).await?;
+        // Asked once the watch stands: what becomes of the cluster from now on ends the watch.
+        match self.history().await? {
+            History::Same => {}
+            History::Unknown if is_new => {}
+            history => return Ok(history),
+        }
         loop {
             let response = match responses.message().await {
                 Ok(Some(response)) => response,
@@ -53,13 +97,41 @@ impl Follower {
             if response.canceled {
                 return Err(self.canceled(response).await);
             }
+            // A member that is behind the others answers like this as well.
+            if self.is_behind(response.header.unwrap_or_default()) {
+                match self.history().await? {
+                    History::Same => {}
+                    History::Rewound => return Ok(History::Rewound),
+                    History::Unknown => return Err(EtcdError::Future { tried: TRIED }.into()),
+                }
+            }
             sink.readable();
             self.take(sink, response).await?;
         }
     }
 
-    /// Sends a snapshot and returns the revision to watch from.
-    async fn list(&mut self, sink: &mut Sink) -> Result<i64, Halt> {
+    /// Asks the cluster whether it knows what was seen.
+    async fn history(&self) -> Result<History, EtcdError> {
+        let Some(witness) = &self.witness else { return Ok(History::Unknown) };
+        let (key, revision) = (witness.key.clone(), witness.modified);
+        let request = RangeRequest { key, revision, ..RangeRequest::default() };
+        let answer: RangeResponse = match self.store.client.call(TRIED, RANGE, &request).await {
+            Ok(answer) => answer,
+            Err(EtcdError::Compacted { .. }) => return Ok(History::Unknown),
+            Err(EtcdError::Future { .. }) => return Ok(History::Rewound),
+            Err(error) => return Err(error),
+        };
+        let knows = answer.kvs.iter().any(|kv| Witness::of(kv) == *witness);
+        let behind = self.is_behind(answer.header.unwrap_or_default());
+        Ok(if knows && !behind { History::Same } else { History::Rewound })
+    }
+
+    fn is_behind(&self, header: ResponseHeader) -> bool {
+        self.seen.is_some_and(|seen| seen.is_rewound(header.into()))
+    }
+
+    /// Sends a snapshot, or a rewind, and returns the revision to watch from.
+    async fn list(&mut self, sink: &mut Sink, rewound: bool) -> Result<i64, Halt> {
         let mut listing = self.store.list(TRIED).await?;
         let own = self.store.lock().own;
         if let Some(lease) = listing.leases.iter_mut().find(|lease| Some(lease.key) == own) {
@@ -69,10 +141,31 @@ impl Follower {
             }
         }
         self.known = listing.leases.iter().map(|lease| lease.key).collect();
-        let next = listing.revision + 1;
-        sink.send(Event::Snapshot(listing.leases)).await?;
-        self.next = Some(next);
+        let rewound = rewound || self.has_lost(listing.header);
+        if rewound {
+            tracing::warn!(
+                "lease store: etcd has lost changes that it had reported: it was wiped or restored; \
+                 peers that are missing are kept until their leases expire"
+            );
+        }
+        let leases = listing.leases;
+        sink.send(if rewound { Event::Rewind(leases) } else { Event::Snapshot(leases) }).await?;
+        let next = listing.header.revision + 1;
+        (self.next, self.witness, self.listed) = (Some(next), listing.newest, true);
+        self.saw(sink, listing.header.into());
         Ok(next)
+    }
+
+    /// Tells whether a list shows that the cluster has lost something. What an earlier run has seen counts
+    /// only where this is the same cluster.
+    fn has_lost(&self, header: ResponseHeader) -> bool {
+        let same = self.seen.is_some_and(|seen| seen.cluster == header.cluster);
+        (self.listed || same) && self.is_behind(header)
+    }
+
+    fn saw(&mut self, sink: &Sink, position: Position) {
+        self.seen = Some(position);
+        sink.reached(position);
     }
 
     async fn take(&mut self, sink: &mut Sink, response: WatchResponse) -> Result<(), Halt> {
@@ -83,6 +176,9 @@ impl Follower {
         };
         let new: Vec<WatchEvent> = response.events.into_iter().filter(|event| !seen(event)).collect();
         for event in new {
+            if let Some(kv) = event.kv.as_ref().filter(|_| event.kind == PUT) {
+                self.witness = Some(Witness::of(kv));
+            }
             self.handle(sink, event).await?;
         }
         self.next = match last {
@@ -94,6 +190,10 @@ impl Follower {
             // A progress report: everything up to here was delivered.
             None => self.next.max(Some(revision + 1)),
         };
+        if let Some((seen, next)) = self.seen.zip(self.next) {
+            let revision = next.saturating_sub(1).max(0).unsigned_abs();
+            self.saw(sink, Position { revision, ..seen });
+        }
         Ok(())
     }
 

@@ -23,6 +23,9 @@ pub struct Wish<'a> {
     pub attrs: LeaseAttrs,
     /// The subnets of an earlier run as `subnet.env` recorded them.
     pub previous: Option<SubnetKey>,
+    /// The lease of an earlier run as that run last saw it stored. Finds our lease after our public address
+    /// has changed.
+    pub former: Option<&'a Lease>,
 }
 
 /// One change of the set of leases, our own among them.
@@ -30,6 +33,9 @@ pub struct Wish<'a> {
 pub enum Event {
     /// All leases; any other lease is gone.
     Snapshot(Vec<Lease>),
+    /// All leases of a store that has lost some of what it reported before: it was wiped, or restored from an
+    /// older state. The node of a lease that is missing may live.
+    Rewind(Vec<Lease>),
     /// A lease that is new, or has new attributes or a new expiry.
     Put(Lease),
     /// A lease that was removed or has expired.
@@ -80,6 +86,22 @@ pub(crate) fn holder(wished: &LeaseAttrs, stored: &LeaseAttrs) -> Holder {
     } else {
         Holder::Stranger
     }
+}
+
+/// Seconds by which two readings of one expiry may differ: etcd tells how many whole seconds are left.
+const BLUR: u64 = 5;
+
+/// Returns true if `stored` is `former`, untouched since. Where the attributes have nothing but addresses the
+/// expiry decides as well: another node that has got our former address has renewed the lease as its own.
+pub(crate) fn is_untouched(former: &Lease, stored: &Lease) -> bool {
+    // A MAC address or a key, which is nobody else's.
+    let unique = ["vxlan", "wireguard"].contains(&former.attrs.backend_type.as_str())
+        && former.attrs.backend_data.is_some();
+    let same_end = match (former.expires, stored.expires) {
+        (Some(former), Some(stored)) => former.abs_diff(stored) <= BLUR,
+        (former, stored) => former == stored,
+    };
+    former.key == stored.key && former.attrs == stored.attrs && (unique || same_end)
 }
 
 /// Returns true if `theirs` was published by the node that publishes `ours`. The IPv4 address decides, as in

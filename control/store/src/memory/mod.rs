@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::lease::{self, Holder, Owned, Wish};
 use crate::poll::{Look, Poller, Source};
 use crate::rows::{self, Row, Table};
-use crate::{LEASE_TTL, StoreError, Watch, unix_now};
+use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
 
 /// Leases in memory. Clones are handles to the same store, and equal.
 #[derive(Debug, Clone)]
@@ -37,7 +37,11 @@ struct Shared {
     on_ready: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
-#[derive(Debug, Default)]
+/// What was stored at one time.
+#[derive(Debug, Clone, Default)]
+pub struct Backup(Contents);
+
+#[derive(Debug, Clone, Default)]
 struct Contents {
     config: Option<String>,
     rows: BTreeMap<String, Row>,
@@ -76,6 +80,16 @@ impl Memory {
             contents.overwrites.insert(key.to_string(), address);
             contents.revision += 1;
         });
+    }
+
+    /// Copies what is stored now, for [`Memory::restore`].
+    pub fn backup(&self) -> Backup {
+        Backup(self.shared.lock().clone())
+    }
+
+    /// Replaces all that is stored by an older state, revision included; the default is an empty store.
+    pub fn restore(&self, backup: Backup) {
+        self.shared.step(|contents| *contents = backup.0);
     }
 
     /// Calls `hook` whenever a daemon announces that it is ready.
@@ -128,9 +142,9 @@ impl Memory {
         removed
     }
 
-    pub(crate) fn watch(&self) -> Watch {
+    pub(crate) fn watch(&self, since: Option<Position>) -> Watch {
         let revisions = self.shared.revision.subscribe();
-        Watch::start(Poller::new(Changes { shared: self.shared.clone(), revisions }))
+        Watch::new(Poller::new(Changes { shared: self.shared.clone(), revisions }, since))
     }
 
     pub(crate) fn announce_ready(&self) {
@@ -171,7 +185,7 @@ impl Source for Changes {
         self.revisions.mark_unchanged();
         let look = self.shared.step(|contents| {
             let rows = contents.published(unix_now());
-            Look { revision: contents.revision, rows }
+            Look { revision: contents.revision, rows, replaced: false }
         });
         Ok((seen != Some(look.revision)).then_some(look))
     }

@@ -36,13 +36,38 @@ const SCHEMA: &str = "
     CREATE TRIGGER leases_delete AFTER DELETE ON leases BEGIN UPDATE revision SET value = value + 1; END;
 ";
 
+/// How long a file that was removed in use is waited for. It may be on its way: a copy into its place must
+/// not meet a new database of ours.
+const ABSENCE: Duration = Duration::from_secs(5);
+
+/// The file of a handle, opened when it is needed, and again where another one has taken its place.
+pub(super) struct Slot {
+    path: PathBuf,
+    lock_wait: Duration,
+    database: Option<Database>,
+    former: Option<Former>,
+    /// How many files have been opened.
+    opened: u64,
+}
+
 /// The connection and the file behind it.
 pub(super) struct Database {
     path: PathBuf,
     lock_wait: Duration,
     connection: Connection,
+    /// The file's log, which stays the same as long as a connection is open.
+    log: Option<Identity>,
     /// Declared after the connection, so that it is released only when the connection is closed.
     claim: Claim,
+}
+
+/// A file that was open and has lost its name.
+#[derive(Debug, Clone, Copy)]
+struct Former {
+    file: Identity,
+    log: Option<Identity>,
+    /// Since when there has been no file of this name.
+    missing: Option<Instant>,
 }
 
 /// Device and inode; another file under the same name is another store.
@@ -55,6 +80,60 @@ static OPEN: Mutex<BTreeMap<Identity, usize>> = Mutex::new(BTreeMap::new());
 /// One connection's entry in [`OPEN`].
 struct Claim(Identity);
 
+impl Slot {
+    pub(super) fn new(path: PathBuf, lock_wait: Duration) -> Slot {
+        Slot { path, lock_wait, database: None, former: None, opened: 0 }
+    }
+
+    /// Opens the file, unless it is open and still has its name. Without a name nobody would see a write to
+    /// it.
+    pub(super) fn open(&mut self) -> Result<&mut Database, SqliteError> {
+        if let Some(database) = self.database.take_if(|database| !database.is_named()) {
+            self.former = Some(Former { file: database.claim.0, log: database.log, missing: None });
+        }
+        if self.database.is_none() {
+            self.make_room()?;
+            self.database = Some(Database::open(self.path.clone(), self.lock_wait)?);
+            (self.former, self.opened) = (None, self.opened + 1);
+        }
+        self.database.as_mut().ok_or_else(|| SqliteError::Removed { path: self.path.clone() })
+    }
+
+    /// Runs one transaction. The step also gets the number of the file among those opened.
+    pub(super) fn step<T, E: From<SqliteError>>(
+        &mut self,
+        tried: &'static str,
+        step: impl FnOnce(&mut Step<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.open()?;
+        let (number, Some(database)) = (self.opened, &mut self.database) else {
+            return Err(SqliteError::Removed { path: self.path.clone() }.into());
+        };
+        database.transact(tried, |running| {
+            running.number = number;
+            step(running)
+        })
+    }
+
+    /// Makes sure that a removed file is not just on its way back, and that the log of the former file is not
+    /// taken for the next one's: sqlite knows a log by its name alone.
+    fn make_room(&mut self) -> Result<(), SqliteError> {
+        let Some(Former { file, log, missing }) = &mut self.former else { return Ok(()) };
+        let there = identity(&self.path);
+        if there.is_none() && missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE {
+            return Err(SqliteError::Removed { path: self.path.clone() });
+        }
+        if there != Some(*file) && log.is_some() && identity(&beside(&self.path, "-wal")) == *log {
+            // What is no database may be gone again in a moment, and the former file back.
+            Claim::on(&self.path)?;
+            for end in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(beside(&self.path, end));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Database {
     pub(super) fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, SqliteError> {
         const TRIED: &str = "open it";
@@ -65,27 +144,15 @@ impl Database {
         write_ahead(&connection, lock_wait).map_err(failed)?;
         // A commit then needs no flush. A power cut may lose the last renewals, of all daemons alike.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-        let mut database = Database { path, lock_wait, connection, claim };
+        let mut database = Database { path, lock_wait, connection, log: None, claim };
         database.transact(TRIED, |step| step.settle_schema())?;
+        database.log = identity(&beside(&database.path, "-wal"));
         Ok(database)
     }
 
-    /// Runs one transaction, if the file still has its name.
-    pub(super) fn step<T, E: From<SqliteError>>(
-        &mut self,
-        tried: &'static str,
-        step: impl FnOnce(&mut Step<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        match std::fs::metadata(&self.path) {
-            Ok(file) if (file.dev(), file.ino()) == self.claim.0 => {}
-            // The open file has no name any more: nobody would see a write to it.
-            Ok(_) => return Err(SqliteError::Removed { path: self.path.clone() }.into()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(SqliteError::Removed { path: self.path.clone() }.into());
-            }
-            Err(error) => return Err(explain_io(&self.path, tried, &error).into()),
-        }
-        self.transact(tried, step)
+    /// Tells whether the file still has its name.
+    fn is_named(&self) -> bool {
+        identity(&self.path) == Some(self.claim.0)
     }
 
     fn transact<T, E: From<SqliteError>>(
@@ -97,7 +164,7 @@ impl Database {
         let failed = |error| explain(path, lock_wait, tried, error);
         let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
         // Dropped without a commit, it rolls back.
-        let mut running = Step { transaction: begun.map_err(failed)?, path, lock_wait, tried };
+        let mut running = Step { transaction: begun.map_err(failed)?, path, lock_wait, tried, number: 0 };
         let outcome = step(&mut running)?;
         running.transaction.commit().map_err(failed)?;
         Ok(outcome)
@@ -106,8 +173,7 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let named = std::fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.claim.0);
-        if !named {
+        if !self.is_named() {
             // The last connection to close removes the log by its name, which by now may be another file's.
             let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
@@ -118,8 +184,7 @@ impl Claim {
     /// Creates and inspects the file, unless it is open already.
     fn on(path: &Path) -> Result<Claim, SqliteError> {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        let identity = match known.filter(|identity| open.contains_key(identity)) {
+        let identity = match identity(path).filter(|identity| open.contains_key(identity)) {
             Some(identity) => identity,
             None => prepare_file(path)?,
         };
@@ -146,6 +211,7 @@ pub(super) struct Step<'a> {
     path: &'a Path,
     lock_wait: Duration,
     tried: &'static str,
+    number: u64,
 }
 
 impl Step<'_> {
@@ -186,6 +252,11 @@ impl Step<'_> {
             return Err(SqliteError::Corrupt { path, tried: self.tried, answer: one_line(&verdict) });
         }
         Ok(())
+    }
+
+    /// Returns the number of the file among those that the handle has opened.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     pub(super) fn revision(&self) -> Result<u64, SqliteError> {
@@ -283,6 +354,18 @@ pub(super) fn text(value: ValueRef<'_>) -> rusqlite::Result<String> {
         ValueRef::Real(number) => number.to_string(),
         ValueRef::Null => String::new(),
     })
+}
+
+/// Returns device and inode of what has this name.
+fn identity(path: &Path) -> Option<Identity> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Returns the path of a file that sqlite keeps beside the database.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
 }
 
 fn seconds(unix: u64) -> i64 {

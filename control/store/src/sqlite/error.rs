@@ -108,7 +108,8 @@ pub enum SqliteError {
     },
     /// The open file no longer has its name.
     #[error(
-        "store {}: removed or replaced while in use; restart all daemons that use it", .path.display()
+        "store {}: removed while in use; put it back, or it is created again in a few seconds",
+        .path.display()
     )]
     Removed {
         /// The file.
@@ -130,9 +131,9 @@ pub enum SqliteError {
 }
 
 impl SqliteError {
-    /// Returns true if the next attempt may succeed although nobody has changed anything: never, because the
-    /// file is on this machine, and each of these errors needs a person.
+    /// Returns true if the next attempt may succeed although nobody has changed anything: only where the file
+    /// is created again. It is on this machine, and each of the other errors needs a person.
     pub fn is_passing(&self) -> bool {
-        false
+        matches!(self, SqliteError::Removed { .. })
     }
 }

@@ -23,8 +23,8 @@ use tokio::sync::oneshot;
 use crate::lease::Wish;
 use crate::poll::{Look, Poller, Source};
 use crate::rows::{self, Table};
-use crate::{LEASE_TTL, StoreError, Watch, unix_now};
-use database::{Database, Step, text};
+use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
+use database::{Slot, Step, text};
 
 pub use error::SqliteError;
 
@@ -55,9 +55,11 @@ struct Changes {
     store: Sqlite,
     /// `None` where inotify cannot be had.
     directory: Option<EventStream<Vec<u8>>>,
+    /// The number of the file that was looked at last, among those that the handle has opened.
+    file: Option<u64>,
 }
 
-type Job = Box<dyn FnOnce(&mut Database) + Send>;
+type Job = Box<dyn FnOnce(&mut Slot) + Send>;
 
 impl Default for Options {
     fn default() -> Options {
@@ -73,25 +75,25 @@ impl Sqlite {
 
     /// Opens the file at `path` with other options than the default.
     pub async fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, SqliteError> {
+        let store = Sqlite::lazy_with(path, options)?;
+        store.on_thread(|slot| slot.open().map(drop)).await?;
+        Ok(store)
+    }
+
+    /// Makes a handle to the file at `path`, which each request opens if it is not open yet.
+    pub fn lazy(path: impl AsRef<Path>) -> Result<Sqlite, SqliteError> {
+        Sqlite::lazy_with(path, Options::default())
+    }
+
+    fn lazy_with(path: impl AsRef<Path>, options: Options) -> Result<Sqlite, SqliteError> {
         let path = path.as_ref().to_owned();
         let (jobs, inbox) = mpsc::channel::<Job>();
-        let (opened, outcome) = oneshot::channel();
-        let file = path.clone();
-        let thread =
-            std::thread::Builder::new().name("lease-store".into()).spawn(move || {
-                match Database::open(file, options.lock_wait) {
-                    Ok(mut database) => {
-                        let _ = opened.send(Ok(()));
-                        inbox.into_iter().for_each(|job| job(&mut database));
-                    }
-                    Err(error) => {
-                        let _ = opened.send(Err(error));
-                    }
-                }
-            });
+        let mut slot = Slot::new(path.clone(), options.lock_wait);
+        let thread = std::thread::Builder::new()
+            .name("lease-store".into())
+            .spawn(move || inbox.into_iter().for_each(|job| job(&mut slot)));
         let store = Sqlite { jobs, options, path };
         thread.map_err(|error| store.failed("start a thread", error))?;
-        outcome.await.map_err(|_| store.stopped())??;
         Ok(store)
     }
 
@@ -115,9 +117,10 @@ impl Sqlite {
 
     pub(crate) async fn acquire(&self, wish: &Wish<'_>) -> Result<Lease, StoreError> {
         let (config, attrs, previous) = (wish.config.clone(), wish.attrs.clone(), wish.previous);
+        let former = wish.former.cloned();
         let ttl = self.options.ttl.as_secs();
         self.step("acquire a lease", move |step| {
-            let wish = Wish { config: &config, attrs, previous };
+            let wish = Wish { config: &config, attrs, previous, former: former.as_ref() };
             let now = unix_now();
             rows::acquire(step, &wish, now, now.saturating_add(ttl), &mut rand::rng())
         })
@@ -143,7 +146,7 @@ impl Sqlite {
         self.step("remove a lease", move |step| rows::remove(step, &key, unix_now())).await
     }
 
-    pub(crate) fn watch(&self) -> Watch {
+    pub(crate) fn watch(&self, since: Option<Position>) -> Watch {
         let directory = match watch_directory(&self.path) {
             Ok(events) => Some(events),
             Err(error) => {
@@ -155,7 +158,7 @@ impl Sqlite {
                 None
             }
         };
-        Watch::start(Poller::new(Changes { store: self.clone(), directory }))
+        Watch::new(Poller::new(Changes { store: self.clone(), directory, file: None }, since))
     }
 
     /// Runs one transaction on the handle's thread.
@@ -164,9 +167,16 @@ impl Sqlite {
         tried: &'static str,
         step: impl FnOnce(&mut Step<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
+        self.on_thread(move |slot| slot.step(tried, step)).await
+    }
+
+    async fn on_thread<T: Send + 'static, E: From<SqliteError> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Slot) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let (reply, outcome) = oneshot::channel();
-        let job: Job = Box::new(move |database| {
-            let _ = reply.send(database.step(tried, step));
+        let job: Job = Box::new(move |slot| {
+            let _ = reply.send(work(slot));
         });
         self.jobs.send(job).map_err(|_| self.stopped())?;
         outcome.await.map_err(|_| self.stopped())?
@@ -206,16 +216,20 @@ impl Source for Changes {
     }
 
     async fn look(&mut self, seen: Option<u64>) -> Result<Option<Look>, StoreError> {
+        let file = self.file;
         let look = move |step: &mut Step<'_>| {
-            let now = unix_now();
+            let (now, number) = (unix_now(), step.number());
+            let replaced = file.is_some_and(|file| file != number);
             let revision = step.revision()?;
-            if seen == Some(revision) && !step.has_void(now)? {
-                return Ok(None);
+            if seen == Some(revision) && !replaced && !step.has_void(now)? {
+                return Ok((number, None));
             }
             let rows = step.live(now)?;
-            Ok(Some(Look { revision: step.revision()?, rows }))
+            Ok((number, Some(Look { revision: step.revision()?, rows, replaced })))
         };
-        self.store.step("look at the leases", look).await
+        let (number, look) = self.store.step::<_, StoreError>("look at the leases", look).await?;
+        self.file = Some(number);
+        Ok(look)
     }
 }
 

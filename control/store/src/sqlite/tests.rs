@@ -36,7 +36,7 @@ fn raw(path: &Path) -> Connection {
 async fn acquire(store: &Sqlite, value: &str) -> Result<Lease, StoreError> {
     let config = net_config::parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap().0;
     let attrs = LeaseAttrs::parse(value).unwrap();
-    store.acquire(&Wish { config: &config, attrs, previous: None }).await
+    store.acquire(&Wish { config: &config, attrs, previous: None, former: None }).await
 }
 
 /// A file with `count` leases, closed again.
@@ -172,7 +172,7 @@ async fn a_watch_waits_for_a_lock_and_goes_on() {
     let bench = Bench::sqlite();
     let options = Options { lock_wait: Duration::from_millis(20), ..Options::default() };
     let store = Sqlite::open_with(bench.path(), options).await.unwrap();
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let holder = raw(&bench.path());
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -208,18 +208,78 @@ async fn no_space_left() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_or_replaced() {
+async fn a_file_that_takes_the_place_of_another_is_the_store_from_then_on() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
     acquire(&store, ONE).await.unwrap();
     let gone = SqliteError::Removed { path: bench.path() };
     let aside = bench.path().with_file_name("aside.db");
-    fs::rename(bench.path(), &aside).unwrap();
-    assert_eq!(store.leases().await.unwrap_err(), gone);
-    fs::copy(&aside, bench.path()).unwrap();
+    raw(&bench.path()).execute("VACUUM INTO ?1", [aside.to_str().unwrap()]).unwrap();
+    acquire(&store, &ONE.replace("1.2.3.4", "1.2.3.5")).await.unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 2);
+    fs::remove_file(bench.path()).unwrap();
     assert_eq!(store.leases().await.unwrap_err(), gone);
     assert_clear(&gone, &bench.path());
+    assert!(gone.is_passing() && !bench.path().exists(), "it may be on its way back");
+    // The log of the former file is still there, and must not be played into this one.
+    assert!(bench.path().with_file_name("leases.db-wal").exists());
     fs::rename(&aside, bench.path()).unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 1);
+    acquire(&store, &ONE.replace("1.2.3.4", "1.2.3.6")).await.unwrap();
+    assert_eq!(Sqlite::open(bench.path()).await.unwrap().leases().await.unwrap().len(), 2);
+    // One that does not come back is created again.
+    fs::remove_file(bench.path()).unwrap();
+    while let Err(error) = store.leases().await {
+        assert_eq!(error, gone);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(store.leases().await.unwrap(), []);
+    acquire(&store, ONE).await.unwrap();
+}
+
+/// Its log, in which the last changes may be, is not a stranger's.
+#[tokio::test]
+async fn a_file_that_comes_back_has_lost_nothing() {
+    let bench = Bench::sqlite();
+    let store = Sqlite::open(bench.path()).await.unwrap();
+    acquire(&store, ONE).await.unwrap();
+    let aside = bench.path().with_file_name("aside.db");
+    fs::rename(bench.path(), &aside).unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::Removed { .. })));
+    fs::write(bench.path(), "no database").unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::NotADatabase { .. })));
+    fs::rename(&aside, bench.path()).unwrap();
+    assert_eq!(store.leases().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn two_handles_to_a_replaced_file_meet_in_the_new_one() {
+    let bench = Bench::sqlite();
+    let stores = [Sqlite::open(bench.path()).await.unwrap(), Sqlite::open(bench.path()).await.unwrap()];
+    let aside = bench.path().with_file_name("aside.db");
+    acquire(&stores[0], ONE).await.unwrap();
+    raw(&bench.path()).execute("VACUUM INTO ?1", [aside.to_str().unwrap()]).unwrap();
+    fs::rename(&aside, bench.path()).unwrap();
+    for (number, store) in stores.iter().enumerate() {
+        acquire(store, &ONE.replace("1.2.3.4", &format!("1.2.3.{number}"))).await.unwrap();
+    }
+    for store in &stores {
+        assert_eq!(store.leases().await.unwrap().len(), 3);
+    }
+}
+
+/// What keeps it from being opened may pass while its user waits.
+#[tokio::test]
+async fn a_file_is_opened_when_it_can_be() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("later/leases.db");
+    let store = Sqlite::lazy(&path).unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::NoDirectory { .. })));
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write(&path, "not a database").unwrap();
+    assert!(matches!(store.leases().await, Err(SqliteError::NotADatabase { .. })));
+    fs::remove_file(&path).unwrap();
+    acquire(&store, ONE).await.unwrap();
     assert_eq!(store.leases().await.unwrap().len(), 1);
 }
 
@@ -242,7 +302,7 @@ async fn rows_of_any_kind_of_value() {
     let seen: Vec<_> = leases.iter().map(|lease| (lease.key.to_string(), lease.expires)).collect();
     let forever = Some(i64::MAX as u64);
     assert_eq!(seen, [("10.3.1.0-24".to_owned(), None), ("10.3.3.0-24".to_owned(), forever)]);
-    let mut watch = store.watch();
+    let mut watch = store.watch(None);
     assert_eq!(next(&mut watch).await, Event::Snapshot(leases));
 }
 
@@ -254,7 +314,7 @@ async fn a_look_wakes_no_watch() {
     let mut inotify = Inotify::init().unwrap();
     let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
     inotify.watches().add(bench.path().parent().unwrap(), writes).unwrap();
-    let mut changes = Changes { store: store.clone(), directory: None };
+    let mut changes = Changes { store: store.clone(), directory: None, file: None };
     let look = changes.look(None).await.unwrap().unwrap();
     assert!(changes.look(Some(look.revision)).await.unwrap().is_none());
     store.leases().await.unwrap();
@@ -269,8 +329,8 @@ async fn a_look_wakes_no_watch() {
 async fn without_inotify_the_watch_still_sees() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
-    let changes = Changes { store: store.clone(), directory: None };
-    let mut watch = Watch::start(Poller::new(changes));
+    let changes = Changes { store: store.clone(), directory: None, file: None };
+    let mut watch = Watch::new(Poller::new(changes, None));
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let lease = acquire(&store, ONE).await.unwrap();
     assert_eq!(next(&mut watch).await, Event::Put(lease));

@@ -104,6 +104,39 @@ impl Server {
         self.start_at(self.port);
     }
 
+    /// Ends the server and starts it again with nothing stored.
+    pub fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.file("data")).unwrap();
+        self.restart();
+    }
+
+    /// Copies what is stored.
+    pub fn backup(&mut self) -> TempDir {
+        let copy = TempDir::new().unwrap();
+        let target = copy.path().join("data");
+        self.kill();
+        copy_tree(&self.file("data"), &target);
+        self.restart();
+        copy
+    }
+
+    /// Ends the server and starts it again with what was stored at the time of a backup.
+    pub fn restore(&mut self, backup: &Path) {
+        self.kill();
+        std::fs::remove_dir_all(self.file("data")).unwrap();
+        copy_tree(&backup.join("data"), &self.file("data"));
+        self.restart();
+    }
+
+    /// Restores a backup like [`Server::restore`], with `step` before clients of the usual port see it.
+    pub fn restore_aside(&mut self, backup: &Path, step: impl FnOnce(&Server)) {
+        self.kill();
+        std::fs::remove_dir_all(self.file("data")).unwrap();
+        copy_tree(&backup.join("data"), &self.file("data"));
+        self.aside(step);
+    }
+
     /// Moves the server to another port while `step` runs, so that clients of the usual one do not see it.
     pub fn aside(&mut self, step: impl FnOnce(&Server)) {
         let port = self.port;
@@ -228,6 +261,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "cp -a {}", from.display());
 }
 
 /// Creates an authority with certificates for a server at `address` and a client, and an unknown authority.

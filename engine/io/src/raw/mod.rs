@@ -17,6 +17,7 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::overflow::Overflow;
 use crate::udp::{self, Features, receive, transmit};
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, sys};
@@ -118,6 +119,12 @@ impl RawPort {
     /// Returns the features in use now.
     pub fn features(&self) -> Features {
         Features { segment: false, gro: false, mmsg: self.receiver.mmsg() && self.sender.mmsg() }
+    }
+
+    /// Returns a counter of what the socket's buffer has no room for.
+    pub fn overflow(&self) -> Result<Overflow, Error> {
+        let socket = self.socket.try_clone().map_err(|cause| Error::new("sharing a raw socket", cause))?;
+        Ok(Overflow::new(vec![socket]))
     }
 
     /// Returns one sentence for each requested feature that was not granted.

@@ -52,6 +52,42 @@ fn packet(flow: u8, len: usize, tos: u8, ttl: u8, dont_fragment: bool) -> Vec<u8
     bytes
 }
 
+#[test]
+fn what_a_full_receive_buffer_drops_is_counted_but_not_other_sockets_shares() {
+    scratch::run(|| {
+        let shape = Shape { slots: 16, len: SLOT };
+        let small = RawConfig {
+            protocol: PROTOCOL,
+            local: LOCAL,
+            shape,
+            mmsg: true,
+            receive_buffer: 10_000,
+            send_buffer: 0,
+        };
+        let mut ports = open(&small, 2).unwrap();
+        let sent = send(&mut ports[0], &vec![packet(1, 1000, 0, 64, false); 200]).sent;
+        let dropped: Vec<u64> =
+            ports.iter().map(|port| port.overflow().unwrap().dropped().unwrap()).collect();
+        let arrived = ports.iter_mut().map(drain_all).collect::<Vec<u64>>();
+        assert_eq!(dropped.iter().sum::<u64>() + arrived.iter().sum::<u64>(), u64::from(sent));
+        assert!(
+            dropped.contains(&0) && arrived.contains(&0),
+            "{dropped:?} {arrived:?}: one flow, one socket"
+        );
+        assert!(dropped.iter().sum::<u64>() > 0);
+    });
+}
+
+/// Receives until the port is empty, and returns the number of packets.
+fn drain_all(port: &mut RawPort) -> u64 {
+    let (mut arena, mut out) = (vec![0; 16 * SLOT], Vec::with_capacity(16));
+    let mut arrived = 0;
+    while port.receive(&mut arena, 0, &mut out).is_ok() {
+        arrived += out.len() as u64;
+    }
+    arrived
+}
+
 /// Sends each packet as a transmit with two spans.
 fn send(port: &mut RawPort, packets: &[Vec<u8>]) -> TransmitOutcome {
     let (mut arena, mut spans, mut batch) = (Vec::new(), Vec::new(), Vec::new());

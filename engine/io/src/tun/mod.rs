@@ -6,10 +6,12 @@
 
 mod limit;
 
-use std::ffi::c_int;
+use std::ffi::{OsStr, c_int};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use self::limit::Gauge;
 use crate::port::slice;
@@ -17,6 +19,10 @@ use crate::wait::Waiter;
 use crate::{Error, Overlay, PortCounters, sys};
 
 pub use self::limit::OVERHEAD;
+
+/// The driver's numbers: MISC_MAJOR (linux/major.h) and TUN_MINOR (linux/miscdevice.h).
+const TUN_MAJOR: u32 = 10;
+const TUN_MINOR: u32 = 200;
 
 /// Bytes of `struct virtio_net_hdr` (linux/virtio_net.h), in native byte order.
 pub const HEADER_LEN: usize = 10;
@@ -62,6 +68,9 @@ pub struct TunConfig {
     /// Bytes of packets that may wait in all queues, each of which has an equal share; 0 for no limit but the
     /// number of packets.
     pub queue_bytes: usize,
+    /// Number of queues if the kernel does not limit their bytes. Their length in packets is then all that
+    /// limits them, and fewer can be longer. 0 for as many as otherwise.
+    pub unlimited_queues: usize,
     /// The offloads to request.
     pub offloads: Offloads,
     /// Whether [`Hold::keep`] will make the device outlive this process. A persistent device from an
@@ -168,6 +177,12 @@ pub fn open(config: &TunConfig) -> Result<Tun, Error> {
         .map_err(|cause| Error::new(format!("duplicating the descriptor of {name}"), cause))?;
     let hold = Hold { fd };
 
+    let gauges = limit_queues(first.as_fd(), if multi_queue { wanted } else { 1 }, config, &mut notes);
+    let limited = gauges.is_some();
+    let wanted = match config.unlimited_queues {
+        fewer @ 1.. if !limited => wanted.min(fewer),
+        _ => wanted,
+    };
     let mut queues = vec![Queue::new(first)];
     while multi_queue && queues.len() < wanted {
         let next = open_node()?;
@@ -179,27 +194,31 @@ pub fn open(config: &TunConfig) -> Result<Tun, Error> {
             }
         }
     }
-    let limited = limit_queues(&mut queues, config.queue_bytes, &mut notes);
+    // A device that opened fewer queues leaves the counts of the others unused.
+    for (queue, gauge) in queues.iter_mut().zip(gauges.into_iter().flatten()) {
+        queue.gauge = Some(gauge);
+    }
     Ok(Tun { name, queues, granted, limited, notes, hold })
 }
 
-/// Limits the bytes in the queues. Returns false if there is no limit, with a note if one was wanted.
-fn limit_queues(queues: &mut [Queue], bytes: usize, notes: &mut Vec<String>) -> bool {
-    let (Some(first), count) = (queues.first(), queues.len()) else { return false };
-    if bytes > 0 {
-        match limit::install(first.fd.as_fd(), count, bytes / count) {
-            Ok(gauges) => {
-                queues.iter_mut().zip(gauges).for_each(|(queue, gauge)| queue.gauge = Some(gauge));
-                return true;
-            }
+/// Limits the bytes in a device's `count` queues. Returns a gauge for each, or `None` if there is no limit,
+/// with a note if one was wanted.
+fn limit_queues(
+    fd: BorrowedFd<'_>,
+    count: usize,
+    config: &TunConfig,
+    notes: &mut Vec<String>,
+) -> Option<Vec<Gauge>> {
+    if config.queue_bytes > 0 {
+        match limit::install(fd, count, config.queue_bytes / count) {
+            Ok(gauges) => return Some(gauges),
             Err(error) => notes.push(format!(
-                "TUN queues are limited in packets, not in bytes, and hold fewer small ones: {error}: needs \
-                 CAP_BPF and Linux 5.5"
+                "TUN queues are limited in packets, not in bytes: {error}: needs CAP_BPF and Linux 5.5"
             )),
         }
     }
-    limit::remove(first.fd.as_fd());
-    false
+    limit::remove(fd);
+    None
 }
 
 /// Removes a persistent device with these flags that an earlier run left behind and no process has open.
@@ -249,7 +268,7 @@ impl Overlay for Queue {
                     self.counters.read_datagrams += 1;
                     self.counters.read_bytes += len as u64;
                     if let Some(gauge) = &self.gauge {
-                        gauge.took(len.saturating_sub(HEADER_LEN));
+                        gauge.took(buffer.get(HEADER_LEN..len).unwrap_or_default());
                     }
                     return Ok(len);
                 }
@@ -326,6 +345,20 @@ fn gather<'a>(
         *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     }
     Some((vectors, total))
+}
+
+/// Makes the driver's node if there is none and this process may, as in a container with CAP_MKNOD. Whatever
+/// has the name stays. Opening a device says what is missing afterwards.
+pub fn ensure_node() {
+    let path = Path::new(OsStr::from_bytes(sys::TUN_PATH.to_bytes()));
+    if path.symlink_metadata().is_ok() {
+        return;
+    }
+    if let Some(directory) = path.parent() {
+        // Where it exists, this fails and changes nothing.
+        let _ = std::fs::create_dir(directory);
+    }
+    let _ = sys::make_device(sys::TUN_PATH, TUN_MAJOR, TUN_MINOR);
 }
 
 fn open_node() -> Result<OwnedFd, Error> {

@@ -11,7 +11,14 @@ const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
 fn config(name: &str, queues: usize) -> TunConfig {
-    TunConfig { name: name.to_owned(), queues, queue_bytes: 0, offloads: ALL, persist: false }
+    TunConfig {
+        name: name.to_owned(),
+        queues,
+        queue_bytes: 0,
+        unlimited_queues: 0,
+        offloads: ALL,
+        persist: false,
+    }
 }
 
 /// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.
@@ -270,7 +277,7 @@ fn each_rejected_offload_leaves_a_note_and_a_working_device() {
 #[test]
 fn the_error_names_the_missing_capability() {
     scratch::run(|| {
-        drop_capabilities();
+        keep_capabilities(0);
         let error = open(&config("io-rights", 1)).unwrap_err();
         assert_eq!(error.cause.raw_os_error(), Some(libc::EPERM), "{error}");
         assert!(error.advice.contains("CAP_NET_ADMIN"), "{error}");
@@ -309,7 +316,7 @@ fn large_packets_fill_a_part_of_the_bytes_and_small_ones_the_rest() {
         let (socket, _) = socket();
         let to = SocketAddr::from((THERE, 7));
         // A packet is checked against what waits before it.
-        let fit = (BYTES / 4 * 3).div_ceil(LARGE + 28 + OVERHEAD);
+        let fit = (BYTES / 4 * 3 / 5 * 4).div_ceil(LARGE + 28 + OVERHEAD);
         for round in 0..3 {
             for _ in 0..100 {
                 // An error would mean that the sender is told.
@@ -327,8 +334,88 @@ fn large_packets_fill_a_part_of_the_bytes_and_small_ones_the_rest() {
             socket.send_to(&[2; 100], to).unwrap();
         }
         let (_, small) = drain(&mut tun.queues[0]);
-        let most = BYTES.div_ceil(128 + OVERHEAD);
+        let most = (BYTES / 5 * 4).div_ceil(128 + OVERHEAD);
         assert!(small <= most && small >= most - 20, "{small} of {most}");
+    });
+}
+
+/// Senders that fill a queue, one after another, with many flows of packets of each size, in both families.
+#[test]
+fn a_sender_leaves_room_for_the_next_however_many_flows_it_has() {
+    const SENDERS: u8 = 4;
+    scratch::run(|| {
+        if !crate::probe::bpf().is_granted() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs bpf(2)");
+            return eprintln!("skipped: this test needs bpf(2)");
+        }
+        for (len, bytes) in [(20, 1 << 20), (1400, 1 << 20), (60_000, 4 << 20)] {
+            fill_by_senders(SENDERS, len, bytes);
+        }
+    });
+}
+
+/// Lets senders fill a queue of a new device with payloads of `len` bytes, in both families.
+fn fill_by_senders(senders: u8, len: usize, bytes: usize) {
+    let limited = TunConfig { queue_bytes: bytes, ..config("io-senders", 1) };
+    let mut tun = open(&limited).unwrap();
+    assert!(tun.limited, "{:?}", tun.notes);
+    if !scratch::tool("ip link set io-senders mtu 65000 txqueuelen 2000 up") {
+        return;
+    }
+    for sender in 1..=senders {
+        assert!(scratch::tool(&format!("ip addr add 10.99.0.{sender}/24 dev io-senders")));
+        assert!(scratch::tool(&format!("ip addr add fd99::{sender}/64 dev io-senders nodad")));
+    }
+    for v6 in [false, true] {
+        let at = |last: u8| match v6 {
+            false => std::net::IpAddr::from([10, 99, 0, last]),
+            true => format!("fd99::{last}").parse().unwrap(),
+        };
+        let header = if v6 { 48 } else { 28 };
+        let limit = if len + header > 2048 { bytes / 4 * 3 } else { bytes } as f64;
+        let charge = (len + header + OVERHEAD) as f64;
+        drain(&mut tun.queues[0]);
+        for sender in 1..=senders {
+            let flows: Vec<_> = (0..64).map(|_| UdpSocket::bind((at(sender), 0)).unwrap()).collect();
+            for flow in flows.iter().cycle().take(2000) {
+                flow.send_to(&vec![1; len], (at(99), 7)).unwrap();
+            }
+        }
+        let mut counts = vec![0u32; usize::from(senders)];
+        let mut buffer = vec![0; 65_550];
+        while tun.queues[0].read(&mut buffer).is_ok() {
+            let packet = &buffer[HEADER_LEN..];
+            let (version, last) = if packet[0] >> 4 == 6 { (true, packet[23]) } else { (false, packet[15]) };
+            if version == v6 && (1..=senders).contains(&last) {
+                counts[usize::from(last) - 1] += 1;
+            }
+        }
+        // The first has four fifths, and the next four fifths of what is left, unless both share a count. A
+        // packet is checked against what waits before it.
+        let mut left = limit;
+        for (place, count) in counts.iter().enumerate().take(2) {
+            let most = (left * 0.8 / charge).ceil();
+            let used = f64::from(*count);
+            assert!(used <= most + 1.0, "{v6} {len}: sender {place}: {counts:?}");
+            assert!(place > 0 || used >= most - 4.0, "{v6} {len}: sender {place}: {counts:?}");
+            left -= used * charge;
+        }
+        assert!(counts.iter().filter(|count| **count > 0).count() >= 2, "{v6} {len}: {counts:?}");
+    }
+}
+
+/// The kernel checks a program more strictly without CAP_PERFMON.
+#[test]
+fn two_capabilities_are_enough_for_a_limit_in_bytes() {
+    scratch::run(|| {
+        if !crate::probe::bpf().is_granted() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs bpf(2)");
+            return eprintln!("skipped: this test needs bpf(2)");
+        }
+        // CAP_NET_ADMIN and CAP_BPF (linux/capability.h)
+        keep_capabilities(1 << 12 | 1 << 39);
+        let tun = open(&TunConfig { queue_bytes: 1 << 20, ..config("io-few-caps", 2) }).unwrap();
+        assert!(tun.limited, "{:?}", tun.notes);
     });
 }
 
@@ -343,7 +430,7 @@ fn each_queue_of_a_device_has_its_share_of_the_bytes() {
         let mut tun = open(&limited).unwrap();
         netns::set_address("io-shares", HERE, 24).unwrap();
         netns::set_up("io-shares").unwrap();
-        // 20 KiB are 18 packets of 1128 bytes, rounded up.
+        // Four fifths of 20 KiB are 15 packets of 1128 bytes, rounded up.
         for _ in 0..400 {
             let (socket, _) = socket();
             socket.send_to(&[3; 76], SocketAddr::from((THERE, 7))).unwrap();
@@ -356,15 +443,35 @@ fn each_queue_of_a_device_has_its_share_of_the_bytes() {
 }
 
 #[test]
+fn what_a_full_queue_drops_is_counted() {
+    scratch::run(|| {
+        const SENT: usize = 600;
+        let mut tun = up(&config("io-full", 1));
+        let (socket, _) = socket();
+        for _ in 0..SENT {
+            socket.send_to(&[1; 100], SocketAddr::from((THERE, 7))).unwrap();
+        }
+        let (_, small) = drain(&mut tun.queues[0]);
+        let dropped = crate::overflow::dropped_by_device("io-full").unwrap();
+        // Both may include the kernel's own IPv6 packets.
+        assert!(small < SENT && dropped >= (SENT - small) as u64, "{small} read, {dropped} dropped");
+    });
+}
+
+#[test]
 fn a_device_without_bpf_is_limited_in_packets_and_loses_an_earlier_limit() {
     scratch::run(|| {
-        let limited = TunConfig { queue_bytes: 2048, persist: true, ..config("io-plain", 2) };
+        let limited =
+            TunConfig { queue_bytes: 2048, unlimited_queues: 2, persist: true, ..config("io-plain", 5) };
         let before = open(&limited).unwrap();
+        assert_eq!(before.queues.len(), if before.limited { 5 } else { 2 }, "{:?}", before.notes);
         before.hold.keep().unwrap();
         drop(before);
         mask::hide(&[Feature::Bpf]).unwrap();
         let mut tun = up(&TunConfig { persist: false, ..limited });
         assert!(!tun.limited && tun.notes.len() == 1, "{:?}", tun.notes);
+        assert!(tun.notes[0].contains("CAP_BPF"), "{:?}", tun.notes);
+        assert_eq!(tun.queues.len(), 2);
         let (socket, _) = socket();
         for _ in 0..100 {
             socket.send_to(&[1; 100], SocketAddr::from((THERE, 7))).unwrap();
@@ -374,10 +481,11 @@ fn a_device_without_bpf_is_limited_in_packets_and_loses_an_earlier_limit() {
     });
 }
 
-/// capset(2) (linux/capability.h, version 3): drops all capabilities of the calling thread.
-fn drop_capabilities() {
+/// capset(2) (linux/capability.h, version 3): drops all capabilities of the calling thread but these.
+fn keep_capabilities(kept: u64) {
     let header = [0x2008_0522u32, 0];
-    let sets = [0u32; 6];
+    let (low, high) = (kept as u32, (kept >> 32) as u32);
+    let sets = [low, low, 0, high, high, 0];
     // SAFETY: the kernel reads a header of two words and two sets of three words each.
     let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
     assert_eq!(answer, 0);

@@ -4,8 +4,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use super::{Aside, Features, UdpConfig, UdpPort, open};
+use super::{Aside, Features, PathMtuSockets, UdpConfig, UdpPort, open};
+use crate::overflow::Overflow;
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay};
 
@@ -65,9 +68,33 @@ impl UdpGroup {
         Ok(all)
     }
 
+    /// Returns the sockets of all ports that ignore the kernel's path MTUs.
+    pub fn path_mtu_sockets(&self) -> Result<PathMtuSockets, Error> {
+        let mut all = PathMtuSockets::default();
+        for port in &self.ports {
+            all.join(port.path_mtu_sockets()?);
+        }
+        Ok(all)
+    }
+
+    /// Returns a counter of what the listening sockets' buffers have no room for.
+    pub fn overflow(&self) -> Result<Overflow, Error> {
+        let mut all = Overflow::new(Vec::new());
+        for port in &self.ports {
+            all.join(port.overflow()?);
+        }
+        Ok(all)
+    }
+
     /// Returns the addresses and ports that the group listens on.
     pub fn lane_addrs(&self) -> Vec<SocketAddr> {
         self.ports.iter().flat_map(UdpPort::lane_addrs).collect()
+    }
+
+    /// Makes all ports send datagrams singly while `paused` is set; see
+    /// [`UdpPort::pause_segmentation_by`].
+    pub fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        self.ports.iter_mut().for_each(|port| port.pause_segmentation_by(paused));
     }
 
     /// Returns the features that all ports use now.

@@ -15,10 +15,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::group::{UdpGroup, open_groups};
+use crate::overflow::Overflow;
 use crate::wait::Waiter;
 use crate::{Error, PortCounters, Received, Shape, Transmit, TransmitOutcome, Underlay, files, sys};
 
@@ -71,6 +74,7 @@ pub struct UdpPort {
     shape: Shape,
     ipv4: bool,
     gro: bool,
+    own_path_mtu: bool,
     notes: Vec<String>,
     counters: PortCounters,
 }
@@ -87,6 +91,27 @@ impl Aside {
     pub fn send(&self, bytes: &[u8], to: SocketAddr) {
         let socket = self.sockets.iter().find(|(ipv4, _)| *ipv4 == to.is_ipv4());
         let _ = socket.map(|(_, socket)| socket.send_to(bytes, &to.into()));
+    }
+}
+
+/// The IPv6 sockets of a tunnel that ignore the kernel's path MTUs. By default there are none.
+#[derive(Debug, Default)]
+pub struct PathMtuSockets(Vec<Socket>);
+
+impl PathMtuSockets {
+    /// Adds another port's sockets.
+    pub fn join(&mut self, other: PathMtuSockets) {
+        self.0.extend(other.0);
+    }
+
+    /// Makes all sockets follow the kernel's path MTUs, or ignore them again. While they follow, the kernel
+    /// fragments what is sent singly to the path, and refuses what is joined with `EMSGSIZE`.
+    pub fn follow(&self, follow: bool) {
+        let value = if follow { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_OMIT };
+        for socket in &self.0 {
+            // The socket has already accepted both values, or it never ignores path MTUs.
+            let _ = sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
+        }
     }
 }
 
@@ -168,6 +193,7 @@ impl UdpPort {
             listen,
             lanes,
             gro,
+            own_path_mtu: config.own_path_mtu,
             notes,
             counters: PortCounters::default(),
         };
@@ -175,6 +201,11 @@ impl UdpPort {
             port.try_batch_calls();
         }
         Ok(port)
+    }
+
+    /// Makes the port send datagrams singly while `paused` is set, even if it can send them joined.
+    pub fn pause_segmentation_by(&mut self, paused: &Arc<AtomicBool>) {
+        self.sender.pause_by(paused);
     }
 
     /// Whether the port's address family is IPv4.
@@ -192,6 +223,22 @@ impl UdpPort {
         let socket =
             self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
         Ok(Aside { sockets: vec![(self.ipv4, socket)] })
+    }
+
+    /// Returns the port's sockets if they ignore the kernel's path MTUs. All ports share the fan.
+    pub fn path_mtu_sockets(&self) -> Result<PathMtuSockets, Error> {
+        if self.ipv4 || !self.own_path_mtu {
+            return Ok(PathMtuSockets::default());
+        }
+        let own = std::slice::from_ref(&self.listen);
+        share(if self.lanes.is_empty() { own } else { &self.lanes }).map(PathMtuSockets)
+    }
+
+    /// Returns a counter of what the listening socket's buffer has no room for.
+    pub fn overflow(&self) -> Result<Overflow, Error> {
+        let socket =
+            self.listen.try_clone().map_err(|cause| Error::new("sharing a listening socket", cause))?;
+        Ok(Overflow::new(vec![socket]))
     }
 
     /// Returns the source address and port of each lane, in order.

@@ -528,6 +528,31 @@ fn a_full_send_buffer_is_counted_and_ends_the_batch() {
 }
 
 #[test]
+fn what_a_full_receive_buffer_drops_is_counted_for_all_sockets() {
+    scratch::run(|| {
+        let small = UdpConfig { receive_buffer: 10_000, ..config(V4) };
+        let mut group = open_groups(&small, &["[::1]:0".parse().unwrap()], 1).unwrap().remove(0);
+        let overflow = group.overflow().unwrap();
+        assert_eq!(overflow.dropped(), Some(0));
+        let addresses = group.lane_addrs();
+        for to in &addresses {
+            let from = UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap();
+            (0..200).for_each(|_| _ = from.send_to(&[7; 1000], to).unwrap());
+        }
+        let (mut out, mut arrived) = (Vec::with_capacity(16), 0);
+        let mut arena = vec![0; small.shape.bytes()];
+        while group.receive(&mut arena, 0, &mut out).is_ok() {
+            arrived += out.len() as u64;
+        }
+        assert!(arrived > 0);
+        assert_eq!(overflow.dropped(), Some(400 - arrived));
+        // The descriptors are the meter's own.
+        drop(group);
+        assert_eq!(overflow.dropped(), Some(400 - arrived));
+    });
+}
+
+#[test]
 fn an_icmp_error_for_an_earlier_datagram_does_not_drop_the_next() {
     scratch::run(|| {
         let mut sender = port(&UdpConfig { gro: false, ..config(V4) });

@@ -3,6 +3,8 @@
 use std::mem;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::Socket;
 
@@ -36,6 +38,8 @@ pub(crate) struct Sender {
     controls: Box<[Control]>,
     staged: Box<[Staged]>,
     segment: bool,
+    /// Set by another thread while datagrams must not be joined.
+    paused: Arc<AtomicBool>,
     rejections: Rejections,
     mmsg: bool,
     ipv6: bool,
@@ -164,10 +168,16 @@ impl Sender {
             controls: vec![Control::empty(); MAX_MESSAGES].into(),
             staged: vec![Staged::default(); MAX_MESSAGES].into(),
             segment,
+            paused: Arc::default(),
             rejections: Rejections::default(),
             mmsg,
             ipv6,
         }
+    }
+
+    /// Sends datagrams singly while `paused` is set.
+    pub(super) fn pause_by(&mut self, paused: &Arc<AtomicBool>) {
+        self.paused = Arc::clone(paused);
     }
 
     pub(super) fn segment(&self) -> bool {
@@ -220,6 +230,7 @@ impl Sender {
     ) -> (Cursor, usize) {
         let (mut count, mut vectors) = (0, 0);
         let lane = work.batch.get(at.transmit).map(|first| work.lane(first));
+        let paused = self.paused.load(Ordering::Relaxed);
         while let Some(transmit) = work.batch.get(at.transmit) {
             if count == MAX_MESSAGES || Some(work.lane(transmit)) != lane {
                 break;
@@ -233,6 +244,7 @@ impl Sender {
             let several = transmit.segment_size > 0 && transmit.segments > 1;
             let joined = several
                 && self.segment
+                && !paused
                 && at.span == 0
                 && singly != Some(at.transmit)
                 && self.rejections.allow(transmit.peer);

@@ -23,6 +23,17 @@ pub fn finish(packet: &mut [u8], start: u16, offset: u16) -> Result<usize, DropR
     Ok(summed)
 }
 
+/// Returns the checksum field of an unfragmented TCP or UDP packet on a source route. If the checksum is
+/// open, this is the sum of a pseudo-header whose addresses are not those of the IP header.
+#[cold]
+pub fn route_field(inner: &Inner, packet: &[u8]) -> Option<u16> {
+    if !is_on_source_route(inner, packet) {
+        return None;
+    }
+    let field = packet.get(inner.checksum_at()?..)?.first_chunk::<2>()?;
+    Some(u16::from_be_bytes(*field))
+}
+
 /// The state of a packet's transport checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -134,21 +134,27 @@ impl Coalescer {
             at: run.at,
             header_len: run.header_len,
             segment_size: run.segment_size,
+            pseudo: None,
         };
         // Replace the virtio header and the first packet by the first packet's payload.
         let first = run.spans.get(1)?.clone();
         let mut payload = std::mem::take(&mut run.spans);
-        // `write` no longer needs the headers when it returns, so every split can use the same space.
-        let before = self.space.clone();
+        // `write` no longer needs the headers when it returns, so every packet can use the same space. A
+        // forwarded super-packet may have tens of thousands.
+        let room = self.space.clone();
         payload[1] = first.start + run.header_len as u32..first.end;
-        let summed =
-            packet.cut(arena, &payload[1..], virtio::HEADER_LEN, &mut self.space, |arena, header, piece| {
+        let summed = packet.cut(
+            arena,
+            &payload[1..],
+            virtio::HEADER_LEN,
+            |len| room.clone().take(len),
+            |arena, header, piece| {
                 let plain = header.start..header.start + virtio::HEADER_LEN as u32;
                 bytes_mut(arena, &plain).fill(0);
                 write(arena, &[header, piece]);
-            });
+            },
+        );
         run.spans = payload;
-        self.space = before;
         Some(summed)
     }
 
@@ -409,6 +415,7 @@ impl Run {
             header.csum_offset = offset as u16;
         }
         if joined {
+            header.ecn = inner.protocol == TCP && self.tail_flags & tcp::CWR != 0;
             header.gso = match (inner.protocol, inner.v6) {
                 (TCP, false) => virtio::Gso::Tcp4,
                 (TCP, true) => virtio::Gso::Tcp6,

@@ -3,4 +3,5 @@
 pub mod checksum;
 pub mod coalesce;
 pub mod fragment;
+pub mod mss;
 pub mod segment;

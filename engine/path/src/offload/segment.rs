@@ -10,7 +10,7 @@ use wire::checksum::Sum;
 use wire::{ipv4, ipv6, tcp, udp};
 
 use crate::inner::{Inner, TCP, UDP};
-use crate::space::{Space, bytes, bytes_mut};
+use crate::space::{bytes, bytes_mut};
 use crate::verdict::DropReason;
 
 /// Maximum length of the inner headers that are repeated in front of each segment.
@@ -31,6 +31,8 @@ pub struct SuperPacket {
     pub header_len: usize,
     /// Payload bytes of each segment except the last.
     pub segment_size: u16,
+    /// The pseudo-header's sum, if its addresses are not those of the IP header, as on a source route.
+    pub pseudo: Option<u16>,
 }
 
 impl SuperPacket {
@@ -51,7 +53,7 @@ impl SuperPacket {
         if header_len > HEADERS_MAX || header_len >= inner.len {
             return Err(DropReason::BadOffload);
         }
-        Ok(SuperPacket { inner, at, header_len, segment_size })
+        Ok(SuperPacket { inner, at, header_len, segment_size, pseudo: None })
     }
 
     /// Returns the span of the payload.
@@ -69,16 +71,16 @@ impl SuperPacket {
     /// Cuts `payload` into segments and returns the number of bytes summed. Each span of `payload` holds a
     /// whole number of segments; only the last segment may be short.
     ///
-    /// Allocates `prefix` bytes and the headers of each segment from `space`, and calls `emit` with that span
-    /// and the segment's payload. The caller has checked that the space suffices ([`SuperPacket::segments`] ×
-    /// (`prefix` + [`SuperPacket::header_len`])).
+    /// Asks `room` for `prefix` bytes and the headers of each segment, and calls `emit` with that span and
+    /// the segment's payload. Ends early if `room` has none; the caller has checked that it suffices for
+    /// [`SuperPacket::segments`] × (`prefix` + [`SuperPacket::header_len`]).
     #[inline]
     pub fn cut(
         &self,
         arena: &mut [u8],
         payload: &[Range<u32>],
         prefix: usize,
-        space: &mut Space,
+        mut room: impl FnMut(usize) -> Option<Range<u32>>,
         mut emit: impl FnMut(&mut [u8], Range<u32>, Range<u32>),
     ) -> usize {
         let mut stamp = Stamp::new(self, bytes(arena, &(self.at..self.at + self.header_len as u32)));
@@ -90,7 +92,7 @@ impl SuperPacket {
                 let piece = at..span.end.min(at + u32::from(self.segment_size));
                 at = piece.end;
                 done += piece.end - piece.start;
-                let Some(header) = space.take(prefix + self.header_len) else { return done as usize };
+                let Some(header) = room(prefix + self.header_len) else { return done as usize };
                 let sum = Sum::of(bytes(arena, &piece));
                 let inner = header.start + prefix as u32..header.end;
                 stamp.write(bytes_mut(arena, &inner), sum, piece.end - piece.start, done == total);
@@ -143,7 +145,15 @@ impl Stamp {
             zero16(transport, 4);
             zero16(transport, 6);
         }
-        let transport_sum = packet.inner.pseudo_header(0).add(transport);
+        let pseudo = match packet.pseudo {
+            Some(sum) => {
+                // Ones' complement: subtracts the length.
+                let transport_len = packet.inner.len - packet.inner.transport;
+                Sum::default().add_u16(sum).add_u16(!(transport_len as u16))
+            }
+            None => packet.inner.pseudo_header(0),
+        };
+        let transport_sum = pseudo.add(transport);
         Stamp {
             headers,
             len,

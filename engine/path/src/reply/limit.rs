@@ -5,10 +5,14 @@
 //! a source address can be forged, and therefore more finely: first by flow, so that a flood leaves other
 //! flows of the same address their errors, then by address, then all together. What one limit refuses uses
 //! up nothing of the others.
+//!
+//! "Packet too big" has limits of its own: its loss is a black hole, and other errors are cheap to provoke
+//! from every address of a node.
 
 use std::hash::{BuildHasher, RandomState};
 
 use crate::inner::Inner;
+use crate::reply::Complaint;
 use crate::wireguard::session::Millis;
 
 /// Errors about one flow, as from the kernel to one destination: icmp_ratelimit and XRLIM_BURST_FACTOR
@@ -16,7 +20,7 @@ use crate::wireguard::session::Millis;
 const FLOW: Rate = Rate { interval: 1_000, burst: 6 };
 /// Errors to one address.
 const ADDRESS: Rate = Rate { interval: 20, burst: 50 };
-/// All errors of a worker: icmp_msgs_per_sec.
+/// All errors of one kind of a worker: icmp_msgs_per_sec.
 const ALL: Rate = Rate { interval: 1, burst: 200 };
 
 /// Number of sets of each table.
@@ -28,6 +32,13 @@ const WAYS: usize = 4;
 #[derive(Debug)]
 pub struct Limiter {
     key: RandomState,
+    too_big: Kind,
+    others: Kind,
+}
+
+/// The limits of one kind of error.
+#[derive(Debug)]
+struct Kind {
     flows: Table,
     addresses: Table,
     all: Millis,
@@ -55,14 +66,29 @@ struct Bucket {
 impl Limiter {
     /// Creates a limiter with all tokens.
     pub fn new() -> Limiter {
-        Limiter { key: RandomState::new(), flows: Table::new(), addresses: Table::new(), all: 0 }
+        Limiter { key: RandomState::new(), too_big: Kind::new(), others: Kind::new() }
     }
 
-    /// Whether an error about this packet may be sent at `now`. If so, it is counted.
-    pub fn admits(&mut self, offender: &Inner, now: Millis) -> bool {
+    /// Whether this error about this packet may be sent at `now`. If so, it is counted.
+    pub fn admits(&mut self, complaint: Complaint, offender: &Inner, now: Millis) -> bool {
         let Inner { v6, src, dst, .. } = *offender;
-        let flow = self.flows.bucket(self.key.hash_one((v6, src, dst, offender.flow_hash())), now);
-        let address = self.addresses.bucket(self.key.hash_one((v6, src)), now);
+        let flow = self.key.hash_one((v6, src, dst, offender.flow_hash()));
+        let address = self.key.hash_one((v6, src));
+        let kind = match complaint {
+            Complaint::TooBig(_) => &mut self.too_big,
+            Complaint::NoRoute | Complaint::TimeExceeded => &mut self.others,
+        };
+        kind.admits(flow, address, now)
+    }
+}
+
+impl Kind {
+    fn new() -> Kind {
+        Kind { flows: Table::new(), addresses: Table::new(), all: 0 }
+    }
+
+    fn admits(&mut self, flow: u64, address: u64, now: Millis) -> bool {
+        let (flow, address) = (self.flows.bucket(flow, now), self.addresses.bucket(address, now));
         let taken =
             (FLOW.take(flow.full_at, now), ADDRESS.take(address.full_at, now), ALL.take(self.all, now));
         let (Some(flow_full), Some(address_full), Some(all_full)) = taken else { return false };
@@ -130,7 +156,7 @@ mod tests {
     }
 
     fn admitted(limiter: &mut Limiter, packets: impl Iterator<Item = Inner>, now: Millis) -> usize {
-        packets.filter(|packet| limiter.admits(packet, now)).count()
+        packets.filter(|packet| limiter.admits(Complaint::NoRoute, packet, now)).count()
     }
 
     #[test]
@@ -150,15 +176,18 @@ mod tests {
         for other in
             [packet(5, 7, 2), packet(5, 8, 1), packet(6, 7, 1), Inner { v6: true, ..packet(5, 7, 1) }]
         {
-            assert!(limiter.admits(&other, NOW), "{other:?}");
+            assert!(limiter.admits(Complaint::NoRoute, &other, NOW), "{other:?}");
         }
         // From all ports of one pod, and from an address that it forges.
         for src in [5, 9] {
             let flood = (0..50_000).map(|port| packet(src, 7, port));
             assert!((40..=50).contains(&admitted(&mut limiter, flood, NOW)));
         }
-        assert!(limiter.admits(&packet(6, 7, 2), NOW));
-        assert!(!limiter.admits(&packet(5, 7, 3), NOW) && limiter.admits(&packet(5, 7, 3), NOW + 20));
+        assert!(limiter.admits(Complaint::NoRoute, &packet(6, 7, 2), NOW));
+        assert!(
+            !limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW)
+                && limiter.admits(Complaint::NoRoute, &packet(5, 7, 3), NOW + 20)
+        );
     }
 
     #[test]
@@ -172,6 +201,25 @@ mod tests {
         admitted(&mut limiter, std::iter::repeat_n(packet(5, 7, 1), 50_000), NOW);
         let quiet = (0..150).map(|src| packet(src + 100, 7, 1));
         assert_eq!(admitted(&mut limiter, quiet, NOW), 150);
-        assert!(!limiter.admits(&packet(5, 7, 1), NOW + 900));
+        assert!(!limiter.admits(Complaint::NoRoute, &packet(5, 7, 1), NOW + 900));
+    }
+
+    #[test]
+    fn other_errors_leave_packets_that_are_too_big_their_own() {
+        let too_big = Complaint::TooBig(1400);
+        for cheap in [Complaint::NoRoute, Complaint::TimeExceeded] {
+            let mut limiter = Limiter::new();
+            // From every address of the node, the quiet pod's and its flow's among them.
+            let flood = (0..50_000).map(|index| packet(index % 254 + 1, 7, (index / 254) as u16));
+            assert_eq!(flood.filter(|packet| limiter.admits(cheap, packet, NOW)).count(), 200);
+            assert!(!limiter.admits(cheap, &packet(9, 8, 1), NOW));
+            for quiet in [packet(9, 8, 1), packet(9, 7, 0), Inner { v6: true, ..packet(9, 8, 1) }] {
+                assert!(limiter.admits(too_big, &quiet, NOW), "{quiet:?}");
+            }
+        }
+        let mut limiter = Limiter::new();
+        let flood = std::iter::repeat_n(packet(5, 7, 1), 50_000);
+        assert_eq!(flood.filter(|packet| limiter.admits(too_big, packet, NOW)).count(), 6);
+        assert!(limiter.admits(Complaint::NoRoute, &packet(5, 7, 1), NOW));
     }
 }

@@ -8,7 +8,7 @@ use crate::support::node::{Arrival, BOTH, MTU, Node, plain, single};
 use crate::support::packet::{Checksum, Packet, TCP};
 use crate::support::reference::{as_kernel, cut, flows};
 
-fn ipip(node: usize) -> Format {
+pub(crate) fn ipip(node: usize) -> Format {
     Format::Ipip(Ipip { local: [192, 0, 2, node as u8 + 1].into() })
 }
 
@@ -20,7 +20,7 @@ fn as_raw(mut datagram: Vec<u8>) -> Arrival {
 }
 
 /// Builds a datagram of a kernel ipip peer, with options, an id and correct lengths.
-fn from_kernel(inner: &[u8], options: usize) -> Arrival {
+pub(crate) fn from_kernel(inner: &[u8], options: usize) -> Arrival {
     let mut outer = vec![0x45 + options as u8, 0, 0, 0, 7, 7, 0, 0, 64, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
     outer.extend(vec![1; 4 * options]);
     outer.extend(inner);
@@ -65,9 +65,9 @@ proptest! {
     }
 
     /// A device that joins segments of one flow leaves the inner checksum open and does not report the
-    /// segment size.
+    /// segment size. Of a connection without a SYN, every host accepts 256 bytes.
     #[test]
-    fn joined_segments_of_a_kernel_peer_are_cut_to_the_tunnels_mtu(
+    fn joined_segments_of_a_kernel_peer_are_cut_again(
         len in 1500usize..40_000,
         seq: u32,
         options in 0usize..3,
@@ -77,7 +77,7 @@ proptest! {
         let writes = node.ingress(&[from_kernel(&packet.bytes(), options)]);
         prop_assert_eq!(node.dropped(), []);
         let got: Vec<_> = writes.iter().flat_map(|write| as_kernel(write)).collect();
-        prop_assert_eq!(got, cut(&packet.bytes(), usize::from(MTU) - packet.header_len()));
+        prop_assert_eq!(got, cut(&packet.bytes(), 256));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use path::DropReason;
 use path::offload::coalesce::Joins;
 
 use crate::support::node::{Arrival, BOTH, MTU, Node, in_vxlan, single, vxlan};
-use crate::support::packet::{Checksum, FIN, PSH, Packet, pattern};
+use crate::support::packet::{CWR, Checksum, FIN, PSH, Packet, pattern};
 use crate::support::reference::{as_kernel, cut, finish};
 
 fn node() -> Node {
@@ -29,8 +29,8 @@ fn uncut(packet: &Packet, segment_size: u16) -> Arrival {
 }
 
 #[test]
-fn an_uncut_tcp_super_packet_is_one_write_with_segments_of_the_mtu() {
-    for (v6, size) in [(false, 1450 - 52), (true, 1450 - 72)] {
+fn an_uncut_tcp_super_packet_is_one_write() {
+    for (v6, size) in [(false, 256 - 12), (true, 1220 - 12)] {
         let packet = tcp_super(v6, 20_000);
         let mut node = node();
         let writes = node.ingress(&[uncut(&packet, 0)]);
@@ -47,7 +47,7 @@ fn an_uncut_tcp_super_packet_is_one_write_with_segments_of_the_mtu() {
 fn an_uncut_tcp_super_packet_can_have_the_maximum_size() {
     let packet = tcp_super(false, 65_535 - 52 - 22);
     let writes = node().ingress(&[uncut(&packet, 0)]);
-    assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), 1398));
+    assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), 244));
 }
 
 #[test]
@@ -166,5 +166,39 @@ fn super_packets_are_recognised_without_offloads_on_the_overlay() {
     let off = Joins { tcp: false, udp: false };
     let packet = Packet { payload: pattern(3, 5000), ..tcp_super(false, 0) };
     let writes = Node::new(1, vxlan(1), MTU, off).ingress(&[uncut(&packet, 0)]);
-    assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [cut(&packet.bytes(), 1398)]);
+    assert_eq!(writes.iter().map(|w| as_kernel(w)).collect::<Vec<_>>(), [cut(&packet.bytes(), 244)]);
+}
+
+/// More segments than there is space for headers: each write is done with its headers when it returns.
+#[test]
+fn a_super_packet_of_many_segments_is_cut_to_the_end_without_offloads() {
+    use path::inner::Inner;
+    use path::offload::checksum::State;
+    use path::offload::coalesce::Coalescer;
+    let packet = udp_super(false, 60_000);
+    let mut arena = vec![0; 4096];
+    arena.extend(packet.bytes());
+    let mut coalescer = Coalescer::new(0..4096, Joins { tcp: true, udp: true });
+    let inner = Inner::parse(&packet.bytes()).unwrap();
+    coalescer.push(&arena, 4096, inner, State::Open, Some(3));
+    coalescer.seal(&mut arena);
+    let mut cut_here = vec![];
+    coalescer.split(0, &mut arena, |arena, spans| {
+        cut_here.push(
+            spans.iter().flat_map(|s| arena[s.start as usize..s.end as usize].to_vec()).collect::<Vec<u8>>(),
+        );
+    });
+    let right: Vec<_> = cut(&packet.bytes(), 3).iter().map(|p| [&[0; 10][..], p].concat()).collect();
+    assert_eq!(cut_here.len(), 20_000);
+    assert!(cut_here == right);
+}
+
+/// Only the first segment has CWR, whoever cuts.
+#[test]
+fn the_kernel_is_told_of_a_congestion_window_that_was_reduced() {
+    let mut packet = tcp_super(false, 20_000);
+    packet.flags |= CWR;
+    let writes = node().ingress(&[uncut(&packet, 0)]);
+    assert_eq!(writes[0][1], 1 | 0x80);
+    assert_eq!(as_kernel(&writes[0]), cut(&packet.bytes(), 244));
 }

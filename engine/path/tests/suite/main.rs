@@ -4,7 +4,7 @@
 //! - `offload` cutting and joining are inverses; `joins` which packets are joined, and in which order
 //! - `two_nodes` one node strips what another encapsulates; `kernel_peer` packets of a kernel vxlan peer;
 //!   `ipip` both for IP in IP
-//! - `sums` checksums that nobody has verified
+//! - `sums` checksums that nobody has verified; `segment_sizes` the segments of uncut super-packets
 //! - `path_limit` packets that fit the tunnel but not the path
 //! - `model` a slow, simple model that must agree; `rules` ECN, TTL, ICMP errors; `noise` no input panics
 //!
@@ -21,6 +21,7 @@ mod noise;
 mod offload;
 mod path_limit;
 mod rules;
+mod segment_sizes;
 mod sums;
 mod support;
 mod two_nodes;

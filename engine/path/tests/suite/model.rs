@@ -192,6 +192,13 @@ fn is_bad_source(p: &[u8]) -> bool {
     special || source.is_unspecified()
 }
 
+/// Returns the payload that every host accepts in a segment: an MSS of 256 or 1220, less the options.
+fn segment_size(p: &[u8], v: &View) -> usize {
+    let (mss, headers) = if v.v6 { (1220, 60) } else { (256, 40) };
+    let options = header_len(p, v) - headers;
+    if mss > options + 8 { mss - options } else { 8 }
+}
+
 /// Returns the packets that one datagram, or one uncut super-packet, delivers.
 fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<Vec<Vec<u8>>, Refusal> {
     let (offset, version) = strip(format, d)?;
@@ -215,8 +222,10 @@ fn take(format: Format, d: &[u8], ecn: u8, split: usize, uncut: bool) -> Result<
     let size = if uncut {
         (sum != Sum::Unknown && can_be_cut(&p, &v)).then_some(split)
     } else {
-        let large = v.len > MTU.into() && v.protocol == TCP && sum == Sum::Open && can_be_cut(&p, &v);
-        large.then(|| usize::from(MTU) - header_len(&p, &v))
+        // Without a SYN nothing is known of the connection.
+        let alone = split == 0 || v.len > MTU.into();
+        let tcp = alone && v.protocol == TCP && sum == Sum::Open && can_be_cut(&p, &v);
+        tcp.then(|| segment_size(&p, &v)).filter(|size| v.len - header_len(&p, &v) > *size)
     };
     if let Some(size) = size {
         return Ok(cut(&p, size));
@@ -282,7 +291,8 @@ fn egress(format: Format, read: &[u8]) -> Result<Vec<Vec<u8>>, (Refusal, bool)> 
     let mut p = p[..v.len].to_vec();
     let known = if v.v6 { p[24..32] == [0xfd, 0, 0, 2, 0, 0, 0, 0] } else { p[16..19] == [10, 2, 0] };
     if !known {
-        return Err((DropReason::NoRoute, true));
+        let to_many = if v.v6 { p[24] == 0xff } else { p[16] >> 4 == 0xe || p[16..20] == [0xff; 4] };
+        return Err(if to_many { silent(DropReason::Multicast) } else { (DropReason::NoRoute, true) });
     }
     if format == Format::Udp {
         // The kernel delivers valid header checksums; the path would not repair an invalid one.
@@ -599,6 +609,7 @@ fn the_generator_reaches_every_drop_reason() {
     }
     let elsewhere = [
         "no_route",
+        "multicast",
         "too_big",
         "bad_offload",
         "wrong_family",

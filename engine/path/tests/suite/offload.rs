@@ -236,3 +236,29 @@ fn equal_segments_leave_in_one_send() {
     let out = sent(&Packet::udp(true, 1, 120 * 100), 100);
     assert_eq!(out.sends, [(170, 64), (170, 56)]);
 }
+
+/// The pseudo-header of a packet on a source route has the route's end, which is not in the IP header.
+#[test]
+fn segments_on_a_source_route_keep_the_checksum_of_its_end() {
+    let far = [0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 99];
+    for (is_tcp, field) in [(true, 16), (false, 6)] {
+        let packet = if is_tcp { Packet::tcp(true, 7, 3000) } else { Packet::udp(true, 7, 3000) };
+        let routing = [&[packet.protocol, 2, 4, 1, 0, 0, 0, 0][..], &far].concat();
+        let packet = Packet { extension: 43, ip_options: routing, ..packet };
+        let size = 1000;
+        let to = |bytes: &mut Vec<u8>, end: &[u8]| bytes[24..40].copy_from_slice(end);
+        let mut bytes = packet.bytes();
+        let next = bytes[24..40].to_vec();
+        // As its sender sums it: with the end of the route as the destination.
+        to(&mut bytes, &far);
+        let mut right = cut(&bytes, size);
+        let at = packet.ip_len() + field;
+        let open = pseudo(&bytes, packet.protocol, bytes.len() - packet.ip_len());
+        bytes[at..at + 2].copy_from_slice(&open.to_be_bytes());
+        to(&mut bytes, &next);
+        right.iter_mut().for_each(|segment| to(segment, &next));
+        let read = with_virtio(1, gso(&packet), size as u16, (packet.ip_len() as u16, field as u16), &bytes);
+        let out = Node::new(0, vxlan(0), MTU, BOTH).egress(&[read]);
+        assert_eq!(stripped(&out.sent), right);
+    }
+}

@@ -189,6 +189,37 @@ fn a_destination_without_a_peer_is_unreachable() {
     }
 }
 
+/// A healthy node has no unknown destinations, though its kernel reports groups on every device.
+#[test]
+fn a_group_is_no_unknown_destination() {
+    let destinations: [(bool, &[u8], DropReason); 7] = [
+        (true, &[0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16], DropReason::Multicast),
+        (true, &[0xff, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], DropReason::Multicast),
+        (true, &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], DropReason::NoRoute),
+        (false, &[224, 0, 0, 22], DropReason::Multicast),
+        (false, &[239, 255, 255, 250], DropReason::Multicast),
+        (false, &[255, 255, 255, 255], DropReason::Multicast),
+        (false, &[240, 0, 0, 1], DropReason::NoRoute),
+    ];
+    for (v6, destination, expected) in destinations {
+        let mut packet = Packet::udp(v6, 1, 90).bytes();
+        let at = if v6 { 24 } else { 16 };
+        packet[at..at + destination.len()].copy_from_slice(destination);
+        crate::support::reference::finish(&mut packet);
+        for format in [vxlan(0), Format::Udp] {
+            let out = Node::new(0, format, MTU, BOTH).egress(&[plain(&packet)]);
+            let verdict = match expected {
+                DropReason::Multicast => Verdict::Drop(expected),
+                _ => Verdict::Reply(expected),
+            };
+            assert_eq!(
+                (out.verdicts, out.replies.len()),
+                (vec![verdict], usize::from(expected == DropReason::NoRoute))
+            );
+        }
+    }
+}
+
 #[test]
 fn an_expired_ttl_gets_an_error() {
     for v6 in [false, true] {

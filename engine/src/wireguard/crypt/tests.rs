@@ -8,6 +8,7 @@ use io::memory::{
     self, Datagram, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle,
 };
 use ipnetwork::IpNetwork;
+use path::SegmentSizes;
 use path::encap::Format;
 use path::fib::{FibBuilder, PeerSpec};
 use path::wireguard::SecretKey;
@@ -191,7 +192,7 @@ fn worker(
     let (_, mut readers) = snapshot::channel(Arc::new(fib.build().unwrap()), 1);
     let parts = Parts {
         fib: readers.remove(0),
-        mtu: MTU,
+        sizes: Arc::new(SegmentSizes::new(MTU, 7)),
         lanes: 1,
         switches: Switches::default(),
         notifier: Notifier { tunnel: 0, worker: WorkerIndex(0), sender: event::channel().0 },

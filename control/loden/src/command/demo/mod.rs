@@ -17,13 +17,14 @@ mod stage;
 mod trial;
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 
 use crate::options::DemoOptions;
+use crate::output::{print, say};
 
 use interrupt::{Interrupt, Interrupted};
 use progress::Progress;
@@ -40,7 +41,7 @@ const EXIT_INTERRUPTED: u8 = 130;
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     if let Some(name) = &options.remove {
         kept::remove(name)?;
-        eprintln!("removed {name}");
+        say(format_args!("removed {name}"));
         return Ok(ExitCode::SUCCESS);
     }
     if options.ipv6 && !options.backend.carries_ipv6() {
@@ -58,7 +59,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     match perform(options, own_user_namespace, &interrupt) {
         Err(error) if error.is::<Interrupted>() || error.is::<load::Error>() && interrupt.requested() => {
-            eprintln!("interrupted; everything removed");
+            say("interrupted; everything removed");
             Ok(ExitCode::from(EXIT_INTERRUPTED))
         }
         outcome => outcome,
@@ -88,7 +89,7 @@ fn perform(
     let hosts = hosts.map(|(host, network)| HostLine::new(host, network)).collect();
     let mut report = Report::new(options, hosts, pairs, figures, problems);
     for text in stage.log_ends(&report.failed_hosts()) {
-        eprintln!("{text}");
+        say(text);
     }
     if options.keep {
         report.kept = Some(stage.keep(own_user_namespace));
@@ -98,13 +99,14 @@ fn perform(
         progress.done();
     }
     let text = if options.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
-    writeln!(std::io::stdout(), "{text}")?;
+    print(&format!("{text}\n"))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Checks for the device that every daemon needs, so that a missing one gives one error and not one per host.
 fn check_tun() -> anyhow::Result<()> {
     let path = "/dev/net/tun";
+    io::tun::ensure_node();
     File::options().read(true).write(true).open(path).map(drop).map_err(|error| {
         let next = match error.kind() {
             ErrorKind::PermissionDenied => "run as root, or give users access: chmod 0666 /dev/net/tun",

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output::say;
+
 /// Shows the current step of the demo.
 pub(crate) struct Progress {
     spinner: Option<ProgressBar>,
@@ -28,7 +30,7 @@ impl Progress {
         let text = text.into();
         match &self.spinner {
             Some(spinner) => spinner.set_message(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 

@@ -8,20 +8,19 @@ mod diagnosis;
 mod examine;
 mod render;
 
-use std::io::{IsTerminal, Write, stdout};
+use std::io::stdout;
 use std::process::ExitCode;
 
 use crate::options::DoctorOptions;
+use crate::output::{has_colours, print};
 
 /// Examines the host and prints the diagnosis. The exit code is 0 if loden can run here, else 1.
 pub(crate) async fn run(options: &DoctorOptions) -> anyhow::Result<ExitCode> {
     let diagnosis = examine::examine().await;
-    let mut out = stdout();
     let text = match options.json {
         true => serde_json::to_string_pretty(&diagnosis)? + "\n",
-        false => render::text(&diagnosis, out.is_terminal()),
+        false => render::text(&diagnosis, has_colours(&stdout())),
     };
-    // A reader that closed the pipe has read enough.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    print(&text)?;
     Ok(if diagnosis.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

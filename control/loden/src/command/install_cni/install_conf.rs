@@ -11,6 +11,7 @@ use control::persist::atomic_file;
 
 use super::{directory, given};
 use crate::options::InstallConfOptions;
+use crate::output::print;
 
 /// The name of the subcommand and of flannel's program.
 pub(crate) const NAME: &str = "install-conf";
@@ -22,7 +23,7 @@ pub(crate) fn is_program_name(program: Option<&OsStr>) -> bool {
 
 /// Copies the configuration and prints one line.
 pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
-    let wanted = given(&options.source, options.target.clone())?;
+    let wanted = given(&options.source, options.target.clone(), &[])?;
     directory(atomic_file::parent(&wanted.path), "TARGET")?;
     let written = atomic_file::write(&wanted.path, &wanted.bytes, wanted.mode).map_err(|error| {
         let next = match error.source.kind() {
@@ -34,6 +35,6 @@ pub(crate) fn run(options: &InstallConfOptions) -> anyhow::Result<ExitCode> {
         };
         anyhow!("{error}; {next}")
     })?;
-    println!("{} {}", if written { "installed" } else { "unchanged" }, wanted.path.display());
+    print(&format!("{} {}\n", if written { "installed" } else { "unchanged" }, wanted.path.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use control::persist::atomic_file;
 
 use crate::options::{InstallCniOptions, PLUGIN};
+use crate::output::{print, say};
 
 /// A file to install.
 struct Wanted {
@@ -30,20 +31,37 @@ pub(crate) fn run(options: &InstallCniOptions) -> anyhow::Result<ExitCode> {
     // Everything is read and checked first: a fault in the second file must not leave the first one
     // installed.
     let mut wanted = plugin_files(options)?;
-    wanted.extend(conf_file(options)?);
-    for file in &wanted {
-        let written =
-            atomic_file::write(&file.path, &file.bytes, file.mode).map_err(|error| advise(error, options))?;
-        println!("{} {}", if written { "installed" } else { "unchanged" }, file.path.display());
-    }
+    let conf = conf_file(options)?;
+    let needed = conf.as_ref().map(|conf| conf.bytes.clone()).unwrap_or_default();
+    wanted.extend(conf);
+    let mut text = String::new();
+    let installed = wanted.iter().try_for_each(|file| {
+        let written = atomic_file::write(&file.path, &file.bytes, file.mode)?;
+        let what = if written { "installed" } else { "unchanged" };
+        text.push_str(&format!("{what} {}\n", file.path.display()));
+        Ok(())
+    });
+    // At the end: what cannot be printed is installed all the same.
+    let printed = print(&text);
+    installed.map_err(|error| advise(error, options))?;
+    printed?;
     if !options.skip_conf {
         for earlier in conflist::earlier(&options.conf_dir, &options.conf_name) {
-            eprintln!(
+            say(format_args!(
                 "loden: {} sorts before {}, and runtimes use the first: remove it if pods should use this \
                  network",
                 options.conf_dir.join(earlier).display(),
                 options.conf_name
-            );
+            ));
+        }
+        let missing = conflist::missing_plugins(&needed, &options.bin_dir, &options.name);
+        if !missing.is_empty() {
+            say(format_args!(
+                "loden: {} not found in {}: pods get no network until the CNI project's plugins are \
+                 installed there (Debian: containernetworking-plugins, in /usr/lib/cni)",
+                missing.join(", "),
+                options.bin_dir.display()
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -88,13 +106,14 @@ fn conf_file(options: &InstallCniOptions) -> anyhow::Result<Option<Wanted>> {
         conflist::check(&bytes, &options.conf_name).with_context(|| {
             format!("--conf-name {:?} does not suit a generated configuration", options.conf_name)
         })?;
+        ensure_alone(&bytes, &path, &options.name)?;
         return Ok(Some(Wanted { path, bytes, mode: 0o644 }));
     };
-    given(source, path).map(Some)
+    given(source, path, &options.name).map(Some)
 }
 
 /// Reads and checks a configuration to install at `path`, with the mode of its source.
-fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
+fn given(source: &Path, path: PathBuf, names: &[String]) -> anyhow::Result<Wanted> {
     let read = || -> io::Result<(Vec<u8>, u32)> {
         Ok((fs::read(source)?, fs::metadata(source)?.permissions().mode()))
     };
@@ -102,7 +121,16 @@ fn given(source: &Path, path: PathBuf) -> anyhow::Result<Wanted> {
         read().with_context(|| format!("cannot read the configuration {}", source.display()))?;
     conflist::check(&bytes, &path.file_name().unwrap_or_default().to_string_lossy())
         .with_context(|| format!("{} not installed: it would break the node's network", source.display()))?;
+    ensure_alone(&bytes, &path, names)?;
     Ok(Wanted { path, bytes, mode })
+}
+
+/// Checks that no other configuration gives pods the same addresses.
+fn ensure_alone(bytes: &[u8], path: &Path, names: &[String]) -> anyhow::Result<()> {
+    match conflist::clash(bytes, path, names) {
+        None => Ok(()),
+        Some(why) => bail!("{} not installed: {why}", path.display()),
+    }
 }
 
 /// Rejects a name that is a path: the file could land anywhere.

@@ -55,7 +55,7 @@ pub(crate) fn run(options: &DockerOptsOptions) -> anyhow::Result<ExitCode> {
     };
     let output = render(options, &subnet_file, environment)
         .with_context(|| format!("cannot use {}", options.subnet_file.display()))?;
-    atomic_file::write(&options.docker_file, output.as_bytes(), 0o644)
+    atomic_file::write_through(&options.docker_file, output.as_bytes(), 0o644)
         .context("cannot write dockerd's options; choose another file with -d")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -58,6 +58,10 @@ fn at(document: &Document, now: u64) -> String {
     let reconcile = &document.reconcile;
     row(&mut out, "reconciled", &format!("{} times, {} changes", reconcile.runs, reconcile.changes));
     reconcile.failures.iter().for_each(|failure| row(&mut out, "failing", failure));
+    if let Some(scheduling) = &document.scheduling {
+        row(&mut out, "scheduling", &format!("{}, {}", scheduling.granted, scheduling.limits));
+        scheduling.refused.iter().for_each(|refused| row(&mut out, "", refused));
+    }
     document.tunnels.iter().for_each(|each| tunnel(&mut out, each));
     if !document.direct.is_empty() {
         row(&mut out, "direct", &format!("{} peers through kernel routes", document.direct.len()));
@@ -101,6 +105,15 @@ fn tunnel(out: &mut String, tunnel: &TunnelDocument) {
         for drop in tunnel.drops.iter().filter(|drop| drop.direction == direction) {
             row(out, "  dropped", &format!("{} {}", drop.packets, drop.reason));
         }
+        if let Some(packets @ 1..) = tunnel.unread.get(direction) {
+            row(out, "  dropped", &format!("{packets} by the kernel, before a worker read them"));
+        }
+    }
+    for (peer, limit) in tunnel.path_limits.iter().take(PEERS) {
+        row(out, "path MTU", &format!("{peer} gets packets of at most {limit} bytes"));
+    }
+    if let Some(more @ 1..) = tunnel.path_limits.len().checked_sub(PEERS) {
+        row(out, "", &format!("{more} more with a smaller path MTU than the tunnel's"));
     }
     row(out, "peers", &tunnel.peers.len().to_string());
     let width = tunnel.peers.iter().take(PEERS).map(|peer| peer.subnet.len()).max().unwrap_or(0);
@@ -145,7 +158,9 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control::serve::board::{DroppedDocument, LeaseDocument, PeerDocument, UnderlayDocument};
+    use control::serve::board::{
+        DroppedDocument, LeaseDocument, PeerDocument, SchedulingDocument, UnderlayDocument,
+    };
 
     #[test]
     fn the_text_is_aligned_and_complete() {
@@ -170,6 +185,12 @@ mod tests {
                 expires: Some(91_000),
                 renewed: Some(4600),
             }),
+            scheduling: Some(SchedulingDocument {
+                granted: "nice 0".into(),
+                refused: vec!["nice -5 was refused: Permission denied".into()],
+                limits: "CPU quota 1.50, used up 4 times".into(),
+                ..SchedulingDocument::default()
+            }),
             tunnels: vec![TunnelDocument {
                 device: "flannel.1".into(),
                 addresses: vec!["10.244.1.0/32".into()],
@@ -184,6 +205,8 @@ mod tests {
                     reason: "no_route".into(),
                     packets: 3,
                 }],
+                path_limits: [("192.0.2.2".to_owned(), 1350)].into(),
+                unread: [("egress".to_owned(), 0), ("ingress".to_owned(), 8)].into(),
                 ..TunnelDocument::default()
             }],
             files: vec!["/run/flannel/subnet.env".into()],
@@ -196,10 +219,14 @@ mod tests {
              underlay     eth0, MTU 1500, published 192.0.2.1\n\
              store\n\
              reconciled   0 times, 0 changes\n\
+             scheduling   nice 0, CPU quota 1.50, used up 4 times\n             \
+                          nice -5 was refused: Permission denied\n\
              tunnel       flannel.1 10.244.1.0/32, MTU 1450, 2 workers, with tso, without uso\n\
              egress       5 packets, 420 bytes\n  \
                dropped    3 no_route\n\
-             ingress      0 packets, 0 bytes\n\
+             ingress      0 packets, 0 bytes\n  \
+               dropped    8 by the kernel, before a worker read them\n\
+             path MTU     192.0.2.2 gets packets of at most 1350 bytes\n\
              peers        2\n             \
                           10.244.2.0/24   192.0.2.2:8472  02:00:00:00:00:02\n             \
                           10.244.13.0/24  192.0.2.2:8472  02:00:00:00:00:02\n\

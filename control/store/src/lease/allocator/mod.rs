@@ -7,7 +7,7 @@ use model::net_config::NetConfig;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::{Wish, same_node};
+use super::{Wish, is_untouched, same_node};
 
 /// Free subnets to choose from, as in flannel: enough that two nodes that start together seldom choose the
 /// same one, few enough that subnets stay close to the first.
@@ -41,14 +41,18 @@ pub struct OutOfSubnets {
 /// Decides which subnet fulfils `wish`. `leases` are those that have not expired; `unreadable` are keys whose
 /// value cannot be read but which are held all the same.
 ///
-/// The order is flannel's: a lease with our public address, the previous subnets, a random choice.
+/// The order is flannel's: a lease with our public address, the previous subnets, a random choice. A lease of
+/// an earlier run at another address counts like one with our address.
 pub fn decide(
     wish: &Wish<'_>,
     leases: &[Lease],
     unreadable: &[SubnetKey],
     random: &mut impl Rng,
 ) -> Result<Decision, OutOfSubnets> {
-    let ours = leases.iter().filter(|lease| same_node(&wish.attrs, &lease.attrs)).map(|lease| lease.key);
+    let is_ours = |lease: &&Lease| {
+        same_node(&wish.attrs, &lease.attrs) || wish.former.is_some_and(|former| is_untouched(former, lease))
+    };
+    let ours = leases.iter().filter(is_ours).map(|lease| lease.key);
     let (compatible, remove): (Vec<_>, Vec<_>) = ours.partition(|key| allows(wish.config, key));
     let kept = wish.previous.filter(|key| compatible.contains(key)).or(compatible.first().copied());
     if let Some(key) = kept {

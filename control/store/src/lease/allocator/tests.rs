@@ -32,7 +32,7 @@ fn lease(text: &str, attrs: &str) -> Lease {
 }
 
 fn wish<'a>(config: &'a NetConfig, attrs: &str, previous: Option<&str>) -> Wish<'a> {
-    Wish { config, attrs: LeaseAttrs::parse(attrs).unwrap(), previous: previous.map(key) }
+    Wish { config, attrs: LeaseAttrs::parse(attrs).unwrap(), previous: previous.map(key), former: None }
 }
 
 fn random() -> StdRng {

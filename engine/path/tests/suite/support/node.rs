@@ -7,7 +7,7 @@ use path::ingress;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::outbox::Outbox;
 use path::reply::Limiter;
-use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, Verdict, Vxlan};
+use path::{Counters, DropReason, Fib, FibBuilder, Format, PeerSpec, Received, SegmentSizes, Verdict, Vxlan};
 use wire::addr::{Mac, Vni};
 
 /// Space for headers in the tests' arenas.
@@ -21,7 +21,7 @@ pub(crate) const BOTH: Joins = Joins { tcp: true, udp: true };
 /// One of two nodes. Node 0 owns 10.1.0.0/24 and fd00:1::/64, node 1 owns 10.2.0.0/24 and fd00:2::/64.
 pub(crate) struct Node {
     pub(crate) fib: Fib,
-    pub(crate) mtu: u16,
+    pub(crate) sizes: SegmentSizes,
     pub(crate) counters: Counters,
     outbox: Outbox,
     coalescer: Coalescer,
@@ -71,7 +71,7 @@ impl Node {
         }
         Node {
             fib: builder.build().unwrap(),
-            mtu,
+            sizes: SegmentSizes::new(mtu, 7),
             counters: Counters::default(),
             outbox: Outbox::new(0..SPACE as u32),
             coalescer: Coalescer::new(0..SPACE as u32, joins),
@@ -99,7 +99,7 @@ impl Node {
             arena[start..start + read.len()].copy_from_slice(read);
             let span = start as u32..(start + read.len()) as u32;
             at = (start + read.len()).next_multiple_of(64);
-            let verdict = match egress::check(&mut arena, span.clone(), &self.fib) {
+            let verdict = match egress::check(&mut arena, span.clone(), &self.fib, &self.sizes) {
                 Ok(bound) => {
                     if !bound.fits(&self.outbox) {
                         collect(&arena, &mut self.outbox, &mut out);
@@ -150,7 +150,7 @@ impl Node {
                 ecn: arrival.ecn,
             };
             let (coalescer, counters) = (&mut self.coalescer, &mut self.counters.ingress);
-            ingress::ingress(&mut arena, received, &self.fib, self.mtu, coalescer, counters);
+            ingress::ingress(&mut arena, received, &self.fib, &self.sizes, coalescer, counters);
             at = end.next_multiple_of(64);
         }
         flush(&mut arena, &mut self.coalescer, &mut writes);

@@ -145,7 +145,11 @@ impl Packet {
             Checksum::Valid => right,
             Checksum::Open => partial,
             Checksum::Zero => 0,
-            Checksum::Invalid => right ^ 0x0400,
+            // Neither a missing checksum nor an open one, which are valid to some readers.
+            Checksum::Invalid => [right ^ 0x0400, right ^ 0x0800, right ^ 0x1000]
+                .into_iter()
+                .find(|wrong| *wrong != 0 && *wrong != partial)
+                .expect("two of the three at most"),
         };
         transport[field..field + 2].copy_from_slice(&check.to_be_bytes());
         out.extend(transport);

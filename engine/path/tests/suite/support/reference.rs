@@ -187,7 +187,9 @@ pub(crate) fn as_kernel(write: &[u8]) -> Vec<Vec<u8>> {
         (UDP, _) => 5,
         other => panic!("no offload for {other:?}"),
     };
-    assert_eq!(h[1], expected, "gso type");
+    // Only the first segment keeps CWR, and the kernel must be told (VIRTIO_NET_HDR_GSO_ECN).
+    let ecn = u8::from(v.protocol == TCP && packet[v.transport + 13] & CWR != 0) << 7;
+    assert_eq!(h[1], expected | ecn, "gso type");
     assert_eq!(h[0] & 1, 1, "the checksum of a super-packet is open");
     assert_eq!(half(2), header_len(packet, &v), "hdr_len");
     if v.protocol == UDP {
