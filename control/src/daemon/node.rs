@@ -62,7 +62,7 @@ pub(super) struct Node<'a> {
     pub(super) disks: Disks,
     /// The rules stay in place as long as this does.
     pub(super) rules: Keeper,
-    /// Removed with the node.
+    /// Closed with the node.
     pub(super) sockets: Option<Sockets>,
 }
 
@@ -280,6 +280,9 @@ impl Node<'_> {
         self.host.stop().await;
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(
+        if let Some(sockets) = self.sockets.take() {
+            sockets.close().await;
+        }
             %lease,
             "stopped; what was made here stays for the next start, loden cleanup removes it"
         );

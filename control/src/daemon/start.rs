@@ -237,7 +237,7 @@ impl<'a> Beginning<'a> {
         .await?;
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
-        let sockets = control_sockets(context, &board)?;
+        let sockets = control_sockets(context, &board).await?;
         let mut files = endpoints.files(settings);
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
@@ -277,12 +277,12 @@ fn is_at_its_address(own: &Owned, now: &LeaseAttrs) -> bool {
 }
 
 /// Serves what `wg show` asks, where there is something to show.
-fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Sockets>, DaemonError> {
+async fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Sockets>, DaemonError> {
     let Some(private) = &context.private_key else { return Ok(None) };
     let tunnels = plan::outline(context)?.tunnels.into_iter().enumerate();
     let devices: Vec<_> =
         tunnels.map(|(index, tunnel)| (index, tunnel.device, tunnel.listen.port())).collect();
-    Ok(Some(wireguard_socket::serve(&devices, private, board)))
+    Ok(Some(wireguard_socket::serve(&devices, private, board).await))
 }
 
 /// Warns of what somebody else has to set for pods to be reachable.

@@ -314,7 +314,7 @@ async fn a_look_wakes_no_watch() {
     let mut inotify = Inotify::init().unwrap();
     let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
     inotify.watches().add(bench.path().parent().unwrap(), writes).unwrap();
-    let mut changes = Changes { store: store.clone(), directory: None, file: None };
+    let mut changes = Changes { store: store.clone(), directory: Hints::Clock, file: None };
     let look = changes.look(None).await.unwrap().unwrap();
     assert!(changes.look(Some(look.revision)).await.unwrap().is_none());
     store.leases().await.unwrap();
@@ -329,7 +329,7 @@ async fn a_look_wakes_no_watch() {
 async fn without_inotify_the_watch_still_sees() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
-    let changes = Changes { store: store.clone(), directory: None, file: None };
+    let changes = Changes { store: store.clone(), directory: Hints::Clock, file: None };
     let mut watch = Watch::new(Poller::new(changes, None));
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let lease = acquire(&store, ONE).await.unwrap();
