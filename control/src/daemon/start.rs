@@ -226,7 +226,7 @@ impl<'a> Beginning<'a> {
         board.set_plan(&plan);
         board.set_store_health(watch.health());
         let (host, applied) = Host::new(
-            netlink,
+            netlink.reporting(move || shown.goes_on(Instant::now())),
             endpoints.disks.subnet_file.clone(),
             settings.subnet_file.clone(),
             &endpoints.label(),
@@ -235,6 +235,7 @@ impl<'a> Beginning<'a> {
             plan,
         )
         .await?;
+        let shown = Arc::clone(&board);
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
         let sockets = control_sockets(context, &board).await?;
