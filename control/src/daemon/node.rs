@@ -80,7 +80,9 @@ impl Node<'_> {
                     let _ = timeout(PARTING, self.store.remove(&other)).await;
                 }
                 match *error {
-                    DaemonError::Rival { .. } => self.memory.set_evicted(now().unix),
+                    DaemonError::Rival { .. } => {
+                        self.memory.set_evicted(&self.reconciler.inputs().own().wished, now().unix);
+                    }
                     DaemonError::LeaseLost { .. } => self.memory.disown(),
                     _ => {}
                 }
@@ -278,11 +280,11 @@ impl Node<'_> {
         // The rules themselves stay, as in flannel.
         drop(self.rules);
         self.host.stop().await;
-        let lease = self.reconciler.inputs().own().key();
-        tracing::info!(
         if let Some(sockets) = self.sockets.take() {
             sockets.close().await;
         }
+        let lease = self.reconciler.inputs().own().key();
+        tracing::info!(
             %lease,
             "stopped; what was made here stays for the next start, loden cleanup removes it"
         );

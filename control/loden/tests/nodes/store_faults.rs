@@ -431,3 +431,35 @@ fn a_virtual_address_on_the_uplink_is_never_published() {
     assert_eq!((cluster.lease(1).attrs, cluster.leases().len()), (before.attrs, 2));
     ping(&cluster, 1, 2, false);
 }
+    first.end(Signal::SIGTERM);
+    let mut first = cluster.start(1, &["--public-ip", "198.18.0.10"]);
+    assert!(!first.logged("s before taking it back"), "{}", first.log_text());
+    let leases = cluster.leases();
+    assert!(leases.len() == 2 && second.is_running(), "{leases:?}");
+    first.end(Signal::SIGTERM);
+    // The other one is given another address, and keeps its subnet.
+    evicted_often(&cluster);
+    first = cluster.spawn(1, cluster.command(1).args(same));
+    await_until("the wait", || first.logged("s before taking it back"));
+    second.end(Signal::SIGTERM);
+    second = cluster.start(2, &["--public-ip", "198.18.0.11"]);
+    first.await_ready();
+    assert!(first.logged("no other daemon publishes our address any more"), "{}", first.log_text());
+    assert!(second.is_running());
+}
+
+/// Makes the first host's memory one of ten evictions in a row, of which the last has just been.
+fn evicted_often(cluster: &Cluster) {
+    let files = fs::read_dir(cluster.place.path()).expect("files").flatten().map(|file| file.path());
+    let is_state = |path: &std::path::PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("host1-") && name.ends_with(".json")
+    };
+    let path = files.into_iter().find(is_state).expect("a state file");
+    let text = fs::read_to_string(&path).expect("a state");
+    let mut state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+    assert_eq!(state["evicted"]["address"], "198.18.0.9", "{state}");
+    state["evicted"]["times"] = 10.into();
+    state["evicted"]["at"] = now.as_secs().into();
+    fs::write(&path, state.to_string()).expect("a state");
