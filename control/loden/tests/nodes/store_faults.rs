@@ -2,6 +2,7 @@
 //! no two of them hold one subnet.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use lab::Wiring;
 use nix::sys::signal::Signal;
@@ -203,6 +204,32 @@ fn another_store_is_not_answered_for_by_the_memory_of_the_former() {
     common::replace(&mut command, "--store", &empty);
     daemons[0] = cluster.spawn(1, &mut command);
     daemons[0].await_ready();
+/// A daemon that has not noticed yet that the file was replaced finds another one at work on the new file,
+/// with the log that lies beside it.
+#[test]
+fn a_log_that_another_daemon_uses_stays() {
+    if !common::ready(&[]) {
+        return;
+    }
+    let mut cluster = Cluster::build("flt-log", 2, Wiring::Switch, VXLAN);
+    let mut first = cluster.start(1, &[]);
+    first.process.signal(Signal::SIGSTOP).expect("a signal");
+    let copy = cluster.file("copy.db");
+    fs::copy(cluster.store(), &copy).expect("a copy");
+    fs::rename(&copy, cluster.store()).expect("the copy");
+    let mut second = cluster.start(2, &[]);
+    let log = std::path::PathBuf::from(format!("{}-wal", cluster.store().display()));
+    let before = fs::metadata(&log).expect("a log").ino();
+    first.process.signal(Signal::SIGCONT).expect("a signal");
+    await_until("the notice", || first.logged("it was wiped or restored"));
+    [1, 2].iter().for_each(|number| cluster.await_routes(*number, 1));
+    assert_eq!(fs::metadata(&log).expect("a log").ino(), before);
+    assert_eq!(cluster.leases().len(), 2);
+    [1, 2].iter().for_each(|number| cluster.connect_pod(*number));
+    ping(&cluster, 1, 2, false);
+    assert!(first.is_running() && second.is_running());
+}
+
     assert!(!daemons[0].logged("forwarding from memory"), "{}", daemons[0].log_text());
     cluster.await_routes(1, 0);
     assert_eq!(subnet(&cluster, 1), before, "the subnet is free there as well");
@@ -405,32 +432,6 @@ fn a_virtual_address_on_the_uplink_is_never_published() {
     let before = cluster.lease(1);
     cluster.shell(1, &format!("ip addr add 198.18.0.200/32 dev {uplink}"));
     let comparisons = |cluster: &Cluster| {
-        let place = cluster.place.path().display();
-        let instance = fs::read_dir(cluster.place.path()).expect("files").flatten().find_map(|file| {
-            let name = file.file_name().to_string_lossy().into_owned();
-            name.strip_suffix(".sock").filter(|name| name.starts_with("host1-")).map(str::to_owned)
-        });
-        let line = format!(
-            "{} status --json --instance {} --run-dir {place}",
-            env!("CARGO_BIN_EXE_loden"),
-            instance.expect("a socket")
-        );
-        let text = cluster.shell(1, &line);
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        json.pointer("/daemons/0/reconcile/runs").and_then(serde_json::Value::as_u64)
-    };
-    let seen = comparisons(&cluster).expect("a number");
-    await_until("some looks at the uplink", || {
-        cluster.shell(1, "ip addr add 203.0.113.7/32 dev lo; ip addr del 203.0.113.7/32 dev lo");
-        comparisons(&cluster).expect("a number") >= seen + 3
-    });
-    assert!(!daemons[0].logged("the uplink has changed"), "{}", daemons[0].log_text());
-    assert_eq!(cluster.lease(1).attrs, before.attrs);
-    daemons[0].end(Signal::SIGTERM);
-    daemons[0] = cluster.start(1, &[]);
-    assert_eq!((cluster.lease(1).attrs, cluster.leases().len()), (before.attrs, 2));
-    ping(&cluster, 1, 2, false);
-}
     first.end(Signal::SIGTERM);
     let mut first = cluster.start(1, &["--public-ip", "198.18.0.10"]);
     assert!(!first.logged("s before taking it back"), "{}", first.log_text());
@@ -463,3 +464,29 @@ fn evicted_often(cluster: &Cluster) {
     state["evicted"]["times"] = 10.into();
     state["evicted"]["at"] = now.as_secs().into();
     fs::write(&path, state.to_string()).expect("a state");
+        let place = cluster.place.path().display();
+        let instance = fs::read_dir(cluster.place.path()).expect("files").flatten().find_map(|file| {
+            let name = file.file_name().to_string_lossy().into_owned();
+            name.strip_suffix(".sock").filter(|name| name.starts_with("host1-")).map(str::to_owned)
+        });
+        let line = format!(
+            "{} status --json --instance {} --run-dir {place}",
+            env!("CARGO_BIN_EXE_loden"),
+            instance.expect("a socket")
+        );
+        let text = cluster.shell(1, &line);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        json.pointer("/daemons/0/reconcile/runs").and_then(serde_json::Value::as_u64)
+    };
+    let seen = comparisons(&cluster).expect("a number");
+    await_until("some looks at the uplink", || {
+        cluster.shell(1, "ip addr add 203.0.113.7/32 dev lo; ip addr del 203.0.113.7/32 dev lo");
+        comparisons(&cluster).expect("a number") >= seen + 3
+    });
+    assert!(!daemons[0].logged("the uplink has changed"), "{}", daemons[0].log_text());
+    assert_eq!(cluster.lease(1).attrs, before.attrs);
+    daemons[0].end(Signal::SIGTERM);
+    daemons[0] = cluster.start(1, &[]);
+    assert_eq!((cluster.lease(1).attrs, cluster.leases().len()), (before.attrs, 2));
+    ping(&cluster, 1, 2, false);
+}

@@ -25,7 +25,7 @@ use crate::lease::Wish;
 use crate::poll::{Look, Poller, Source};
 use crate::rows::{self, Table};
 use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
-use database::{Slot, Step, text};
+use database::{Slot, Step, directory, text};
 
 pub use error::SqliteError;
 
@@ -262,15 +262,11 @@ impl std::fmt::Debug for Changes {
     }
 }
 
-fn watch_directory(path: &Path) -> std::io::Result<EventStream<Vec<u8>>> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+fn watch_directory(path: &Path) -> io::Result<Inotify> {
     let inotify = Inotify::init()?;
     let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
-    inotify.watches().add(directory, writes | WatchMask::MOVED_TO | WatchMask::MOVED_FROM)?;
-    inotify.into_event_stream(vec![0; 4096])
+    inotify.watches().add(directory(path), writes | WatchMask::MOVED_TO | WatchMask::MOVED_FROM)?;
+    Ok(inotify)
 }
 
 #[cfg(test)]
