@@ -183,17 +183,18 @@ impl Node<'_> {
             }
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);
-                let failures = [error.to_string()].into_iter().chain(self.reconciler.problems());
+                let failures =
+                    [(error.kind(), error.to_string())].into_iter().chain(self.reconciler.problems());
                 self.report.report_failures(failures);
             }
         }
     }
 
     pub(super) fn show_applied(&mut self, applied: &Applied) {
-        let failures: Vec<String> = applied.failures.iter().map(ToString::to_string).collect();
-        self.board.reconciled(applied.changes, failures.clone());
+        let failures = applied.failures.iter().map(|failure| (failure.kind(), failure.to_string()));
+        self.board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
         self.report.report_plan(self.host.plan(), applied.changes);
-        self.report.report_failures(failures.into_iter().chain(self.reconciler.problems()));
+        self.report.report_failures(failures.chain(self.reconciler.problems()));
         self.is_promised |= applied.is_promised();
         self.announce_if_ready();
     }
@@ -279,10 +280,10 @@ impl Node<'_> {
         self.remember();
         // The rules themselves stay, as in flannel.
         drop(self.rules);
-        self.host.stop().await;
         if let Some(sockets) = self.sockets.take() {
             sockets.close().await;
         }
+        self.host.stop().await;
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(
             %lease,

@@ -137,7 +137,7 @@ const LOG_EVERY: u32 = 3600;
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
-    kind: String,
+    kind: Option<Kind>,
     why: String,
     /// What is said of etcd's default endpoints, where nobody has asked for them.
     default: Option<String>,
@@ -165,7 +165,7 @@ impl Patience {
 
     /// Takes in a failure; returns true if it is to be logged.
     fn handle(&mut self, error: &StoreError) -> bool {
-        let kind = error.kind();
+        let kind = Some(error.kind());
         if kind != self.kind {
             (self.tries, self.kind) = (0, kind);
         }
