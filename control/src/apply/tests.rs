@@ -581,14 +581,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             return;
         }
         let _tuns = [DEVICE, DEVICE_V6].map(|name| {
-            let config = io::tun::TunConfig {
-                name: name.into(),
-                queues: 1,
-                queue_bytes: 0,
-                unlimited_queues: 0,
-                offloads: Default::default(),
-                persist: false,
-            };
+            let config = io::tun::TunConfig::plain(name, Default::default());
             io::tun::open(&config).expect("a TUN")
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
