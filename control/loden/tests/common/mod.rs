@@ -176,6 +176,13 @@ impl Cluster {
         self.in_store(async |store| store.leases().await.expect("leases"))
     }
 
+    /// Returns how many packets the kernel has dropped on a host because no worker of its daemon read them in
+    /// time, from pods and from the underlay.
+    pub fn unread(&self, number: usize) -> u64 {
+        let counters = fresh_counters(&self.file(&format!("host{number}.json")));
+        counters.iter().flat_map(|tunnel| tunnel.unread).sum()
+    }
+
     /// Returns the lease of a host.
     pub fn lease(&self, number: usize) -> Lease {
         let public = self.host(number).underlay();
@@ -279,23 +286,17 @@ impl Daemon {
 
     /// Returns the counters as last written, one entry per tunnel.
     pub fn counters(&self) -> Vec<Counters> {
-        let text = fs::read_to_string(&self.counters_file).expect("a counters file");
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
+        counters(&self.counters_file)
     }
 
-    /// Returns the current counters: waits until the daemon writes them again, twice, because it may have
-    /// collected them before this call when it writes them the first time.
+    /// Returns the current counters: waits until the daemon has collected them after this call.
     pub fn fresh_counters(&self) -> Vec<Counters> {
-        self.next_counters();
-        self.next_counters()
+        fresh_counters(&self.counters_file)
     }
 
     /// Returns the counters that the daemon writes next, for those who wait for a change.
     pub fn next_counters(&self) -> Vec<Counters> {
-        let _ = fs::remove_file(&self.counters_file);
-        await_until("the counters file", || self.counters_file.exists());
-        self.counters()
+        next_counters(&self.counters_file)
     }
 
     /// Stops all threads of the daemon, and returns when none runs any more.
@@ -323,6 +324,25 @@ impl Daemon {
         assert_eq!(status.code(), Some(0), "{}", self.log_text());
         self.counters()
     }
+}
+
+fn counters(path: &Path) -> Vec<Counters> {
+    let text = fs::read_to_string(path).expect("a counters file");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
+}
+
+/// Waits until a daemon writes its counters again, twice: it may have collected them before this call when it
+/// writes them the first time.
+fn fresh_counters(path: &Path) -> Vec<Counters> {
+    next_counters(path);
+    next_counters(path)
+}
+
+fn next_counters(path: &Path) -> Vec<Counters> {
+    let _ = fs::remove_file(path);
+    await_until("the counters file", || path.exists());
+    counters(path)
 }
 
 /// The kernel reports its multicast groups through every IPv6 device (RFC 3810). No node subscribes, and a

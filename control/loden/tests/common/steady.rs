@@ -15,8 +15,8 @@ const GAP: Duration = Duration::from_millis(2);
 const BURST: Duration = Duration::from_millis(100);
 /// Room for all that arrives while a busy machine does not run its reader.
 const BUFFER: usize = 16 << 20;
-/// A datagram that has not returned by then is lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A datagram that has not returned by then is lost. A machine that is busy may take seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting thread checks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -27,6 +27,7 @@ pub struct Steady {
     listener: JoinHandle<(HashSet<u64>, Vec<u64>)>,
     echo: JoinHandle<()>,
     ended: Arc<AtomicBool>,
+    /// The number of datagrams that have returned.
     returned: Arc<AtomicU64>,
 }
 
@@ -61,8 +62,8 @@ impl Steady {
             thread::spawn(move || reflect(&there, &ended))
         };
         let listener = {
-            let (ended, returned) = (Arc::clone(&ended), Arc::clone(&returned));
-            let here = here.try_clone().expect("a clone");
+            let (ended, here) = (Arc::clone(&ended), here.try_clone().expect("a clone"));
+            let returned = Arc::clone(&returned);
             thread::spawn(move || listen(&here, &ended, &returned))
         };
         let sender = {
@@ -78,7 +79,7 @@ impl Steady {
         let sent = self.sender.join().expect("the sender");
         let end = Instant::now() + PATIENCE;
         while self.returned.load(Ordering::Relaxed) < sent && Instant::now() < end {
-            thread::sleep(GAP);
+            thread::sleep(POLL);
         }
         self.ended.store(true, Ordering::Relaxed);
         let (back, late) = self.listener.join().expect("the listener");
