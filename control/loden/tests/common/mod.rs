@@ -218,7 +218,7 @@ impl Cluster {
 
     /// Waits until the workers of a host have read all that has arrived at their UDP sockets on `port`.
     pub fn await_read(&self, number: usize, port: u16) {
-        // Each line has the local address and port, and the bytes that wait (net/ipv4/udp.c udp4_format_sock).
+        // Local address and port, and the bytes that wait (net/ipv4/udp.c, udp4_format_sock).
         let line =
             format!("awk '$2 ~ /:{port:04X}$/ {{ print $5 }}' /proc/net/udp | grep -v ':00000000$' || true");
         await_until("the sockets to be read", || self.shell(number, &line).is_empty());

@@ -319,8 +319,8 @@ fn settle<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Reads packets from the wire until the expected ones have been seen and no more come. Returns where they go,
-/// by the subnet of their inner destination.
+/// Reads packets from the wire until the expected ones have been seen and no more come. Returns where they
+/// go, by the subnet of their inner destination.
 fn read(
     mut socket: Socket,
     sent: &AtomicBool,
