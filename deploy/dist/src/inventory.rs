@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use auditable_serde::{DependencyKind, Source as Origin, VersionInfo};
 use cargo_metadata::{Metadata, MetadataCommand, Package, PackageId, TargetKind};
 use flate2::Compression;
@@ -21,6 +21,9 @@ use crate::source::Source;
 
 /// How files with licences are named, in capitals.
 const LICENSES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
+
+/// The texts of packages that contain none, as their repositories have them.
+const MISSING: [(&str, &str); 1] = [("boringtun", include_str!("../licenses/boringtun"))];
 
 /// What the programs of one architecture are made of.
 #[derive(Debug)]
@@ -167,20 +170,14 @@ impl Inventory {
     pub(crate) fn licenses(&self, foreign: &[Foreign]) -> Result<String> {
         let mut listed = "What the programs of loden are made of, each with its licence.\n\n".to_owned();
         let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let mut without = Vec::new();
         for (package, _) in self.parts().into_iter().filter(|(_, kind)| *kind == DependencyKind::Runtime) {
             let name = format!("{} {}", package.name, package.version);
             writeln!(listed, "{name}: {}", expression(package))?;
-            if package.source.is_none() {
-                continue;
-            }
-            let found =
-                texts_of(package.manifest_path.parent().context("a manifest's directory")?.as_std_path())?;
-            if found.is_empty() {
-                without.push(format!("{name}: {}", package.repository.as_deref().unwrap_or("no repository")));
-            }
-            for text in found {
-                texts.entry(text).or_default().push(name.clone());
+            // Our own are under the licence in LICENSE.
+            if package.source.is_some() {
+                for text in self.texts(package)? {
+                    texts.entry(text).or_default().push(name.clone());
+                }
             }
         }
         for part in foreign {
@@ -190,10 +187,6 @@ impl Inventory {
                 texts.entry(text_of(path)?).or_default().push(name.clone());
             }
         }
-        if !without.is_empty() {
-            listed += "\nThe packages of these contain no text; their sources are at:\n";
-            listed += &(without.join("\n") + "\n");
-        }
         let mut texts: Vec<(Vec<String>, String)> =
             texts.into_iter().map(|(text, names)| (names, text)).collect();
         texts.sort();
@@ -202,6 +195,25 @@ impl Inventory {
             write!(listed, "\n{}\n{}\n\n{}\n", "-".repeat(72), names.join(", "), text.trim_end())?;
         }
         Ok(listed)
+    }
+
+    /// Returns the licences of a package: its own files, or those of a package from the same repository.
+    fn texts(&self, package: &Package) -> Result<BTreeSet<String>> {
+        let of = |package: &Package| {
+            texts_of(package.manifest_path.parent().context("a manifest's directory")?.as_std_path())
+        };
+        let mut texts = of(package)?;
+        if let Some((_, text)) = MISSING.iter().find(|(name, _)| *name == package.name.as_str()) {
+            texts.insert((*text).to_owned());
+        }
+        for (other, _) in self.parts() {
+            let is_beside = other.repository.is_some() && other.repository == package.repository;
+            if texts.is_empty() && is_beside && other.license == package.license {
+                texts = of(other)?;
+            }
+        }
+        ensure!(!texts.is_empty(), "the package {} contains no licence; add it in deploy/dist", package.name);
+        Ok(texts)
     }
 
     /// Returns all parts in order of their names.
@@ -361,6 +373,10 @@ mod tests {
         let text = inventory.licenses(&[musl()]).expect("licences");
         assert!(text.contains("\nmusl 1.2.5: MIT\n"), "{text}");
         assert!(text.contains("\nring 0.17"), "{text}");
+        assert!(
+            text.contains("Cloudflare, Inc. All rights reserved") && text.contains("tonic-prost "),
+            "{text}"
+        );
         assert!(!text.contains("\nsyn "), "a macro's part is linked");
         assert!(!text.contains("NOASSERTION"), "a part has no licence");
     }
