@@ -170,12 +170,13 @@ impl Inventory {
     pub(crate) fn licenses(&self, foreign: &[Foreign]) -> Result<String> {
         let mut listed = "What the programs of loden are made of, each with its licence.\n\n".to_owned();
         let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (package, _) in self.parts().into_iter().filter(|(_, kind)| *kind == DependencyKind::Runtime) {
+        let parts = self.parts();
+        for (package, _) in parts.iter().filter(|(_, kind)| *kind == DependencyKind::Runtime) {
             let name = format!("{} {}", package.name, package.version);
             writeln!(listed, "{name}: {}", expression(package))?;
             // Our own are under the licence in LICENSE.
             if package.source.is_some() {
-                for text in self.texts(package)? {
+                for text in texts_for(package, &parts)? {
                     texts.entry(text).or_default().push(name.clone());
                 }
             }
@@ -195,25 +196,6 @@ impl Inventory {
             write!(listed, "\n{}\n{}\n\n{}\n", "-".repeat(72), names.join(", "), text.trim_end())?;
         }
         Ok(listed)
-    }
-
-    /// Returns the licences of a package: its own files, or those of a package from the same repository.
-    fn texts(&self, package: &Package) -> Result<BTreeSet<String>> {
-        let of = |package: &Package| {
-            texts_of(package.manifest_path.parent().context("a manifest's directory")?.as_std_path())
-        };
-        let mut texts = of(package)?;
-        if let Some((_, text)) = MISSING.iter().find(|(name, _)| *name == package.name.as_str()) {
-            texts.insert((*text).to_owned());
-        }
-        for (other, _) in self.parts() {
-            let is_beside = other.repository.is_some() && other.repository == package.repository;
-            if texts.is_empty() && is_beside && other.license == package.license {
-                texts = of(other)?;
-            }
-        }
-        ensure!(!texts.is_empty(), "the package {} contains no licence; add it in deploy/dist", package.name);
-        Ok(texts)
     }
 
     /// Returns all parts in order of their names.
@@ -299,6 +281,25 @@ fn expression(package: &Package) -> String {
         Some(license) => license.replace(" / ", " OR ").replace('/', " OR "),
         None => "NOASSERTION".to_owned(),
     }
+}
+
+/// Returns the licences of a package: its own files, or those of a package from the same repository.
+fn texts_for(package: &Package, parts: &[(&Package, DependencyKind)]) -> Result<BTreeSet<String>> {
+    let of = |package: &Package| {
+        texts_of(package.manifest_path.parent().context("a manifest's directory")?.as_std_path())
+    };
+    let mut texts = of(package)?;
+    if let Some((_, text)) = MISSING.iter().find(|(name, _)| *name == package.name.as_str()) {
+        texts.insert((*text).to_owned());
+    }
+    for (other, _) in parts {
+        let is_beside = other.repository.is_some() && other.repository == package.repository;
+        if texts.is_empty() && is_beside && other.license == package.license {
+            texts = of(other)?;
+        }
+    }
+    ensure!(!texts.is_empty(), "the package {} contains no licence; add it in deploy/dist", package.name);
+    Ok(texts)
 }
 
 fn texts_of(directory: &Path) -> Result<BTreeSet<String>> {
