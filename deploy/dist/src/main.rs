@@ -58,6 +58,8 @@ struct Options {
 enum Piece {
     /// The static programs, with the symbols of each beside it.
     Programs,
+    /// Of the programs, only the CNI plugin.
+    Plugin,
     /// Archives of the programs.
     Tar,
     /// OCI images, one for each architecture and one for all.
@@ -89,11 +91,12 @@ fn release(options: &Options) -> Result<()> {
     command::check(&needed(options).iter().map(String::as_str).collect::<Vec<_>>())?;
     let output = Output::open(&options.output)?;
     let toolchain = Toolchain::prepare(options.offline, packages || options.programs.is_none())?;
+    let programs = programs::chosen(options.only == [Piece::Plugin]);
     for arch in &options.target {
         eprintln!("== programs for {} ({} s)", arch.name(), start.elapsed().as_secs());
         match &options.programs {
-            Some(from) => programs::take(*arch, &source, from, &output)?,
-            None => programs::build(*arch, &source, &toolchain, &output)?,
+            Some(from) => programs::take(programs, *arch, &source, from, &output)?,
+            None => programs::build(programs, *arch, &source, &toolchain, &output)?,
         }
     }
     if wants(Piece::Tar) {

@@ -22,13 +22,27 @@ const AUDITED: &str = ".dep-v0";
 /// How the files with records of the programs end.
 const RECORDS: [&str; 3] = ["cdx.json", "licenses.txt", "provenance.json"];
 
-/// Builds the programs for one architecture into a directory of its name.
-pub(crate) fn build(arch: Arch, source: &Source, toolchain: &Toolchain, output: &Output) -> Result<()> {
-    let packages = PROGRAMS.map(|(_, package)| package);
+/// The programs that a run makes.
+pub(crate) type Chosen = [(&'static str, &'static str)];
+
+/// Returns all programs, or the plugin alone.
+pub(crate) fn chosen(only_plugin: bool) -> &'static Chosen {
+    if only_plugin { &PROGRAMS[1..2] } else { &PROGRAMS }
+}
+
+/// Builds programs for one architecture into a directory of its name.
+pub(crate) fn build(
+    programs: &Chosen,
+    arch: Arch,
+    source: &Source,
+    toolchain: &Toolchain,
+    output: &Output,
+) -> Result<()> {
+    let packages: Vec<&str> = programs.iter().map(|(_, package)| *package).collect();
     let inventory = Inventory::read(arch, source, &packages, toolchain.offline())?;
     let built = toolchain.build(arch, source, &packages)?;
     let directory = arch.name();
-    for (program, package) in PROGRAMS {
+    for (program, package) in programs {
         let (from, symbols) = (built.join(program), format!("{program}.debug"));
         output.place(&format!("{directory}/{symbols}"), |path| {
             command::run(
@@ -54,28 +68,34 @@ pub(crate) fn build(arch: Arch, source: &Source, toolchain: &Toolchain, output: 
     output.place(&bill, |path| Ok(fs::write(path, text)?))?;
     let text = inventory.licenses(&foreign)?;
     output.place(&licenses, |path| Ok(fs::write(path, text)?))?;
-    let text = self::provenance(arch, source, toolchain, output)?;
+    let text = self::provenance(programs, arch, source, toolchain, output)?;
     output.place(&provenance, |path| Ok(fs::write(path, text)?))
 }
 
 /// Takes the programs, and what there is of symbols and records, from where another run has put them, for
 /// example another job of a CI.
-pub(crate) fn take(arch: Arch, source: &Source, from: &Path, output: &Output) -> Result<()> {
+pub(crate) fn take(
+    programs: &Chosen,
+    arch: Arch,
+    source: &Source,
+    from: &Path,
+    output: &Output,
+) -> Result<()> {
     let copy = |name: &str, path: &Path| {
         let from = from.join(name);
         fs::copy(&from, path).map(|_| ()).with_context(|| format!("cannot read {}", from.display()))
     };
-    for (program, _) in PROGRAMS {
+    for (program, _) in programs {
         let name = format!("{}/{program}", arch.name());
         output.place(&name, |path| {
             copy(&name, path)?;
             check(path)
         })?;
     }
-    let symbols = PROGRAMS.map(|(program, _)| format!("{}/{program}.debug", arch.name()));
-    let records = RECORDS.map(|ending| record(arch, source, ending));
-    for name in symbols.iter().chain(&records).filter(|name| from.join(name).is_file()) {
-        output.place(name, |path| copy(name, path))?;
+    let symbols = programs.iter().map(|(program, _)| format!("{}/{program}.debug", arch.name()));
+    let records = RECORDS.iter().map(|ending| record(arch, source, ending));
+    for name in symbols.chain(records).filter(|name| from.join(name).is_file()) {
+        output.place(&name, |path| copy(&name, path))?;
     }
     Ok(())
 }
@@ -97,12 +117,18 @@ fn strip(arch: Arch, from: &Path, to: &Path, symbols: &Path, audited: &Path) -> 
 }
 
 /// Returns what made the programs, as in-toto and SLSA define it. It is not signed.
-fn provenance(arch: Arch, source: &Source, toolchain: &Toolchain, output: &Output) -> Result<String> {
-    let subject = PROGRAMS.map(|(program, _)| format!("{}/{program}", arch.name()));
-    let subject: Vec<Value> = subject
+fn provenance(
+    programs: &Chosen,
+    arch: Arch,
+    source: &Source,
+    toolchain: &Toolchain,
+    output: &Output,
+) -> Result<String> {
+    let subject: Vec<Value> = programs
         .iter()
-        .map(|name| {
-            let digest = output::sum(&output.path().join(name))?;
+        .map(|(program, _)| {
+            let name = format!("{}/{program}", arch.name());
+            let digest = output::sum(&output.path().join(&name))?;
             Ok(json!({ "name": name, "digest": { "sha256": digest } }))
         })
         .collect::<Result<_>>()?;

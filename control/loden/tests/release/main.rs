@@ -1,8 +1,9 @@
 //! The programs of a release, as `deploy/release` puts them into the directory that `LODEN_RELEASE` names.
 //!
 //! ```text
+//! plugin    tests: the plugin alone
 //! programs  tests: what the files are, how large, and what they tell of themselves
-//! arm       tests: nodes and the plugin of 64-bit ARM, run by QEMU, beside this machine's
+//! arm       tests: nodes of 64-bit ARM, run by QEMU, beside this machine's
 //! names     tests: how the static program resolves names
 //! ```
 
@@ -13,6 +14,7 @@ mod arm;
 #[path = "../common/mod.rs"]
 mod common;
 mod names;
+mod plugin;
 mod programs;
 
 use std::path::PathBuf;
@@ -29,10 +31,22 @@ pub struct Release(PathBuf);
 impl Release {
     /// Finds the release; `None` if it or anything else that the test needs is missing.
     pub fn find(needs: Needs) -> Option<Release> {
+        Release::with("loden", needs)
+    }
+
+    /// Finds a release that may have the plugin alone.
+    pub fn with_plugin(needs: Needs) -> Option<Release> {
+        Release::with("loden-cni", needs)
+    }
+
+    fn with(name: &str, needs: Needs) -> Option<Release> {
         let path = std::env::var_os("LODEN_RELEASE").map(PathBuf::from).unwrap_or_default();
         let release = Release(path);
-        let programs = ARCHS.iter().all(|arch| release.program(arch, "loden").is_file());
-        let what = "a release of both architectures (deploy/release DIR, then LODEN_RELEASE=DIR)";
+        let programs = ARCHS.iter().all(|arch| release.program(arch, name).is_file());
+        let what = format!(
+            "{name} of a release for {} (deploy/release DIR, then LODEN_RELEASE=DIR)",
+            ARCHS.join(" and ")
+        );
         needs.and(what, programs).are_met().then_some(release)
     }
 

@@ -21,27 +21,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 fn programs_need_nothing_and_are_small() {
     let Some(release) = Release::find(Needs::default().programs(&["readelf"])) else { return };
     for arch in ARCHS {
-        for name in PROGRAMS {
-            let path = release.program(arch, name);
-            let read = |file: &Path, options: &str| shell("readelf", &["--wide", options, &text(file)]);
-            let headers = read(&path, "-hldS");
-            for absent in ["(NEEDED)", " INTERP ", ".symtab", ".debug_line"] {
-                assert!(!headers.contains(absent), "{arch} {name}: {absent}");
-            }
-            for present in ["DYN (Position-Independent Executable file)", "GNU_RELRO", ".dep-v0"] {
-                assert!(headers.contains(present), "{arch} {name}: no {present}\n{headers}");
-            }
-            let machine = if arch == "x86_64" { "X86-64" } else { "AArch64" };
-            assert!(headers.contains(machine), "{arch} {name}");
-            let symbols = path.with_file_name(format!("{name}.debug"));
-            assert!(read(&symbols, "-S").contains(".debug_line"), "{arch} {name}");
-            assert!(read(&path, "-p.gnu_debuglink").contains(&format!("{name}.debug")), "{arch} {name}");
-        }
-        for (name, limit) in LIMITS {
-            let size = fs::metadata(release.program(arch, name)).expect("a program").len();
-            println!("{arch} {name}: {size} bytes");
-            assert!(size < limit, "{arch} {name}: {size} bytes");
-        }
+        PROGRAMS.iter().for_each(|name| check(&release, arch, name));
     }
 }
 
@@ -54,18 +34,52 @@ fn programs_tell_what_they_are() {
         assert_eq!(told["target"], json!(format!("{arch}-unknown-linux-musl")));
         assert_eq!((&told["libc"], &told["is_static"]), (&json!("musl"), &json!(true)));
         assert_eq!(told["version"], VERSION);
-        let commit = told["commit"].as_str().expect("a commit");
-        let record = fs::read(release.file(&format!("loden-{VERSION}-linux-{arch}.provenance.json")));
-        let record: Value = serde_json::from_slice(&record.expect("a record")).expect("JSON");
-        let definition = &record["predicate"]["buildDefinition"];
-        assert_eq!(definition["externalParameters"]["commit"], commit);
-        let compiler = &definition["internalParameters"]["compiler"][0];
-        assert!(compiler.as_str().is_some_and(|line| line.starts_with("rustc ")), "{definition}");
-        for subject in record["subject"].as_array().expect("subjects") {
-            let file = release.file(subject["name"].as_str().expect("a name"));
-            assert_eq!(subject["digest"]["sha256"], sum(&file));
-        }
+        assert_eq!(told["commit"], check_provenance(&release, arch));
     }
+}
+
+/// Checks that a program is static, stripped and small, and has its symbols beside it.
+pub(crate) fn check(release: &Release, arch: &str, name: &str) {
+    let path = release.program(arch, name);
+    let read = |file: &Path, options: &str| shell("readelf", &["--wide", options, &text(file)]);
+    let headers = read(&path, "-hldS");
+    for absent in ["(NEEDED)", " INTERP ", ".symtab", ".debug_line"] {
+        assert!(!headers.contains(absent), "{arch} {name}: {absent}");
+    }
+    for present in ["DYN (Position-Independent Executable file)", "GNU_RELRO", ".dep-v0"] {
+        assert!(headers.contains(present), "{arch} {name}: no {present}\n{headers}");
+    }
+    let machine = if arch == "x86_64" { "X86-64" } else { "AArch64" };
+    assert!(headers.contains(machine), "{arch} {name}");
+    let symbols = path.with_file_name(format!("{name}.debug"));
+    assert!(read(&symbols, "-S").contains(".debug_line"), "{arch} {name}");
+    assert!(read(&path, "-p.gnu_debuglink").contains(&format!("{name}.debug")), "{arch} {name}");
+    let size = fs::metadata(&path).expect("a program").len();
+    println!("{arch} {name}: {size} bytes");
+    let limit = LIMITS.iter().find(|(limited, _)| *limited == name);
+    assert!(limit.is_none_or(|(_, limit)| size < *limit), "{arch} {name}: {size} bytes");
+}
+
+/// Checks the record of what built the programs, and returns the commit in it.
+pub(crate) fn check_provenance(release: &Release, arch: &str) -> Value {
+    let record: Value = serde_json::from_str(&record(release, arch, "provenance.json")).expect("JSON");
+    let definition = &record["predicate"]["buildDefinition"];
+    let compiler = &definition["internalParameters"]["compiler"][0];
+    assert!(compiler.as_str().is_some_and(|line| line.starts_with("rustc ")), "{definition}");
+    let subjects = record["subject"].as_array().expect("subjects");
+    assert!(!subjects.is_empty());
+    for subject in subjects {
+        let file = release.file(subject["name"].as_str().expect("a name"));
+        assert_eq!(subject["digest"]["sha256"], sum(&file));
+    }
+    let place = text(Path::new(env!("CARGO_MANIFEST_DIR")));
+    assert!(!record.to_string().contains(&place), "a path of this machine");
+    definition["externalParameters"]["commit"].clone()
+}
+
+/// Reads a record of the programs for an architecture.
+pub(crate) fn record(release: &Release, arch: &str, ending: &str) -> String {
+    fs::read_to_string(release.file(&format!("loden-{VERSION}-linux-{arch}.{ending}"))).expect("a record")
 }
 
 #[test]
