@@ -1,6 +1,7 @@
 //! The programs of a release, as `deploy/release` puts them into the directory that `LODEN_RELEASE` names.
 //!
 //! ```text
+//! tools     tests: what the command says and leaves where it cannot work
 //! plugin    tests: the plugin alone
 //! programs  tests: what the files are, how large, and what they tell of themselves
 //! arm       tests: nodes of 64-bit ARM, run by QEMU, beside this machine's
@@ -16,6 +17,7 @@ mod common;
 mod names;
 mod plugin;
 mod programs;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::Command;
