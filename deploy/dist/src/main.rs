@@ -4,11 +4,14 @@
 
 mod arch;
 mod archive;
+#[cfg(test)]
+mod ci;
 mod command;
 mod debian;
 mod image;
 mod inventory;
 mod layer;
+mod notes;
 mod oci;
 mod output;
 mod packages;
@@ -16,12 +19,14 @@ mod programs;
 mod source;
 mod toolchain;
 
+use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use self::arch::Arch;
 use self::output::Output;
@@ -31,11 +36,19 @@ use self::toolchain::Toolchain;
 
 /// Builds the files of a release.
 #[derive(Debug, Parser)]
-#[command(name = "deploy/release", version)]
+#[command(
+    name = "deploy/release",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 struct Options {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// The directory for the files.
-    #[arg(value_name = "DIR")]
-    output: PathBuf,
+    #[arg(value_name = "DIR", required = true)]
+    output: Option<PathBuf>,
     /// Build for these architectures.
     #[arg(
         long, value_enum, value_name = "LIST", value_delimiter = ',',
@@ -51,6 +64,17 @@ struct Options {
     /// Use what earlier runs have downloaded, and nothing else.
     #[arg(long)]
     offline: bool,
+}
+
+/// What else can be asked for; a directory of such a name needs a ./ before it.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Print the notes of a version, from docs/changelog.md.
+    Notes {
+        /// The version, or Unreleased.
+        #[arg(default_value = env!("CARGO_PKG_VERSION"))]
+        version: String,
+    },
 }
 
 /// A piece of a release.
@@ -83,13 +107,20 @@ fn main() -> ExitCode {
 fn release(options: &Options) -> Result<()> {
     let start = Instant::now();
     let source = Source::read()?;
+    if let Some(Task::Notes { version }) = &options.task {
+        let path = source.root.join("docs/changelog.md");
+        let changelog =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        return writeln!(io::stdout(), "{}", notes::of(&changelog, version)?)
+            .context("cannot print the notes");
+    }
     let wants = |piece| options.only.is_empty() || options.only.contains(&piece);
     if source.commit.ends_with("-dirty") {
         eprintln!("deploy/release: the tree has changes; the version says {}", source.commit);
     }
     let packages = wants(Piece::Deb) || wants(Piece::Rpm);
     command::check(&needed(options).iter().map(String::as_str).collect::<Vec<_>>())?;
-    let output = Output::open(&options.output)?;
+    let output = Output::open(options.output.as_deref().context("no directory for the files is given")?)?;
     let toolchain = Toolchain::prepare(options.offline, packages || options.programs.is_none())?;
     let programs = programs::chosen(options.only == [Piece::Plugin]);
     for arch in &options.target {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
@@ -15,6 +15,9 @@ use crate::toolchain::Toolchain;
 
 /// Where loden.service expects the program, and where packages put it.
 const MOVED: (&str, &str) = ("/usr/local/bin/loden", "/usr/bin/loden");
+const MAINTAINER: &str = "The loden authors <loden@localhost.localdomain>";
+/// What stands in a description for each manual page.
+const PAGES: &str = "*.gz";
 
 /// A format of packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +37,11 @@ impl Format {
     }
 
     fn file(self, package: &str, version: &str, arch: Arch) -> String {
+        // nfpm writes the version of a preview so too: it comes before the version without one.
+        let version = version.replacen('-', "~", 1);
         match self {
-            Format::Deb => format!("{package}_{version}_{}.deb", arch.debian()),
-            Format::Rpm => format!("{package}-{version}.{}.rpm", arch.name()),
+            Format::Deb => format!("{package}_{version}-1_{}.deb", arch.debian()),
+            Format::Rpm => format!("{package}-{version}-1.{}.rpm", arch.name()),
         }
     }
 }
@@ -52,20 +57,19 @@ pub(crate) fn build(
     output.work("packages", |stage| {
         fill(stage, arch, source, output)?;
         for package in ["loden", "loden-cni"] {
-            let description = source.root.join(format!("deploy/packages/{package}.yaml"));
             for format in formats {
                 output.place(&format.file(package, source.version, arch), |path| {
                     run(Command::new(toolchain.tool("nfpm"))
-                        .current_dir(&source.root)
+                        .current_dir(stage)
                         .args(["package", "--packager", format.name(), "--config"])
-                        .arg(&description)
+                        .arg(format!("{package}.yaml"))
                         .arg("--target")
                         .arg(path)
                         .env("LODEN_ARCH", arch.debian())
+                        .env("LODEN_MAINTAINER", MAINTAINER)
                         .env("LODEN_VERSION", source.version)
-                        .env("LODEN_STAGE", stage)
                         .env("SOURCE_DATE_EPOCH", source.epoch.to_string())
-                        .stdout(std::process::Stdio::null()))
+                        .stdout(Stdio::null()))
                 })?;
             }
         }
@@ -87,17 +91,43 @@ fn fill(stage: &Path, arch: Arch, source: &Source, output: &Output) -> Result<()
     {
         fs::write(stage.join(to), text(deploy.join(from))?.replace(MOVED.0, MOVED.1))?;
     }
-    for name in ["default", "copyright"] {
-        fs::copy(deploy.join("packages").join(name), stage.join(name))?;
+    for entry in fs::read_dir(deploy.join("packages")).context("cannot list deploy/packages")? {
+        let entry = entry?;
+        fs::copy(entry.path(), stage.join(entry.file_name()))?;
     }
     zip(text(source.root.join("docs/changelog.md"))?.as_bytes(), &stage.join("changelog.gz"))?;
     zip(text(deploy.join("packages/loden-cni.1"))?.as_bytes(), &stage.join("loden-cni.1.gz"))?;
-    generate(stage, arch, output)?;
+    fs::write(stage.join("changelog.yaml"), changelog(source))?;
+    let pages = generate(stage, arch, output)?;
+    let description = each_page(&text(deploy.join("packages/loden.yaml"))?, &pages);
+    fs::write(stage.join("loden.yaml"), description)?;
     touch(stage, source.epoch)
 }
 
-/// Takes completions and manual pages out of the program that this machine can run.
-fn generate(stage: &Path, arch: Arch, output: &Output) -> Result<()> {
+/// Writes the entry for the systems' own changelogs, in the form of nfpm's.
+fn changelog(source: &Source) -> String {
+    format!(
+        "- semver: {}-1\n  date: {}\n  packager: {MAINTAINER}\n  \
+         deb: {{urgency: medium, distributions: [stable]}}\n  changes:\n    \
+         - note: Release {}; changelog.gz has what is new.\n",
+        source.version,
+        source.time(),
+        source.version
+    )
+}
+
+/// Repeats the lines of all manual pages for each page: nfpm has no patterns for documentation.
+fn each_page(description: &str, pages: &[String]) -> String {
+    let lines = description.lines().flat_map(|line| match line.contains(PAGES) {
+        true => pages.iter().map(|page| line.replace(PAGES, page)).collect(),
+        false => vec![line.to_owned()],
+    });
+    lines.map(|line| line + "\n").collect()
+}
+
+/// Takes completions and manual pages out of the program that this machine can run, and returns the pages'
+/// names.
+fn generate(stage: &Path, arch: Arch, output: &Output) -> Result<Vec<String>> {
     let host = Arch::host().filter(|host| output.path().join(host.name()).join("loden").is_file());
     let loden = output.path().join(host.unwrap_or(arch).name()).join("loden");
     let told = "cannot take completions and manual pages out of loden; with --target name this machine's \
@@ -111,12 +141,15 @@ fn generate(stage: &Path, arch: Arch, output: &Output) -> Result<()> {
     fs::create_dir_all(&pages)?;
     fs::create_dir_all(stage.join("manual"))?;
     run(Command::new(&loden).arg("manual").arg(&pages)).context(told)?;
+    let mut names = Vec::new();
     for entry in fs::read_dir(&pages)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned() + ".gz";
-        zip(&fs::read(entry.path())?, &stage.join("manual").join(name))?;
+        zip(&fs::read(entry.path())?, &stage.join("manual").join(&name))?;
+        names.push(name);
     }
-    Ok(())
+    names.sort();
+    Ok(names)
 }
 
 /// Compresses without the name and the time, so that the bytes depend on the content alone.
@@ -128,13 +161,4 @@ fn zip(mut data: &[u8], path: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_named_as_each_system_does() {
-        let name = |format: Format, arch| format.file("loden-cni", "0.1.0", arch);
-        assert_eq!(name(Format::Deb, Arch::Aarch64), "loden-cni_0.1.0_arm64.deb");
-        assert_eq!(name(Format::Rpm, Arch::Aarch64), "loden-cni-0.1.0.aarch64.rpm");
-    }
-}
+mod tests;

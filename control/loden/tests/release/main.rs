@@ -3,18 +3,12 @@
 //! ```text
 //! tools     tests: what the command says and leaves where it cannot work
 //! plugin    tests: the plugin alone
-//! programs  tests: what the files are, how large, and what they tell of themselves
-//! arm       tests: nodes of 64-bit ARM, run by QEMU, beside this machine's
-//! names     tests: how the static program resolves names
+//! programs  what a program is, and the records beside it
 //! ```
 
 // clippy.toml allows these in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod arm;
-#[path = "../common/mod.rs"]
-mod common;
-mod names;
 mod plugin;
 mod programs;
 mod tools;
@@ -31,24 +25,12 @@ pub const ARCHS: [&str; 2] = ["x86_64", "aarch64"];
 pub struct Release(PathBuf);
 
 impl Release {
-    /// Finds the release; `None` if it or anything else that the test needs is missing.
-    pub fn find(needs: Needs) -> Option<Release> {
-        Release::with("loden", needs)
-    }
-
-    /// Finds a release that may have the plugin alone.
+    /// Finds a release with the plugin; `None` if it or anything else that the test needs is missing.
     pub fn with_plugin(needs: Needs) -> Option<Release> {
-        Release::with("loden-cni", needs)
-    }
-
-    fn with(name: &str, needs: Needs) -> Option<Release> {
         let path = std::env::var_os("LODEN_RELEASE").map(PathBuf::from).unwrap_or_default();
         let release = Release(path);
-        let programs = ARCHS.iter().all(|arch| release.program(arch, name).is_file());
-        let what = format!(
-            "{name} of a release for {} (deploy/release DIR, then LODEN_RELEASE=DIR)",
-            ARCHS.join(" and ")
-        );
+        let programs = ARCHS.iter().all(|arch| release.program(arch, "loden-cni").is_file());
+        let what = "a release of both architectures (deploy/release DIR, then LODEN_RELEASE=DIR)";
         needs.and(what, programs).are_met().then_some(release)
     }
 
