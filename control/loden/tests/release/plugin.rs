@@ -1,5 +1,5 @@
-//! The plugin alone: what the file is, and each verb with Debian's `bridge` and `host-local`, on 64-bit ARM by
-//! QEMU.
+//! The plugin alone: what the file is, and each verb with Debian's `bridge` and `host-local`, on 64-bit ARM
+//! by QEMU.
 
 use std::fs;
 use std::path::Path;
