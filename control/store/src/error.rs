@@ -6,6 +6,7 @@ use model::error::ConfigError;
 use model::lease::AttrsError;
 
 use crate::etcd::EtcdError;
+use crate::kind::Kind;
 use crate::lease::allocator::OutOfSubnets;
 use crate::sqlite::SqliteError;
 
@@ -63,14 +64,12 @@ impl StoreError {
         matches!(self, StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })))
     }
 
-    /// Returns what this failure has in common with the next ones of its kind, whichever endpoint they are
-    /// of.
-    pub fn kind(&self) -> String {
+    /// Returns the kind of this failure, whichever endpoint it is of.
+    pub fn kind(&self) -> Kind {
         match self {
-            StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })) => "unreachable".to_owned(),
-            StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. })) => "denied".to_owned(),
-            StoreError::Passing(Cause::Etcd(EtcdError::Refused { answer, .. })) => gist(answer),
-            other => gist(&other.to_string()),
+            StoreError::Passing(cause) | StoreError::Fatal(cause) => cause.kind(),
+            StoreError::Lost { why, .. } => Kind::new("lost").of(why),
+            StoreError::OutOfSubnets(_) => Kind::new("out of subnets"),
         }
     }
 
@@ -79,9 +78,16 @@ impl StoreError {
     }
 }
 
-/// Returns a text without its digits: times, addresses and numbers vary between failures of one kind.
-pub fn gist(text: &str) -> String {
-    text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
+impl Cause {
+    fn kind(&self) -> Kind {
+        match self {
+            Cause::Etcd(error) => error.kind(),
+            Cause::Sqlite(error) => error.kind(),
+            Cause::Unconfigured => Kind::new("unconfigured"),
+            // The same until somebody changes the configuration.
+            Cause::Config(error) => Kind::new("configuration").of(error),
+        }
+    }
 }
 
 impl From<EtcdError> for StoreError {

@@ -35,7 +35,7 @@ impl Store {
     /// Opens the store that `spec` names. It need not be there yet: each request tries to reach it.
     pub async fn open(spec: Spec) -> Result<Store, StoreError> {
         match spec {
-            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::lazy(config)?)),
+            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
             Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::lazy(path)?)),
             Spec::Memory(store) => Ok(Store::Memory(store)),
         }

@@ -60,7 +60,8 @@ mod tests {
     use super::*;
 
     const CHANGELOG: &str = "# Changelog\n\nText.\n\n## Unreleased\n\n## [0.2.0-rc.1] - 2026-11-28\r\n\r\n\
-        ### Added\r\n\r\n- One\r\n  of two lines.\r\n- Two.\r\n  - Below.\n\n## 0.1.0\n\nA text\nof two lines.\n\n\
+        ### Added\r\n\r\n- One\r\n  of two lines.\r\n- Two.\r\n  - Below.\n\n## 0.1.0\n\n\
+        A text\nof two lines.\n\n\
         ```sh\na\nb\n```\n\n| a |\n| b |\n";
 
     #[test]
