@@ -84,6 +84,7 @@ impl Cause {
             Cause::Etcd(error) => error.kind(),
             Cause::Sqlite(error) => error.kind(),
             Cause::Unconfigured => Kind::new("unconfigured"),
+            Cause::Unpublishable(error) => Kind::new("unpublishable").of(error),
             // The same until somebody changes the configuration.
             Cause::Config(error) => Kind::new("configuration").of(error),
         }
