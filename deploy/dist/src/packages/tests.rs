@@ -182,6 +182,18 @@ fn without_a_program_that_runs_here_the_error_says_what_to_do() {
     assert!(format!("{error:#}").starts_with("cannot read loden of x86_64"), "{error:#}");
 }
 
+#[test]
+fn a_tool_that_is_missing_in_the_cache_is_named() {
+    let cache = tempfile::tempdir().expect("a directory");
+    let nfpm = cache.path().join("nfpm");
+    let error = present(nfpm.clone(), cache.path()).expect_err("missing").to_string();
+    let expected =
+        format!("{} is missing; remove {} and start again", nfpm.display(), cache.path().display());
+    assert_eq!(error, expected);
+    fs::write(&nfpm, "").expect("a file");
+    assert!(present(nfpm, cache.path()).is_ok());
+}
+
 /// Packages of one version in a directory of their own.
 struct Packages {
     output: Output,

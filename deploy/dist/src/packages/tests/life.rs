@@ -248,7 +248,7 @@ fn with_another_default() -> (Source, TempDir) {
 }
 
 /// Copies packages to where the system sees them.
-fn put(root: &Root, packages: &[&Packages]) {
+pub(super) fn put(root: &Root, packages: &[&Packages]) {
     for packages in packages {
         for name in packages.names() {
             fs::copy(packages.path(&name), root.path("/tmp/packages").join(&name)).expect("a package");
