@@ -5,6 +5,7 @@
 //! spec     which store, and where
 //! lease    which subnet, when to renew, who the peers are: pure
 //! error    the errors of all stores, by meaning
+//! kind     what the failures that share a line of the log have in common
 //! stream   the stream of changes, which outlives every failure of a store
 //! position how far a stream has read, which shows that a store has lost something
 //! now      a moment on both clocks
@@ -40,6 +41,7 @@ pub mod sqlite;
 
 mod error;
 mod health;
+mod kind;
 mod now;
 mod poll;
 mod position;
@@ -50,9 +52,10 @@ mod stream;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use error::{Cause, StoreError, gist};
+pub use error::{Cause, StoreError};
 pub use etcd::Etcd;
 pub use health::Health;
+pub use kind::{Kind, gist};
 pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;
 pub use now::Now;

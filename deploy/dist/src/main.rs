@@ -121,7 +121,10 @@ fn release(options: &Options) -> Result<()> {
     let packages = wants(Piece::Deb) || wants(Piece::Rpm);
     command::check(&needed(options).iter().map(String::as_str).collect::<Vec<_>>())?;
     let output = Output::open(options.output.as_deref().context("no directory for the files is given")?)?;
-    let toolchain = Toolchain::prepare(options.offline, packages || options.programs.is_none())?;
+    let toolchain = match packages || options.programs.is_none() {
+        true => Toolchain::prepare(options.offline)?,
+        false => Toolchain::without_tools(options.offline)?,
+    };
     let programs = programs::chosen(options.only == [Piece::Plugin]);
     for arch in &options.target {
         eprintln!("== programs for {} ({} s)", arch.name(), start.elapsed().as_secs());

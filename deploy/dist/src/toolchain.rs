@@ -52,8 +52,15 @@ struct Compiler {
 }
 
 impl Toolchain {
-    /// Finds the cache outside the checkout, and downloads the tools into it if the run needs them.
-    pub(crate) fn prepare(offline: bool, with_tools: bool) -> Result<Toolchain> {
+    /// Finds or downloads the tools, into a cache outside the checkout.
+    pub(crate) fn prepare(offline: bool) -> Result<Toolchain> {
+        let toolchain = Toolchain::without_tools(offline)?;
+        toolchain.python()?;
+        Ok(toolchain)
+    }
+
+    /// Finds the cache, for a run that needs none of the tools.
+    pub(crate) fn without_tools(offline: bool) -> Result<Toolchain> {
         let cache = match std::env::var_os("XDG_CACHE_HOME") {
             Some(path) => PathBuf::from(path),
             None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
@@ -61,9 +68,6 @@ impl Toolchain {
         let toolchain = Toolchain { cache: cache.join("loden/release"), offline };
         fs::create_dir_all(&toolchain.cache)
             .with_context(|| format!("cannot write to {}", toolchain.cache.display()))?;
-        if with_tools {
-            toolchain.python()?;
-        }
         Ok(toolchain)
     }
 
