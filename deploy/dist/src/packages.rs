@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
 
 use crate::arch::Arch;
@@ -54,12 +54,13 @@ pub(crate) fn build(
     toolchain: &Toolchain,
     output: &Output,
 ) -> Result<()> {
+    let nfpm = present(toolchain.tool("nfpm"), toolchain.cache())?;
     output.work("packages", |stage| {
         fill(stage, arch, source, output)?;
         for package in ["loden", "loden-cni"] {
             for format in formats {
                 output.place(&format.file(package, source.version, arch), |path| {
-                    run(Command::new(toolchain.tool("nfpm"))
+                    run(Command::new(&nfpm)
                         .current_dir(stage)
                         .args(["package", "--packager", format.name(), "--config"])
                         .arg(format!("{package}.yaml"))
@@ -75,6 +76,13 @@ pub(crate) fn build(
         }
         Ok(())
     })
+}
+
+/// Refuses a tool that somebody has removed from the cache, which counts as complete.
+fn present(tool: PathBuf, cache: &Path) -> Result<PathBuf> {
+    let told = || format!("{} is missing; remove {} and start again", tool.display(), cache.display());
+    ensure!(tool.is_file(), told());
+    Ok(tool)
 }
 
 /// Lays out what the descriptions name.

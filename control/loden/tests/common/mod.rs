@@ -10,6 +10,7 @@ mod kernel;
 pub mod packet;
 pub mod pids;
 pub mod steady;
+pub mod stock;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,13 @@ pub fn needs(programs: &[&str]) -> Needs {
     let switch = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     let needs = Needs::hosts().and("br_netfilter (modprobe br_netfilter)", switch.exists());
     needs.programs(&["ip"]).programs(programs)
+}
+
+/// Returns the directory in which `./test` keeps what takes long to get, outside the checkout.
+pub fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(cache.join("loden"))
 }
 
 /// Polls until `done` returns true. Panics after [`LIMIT`].

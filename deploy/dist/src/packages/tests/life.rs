@@ -45,7 +45,7 @@ fn a_purge_removes_what_is_ours_and_nothing_else() {
         root.write("/etc/systemd/system/loden.service", "[Service]\n");
         enable(&root, "/etc/systemd/system/loden.service");
         let said = root.done(purge);
-        assert!(said.contains("/var/lib/loden stays: it holds files that loden did not write."), "{said}");
+        assert!(said.contains("/var/lib/loden stays: loden did not write all that is in it"), "{said}");
         assert_eq!(root.done("ls /var/lib/loden"), "linked.db\nnotes\n");
         assert_eq!(root.read("/srv/other.db"), database);
         assert!(is_enabled(&root) && root.path("/etc/systemd/system/loden.service.d/mine.conf").exists());
@@ -248,7 +248,7 @@ fn with_another_default() -> (Source, TempDir) {
 }
 
 /// Copies packages to where the system sees them.
-fn put(root: &Root, packages: &[&Packages]) {
+pub(super) fn put(root: &Root, packages: &[&Packages]) {
     for packages in packages {
         for name in packages.names() {
             fs::copy(packages.path(&name), root.path("/tmp/packages").join(&name)).expect("a package");
