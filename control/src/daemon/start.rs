@@ -31,7 +31,7 @@ use super::store_request::StoreRequest;
 use super::wait_for_store::Trust;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
-use crate::apply::subnet_file;
+use crate::apply::{subnet_file, takeover};
 use crate::netlink::{Changes, Netlink};
 use crate::persist::disk;
 use crate::persist::remembered::{Past, Remembered};
@@ -214,7 +214,10 @@ impl<'a> Beginning<'a> {
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        context::outline(context, &self.netlink, &self.memory, &self.endpoints.label()).await
+        let networks = takeover::networks(&context.config, self.recorded.as_ref());
+        let label = self.endpoints.label();
+        let left = takeover::Left { devices: self.memory.devices(), label: &label, networks: &networks };
+        context::outline(context, &self.netlink, left).await
     }
 
     /// Makes a node, ready if possible, of a datapath.
@@ -246,6 +249,10 @@ impl<'a> Beginning<'a> {
             plan,
         )
         .await?;
+        let interface = &context.underlay.interface;
+        if let Err(error) = takeover::remove_routes(host.netlink(), interface, host.plan()).await {
+            tracing::warn!("routes of an earlier configuration may lead past the tunnel: {error}");
+        }
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
         let sockets = control_sockets(context, &board).await?;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use model::error::ConfigError;
+use model::lease::AttrsError;
 
 use crate::etcd::EtcdError;
 use crate::kind::Kind;
@@ -44,6 +45,9 @@ pub enum Cause {
     /// No network configuration has been set yet.
     #[error("no network configuration in the store (--net-config sets it)")]
     Unconfigured,
+    /// Other nodes could not use what this node would publish, and some would end over it.
+    #[error("not published: {0}; give --public-ip and --public-ipv6 addresses of this node")]
+    Unpublishable(AttrsError),
     /// The network configuration is broken.
     #[error(transparent)]
     Config(ConfigError),
@@ -80,6 +84,7 @@ impl Cause {
             Cause::Etcd(error) => error.kind(),
             Cause::Sqlite(error) => error.kind(),
             Cause::Unconfigured => Kind::new("unconfigured"),
+            Cause::Unpublishable(error) => Kind::new("unpublishable").of(error),
             // The same until somebody changes the configuration.
             Cause::Config(error) => Kind::new("configuration").of(error),
         }

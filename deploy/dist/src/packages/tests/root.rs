@@ -1,5 +1,5 @@
-//! A system to install packages into: this machine's own files under an overlay. Nothing of the machine
-//! changes.
+//! A system to install packages into: this machine's or another system's files under an overlay, so that they
+//! do not change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 
 use lab::{Namespace, Process, mounts};
 
-/// Prepares a root. `systemctl` tells that systemd runs and writes down what it is asked. dpkg knows no package,
-/// so that neither its list of files nor others' triggers take time.
+/// Prepares a root. `systemctl` tells that systemd runs and writes down what it is asked.
 const MOUNT: &str = r#"
 set -e
 mount -t proc proc "$1/proc"
 mount --bind /dev "$1/dev"
-for name in run tmp var/lib/dpkg; do mount -t tmpfs tmpfs "$1/$name"; done
+for name in run tmp; do mount -t tmpfs tmpfs "$1/$name"; done
 mkdir -p "$1/run/systemd/system" "$1/tmp/packages"
-cd "$1/var/lib/dpkg" && mkdir alternatives info triggers updates && touch available status && cd /
 rm -f "$1/usr/bin/systemctl"
 cat > "$1/usr/bin/systemctl" <<'END'
 #!/bin/sh
@@ -27,9 +25,19 @@ chmod 755 "$1/usr/bin/systemctl"
 "#;
 const OVERLAY: &str = r#"
 set -e
-mount -t tmpfs -o size=2g tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+cd "$1"
+mount -t tmpfs -o size=2g tmpfs .
+cd "$1"
+mkdir upper work root
+mount -t overlay overlay -o "lowerdir=$2,upperdir=upper,workdir=work" root
+"#;
+/// Lets dpkg know no package, so that neither its list of files nor others' triggers take time.
+const FORGET: &str = r#"
+set -e
+mount -t tmpfs tmpfs "$1/var/lib/dpkg"
+cd "$1/var/lib/dpkg"
+mkdir alternatives info triggers updates
+touch available status
 "#;
 
 /// A system.
@@ -40,13 +48,21 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// Gives a system with this machine's files to `work`.
+    /// Gives a system with this machine's files, but without its packages, to `work`.
     pub(super) fn of_this_machine(work: impl FnOnce(Root) + Send) {
+        Root::over(Path::new("/"), |root| {
+            sh(FORGET, &[&root.path]);
+            work(root);
+        });
+    }
+
+    /// Gives a system with a directory's files to `work`.
+    pub(super) fn over(files: &Path, work: impl FnOnce(Root) + Send) {
         let place = tempfile::tempdir().expect("a directory");
         mounts::private(|| {
-            sh(OVERLAY, place.path());
+            sh(OVERLAY, &[place.path(), files]);
             let (path, changes) = (place.path().join("root"), place.path().join("upper"));
-            sh(MOUNT, &path);
+            sh(MOUNT, &[&path]);
             work(Root { path, changes });
         })
         .expect("private mounts");
@@ -103,7 +119,7 @@ impl Root {
 
     /// Lists the files of the system that are not the machine's, without the records of the tools.
     pub(super) fn changed(&self) -> Vec<String> {
-        let line = "find . -mindepth 1 ! -type c ! -path './var/lib/apt*' \
+        let line = "find . -mindepth 1 ! -type c ! -path './var/lib/dpkg*' ! -path './var/lib/apt*' \
                     ! -path './var/log*' ! -path './var/cache*' ! -path './var/lib/rpm-of-the-test*' | sort";
         let output = Command::new("sh").args(["-c", line]).current_dir(&self.changes).output().expect("find");
         String::from_utf8(output.stdout).expect("UTF-8").lines().map(str::to_owned).collect()
@@ -177,8 +193,8 @@ pub(super) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs a script with one argument.
-pub(super) fn sh(script: &str, argument: &Path) {
-    let output = Command::new("sh").args(["-c", script, "sh"]).arg(argument).output().expect("sh");
+/// Runs a script with arguments.
+pub(super) fn sh(script: &str, arguments: &[&Path]) {
+    let output = Command::new("sh").args(["-c", script, "sh"]).args(arguments).output().expect("sh");
     assert!(output.status.success(), "{}", text(&output));
 }
