@@ -226,6 +226,13 @@ impl Toolchain {
         }
         ensure!(!self.offline, "{} is not complete; run once without --offline", directory.display());
         command::check(&["python3"])?;
+        // Runs for two directories share the cache.
+        let told = || format!("cannot write to {}", self.cache.display());
+        let lock = fs::File::create(self.cache.join("python.lock")).with_context(told)?;
+        lock.lock().with_context(told)?;
+        if fs::read_to_string(&stamp).is_ok_and(|text| text == versions) {
+            return Ok(());
+        }
         let partial = self.cache.join("python.partial");
         remove(&partial)?;
         eprintln!("== downloading {}", PYTHON.join(", "));
