@@ -80,7 +80,7 @@ impl Remembered {
         if given.is_some_and(|given| given != text) {
             return None;
         }
-        let (config, _) = net_config::parse(text).ok()?;
+        let (config, _) = settings.store.parse(text).ok()?;
         let own = self.own(now)?;
         self.wrote(there).then(|| Past { config, own, peers: self.state.peers() })
     }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use model::error::ConfigError;
 
 use crate::etcd::EtcdError;
+use crate::kube::KubeError;
 use crate::lease::allocator::OutOfSubnets;
 use crate::sqlite::SqliteError;
 
@@ -37,6 +38,9 @@ pub enum Cause {
     /// An error of etcd.
     #[error(transparent)]
     Etcd(EtcdError),
+    /// An error of Kubernetes.
+    #[error(transparent)]
+    Kube(KubeError),
     /// An error of the sqlite store.
     #[error(transparent)]
     Sqlite(SqliteError),
@@ -56,7 +60,12 @@ impl StoreError {
 
     /// Tells whether no server answered.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })))
+        matches!(
+            self,
+            StoreError::Passing(
+                Cause::Etcd(EtcdError::Unreachable { .. }) | Cause::Kube(KubeError::Unreachable { .. })
+            )
+        )
     }
 
     /// Returns what this failure has in common with the next ones of its kind, whichever endpoint they are
@@ -84,6 +93,13 @@ impl From<EtcdError> for StoreError {
     fn from(error: EtcdError) -> StoreError {
         let passing = error.is_passing();
         StoreError::of(Cause::Etcd(error), passing)
+    }
+}
+
+impl From<KubeError> for StoreError {
+    fn from(error: KubeError) -> StoreError {
+        let passing = error.is_passing();
+        StoreError::of(Cause::Kube(error), passing)
     }
 }
 
