@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::lease::Lease;
-use model::net_config::{self, NetConfig};
+use model::net_config::NetConfig;
 
 use crate::persist::state_file::{EvictionRecord, State, StateFile, StoreRecord, TestRecord};
 use crate::plan::{Identity, Plan};
