@@ -275,8 +275,10 @@ impl Events {
     pub(super) async fn next(&mut self) -> Result<Option<WatchEvent>, KubeError> {
         let call = Call::WatchNodes;
         loop {
-            if let Some(event) = self.take()? {
-                return Ok(Some(event));
+            match take(&mut self.buffer) {
+                Ok(None) => {}
+                Ok(event) => return Ok(event),
+                Err(problem) => return Err(broken(call, &self.server, problem)),
             }
             match self.body.frame().await {
                 None if self.buffer.is_empty() => return Ok(None),
@@ -286,22 +288,20 @@ impl Events {
             }
         }
     }
+}
 
-    /// Takes an event that is there: its length in four bytes, then the event.
-    fn take(&mut self) -> Result<Option<WatchEvent>, KubeError> {
-        let broken = |answer: &str| broken(Call::WatchNodes, &self.server, answer);
-        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*head) as usize;
-        if length > LARGEST_EVENT {
-            return Err(broken(NO_KUBERNETES));
-        }
-        if self.buffer.len() < 4 + length {
-            return Ok(None);
-        }
-        self.buffer.advance(4);
-        let event = WatchEvent::decode(self.buffer.split_to(length).freeze());
-        event.map(Some).map_err(|_| broken(NO_KUBERNETES))
+/// Takes the first event, if the whole of it is there: its length in four bytes, then the event.
+pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<WatchEvent>, &'static str> {
+    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*head) as usize;
+    if length > LARGEST_EVENT {
+        return Err(NO_KUBERNETES);
     }
+    if buffer.len() < 4 + length {
+        return Ok(None);
+    }
+    buffer.advance(4);
+    WatchEvent::decode(buffer.split_to(length).freeze()).map(Some).map_err(|_| NO_KUBERNETES)
 }
 
 /// Encodes one event as the server does.

@@ -127,9 +127,73 @@ pub(crate) fn encode(version: &str, kind: &str, message: &impl Message) -> Vec<u
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kube::client::{frame, take};
+
+    /// Returns what Kubernetes' own code has written.
+    fn golden(name: &str) -> Bytes {
+        let lines = include_str!("golden.txt").lines();
+        let text = lines.filter_map(|line| line.split_once(' ')).find(|(known, _)| *known == name);
+        let digits = text.expect(name).1.as_bytes().chunks(2);
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("text"), 16);
+        digits.map(|pair| byte(pair).expect("a byte")).collect()
+    }
+
+    fn is_the_node(node: &Node, name: &str) {
+        let meta = node.meta.as_ref().expect("metadata");
+        assert_eq!((meta.name.as_str(), meta.version.as_str()), (name, "4711"));
+        assert_eq!(meta.uid, "0d5bd4a5-0000-4000-8000-000000000001");
+        let data = &meta.annotations["flannel.alpha.coreos.com/backend-data"];
+        assert_eq!(
+            (data.as_str(), meta.annotations.len()),
+            (r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, 2)
+        );
+        let spec = node.spec.as_ref().expect("a spec");
+        assert_eq!((spec.pod_cidr.as_str(), spec.pod_cidrs.len()), ("10.244.1.0/24", 2));
+    }
+
+    #[test]
+    fn what_kubernetes_writes_is_read() {
+        is_the_node(&decode(golden("node")).expect("a node"), "n1");
+        let list: NodeList = decode(golden("list")).expect("a list");
+        let meta = list.meta.expect("metadata");
+        assert_eq!((meta.version.as_str(), meta.rest.as_str()), ("4712", "eyJ2IjoibWV0YSJ9"));
+        list.items.iter().zip(["n1", "n2"]).for_each(|(node, name)| is_the_node(node, name));
+        let pod: Pod = decode(golden("pod")).expect("a pod");
+        assert_eq!(pod.spec.expect("a spec").node_name, "n1");
+        let status: Status = decode(golden("status")).expect("a status");
+        let text = (status.message.as_str(), status.reason.as_str(), status.code);
+        assert_eq!(text, (r#"nodes "n1" not found"#, "NotFound", 404));
+    }
+
+    /// In whatever pieces it arrives.
+    #[test]
+    fn a_watch_of_kubernetes_is_read() {
+        for size in [1, 3, 500, 10_000] {
+            let mut buffer = BytesMut::new();
+            let mut events = Vec::new();
+            for piece in golden("watch").chunks(size) {
+                buffer.extend_from_slice(piece);
+                while let Some(event) = take(&mut buffer).expect("events") {
+                    events.push((event.kind, event.object.expect("an object").raw));
+                }
+            }
+            let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+            assert_eq!((kinds.as_slice(), buffer.len()), (&["MODIFIED", "BOOKMARK", "ERROR"][..], 0));
+            is_the_node(&decode(events[0].1.clone()).expect("a node"), "n1");
+            let bookmark: Node = decode(events[1].1.clone()).expect("a node");
+            assert_eq!(bookmark.meta.expect("metadata").version, "4713");
+            assert_eq!(decode::<Status>(events[2].1.clone()).expect("a status").code, 410);
+        }
+        // The test's own server writes the same frames.
+        let mut buffer = BytesMut::from(&golden("watch")[..]);
+        let first = take(&mut buffer).expect("events").expect("an event");
+        assert!(golden("watch").starts_with(&frame(&first)));
+        assert!(take(&mut BytesMut::from(&b"\x01\0\0\x01"[..])).is_err(), "too large");
+    }
 
     #[test]
     fn an_object_survives_its_frame() {
