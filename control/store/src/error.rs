@@ -73,6 +73,11 @@ impl StoreError {
     pub fn kind(&self) -> String {
         match self {
             StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })) => "unreachable".to_owned(),
+            // By what a person should check: a server that restarts fails in many words.
+            StoreError::Passing(Cause::Kube(KubeError::Unreachable { advice, .. })) => (*advice).to_owned(),
+            StoreError::Passing(Cause::Kube(KubeError::Refused { status, .. })) => {
+                format!("refused by {status}")
+            }
             StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. })) => "denied".to_owned(),
             StoreError::Passing(Cause::Etcd(EtcdError::Refused { answer, .. })) => gist(answer),
             other => gist(&other.to_string()),

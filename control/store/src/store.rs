@@ -104,8 +104,8 @@ impl Store {
     }
 
     /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the
-    /// first hundred free ones. In Kubernetes the subnets are the node's pod CIDRs, whatever was there before.
-    /// The published attributes may differ from the wish, see [`Owned`].
+    /// first hundred free ones. In Kubernetes the subnets are the node's pod CIDRs. The published attributes
+    /// may differ from the wish, see [`Owned`].
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
         match self {
             Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
@@ -217,7 +217,8 @@ impl Store {
         }
     }
 
-    /// Returns the addresses that an administrator asks this node to use, as they were last read. Does no I/O.
+    /// Returns the addresses that an administrator asks this node to use, as they were last read. Does no
+    /// I/O.
     pub fn node_addresses(&self) -> NodeAddresses {
         match self {
             Store::Kube(store) => store.node_addresses(),

@@ -1,5 +1,4 @@
-//! The daemon on Kubernetes: inside the test's own process, beside an API server that the test can do anything
-//! to.
+//! The daemon on Kubernetes: inside the test's own process, beside an API server that the test can make fail.
 
 use std::fs;
 use std::time::Duration;

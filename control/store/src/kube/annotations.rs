@@ -132,8 +132,8 @@ impl Names {
         })
     }
 
-    /// Reads what an administrator asks of this node. What stock nodes would crash of, an address of the other
-    /// family, is ignored with a complaint.
+    /// Reads what an administrator asks of this node. An address of the other family, of which stock nodes
+    /// would crash, is ignored with a complaint.
     pub(super) fn asked(&self, annotations: &Annotations) -> Asked {
         let mut complaints = Vec::new();
         let mut asked = |name: &str, family: &str, is_valid: &dyn Fn(&str) -> bool| {
@@ -160,8 +160,8 @@ impl Names {
     /// Returns the annotations to write so that a node with these `present` ones publishes `wished`, none if
     /// there is nothing to do. The families are those of `key`.
     ///
-    /// A stock node of a dual-stack cluster ignores a change of one family alone. So the other family's text is
-    /// then changed as well, by a blank that means nothing.
+    /// A stock node of a dual-stack cluster ignores a change of one family alone. So the text of the other
+    /// family is then changed as well, by a blank that means nothing.
     pub(super) fn changes(
         &self,
         present: &Annotations,
@@ -230,8 +230,8 @@ fn means_the_same(name: &str, there: &str, wanted: &str) -> bool {
     there == wanted || (is_data && RawJson::parse(there).is_ok_and(|there| there.as_str() == wanted))
 }
 
-/// Adds a blank to JSON text: after the first colon, where it does not keep stock flannel from finding the MAC
-/// address, which it does by cutting the text.
+/// Adds a blank to JSON text: after the first colon, where it does not keep stock flannel from finding the
+/// MAC address, which it does by cutting the text.
 fn with_a_blank(text: &str) -> String {
     match text.split_once(':') {
         Some((key, value)) => format!("{key}: {value}"),

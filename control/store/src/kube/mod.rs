@@ -108,7 +108,8 @@ impl Kube {
             Ok(text) => Ok(Some(text)),
             Err(error) => {
                 let problem = format!(
-                    "cannot read the network configuration: {error}; mount the ConfigMap there, or set --net-config-path"
+                    "cannot read the network configuration: {error}; mount the ConfigMap there, or set \
+                     --net-config-path"
                 );
                 Err(KubeError::File { path: self.config.net_config_path.clone(), problem })
             }

@@ -442,8 +442,8 @@ impl From<KubeError> for Halt {
     }
 }
 
-/// Reads all nodes, page by page, and hands each to `take`. Returns the version of the list. Where the rest is
-/// no longer kept, all are read again.
+/// Reads all nodes, page by page, and hands each to `take`. Returns the version of the list. Where the rest
+/// is no longer kept, all are read again.
 pub(super) async fn list(
     connection: &mut Connection,
     mut take: impl FnMut(Node),
