@@ -187,8 +187,8 @@ impl<'a> Beginning<'a> {
     }
 
     /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
-    /// know them. That the lease is ours shows in `subnet.env`, unless the store knows this node by its name; a
-    /// twin with our address must stay another daemon.
+    /// know them. That the lease is ours shows in `subnet.env`, unless the store knows this node by its name;
+    /// a twin with our address must stay another daemon.
     async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
         let attrs = plan::outline(context)?.attrs;
         let previous = previous(self.recorded.as_ref());
