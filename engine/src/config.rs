@@ -30,14 +30,14 @@ pub struct EngineConfig {
 }
 
 /// How a worker waits: it drains its ports, spins for a bounded time, then sleeps. It pauses after bulk
-/// turns.
+/// turns and during floods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitPolicy {
     /// How long an idle worker spins before it sleeps. Zero means that it sleeps immediately, which is right
     /// on hosts with few cores: a spinning worker takes the core that the pod needs.
     pub spin: Duration,
-    /// How long a worker pauses after a turn that moved a super-packet or more, so that the next turn finds
-    /// several. There is no pause after turns that moved less. Zero disables pauses.
+    /// How long a worker pauses after a turn that moved a super-packet or more, or that was part of a flood
+    /// of small packets one way, so that the next turn finds several. Zero disables pauses.
     pub moderate: Duration,
 }
 

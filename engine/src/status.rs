@@ -27,7 +27,7 @@ pub struct LoopCounters {
     pub waits: u64,
     /// Waits that could sleep.
     pub sleeps: u64,
-    /// Pauses after bulk turns.
+    /// Pauses after bulk turns and during floods.
     pub moderated: u64,
 }
 

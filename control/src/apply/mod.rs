@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use path::fib::FibError;
+use store::Kind;
 
 use self::commands::Runner;
 use self::engine::{Numbers, Tables};
@@ -51,6 +52,18 @@ pub enum ApplyError {
     /// `subnet.env` could not be written.
     #[error(transparent)]
     SubnetFile(#[from] SubnetFileError),
+}
+
+impl ApplyError {
+    /// Returns the kind of this failure.
+    pub fn kind(&self) -> Kind {
+        match self {
+            ApplyError::DeviceGone(device) => Kind::new("device gone").of(device),
+            ApplyError::Netlink(error) => error.kind(),
+            ApplyError::Table { device, .. } => Kind::new("table").of(device),
+            ApplyError::SubnetFile(error) => error.kind(),
+        }
+    }
 }
 
 /// The outcome of one round.

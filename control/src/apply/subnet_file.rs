@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use model::subnet_env::{self, Recorded, SubnetEnv};
-use store::regular;
+use store::{Kind, regular};
 
 use crate::persist::atomic_file;
 
@@ -21,6 +21,13 @@ pub struct SubnetFileError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl SubnetFileError {
+    pub(super) fn kind(&self) -> Kind {
+        let number = self.source.raw_os_error().unwrap_or_default();
+        Kind::new("subnet file").of(self.what).of(number).of(self.source.kind())
+    }
 }
 
 /// Writes the file unless it already has this content. Returns true if it was written.

@@ -1,20 +1,28 @@
-//! Removes existing devices that are in the way of ours.
+//! Removes existing devices and routes that are in the way of ours.
 //!
 //! A host that ran flannel has a kernel tunnel with the name of ours. flannel itself replaces a device of its
 //! name whose settings do not fit, and so do we; its MAC address is kept, so that peers need not learn a new
-//! one. Devices left by a run with another configuration are removed as well. A device of any other kind is
-//! left alone.
+//! one. What a run with another configuration left, flannel's or ours, is removed as well: its routes to
+//! single nodes would win over ours, and lead past a tunnel that encrypts. A device of any other kind is left
+//! alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 use model::backend::Backend;
 use model::net_config::NetConfig;
+use model::subnet_env::Recorded;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use wire::addr::Mac;
 
-use super::links::alias;
-use crate::netlink::{Netlink, NetlinkError, find_link, is_kind, link_infos, remove_link};
-use crate::plan::{Identity, Outline};
+use super::links::{self, alias};
+use super::routes;
+use super::share::{Scope, Share};
+use crate::netlink::{self, Netlink, NetlinkError, find_link, is_kind, link_infos, own_address, remove_link};
+use crate::plan::{Identity, Outline, Place, Plan};
 
 /// The MAC addresses of the kernel tunnels that ours replace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,14 +52,34 @@ pub async fn look(netlink: &Netlink, config: &NetConfig) -> Result<Found, Netlin
     Ok(found)
 }
 
-/// Removes flannel's kernel devices that have the names of ours. Also removes our devices that no process has
-/// open and that are not part of the outline: those listed in `left`, and those with the alias `label`.
-pub async fn make(
-    netlink: &Netlink,
-    outline: &Outline,
-    left: &[String],
-    label: &str,
-) -> Result<(), NetlinkError> {
+/// What an earlier run on this host may have left.
+#[derive(Clone, Copy, Debug)]
+pub struct Left<'a> {
+    /// Devices that this daemon's state file lists.
+    pub devices: &'a [String],
+    /// The alias of this daemon's devices.
+    pub label: &'a str,
+    /// The networks of this cluster, now and before. flannel's kernel tunnels with an address in one of them
+    /// belong to a run on this cluster.
+    pub networks: &'a [IpNetwork],
+}
+
+/// Returns the networks of the configuration and of the previous subnet file. None for `extension`, whose
+/// commands make the operator's own devices.
+pub fn networks(config: &NetConfig, recorded: Option<&Recorded>) -> Vec<IpNetwork> {
+    if matches!(config.backend, Backend::Extension(_)) {
+        return Vec::new();
+    }
+    let ipv4 = config.ipv4.as_ref().map(|pool| pool.network);
+    let ipv6 = config.ipv6.as_ref().map(|pool| pool.network);
+    let ipv4 = [ipv4, recorded.and_then(Recorded::network)].into_iter().flatten().map(IpNetwork::V4);
+    let ipv6 = [ipv6, recorded.and_then(Recorded::ipv6_network)].into_iter().flatten().map(IpNetwork::V6);
+    ipv4.chain(ipv6).collect()
+}
+
+/// Removes flannel's kernel devices that have the names of ours, and those of another configuration. Also
+/// removes our devices that no process has open and that are not part of the outline.
+pub async fn make(netlink: &Netlink, outline: &Outline, left: Left<'_>) -> Result<(), NetlinkError> {
     let wanted: Vec<&str> = outline.tunnels.iter().map(|tunnel| tunnel.device.as_str()).collect();
     for tunnel in &outline.tunnels {
         let of_flannel = |link: &LinkMessage| match tunnel.format {
@@ -65,21 +93,74 @@ pub async fn make(
             remove_link(netlink, &tunnel.device, &link).await?;
         }
     }
-    let mut ours = Vec::new();
     let is_ours = |link: &LinkMessage| {
-        let listed = name(link).is_some_and(|name| left.iter().any(|device| device == name));
+        let listed = name(link).is_some_and(|name| left.devices.iter().any(|device| device == name));
         let idle = is_kind(link, InfoKind::Tun) && !link.header.flags.contains(LinkFlags::LowerUp);
-        idle && (listed || alias(link) == Some(label))
+        idle && (listed || alias(link) == Some(left.label))
     };
+    let mut candidates = Vec::new();
     let what = || "list the host's devices".to_owned();
-    let keep = |link: LinkMessage| ours.extend(Some(link).filter(is_ours));
+    let keep = |link: LinkMessage| {
+        candidates.extend(Some(link).filter(|link| is_ours(link) || is_kernel_tunnel_of_flannel(link)));
+    };
     netlink.list(what, |handle| handle.link().get().execute(), keep).await?;
-    for link in &ours {
-        let Some(device) = name(link).filter(|device| !wanted.contains(device)) else { continue };
+    candidates.retain(|link| name(link).is_some_and(|name| !wanted.contains(&name)));
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    let addresses = addresses(netlink).await?;
+    for link in &candidates {
+        let held = addresses.get(&link.header.index).map(Vec::as_slice).unwrap_or_default();
+        if !is_ours(link) && !is_within(held, left.networks) {
+            continue;
+        }
+        let device = name(link).unwrap_or_default();
         tracing::info!(%device, "removing the device of an earlier configuration");
         remove_link(netlink, device, link).await?;
     }
     Ok(())
+}
+
+/// Removes the routes to nodes that a run without a tunnel left on the underlay. To be called once ours are
+/// there. Does nothing where the plan has such routes itself.
+pub async fn remove_routes(netlink: &Netlink, interface: &str, plan: &Plan) -> Result<(), NetlinkError> {
+    if plan.tunnels.is_empty() || plan.direct.is_some() {
+        return Ok(());
+    }
+    let Some(index) = links::index(netlink, interface).await? else { return Ok(()) };
+    let places: Vec<Place> = plan.tunnels.iter().flat_map(|tunnel| tunnel.link.places.clone()).collect();
+    let scope = Scope::Underlay { places: &places, installed: &BTreeSet::new() };
+    let outcome = routes::apply(netlink, &[Share { device: interface, index, scope, routes: &[] }]).await?;
+    if outcome.changed > 0 {
+        tracing::info!(%interface, routes = outcome.changed, "removed routes of an earlier configuration");
+    }
+    outcome.failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// The addresses of each device, by its index.
+async fn addresses(netlink: &Netlink) -> Result<BTreeMap<u32, Vec<IpAddr>>, NetlinkError> {
+    let mut by_device: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    for message in netlink::addresses(netlink, || "list the host's addresses".to_owned()).await? {
+        by_device.entry(message.header.index).or_default().extend(own_address(&message));
+    }
+    Ok(by_device)
+}
+
+fn is_within(addresses: &[IpAddr], networks: &[IpNetwork]) -> bool {
+    addresses.iter().any(|address| networks.iter().any(|network| network.contains(*address)))
+}
+
+/// Tells by name and kind whether flannel has made the device. With vxlan the name has the VNI.
+fn is_kernel_tunnel_of_flannel(link: &LinkMessage) -> bool {
+    let Some(name) = name(link) else { return false };
+    match name {
+        "flannel.ipip" => is_kind(link, InfoKind::IpTun),
+        "flannel-wg" | "flannel-wg-v6" => is_kind(link, InfoKind::Wireguard),
+        _ => {
+            let vni = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
+            vni.and_then(|vni| vni.parse().ok()).is_some_and(|vni| is_vxlan(link, vni))
+        }
+    }
 }
 
 fn name(link: &LinkMessage) -> Option<&str> {
@@ -101,4 +182,59 @@ fn address(link: &LinkMessage) -> Option<Mac> {
         LinkAttribute::Address(bytes) => Some(Mac::new(bytes.as_slice().try_into().ok()?)),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str, infos: Vec<LinkInfo>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(infos)];
+        link
+    }
+
+    #[test]
+    fn flannels_kernel_tunnels_are_known_by_name_and_kind() {
+        let vxlan = |vni| LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Id(vni)]));
+        for (name, infos, flannels) in [
+            ("flannel.1", vec![LinkInfo::Kind(InfoKind::Vxlan), vxlan(1)], true),
+            ("flannel-v6.4096", vec![LinkInfo::Kind(InfoKind::Vxlan), vxlan(4096)], true),
+            ("flannel.1", vec![LinkInfo::Kind(InfoKind::Vxlan), vxlan(2)], false),
+            ("flannel.x", vec![LinkInfo::Kind(InfoKind::Vxlan), vxlan(1)], false),
+            ("vxlan.1", vec![LinkInfo::Kind(InfoKind::Vxlan), vxlan(1)], false),
+            ("flannel.1", vec![LinkInfo::Kind(InfoKind::Bridge)], false),
+            ("flannel.ipip", vec![LinkInfo::Kind(InfoKind::IpTun)], true),
+            ("tunl0", vec![LinkInfo::Kind(InfoKind::IpTun)], false),
+            ("flannel-wg", vec![LinkInfo::Kind(InfoKind::Wireguard)], true),
+            ("flannel-wg-v6", vec![LinkInfo::Kind(InfoKind::Wireguard)], true),
+            ("wg0", vec![LinkInfo::Kind(InfoKind::Wireguard)], false),
+        ] {
+            assert_eq!(is_kernel_tunnel_of_flannel(&link(name, infos.clone())), flannels, "{name} {infos:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_on_this_cluster_shows_by_its_addresses_now_and_before() {
+        let config = |backend: &str| {
+            let text = format!(
+                r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{backend}}}"#
+            );
+            model::net_config::parse(&text).expect("a configuration").0
+        };
+        let recorded = model::subnet_env::parse("FLANNEL_NETWORK=10.9.0.0/16\nFLANNEL_SUBNET=10.9.3.1/24\n");
+        let networks = networks(&config(r#"{"Type":"udp"}"#), Some(&recorded));
+        for (address, within) in [
+            ("10.244.7.0", true),
+            ("fd00:244:0:7::", true),
+            ("10.9.3.0", true),
+            ("10.8.3.0", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_within(&[address.parse().expect("an address")], &networks), within, "{address}");
+        }
+        assert!(!is_within(&[], &networks));
+        let commands = super::networks(&config(r#"{"Type":"extension"}"#), Some(&recorded));
+        assert_eq!(commands, [], "the operator's own devices may have any name");
+    }
 }

@@ -56,6 +56,22 @@ fn a_fresh_device_becomes_as_planned_and_stays() {
     });
 }
 
+/// Ten thousand peers on a slow machine take longer than a loop that does not turn is taken for alive.
+#[test]
+fn each_change_of_a_long_round_shows_that_it_goes_on() {
+    in_namespace(async |world| {
+        let answers = std::sync::Arc::new(Mutex::new(0));
+        let counted = std::sync::Arc::clone(&answers);
+        let netlink = world.netlink.reporting(move || *counted.lock().expect("lock") += 1);
+        *world.applier.lock().await =
+            Applier::new(netlink, disk(), world.directory.path().join("env"), "loden test");
+        let applied = world.apply(&plan(&(2..=200).collect::<Vec<_>>())).await;
+        assert!(applied.changes > 2 * 199 && applied.failures.is_empty(), "{applied:?}");
+        let answers = *answers.lock().expect("lock");
+        assert!(answers > 2 * 199, "{answers}");
+    });
+}
+
 #[test]
 fn the_kernel_routes_a_peer_subnet_into_the_device() {
     in_namespace(async |world| {
@@ -565,14 +581,7 @@ fn in_namespace(test: impl AsyncFnOnce(&World) + Send) {
             return;
         }
         let _tuns = [DEVICE, DEVICE_V6].map(|name| {
-            let config = io::tun::TunConfig {
-                name: name.into(),
-                queues: 1,
-                queue_bytes: 0,
-                unlimited_queues: 0,
-                offloads: Default::default(),
-                persist: false,
-            };
+            let config = io::tun::TunConfig::plain(name, Default::default());
             io::tun::open(&config).expect("a TUN")
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

@@ -57,11 +57,10 @@ pub(super) async fn collect(
 pub(super) async fn outline(
     context: &Context,
     netlink: &Netlink,
-    memory: &Remembered,
-    label: &str,
+    left: takeover::Left<'_>,
 ) -> Result<Outline, DaemonError> {
     let outline = plan::outline(context)?;
     outline.notes.iter().for_each(|note| tracing::warn!("{note}"));
-    takeover::make(netlink, &outline, memory.devices(), label).await?;
+    takeover::make(netlink, &outline, left).await?;
     Ok(outline)
 }

@@ -62,7 +62,7 @@ pub(super) struct Node<'a> {
     pub(super) disks: Disks,
     /// The rules stay in place as long as this does.
     pub(super) rules: Keeper,
-    /// Removed with the node.
+    /// Closed with the node.
     pub(super) sockets: Option<Sockets>,
 }
 
@@ -80,7 +80,9 @@ impl Node<'_> {
                     let _ = timeout(PARTING, self.store.remove(&other)).await;
                 }
                 match *error {
-                    DaemonError::Rival { .. } => self.memory.set_evicted(now().unix),
+                    DaemonError::Rival { .. } => {
+                        self.memory.set_evicted(&self.reconciler.inputs().own().wished, now().unix);
+                    }
                     DaemonError::LeaseLost { .. } => self.memory.disown(),
                     _ => {}
                 }
@@ -181,17 +183,18 @@ impl Node<'_> {
             }
             Err(error) => {
                 self.board.reconciled(0, vec![error.to_string()]);
-                let failures = [error.to_string()].into_iter().chain(self.reconciler.problems());
+                let failures =
+                    [(error.kind(), error.to_string())].into_iter().chain(self.reconciler.problems());
                 self.report.report_failures(failures);
             }
         }
     }
 
     pub(super) fn show_applied(&mut self, applied: &Applied) {
-        let failures: Vec<String> = applied.failures.iter().map(ToString::to_string).collect();
-        self.board.reconciled(applied.changes, failures.clone());
+        let failures = applied.failures.iter().map(|failure| (failure.kind(), failure.to_string()));
+        self.board.reconciled(applied.changes, applied.failures.iter().map(ToString::to_string).collect());
         self.report.report_plan(self.host.plan(), applied.changes);
-        self.report.report_failures(failures.into_iter().chain(self.reconciler.problems()));
+        self.report.report_failures(failures.chain(self.reconciler.problems()));
         self.is_promised |= applied.is_promised();
         self.announce_if_ready();
     }
@@ -277,6 +280,9 @@ impl Node<'_> {
         self.remember();
         // The rules themselves stay, as in flannel.
         drop(self.rules);
+        if let Some(sockets) = self.sockets.take() {
+            sockets.close().await;
+        }
         self.host.stop().await;
         let lease = self.reconciler.inputs().own().key();
         tracing::info!(

@@ -8,7 +8,7 @@ use engine::{Event, Notice};
 
 use super::error::DaemonError;
 use crate::plan::{Ignored, Plan, Route, Tunnel};
-use store::gist;
+use store::Kind;
 
 /// The last state that was reported.
 #[derive(Default)]
@@ -17,7 +17,7 @@ pub(super) struct Report {
     direct: BTreeSet<Route>,
     detours: BTreeSet<Ignored>,
     /// One text of each kind.
-    failures: BTreeMap<String, String>,
+    failures: BTreeMap<Kind, String>,
     peers: Option<Vec<usize>>,
     /// The counters file could not be written.
     counters_failed: bool,
@@ -64,10 +64,10 @@ impl Report {
     }
 
     /// Reports the kinds of failures that were not there the last time, and those that are gone.
-    pub(super) fn report_failures(&mut self, failures: impl Iterator<Item = String>) {
-        let mut kinds: BTreeMap<String, (String, usize)> = BTreeMap::new();
-        for failure in failures {
-            kinds.entry(gist(&failure)).or_insert((failure, 0)).1 += 1;
+    pub(super) fn report_failures(&mut self, failures: impl Iterator<Item = (Kind, String)>) {
+        let mut kinds: BTreeMap<Kind, (String, usize)> = BTreeMap::new();
+        for (kind, failure) in failures {
+            kinds.entry(kind).or_insert((failure, 0)).1 += 1;
         }
         for (kind, (failure, count)) in &kinds {
             if self.failures.contains_key(kind) {
@@ -136,18 +136,24 @@ mod tests {
     use path::WorkerIndex;
 
     use super::*;
+    use crate::netlink::NetlinkError;
 
     #[test]
     fn failures_of_one_kind_are_one_failure() {
         let mut report = Report::default();
-        let route = |third: u8| format!("cannot add the route 10.244.{third}.0/24 dev flannel.1: full");
-        let other = || "cannot write /run/flannel/subnet.env: No space left".to_owned();
-        report.report_failures([route(1), route(2), other()].into_iter());
+        let named = |error: NetlinkError| (error.kind(), error.to_string());
+        let route = |to: &str, errno| {
+            let what = format!("add the route {to} dev flannel.1");
+            named(NetlinkError::Refused { what, source: io::Error::from_raw_os_error(errno) })
+        };
+        let other = || named(NetlinkError::Ended { what: "list the routes".into() });
+        report.report_failures([route("10.244.1.0/24", 28), route("10.244.2.0/24", 28), other()].into_iter());
         assert_eq!(report.failures.len(), 2);
-        report.report_failures([route(3), other()].into_iter());
-        assert_eq!(report.failures.len(), 2);
+        let another_errno = route("fd00:244::/64", 17);
+        report.report_failures([route("fd00:abcd::/64", 28), another_errno.clone(), other()].into_iter());
+        assert_eq!(report.failures.len(), 3);
         report.report_failures([other()].into_iter());
-        assert_eq!(report.failures.into_values().collect::<Vec<_>>(), [other()]);
+        assert_eq!(report.failures.into_values().collect::<Vec<_>>(), [other().1]);
     }
 
     #[test]

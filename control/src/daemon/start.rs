@@ -19,6 +19,7 @@ use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
 use store::lease::ledger::Ledger;
 use store::{Event, Owned, Store, Watch, Wish};
+use tokio::time::sleep;
 
 use super::endpoints::Endpoints;
 use super::error::DaemonError;
@@ -30,7 +31,7 @@ use super::store_request::StoreRequest;
 use super::wait_for_store::Trust;
 use super::{context, datapath, extension, look, traffic, wait_for_store};
 use crate::apply::engine::Numbers;
-use crate::apply::subnet_file;
+use crate::apply::{subnet_file, takeover};
 use crate::netlink::{Changes, Netlink};
 use crate::persist::disk;
 use crate::persist::remembered::{Past, Remembered};
@@ -161,15 +162,7 @@ impl<'a> Beginning<'a> {
         let (engine, numbers) = datapath::open(self.settings, &context, &outline, &[], &mut self.memory)?;
         let board = &self.endpoints.board;
         board.set_engine(&engine);
-        let back_off = self.memory.back_off(node::now().unix);
-        if !back_off.is_zero() {
-            let seconds = back_off.as_secs();
-            tracing::warn!(
-                "another daemon publishes our address and has taken our lease; waiting {seconds} s before \
-                 taking it back; give each its own --public-ip"
-            );
-            tokio::time::sleep(back_off).await;
-        }
+        self.leave_to_twin(&outline.attrs).await;
         let previous = previous(self.recorded.as_ref());
         let config = &context.config;
         let wish = Wish { config, attrs: outline.attrs, previous, former: former.as_ref() };
@@ -184,6 +177,23 @@ impl<'a> Beginning<'a> {
         ledger.handle(watch.next().await, node::now());
         context.reach = look::ways(&self.netlink, &context, ledger.peers()).await?;
         Ok(Standing { context, engine, numbers, own, ledger, watch, confirmed: true })
+    }
+
+    /// Leaves the lease to another daemon that publishes our address and has evicted us, for a while that
+    /// grows, or until it has no such lease any more.
+    async fn leave_to_twin(&self, ours: &LeaseAttrs) {
+        let back_off = self.memory.back_off(ours, node::now().unix);
+        if back_off.is_zero() {
+            return;
+        }
+        let seconds = back_off.as_secs();
+        tracing::warn!(
+            "another daemon publishes our address and has taken our lease; waiting {seconds} s before taking \
+             it back; give each its own --public-ip"
+        );
+        if wait_for_store::end_of_twin(&self.store, ours, sleep(back_off)).await {
+            tracing::info!("no other daemon publishes our address any more");
+        }
     }
 
     /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
@@ -207,7 +217,10 @@ impl<'a> Beginning<'a> {
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        context::outline(context, &self.netlink, &self.memory, &self.endpoints.label()).await
+        let networks = takeover::networks(&context.config, self.recorded.as_ref());
+        let label = self.endpoints.label();
+        let left = takeover::Left { devices: self.memory.devices(), label: &label, networks: &networks };
+        context::outline(context, &self.netlink, left).await
     }
 
     /// Makes a node, ready if possible, of a datapath.
@@ -228,8 +241,9 @@ impl<'a> Beginning<'a> {
                 .await?;
         board.set_plan(&plan);
         board.set_store_health(watch.health());
+        let shown = Arc::clone(&board);
         let (host, applied) = Host::new(
-            netlink,
+            netlink.reporting(move || shown.goes_on(Instant::now())),
             endpoints.disks.subnet_file.clone(),
             settings.subnet_file.clone(),
             &endpoints.label(),
@@ -238,9 +252,13 @@ impl<'a> Beginning<'a> {
             plan,
         )
         .await?;
+        let interface = &context.underlay.interface;
+        if let Err(error) = takeover::remove_routes(host.netlink(), interface, host.plan()).await {
+            tracing::warn!("routes of an earlier configuration may lead past the tunnel: {error}");
+        }
         warn_of_gaps(&context.config);
         datapath::keep(host.engine());
-        let sockets = control_sockets(context, &board)?;
+        let sockets = control_sockets(context, &board).await?;
         let mut files = endpoints.files(settings);
         files.extend(sockets.iter().flat_map(Sockets::paths).map(|path| path.display().to_string()));
         board.set_files(files);
@@ -280,12 +298,12 @@ fn is_at_its_address(own: &Owned, now: &LeaseAttrs) -> bool {
 }
 
 /// Serves what `wg show` asks, where there is something to show.
-fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Sockets>, DaemonError> {
+async fn control_sockets(context: &Context, board: &Arc<Board>) -> Result<Option<Sockets>, DaemonError> {
     let Some(private) = &context.private_key else { return Ok(None) };
     let tunnels = plan::outline(context)?.tunnels.into_iter().enumerate();
     let devices: Vec<_> =
         tunnels.map(|(index, tunnel)| (index, tunnel.device, tunnel.listen.port())).collect();
-    Ok(Some(wireguard_socket::serve(&devices, private, board)))
+    Ok(Some(wireguard_socket::serve(&devices, private, board).await))
 }
 
 /// Warns of what somebody else has to set for pods to be reachable.

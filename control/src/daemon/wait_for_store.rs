@@ -1,9 +1,10 @@
 //! What a start waits for: a store that answers, with a configuration and a lease. Giving up would only make
 //! the service manager start the daemon again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::lease::{LeaseAttrs, SubnetKey};
+use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use tokio::time::sleep;
 
@@ -11,7 +12,8 @@ use super::error::DaemonError;
 use crate::persist::disk;
 use crate::settings::{NetConfigFileError, Settings};
 use store::etcd::Config;
-use store::{Owned, Spec, Store, StoreError, Wish};
+use store::lease::same_node;
+use store::{Event, Kind, Owned, Spec, Store, StoreError, Wish};
 
 /// The time between two attempts, as in flannel.
 const RETRY: Duration = Duration::from_secs(1);
@@ -82,6 +84,41 @@ pub(super) async fn look_at_node(store: &Store) -> Result<(), StoreError> {
     }
 }
 
+/// Waits until no stored lease has the address of `ours`, or until the time is `over`. Returns true if there
+/// is none.
+pub(super) async fn end_of_twin(store: &Store, ours: &LeaseAttrs, over: impl Future<Output = ()>) -> bool {
+    let mut watch = store.watch();
+    let end = async {
+        let mut twin = Twin::default();
+        while !twin.has_gone(watch.next().await, ours) {}
+    };
+    tokio::select! {
+        () = end => true,
+        () = over => false,
+    }
+}
+
+/// The leases of other daemons with our address.
+#[derive(Debug, Default)]
+struct Twin(BTreeSet<SubnetKey>);
+
+impl Twin {
+    /// Takes in an event; returns true if no lease has the address of `ours`. A store that has lost leases
+    /// says nothing of them: their nodes put them back.
+    fn has_gone(&mut self, event: Event, ours: &LeaseAttrs) -> bool {
+        let is_theirs = |lease: &&Lease| same_node(ours, &lease.attrs);
+        match event {
+            Event::Snapshot(leases) => {
+                self.0 = leases.iter().filter(is_theirs).map(|lease| lease.key).collect()
+            }
+            Event::Rewind(leases) => self.0.extend(leases.iter().filter(is_theirs).map(|lease| lease.key)),
+            Event::Put(lease) if is_theirs(&&lease) => _ = self.0.insert(lease.key),
+            Event::Put(Lease { key, .. }) | Event::Removed(key) => _ = self.0.remove(&key),
+        }
+        self.0.is_empty()
+    }
+}
+
 /// Waits for our lease.
 pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) -> Result<Owned, StoreError> {
     let mut patience = Patience::default();
@@ -115,7 +152,7 @@ const LOG_EVERY: u32 = 3600;
 #[derive(Debug, Default)]
 struct Patience {
     tries: u32,
-    kind: String,
+    kind: Option<Kind>,
     why: String,
     /// What is said of etcd's default endpoints, where nobody has asked for them.
     default: Option<String>,
@@ -143,7 +180,7 @@ impl Patience {
 
     /// Takes in a failure; returns true if it is to be logged.
     fn handle(&mut self, error: &StoreError) -> bool {
-        let kind = error.kind();
+        let kind = Some(error.kind());
         if kind != self.kind {
             (self.tries, self.kind) = (0, kind);
         }
@@ -172,8 +209,11 @@ fn default_store(settings: &Settings) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use store::StoreError;
+    use std::future::pending;
+
     use store::etcd::EtcdError;
+    use store::{Memory, StoreError};
+    use tokio::sync::oneshot;
 
     use super::*;
 
@@ -198,6 +238,59 @@ mod tests {
         assert!(patience.why.contains("http://127.0.0.1:2379"), "{}", patience.why);
         assert!(patience.handle(&EtcdError::Contended { rounds: 9 }.into()), "another kind");
         assert_eq!(patience.tries, 1);
+    }
+
+    fn attrs(host: u8) -> LeaseAttrs {
+        LeaseAttrs::parse(&format!(r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":null}}"#))
+            .expect("attributes")
+    }
+
+    #[test]
+    fn a_twin_has_gone_with_its_last_lease_and_not_with_a_store_that_was_wiped() {
+        let key = |third: u8| format!("10.3.{third}.0-24").parse().expect("a key");
+        let lease = |third, host| Lease { key: key(third), attrs: attrs(host), expires: None };
+        let ours = attrs(1);
+        let mut twin = Twin::default();
+        for (event, gone) in [
+            (Event::Snapshot(vec![lease(1, 1), lease(2, 2)]), false),
+            (Event::Removed(key(2)), false),
+            (Event::Put(lease(3, 3)), false),
+            (Event::Put(lease(1, 1)), false),
+            (Event::Rewind(Vec::new()), false),
+            (Event::Put(lease(4, 1)), false),
+            (Event::Removed(key(1)), false),
+            // Its operator has given it an address of its own.
+            (Event::Put(lease(4, 7)), true),
+            (Event::Rewind(vec![lease(5, 1)]), false),
+            (Event::Snapshot(vec![lease(3, 3)]), true),
+            (Event::Put(lease(6, 1)), false),
+            (Event::Removed(key(6)), true),
+        ] {
+            assert_eq!(twin.has_gone(event.clone(), &ours), gone, "{event:?}");
+        }
+    }
+
+    /// The clock is the test's: without an end of its time, only the end of the lease ends the wait.
+    #[tokio::test]
+    async fn a_twin_is_waited_for_until_its_lease_is_gone_and_not_longer() {
+        let memory = Memory::new();
+        let (key, ours) = ("10.3.1.0-24", attrs(1));
+        memory.put_row(key, &ours.to_json(), None);
+        let store = Store::Memory(memory);
+        let (over, end) = oneshot::channel();
+        let over_soon = async {
+            sleep(Duration::ZERO).await;
+            over.send(()).expect("it waits");
+        };
+        let end = async { end.await.expect("the end") };
+        assert_eq!(tokio::join!(end_of_twin(&store, &ours, end), over_soon), (false, ()));
+        let removed = async {
+            sleep(Duration::ZERO).await;
+            store.remove(&key.parse().expect("a key")).await
+        };
+        let (gone, removed) = tokio::join!(end_of_twin(&store, &ours, pending()), removed);
+        assert_eq!((gone, removed), (true, Ok(true)));
+        assert!(end_of_twin(&store, &ours, pending()).await, "none at all");
     }
 
     #[test]

@@ -26,9 +26,11 @@ use super::error::NetlinkError;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection in the network namespace of the thread that opens it. Clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Netlink {
     shared: Arc<Shared>,
+    /// Called at each answer of the kernel.
+    answered: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 struct Shared {
@@ -67,10 +69,16 @@ impl Netlink {
         patience: Duration,
         open: impl Fn() -> io::Result<Opened> + Send + Sync + 'static,
     ) -> Result<Netlink, NetlinkError> {
-        let netlink =
-            Netlink { shared: Arc::new(Shared { patience, open: Box::new(open), line: Mutex::default() }) };
+        let shared = Arc::new(Shared { patience, open: Box::new(open), line: Mutex::default() });
+        let netlink = Netlink { shared, answered: None };
         netlink.line()?;
         Ok(netlink)
+    }
+
+    /// Returns a handle that calls `answered` at each answer to its requests: work that takes thousands of
+    /// them shows that it goes on.
+    pub fn reporting(&self, answered: impl Fn() + Send + Sync + 'static) -> Netlink {
+        Netlink { shared: Arc::clone(&self.shared), answered: Some(Arc::new(answered)) }
     }
 
     /// Makes one request; `what` describes it as an imperative, for the error.
@@ -109,6 +117,9 @@ impl Netlink {
         what: &impl Fn() -> String,
         answer: Option<Result<T, rtnetlink::Error>>,
     ) -> Result<T, NetlinkError> {
+        if let Some(answered) = self.answered.as_ref().filter(|_| answer.is_some()) {
+            answered();
+        }
         let failure = match answer {
             None => NetlinkError::Silent { what: what(), patience: self.shared.patience },
             Some(Err(error @ rtnetlink::Error::NetlinkError(_))) => {
@@ -142,7 +153,7 @@ impl Netlink {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Netlink {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Netlink").finish_non_exhaustive()
     }

@@ -100,6 +100,25 @@ async fn a_list_that_is_cut_short_is_not_taken_for_whole() {
 }
 
 #[tokio::test]
+async fn each_answer_is_reported_and_a_missing_one_is_not() {
+    let (netlink, plan) = faulty();
+    let count = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&count);
+    let reporting = netlink.reporting(move || *counted.lock().unwrap() += 1);
+    assert!(lo(&netlink).await.expect("an answer"));
+    assert_eq!(*count.lock().unwrap(), 0, "another handle");
+    let what = || "remove a device".to_owned();
+    let remove = async |handle: Handle| handle.link().del(i32::MAX as u32).execute().await;
+    for requests in 1..=3 {
+        assert!(reporting.ask(what, remove).await.expect_err("no such device").is_answer());
+        assert_eq!(*count.lock().unwrap(), requests);
+    }
+    plan.lock().unwrap().faults = vec![Fault::Lost];
+    assert!(!reporting.ask(what, remove).await.expect_err("no answer").is_answer());
+    assert_eq!(*count.lock().unwrap(), 3);
+}
+
+#[tokio::test]
 async fn a_socket_that_cannot_be_opened_is_tried_again() {
     let (netlink, plan) = faulty();
     *plan.lock().unwrap() = Plan { faults: vec![Fault::Dead], opened: 1, refused: true };

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use store::Kind;
+
 /// A request that the kernel rejected, or that could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -66,6 +68,19 @@ impl NetlinkError {
                 NetlinkError::Refused { what, source: io::Error::from_raw_os_error(-message.raw_code()) }
             }
             other => NetlinkError::Broken { what, answer: other.to_string() },
+        }
+    }
+
+    /// Returns the kind of this failure, whichever device, route or address it is about.
+    pub fn kind(&self) -> Kind {
+        let of = |class, what: &str| Kind::new(class).of(self.errno().unwrap_or_default()).of_text(what);
+        match self {
+            NetlinkError::Connect(_) => of("netlink socket", ""),
+            NetlinkError::Refused { what, .. } => of("netlink refused", what),
+            NetlinkError::Ipv6Off { .. } => of("IPv6 off", ""),
+            NetlinkError::Silent { what, .. } => of("netlink silent", what),
+            NetlinkError::Ended { what } => of("netlink ended", what),
+            NetlinkError::Broken { what, .. } => of("netlink broken", what),
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::lease::Lease;
+use model::lease::{Lease, LeaseAttrs};
 use model::net_config::NetConfig;
 
 use crate::persist::state_file::{EvictionRecord, State, StateFile, StoreRecord, TestRecord};
@@ -12,6 +12,7 @@ use crate::plan::{Identity, Plan};
 use crate::settings::Settings;
 use crate::underlay::select::Chosen;
 use model::subnet_env::{self, Recorded};
+use store::lease::node_address;
 use store::{Owned, Position, StoreId};
 
 /// Minimum time between two writes: ten thousand leases take two megabytes.
@@ -117,11 +118,14 @@ impl Remembered {
         nothing || same
     }
 
-    /// Records that another daemon with our address has taken our lease. The lease is no longer ours.
-    pub fn set_evicted(&mut self, now: u64) {
-        let before = self.state.evicted.filter(|before| now.abs_diff(before.at) < ROW);
+    /// Records that another daemon has taken our lease with these attributes, since it publishes the same
+    /// address. The lease is no longer ours.
+    pub fn set_evicted(&mut self, attrs: &LeaseAttrs, now: u64) {
+        let address = node_address(attrs);
+        let in_a_row = |before: &EvictionRecord| now.abs_diff(before.at) < ROW && is_contested(before, attrs);
+        let before = self.state.evicted.filter(in_a_row);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
-        self.state.evicted = Some(EvictionRecord { times, at: now });
+        self.state.evicted = Some(EvictionRecord { times, at: now, address });
         self.disown();
     }
 
@@ -130,10 +134,11 @@ impl Remembered {
         self.disowned = true;
     }
 
-    /// Returns how long to leave our lease to the daemon that took it. Two that take it from each other at
-    /// once would do so forever.
-    pub fn back_off(&self, now: u64) -> Duration {
-        let Some(EvictionRecord { times, at }) = self.state.evicted else { return Duration::ZERO };
+    /// Returns how long to leave the lease with the address of `attrs` to the daemon that took it. Two that
+    /// take it from each other at once would do so forever.
+    pub fn back_off(&self, attrs: &LeaseAttrs, now: u64) -> Duration {
+        let evicted = self.state.evicted.filter(|evicted| is_contested(evicted, attrs));
+        let Some(EvictionRecord { times, at, .. }) = evicted else { return Duration::ZERO };
         let wait = BACK_OFF.0.saturating_mul(1 << times.saturating_sub(1).min(16)).min(BACK_OFF.1);
         // A clock that was stepped back must not make it longer.
         Duration::from_secs(wait.saturating_sub(now.abs_diff(at)))
@@ -217,6 +222,11 @@ impl Remembered {
             self.keep(plan, own, peers, position);
         }
     }
+}
+
+/// Tells whether two daemons have contended for the address of `attrs`, as far as is known.
+fn is_contested(evicted: &EvictionRecord, attrs: &LeaseAttrs) -> bool {
+    evicted.address.is_none() || evicted.address == node_address(attrs)
 }
 
 /// Returns the kernel's identifier of the current boot (proc_sys_kernel(5)).
@@ -353,17 +363,53 @@ mod tests {
     #[test]
     fn each_eviction_in_a_row_is_followed_by_a_longer_wait() {
         let mut memory = Remembered::open(StateFile::new(None, None), &Settings::default());
-        assert_eq!(memory.back_off(NOW), Duration::ZERO);
+        let ours = published("192.0.2.9", None);
+        assert_eq!(memory.back_off(&ours, NOW), Duration::ZERO);
         let mut now = NOW;
         for wait in [10, 20, 40, 80, 160, 320, 600, 600] {
-            memory.set_evicted(now);
-            assert_eq!(memory.back_off(now), Duration::from_secs(wait));
-            assert_eq!(memory.back_off(now - 3), Duration::from_secs(wait - 3), "a clock that was stepped");
+            memory.set_evicted(&ours, now);
+            let left = |now| memory.back_off(&ours, now);
+            assert_eq!(left(now), Duration::from_secs(wait));
+            assert_eq!(left(now - 3), Duration::from_secs(wait - 3), "a clock that was stepped");
             now += wait;
-            assert_eq!(memory.back_off(now), Duration::ZERO);
+            assert_eq!(left(now), Duration::ZERO);
         }
-        memory.set_evicted(now + ROW);
-        assert_eq!(memory.back_off(now + ROW), Duration::from_secs(10));
+        memory.set_evicted(&ours, now + ROW);
+        assert_eq!(memory.back_off(&ours, now + ROW), Duration::from_secs(10));
+    }
+
+    /// An operator has given each daemon its own address.
+    #[test]
+    fn another_address_than_the_contested_one_waits_for_nobody() {
+        let mut memory = Remembered::open(StateFile::new(None, None), &Settings::default());
+        let (v4, dual) = (published("192.0.2.9", None), published("192.0.2.9", Some("2001:db8::9")));
+        let v6 = |address| published("0.0.0.0", Some(address));
+        for (contested, ours, waits) in [
+            (&v4, &v4, true),
+            (&v4, &dual, true),
+            (&v4, &published("192.0.2.10", None), false),
+            (&v4, &v6("2001:db8::9"), false),
+            (&v6("2001:db8::9"), &v6("2001:db8::9"), true),
+            (&v6("2001:db8::9"), &v6("2001:db8::a"), false),
+            (&v6("2001:db8::9"), &dual, false),
+        ] {
+            memory.state.evicted = None;
+            (0..3).for_each(|_| memory.set_evicted(contested, NOW));
+            assert_eq!(!memory.back_off(ours, NOW).is_zero(), waits, "{contested:?} {ours:?}");
+            // A row of evictions is one for each address.
+            memory.set_evicted(ours, NOW);
+            let wait = if waits { 80 } else { 10 };
+            assert_eq!(memory.back_off(ours, NOW), Duration::from_secs(wait), "{contested:?} {ours:?}");
+        }
+        let text = r#"{"version":1,"evicted":{"times":2,"at":1000000}}"#;
+        memory.state = serde_json::from_str(text).expect("a state of an earlier build");
+        assert_eq!(memory.back_off(&v4, NOW), Duration::from_secs(20));
+    }
+
+    fn published(ipv4: &str, ipv6: Option<&str>) -> LeaseAttrs {
+        let attrs = LeaseAttrs::parse(r#"{"PublicIP":"192.0.2.9","PublicIPv6":null}"#).expect("attributes");
+        let public_ipv6 = ipv6.map(|text| text.parse().expect("an address"));
+        LeaseAttrs { public_ip: ipv4.parse().expect("an address"), public_ipv6, ..attrs }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,6 +88,9 @@ pub struct EvictionRecord {
     pub times: u32,
     /// The last time, in Unix seconds.
     pub at: u64,
+    /// The address that both published; earlier builds did not record it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
 }
 
 /// The result of a self-test, valid for one boot of the kernel.

@@ -208,9 +208,12 @@ mod tests {
         assert!(board.document().stalled.is_some_and(|seconds| seconds >= 120));
         board.turned(Instant::now());
         assert_eq!(get(&server, "GET", "/healthz").await.0, "200", "it turns again");
-        // A node that starts again waits for its store as long as that takes.
         board.turned(minutes_ago);
+        board.goes_on(Instant::now());
+        assert_eq!(get(&server, "GET", "/healthz").await.0, "200", "a turn takes long and goes on");
+        // A node that starts again waits for its store as long as that takes.
         board.pause();
+        board.goes_on(minutes_ago);
         assert_eq!(get(&server, "GET", "/readyz").await.0, "200");
         assert!(!get(&server, "GET", "/metrics").await.1.contains("loden_control_turn_age_seconds"));
         server.stop().await;

@@ -6,3 +6,5 @@ pub mod counters_file;
 pub mod http;
 pub mod status_socket;
 pub mod wireguard_socket;
+
+mod connect;

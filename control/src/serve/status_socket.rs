@@ -4,7 +4,6 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::serve::board::{Board, Document};
+use crate::serve::connect;
 
 /// How long each side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ impl Drop for Socket {
 
 /// Queries the daemon at `path` for its status.
 pub fn query(path: &Path) -> io::Result<Document> {
-    let stream = UnixStream::connect(path)?;
+    let stream = connect::at_once(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
     stream.take(LARGEST).read_to_string(&mut text)?;
@@ -124,6 +124,20 @@ mod tests {
         assert_eq!(document, board.document());
         drop(socket);
         assert!(!path.exists() && is_absent(&query(&path).expect_err("gone")));
+    }
+
+    /// As of a process that was stopped.
+    #[test]
+    fn a_daemon_that_accepts_nothing_is_not_waited_for() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("one.sock");
+        let bound = bind(&path).expect("a socket");
+        let backlog = nix::sys::socket::Backlog::new(0).expect("a number");
+        nix::sys::socket::listen(&bound.listener, backlog).expect("listen");
+        let waiting: Vec<_> = (0..8).map_while(|_| connect::at_once(&path).ok()).collect();
+        assert!(waiting.len() < 8, "the queue is full");
+        let error = query(&path).expect_err("busy");
+        assert!(error.kind() == ErrorKind::WouldBlock && !is_absent(&error), "{error}");
     }
 
     #[tokio::test]

@@ -20,8 +20,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::persist::disk;
 use crate::plan::Tunnel;
 use crate::serve::board::Board;
+use crate::serve::connect;
 
 /// The directory that the tools search, in every network namespace.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -36,7 +38,7 @@ const NOT_PERMITTED: &str = "errno=-1\n\n";
 /// The answer while the handshake thread is too busy: EAGAIN.
 const BUSY: &str = "errno=-11\n\n";
 
-/// The sockets of one daemon. Dropping them removes the files.
+/// The sockets of one daemon. Close them, so that their files are removed; dropping them ends the service.
 #[derive(Debug)]
 pub struct Sockets(Vec<Socket>);
 
@@ -51,22 +53,30 @@ impl Sockets {
     pub fn has_ended(&self) -> bool {
         self.0.iter().any(|socket| socket.task.is_finished())
     }
+
+    /// Removes the files. One that cannot be removed is replaced by the next run.
+    pub async fn close(self) {
+        let paths: Vec<PathBuf> = self.paths().map(Path::to_owned).collect();
+        drop(self);
+        let remove = move || paths.iter().for_each(|path| _ = std::fs::remove_file(path));
+        let _ = disk::once(remove).await;
+    }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         self.task.abort();
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
 /// Serves each device on the running tokio runtime. A device whose socket cannot be opened works without; the
 /// failure is logged.
-pub fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<Board>) -> Sockets {
+pub async fn serve(devices: &[(usize, String, u16)], private: &SecretKey, board: &Arc<Board>) -> Sockets {
     let mut sockets = Vec::new();
     for (tunnel, device, port) in devices {
         let path = Path::new(DIRECTORY).join(format!("{device}.sock"));
-        match open(&path) {
+        let place = path.clone();
+        match disk::once(move || open(&place)).await.flatten().and_then(UnixListener::from_std) {
             Ok(listener) => {
                 let shown = Shown {
                     tunnel: *tunnel,
@@ -104,15 +114,18 @@ struct Shown {
 }
 
 /// Opens the socket. Replaces one left by an earlier run, but not one in use.
-fn open(path: &Path) -> io::Result<UnixListener> {
-    std::fs::create_dir_all(DIRECTORY)?;
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+fn open(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match connect::at_once(path).map_err(|error| error.kind()) {
+        Ok(_) | Err(ErrorKind::WouldBlock) => return Err(ErrorKind::AddrInUse.into()),
+        Err(ErrorKind::ConnectionRefused) => std::fs::remove_file(path)?,
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
@@ -250,6 +263,22 @@ mod tests {
             "01".repeat(32)
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_socket_in_use_is_left_alone_even_where_nobody_accepts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("below/one.sock");
+        drop(open(&path).expect("a socket"));
+        // What a run that was killed has left is replaced.
+        let there = open(&path).expect("a socket");
+        assert_eq!(open(&path).expect_err("in use").kind(), ErrorKind::AddrInUse);
+        nix::sys::socket::listen(&there, nix::sys::socket::Backlog::new(0).expect("a number"))
+            .expect("listen");
+        let waiting: Vec<_> = (0..8).map_while(|_| connect::at_once(&path).ok()).collect();
+        assert!(waiting.len() < 8, "the queue is full");
+        assert_eq!(open(&path).expect_err("in use").kind(), ErrorKind::AddrInUse);
+        assert!(path.exists());
     }
 
     #[tokio::test]

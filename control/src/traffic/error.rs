@@ -1,5 +1,7 @@
 //! Errors of traffic rules.
 
+use store::Kind;
+
 use super::program::ProgramError;
 use crate::netlink::NetlinkError;
 
@@ -25,4 +27,16 @@ pub enum TrafficError {
          --require-br-netfilter=false"
     )]
     BrNetfilter(&'static str),
+}
+
+impl TrafficError {
+    /// Returns the kind of this failure.
+    pub fn kind(&self) -> Kind {
+        match self {
+            TrafficError::Program(error) => error.kind(),
+            TrafficError::NotKept { what } => Kind::new("rules not kept").of(what),
+            TrafficError::Netlink(error) => error.kind(),
+            TrafficError::BrNetfilter(switch) => Kind::new("br_netfilter").of(switch),
+        }
+    }
 }

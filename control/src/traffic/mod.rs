@@ -27,7 +27,7 @@ use ipnetwork::IpNetwork;
 use model::lease::Lease;
 use model::net_config::NetConfig;
 use model::subnet_env::Recorded;
-use store::gist;
+use store::Kind;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -77,7 +77,7 @@ pub struct Traffic {
     firewalls: Vec<Firewall>,
     netlink: Netlink,
     /// The kinds of failures that were logged.
-    reported: BTreeSet<String>,
+    reported: BTreeSet<Kind>,
 }
 
 #[derive(Debug)]
@@ -111,10 +111,10 @@ impl Traffic {
         cleanup::clean_other(&programs, nftables).await;
         let (firewalls, reported) = (Vec::new(), BTreeSet::new());
         let mut traffic = Traffic { programs, settings, nftables, networks, firewalls, netlink, reported };
-        let mut failures = BTreeSet::new();
+        let mut failures = Vec::new();
         match traffic.open().await {
             Err(error) if settings.masquerade => return Err(error),
-            answer => failures.extend(answer.err().map(|error| error.to_string())),
+            answer => failures.extend(answer.err()),
         }
         if settings.masquerade {
             for firewall in &mut traffic.firewalls {
@@ -126,7 +126,7 @@ impl Traffic {
         if settings.forward {
             for firewall in &mut traffic.firewalls {
                 let answer = firewall.apply(&[Purpose::Forward], Scope::Start).await;
-                failures.extend(answer.err().map(|error| error.to_string()));
+                failures.extend(answer.err());
             }
         }
         failures.extend(traffic.keep_blackholes(Scope::Start).await);
@@ -137,9 +137,9 @@ impl Traffic {
     /// Compares again and restores what is missing. Returns the number of families that were changed.
     pub async fn resync(&mut self) -> usize {
         let purposes = purposes(&self.settings);
-        let (mut changed, mut failures) = (0, BTreeSet::new());
+        let (mut changed, mut failures) = (0, Vec::new());
         if self.firewalls.is_empty() {
-            failures.extend(self.open().await.err().map(|error| error.to_string()));
+            failures.extend(self.open().await.err());
         }
         for firewall in &mut self.firewalls {
             match firewall.apply(&purposes, Scope::Resync).await {
@@ -148,7 +148,7 @@ impl Traffic {
                     tracing::info!("traffic rules were missing or out of order; restored");
                 }
                 Ok(false) => {}
-                Err(error) => failures.extend([error.to_string()]),
+                Err(error) => failures.push(error),
             }
         }
         failures.extend(self.keep_blackholes(Scope::Resync).await);
@@ -206,7 +206,7 @@ impl Traffic {
         }
     }
 
-    async fn keep_blackholes(&self, scope: Scope) -> Vec<String> {
+    async fn keep_blackholes(&self, scope: Scope) -> Vec<TrafficError> {
         let mut failures = Vec::new();
         if !self.settings.blackhole {
             return failures;
@@ -222,17 +222,21 @@ impl Traffic {
                     "blackhole route not added: the subnet already has a route"
                 );
             }
-            failures.extend(answer.err().map(|error| error.to_string()));
+            failures.extend(answer.err().map(TrafficError::from));
         }
         failures
     }
 
-    fn report(&mut self, failures: BTreeSet<String>) {
-        let kinds: BTreeSet<String> = failures.iter().map(|failure| gist(failure)).collect();
-        for failure in failures.iter().filter(|failure| !self.reported.contains(&gist(failure))) {
-            tracing::error!("cannot apply the traffic rules, retrying: {failure}");
+    /// Reports one failure of each kind that was not there the last time.
+    fn report(&mut self, failures: Vec<TrafficError>) {
+        let before = std::mem::take(&mut self.reported);
+        for failure in failures {
+            let kind = failure.kind();
+            if !before.contains(&kind) && !self.reported.contains(&kind) {
+                tracing::error!("cannot apply the traffic rules, retrying: {failure}");
+            }
+            self.reported.insert(kind);
         }
-        self.reported = kinds;
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use store::Kind;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -55,6 +56,22 @@ pub enum ProgramError {
         /// The program.
         program: PathBuf,
     },
+}
+
+impl ProgramError {
+    /// Returns the kind of this failure, whatever the program printed.
+    pub fn kind(&self) -> Kind {
+        match self {
+            ProgramError::Missing { name, .. } => Kind::new("program missing").of(name),
+            ProgramError::Start { program, source } => {
+                Kind::new("program not started").of(program.display()).of(source.kind())
+            }
+            ProgramError::Failed { program, status, .. } => {
+                Kind::new("program failed").of(program.display()).of(status)
+            }
+            ProgramError::Slow { program } => Kind::new("program slow").of(program.display()),
+        }
+    }
 }
 
 /// The directories in which to search for programs.

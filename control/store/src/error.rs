@@ -3,8 +3,10 @@
 use std::convert::Infallible;
 
 use model::error::ConfigError;
+use model::lease::AttrsError;
 
 use crate::etcd::EtcdError;
+use crate::kind::Kind;
 use crate::kube::KubeError;
 use crate::lease::allocator::OutOfSubnets;
 use crate::sqlite::SqliteError;
@@ -47,6 +49,9 @@ pub enum Cause {
     /// No network configuration has been set yet.
     #[error("no network configuration in the store (--net-config sets it)")]
     Unconfigured,
+    /// Other nodes could not use what this node would publish, and some would end over it.
+    #[error("not published: {0}; give --public-ip and --public-ipv6 addresses of this node")]
+    Unpublishable(AttrsError),
     /// The network configuration is broken.
     #[error(transparent)]
     Config(ConfigError),
@@ -68,19 +73,12 @@ impl StoreError {
         )
     }
 
-    /// Returns what this failure has in common with the next ones of its kind, whichever endpoint they are
-    /// of.
-    pub fn kind(&self) -> String {
+    /// Returns the kind of this failure, whichever endpoint it is of.
+    pub fn kind(&self) -> Kind {
         match self {
-            StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })) => "unreachable".to_owned(),
-            // By what a person should check: a server that restarts fails in many words.
-            StoreError::Passing(Cause::Kube(KubeError::Unreachable { advice, .. })) => (*advice).to_owned(),
-            StoreError::Passing(Cause::Kube(KubeError::Refused { status, .. })) => {
-                format!("refused by {status}")
-            }
-            StoreError::Passing(Cause::Etcd(EtcdError::Denied { .. })) => "denied".to_owned(),
-            StoreError::Passing(Cause::Etcd(EtcdError::Refused { answer, .. })) => gist(answer),
-            other => gist(&other.to_string()),
+            StoreError::Passing(cause) | StoreError::Fatal(cause) => cause.kind(),
+            StoreError::Lost { why, .. } => Kind::new("lost").of(why),
+            StoreError::OutOfSubnets(_) => Kind::new("out of subnets"),
         }
     }
 
@@ -89,9 +87,18 @@ impl StoreError {
     }
 }
 
-/// Returns a text without its digits: times, addresses and numbers vary between failures of one kind.
-pub fn gist(text: &str) -> String {
-    text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
+impl Cause {
+    fn kind(&self) -> Kind {
+        match self {
+            Cause::Etcd(error) => error.kind(),
+            Cause::Kube(error) => error.kind(),
+            Cause::Sqlite(error) => error.kind(),
+            Cause::Unconfigured => Kind::new("unconfigured"),
+            Cause::Unpublishable(error) => Kind::new("unpublishable").of(error),
+            // The same until somebody changes the configuration.
+            Cause::Config(error) => Kind::new("configuration").of(error),
+        }
+    }
 }
 
 impl From<EtcdError> for StoreError {

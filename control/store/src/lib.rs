@@ -5,6 +5,7 @@
 //! spec     which store, and where
 //! lease    which subnet, when to renew, who the peers are: pure
 //! error    the errors of all stores, by meaning
+//! kind     what the failures that share a line of the log have in common
 //! stream   the stream of changes, which outlives every failure of a store
 //! position how far a stream has read, which shows that a store has lost something
 //! now      a moment on both clocks
@@ -44,6 +45,7 @@ pub mod sqlite;
 mod complaints;
 mod error;
 mod health;
+mod kind;
 mod now;
 mod poll;
 mod position;
@@ -54,9 +56,10 @@ mod stream;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use error::{Cause, StoreError, gist};
+pub use error::{Cause, StoreError};
 pub use etcd::Etcd;
 pub use health::Health;
+pub use kind::{Kind, gist};
 pub use kube::Kube;
 pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;

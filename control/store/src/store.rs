@@ -38,7 +38,7 @@ impl Store {
     /// Opens the store that `spec` names. It need not be there yet: each request tries to reach it.
     pub async fn open(spec: Spec) -> Result<Store, StoreError> {
         match spec {
-            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::lazy(config)?)),
+            Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
             Spec::Kube(config) => Ok(Store::Kube(Kube::lazy(config)?)),
             Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::lazy(path)?)),
             Spec::Memory(store) => Ok(Store::Memory(store)),
@@ -107,6 +107,7 @@ impl Store {
     /// first hundred free ones. In Kubernetes the subnets are the node's pod CIDRs. The published attributes
     /// may differ from the wish, see [`Owned`].
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
+        check(&wish.attrs, wish.config.ipv4.is_some())?;
         match self {
             Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
             Store::Kube(store) => store.acquire(wish).await,
@@ -124,6 +125,7 @@ impl Store {
     /// Renews our lease with another wish; [`StoreError::Lost`] if it is no longer stored as ours. The
     /// published attributes may differ from the wish, see [`Owned`].
     pub async fn update(&self, own: &Owned, wished: &LeaseAttrs) -> Result<Owned, StoreError> {
+        check(wished, own.published.subnet().is_some())?;
         match self {
             Store::Etcd(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
             Store::Kube(store) => store.update(own, wished).await,
@@ -225,4 +227,9 @@ impl Store {
             Store::Etcd(_) | Store::Sqlite(_) | Store::Memory(_) => NodeAddresses::default(),
         }
     }
+}
+
+/// Refuses attributes that must reach no other node, whatever the store.
+fn check(attrs: &LeaseAttrs, has_ipv4: bool) -> Result<(), StoreError> {
+    attrs.check(has_ipv4).map_err(|error| StoreError::Fatal(Cause::Unpublishable(error)))
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::position::Progress;
-use crate::{Event, Health, Position, StoreError};
+use crate::{Event, Health, Kind, Position, StoreError};
 
 /// First and longest wait before a retry, as in flannel.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -46,7 +46,7 @@ pub(crate) struct Sink {
     health: Health,
     progress: Progress,
     /// The kind of the failure logged last, until the store is read again.
-    failure: Option<String>,
+    failure: Option<Kind>,
 }
 
 /// Why following ended.

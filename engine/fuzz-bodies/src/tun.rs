@@ -86,14 +86,7 @@ fn devices() -> Option<Vec<Queue>> {
 
 fn device(offloads: Offloads, subnet: u8) -> Result<Queue, String> {
     let name = NAMES[usize::from(subnet)];
-    let config = TunConfig {
-        name: name.to_owned(),
-        queues: 1,
-        queue_bytes: 0,
-        unlimited_queues: 0,
-        offloads,
-        persist: false,
-    };
+    let config = TunConfig::plain(name, offloads);
     let mut tun = tun::open(&config).map_err(|error| error.to_string())?;
     if tun.granted != offloads {
         return Err(tun.notes.join("; "));

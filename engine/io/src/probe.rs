@@ -153,14 +153,7 @@ fn probe_scratch_device() -> (Probe, Probe, Probe) {
         return gap(&format!("not probed: {error}"));
     }
     let wanted = tun::Offloads { csum: true, tso: true, uso: true };
-    let config = tun::TunConfig {
-        name: "loden-probe".to_owned(),
-        queues: 1,
-        queue_bytes: 0,
-        unlimited_queues: 0,
-        offloads: wanted,
-        persist: false,
-    };
+    let config = tun::TunConfig::plain("loden-probe", wanted);
     match tun::open(&config) {
         Err(error) => {
             let create = refused(&error.cause, &error.to_string());

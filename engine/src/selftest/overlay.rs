@@ -72,14 +72,7 @@ fn devices(protocol: u8, whole: bool) -> Result<Option<(Queue, Queue)>, String> 
     let offloads = tun::Offloads { csum: true, tso: true, uso: protocol == UDP };
     let bare = tun::Offloads { csum: false, tso: false, uso: false };
     let open = |name: &str, offloads, address| {
-        let config = tun::TunConfig {
-            name: name.into(),
-            queues: 1,
-            queue_bytes: 0,
-            unlimited_queues: 0,
-            offloads,
-            persist: false,
-        };
+        let config = tun::TunConfig::plain(name, offloads);
         let mut tun = tun::open(&config).map_err(|error| error.to_string())?;
         let failed = |error: std::io::Error| format!("setting up {name}: {error}");
         io::netns::set_address(name, address, 24).map_err(failed)?;

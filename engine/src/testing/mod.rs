@@ -77,6 +77,11 @@ impl<O: Overlay, U: Underlay> ByHand<O, U> {
         self.clock.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// Makes the worker pause for this long after bulk turns and during floods. It does not pause otherwise.
+    pub fn moderate(&mut self, pause: Duration) {
+        self.worker.set_moderation(pause);
+    }
+
     /// Makes the next turn read all ports, as if the waiter had reported them.
     pub fn rouse(&mut self) {
         self.worker.rouse();

@@ -6,6 +6,7 @@
 //! A worker shares only the mailboxes of its tables, the counter pages and one stop flag, none of which can
 //! block it.
 
+mod flood;
 mod wire;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use io::{Overlay, Underlay, Waiter};
 
+use self::flood::Flood;
 pub(crate) use self::wire::{Outlet, Wire};
 use crate::config::WaitPolicy;
 use crate::status::{LoopCounters, Page};
@@ -33,6 +35,7 @@ pub(crate) struct Worker<O, U> {
     looped: LoopCounters,
     /// When the worker became idle; `None` while it is busy.
     idle_since: Option<Instant>,
+    flood: Flood,
 }
 
 impl<O: Overlay, U: Underlay> Worker<O, U> {
@@ -50,7 +53,17 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
             token = tunnel.register(&mut waiter, token)?;
         }
         let looped = LoopCounters::default();
-        Ok(Worker { wire, tunnels, pages, waiter, policy, stop, looped, idle_since: None })
+        Ok(Worker {
+            wire,
+            tunnels,
+            pages,
+            waiter,
+            policy,
+            stop,
+            looped,
+            idle_since: None,
+            flood: Flood::new(),
+        })
     }
 
     /// Runs turns until the stop flag is set. Fails only if waiting fails.
@@ -86,19 +99,29 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         let pending = self.wire.is_ready() || self.tunnels.iter().any(Tunnel::is_ready);
         let bulk = self.moved() - before >= BULK;
         // Pause only if nothing is waiting to be read.
-        if !pending && bulk && !self.policy.moderate.is_zero() {
+        if !pending && worked && !self.policy.moderate.is_zero() && (bulk || self.is_flooded()) {
             return self.moderate();
         }
         self.wait(pending, bulk)
     }
 
-    /// Lets more of a bulk stream accumulate before the next turn, as a network card moderates its
-    /// interrupts: each turn costs some system calls, however much it moves.
+    /// Lets more of a bulk stream or of a flood accumulate before the next turn, as a network card moderates
+    /// its interrupts: each turn costs some system calls and a wake-up, however much it moves.
     fn moderate(&mut self) -> std::io::Result<()> {
         self.looped.waits += 1;
         self.looped.moderated += 1;
         std::thread::sleep(self.policy.moderate);
         self.ask(Some(Duration::ZERO))
+    }
+
+    /// Whether small packets come so fast that the worker would be woken for every few of them.
+    fn is_flooded(&mut self) -> bool {
+        let (mut egress, mut ingress) = (0, 0);
+        for tunnel in &self.tunnels {
+            egress += tunnel.counters.egress.packets;
+            ingress += tunnel.counters.ingress.packets;
+        }
+        self.flood.check(Instant::now(), (egress, ingress))
     }
 
     fn moved(&self) -> u64 {
@@ -124,6 +147,11 @@ impl<O: Overlay, U: Underlay> Worker<O, U> {
         self.wire.note(ready);
         self.tunnels.iter_mut().for_each(|tunnel| tunnel.note(ready));
         Ok(())
+    }
+
+    /// Sets how long the worker pauses, see [`WaitPolicy::moderate`].
+    pub(crate) fn set_moderation(&mut self, pause: Duration) {
+        self.policy.moderate = pause;
     }
 
     /// Makes the next turn read every port and queue, as if the waiter had reported them all.

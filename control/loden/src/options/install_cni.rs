@@ -38,9 +38,9 @@ pub(crate) struct InstallCniOptions {
     /// Name of the network in a generated configuration.
     #[arg(long, value_name = "NAME", default_value = "cbr0")]
     pub network: String,
-    /// CNI version in a generated configuration.
+    /// CNI version in a generated configuration. CNI plugins and runtimes from before 2022 need an older one.
     #[arg(
-        long, value_name = "VERSION", default_value = "0.3.1",
+        long, value_name = "VERSION", default_value = "1.0.0",
         value_parser = PossibleValuesParser::new(VERSIONS),
     )]
     pub cni_version: String,

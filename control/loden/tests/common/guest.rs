@@ -48,9 +48,7 @@ done
 
 /// Finds the kernel image and the root of its modules, as `./test` unpacks them from Debian's package.
 fn kernel() -> Option<(PathBuf, PathBuf)> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let root = cache.join("loden/kernel");
+    let root = super::cache()?.join("kernel");
     let image = fs::read_dir(root.join("boot")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let image = image.filter(|path| path.to_string_lossy().contains("/vmlinuz-")).max()?;
     Some((image, root))

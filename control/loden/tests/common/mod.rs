@@ -10,6 +10,7 @@ mod kernel;
 pub mod packet;
 pub mod pids;
 pub mod steady;
+pub mod stock;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,13 @@ pub fn needs(programs: &[&str]) -> Needs {
     let switch = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
     let needs = Needs::hosts().and("br_netfilter (modprobe br_netfilter)", switch.exists());
     needs.programs(&["ip"]).programs(programs)
+}
+
+/// Returns the directory in which `./test` keeps what takes long to get, outside the checkout.
+pub fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(cache.join("loden"))
 }
 
 /// Polls until `done` returns true. Panics after [`LIMIT`].
@@ -176,6 +184,13 @@ impl Cluster {
         self.in_store(async |store| store.leases().await.expect("leases"))
     }
 
+    /// Returns how many packets the kernel has dropped on a host because no worker of its daemon read them in
+    /// time, from pods and from the underlay.
+    pub fn unread(&self, number: usize) -> u64 {
+        let counters = fresh_counters(&self.file(&format!("host{number}.json")));
+        counters.iter().flat_map(|tunnel| tunnel.unread).sum()
+    }
+
     /// Returns the lease of a host.
     pub fn lease(&self, number: usize) -> Lease {
         let public = self.host(number).underlay();
@@ -267,16 +282,12 @@ impl Daemon {
 
     /// Returns the counters as last written, one entry per tunnel.
     pub fn counters(&self) -> Vec<Counters> {
-        let text = fs::read_to_string(&self.counters_file).expect("a counters file");
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
+        counters(&self.counters_file)
     }
 
     /// Returns the current counters: waits until the daemon writes them again.
     pub fn fresh_counters(&self) -> Vec<Counters> {
-        let _ = fs::remove_file(&self.counters_file);
-        await_until("the counters file", || self.counters_file.exists());
-        self.counters()
+        fresh_counters(&self.counters_file)
     }
 
     /// Stops the daemon with SIGTERM and returns its final counters.
@@ -285,6 +296,18 @@ impl Daemon {
         assert_eq!(status.code(), Some(0), "{}", self.log_text());
         self.counters()
     }
+}
+
+fn counters(path: &Path) -> Vec<Counters> {
+    let text = fs::read_to_string(path).expect("a counters file");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
+}
+
+fn fresh_counters(path: &Path) -> Vec<Counters> {
+    let _ = fs::remove_file(path);
+    await_until("the counters file", || path.exists());
+    counters(path)
 }
 
 /// The kernel reports its multicast groups through every IPv6 device (RFC 3810). No node subscribes, and a

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use super::Cluster;
 const GAP: Duration = Duration::from_millis(2);
 /// How much of a delay is made up for: 50 datagrams, of which a socket's default buffer takes about 270.
 const BURST: Duration = Duration::from_millis(100);
-/// A datagram that has not returned by then is lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A datagram that has not returned by then is lost. A machine that is busy may take seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting thread checks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -25,6 +25,8 @@ pub struct Steady {
     listener: JoinHandle<(HashSet<u64>, Vec<u64>)>,
     echo: JoinHandle<()>,
     ended: Arc<AtomicBool>,
+    /// The number of datagrams that have returned.
+    returned: Arc<AtomicU64>,
 }
 
 /// The outcome of a flow.
@@ -51,26 +53,31 @@ impl Steady {
         let (here, there) = (open(from), open(to));
         let target = there.local_addr().expect("an address");
         let (stop, ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let returned = Arc::new(AtomicU64::new(0));
         let echo = {
             let ended = Arc::clone(&ended);
             thread::spawn(move || reflect(&there, &ended))
         };
         let listener = {
             let (ended, here) = (Arc::clone(&ended), here.try_clone().expect("a clone"));
-            thread::spawn(move || listen(&here, &ended))
+            let returned = Arc::clone(&returned);
+            thread::spawn(move || listen(&here, &ended, &returned))
         };
         let sender = {
             let stop = Arc::clone(&stop);
             thread::spawn(move || send(&here, target, &stop))
         };
-        Steady { stop, sender, listener, echo, ended }
+        Steady { stop, sender, listener, echo, ended, returned }
     }
 
     /// Stops the flow and waits for the datagrams still in flight.
     pub fn finish(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender");
-        thread::sleep(PATIENCE);
+        let end = Instant::now() + PATIENCE;
+        while self.returned.load(Ordering::Relaxed) < sent && Instant::now() < end {
+            thread::sleep(POLL);
+        }
         self.ended.store(true, Ordering::Relaxed);
         let (back, late) = self.listener.join().expect("the listener");
         self.echo.join().expect("the echo");
@@ -111,7 +118,7 @@ fn reflect(socket: &UdpSocket, ended: &AtomicBool) {
 }
 
 /// Returns the sequence numbers that returned, and which of them late.
-fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
+fn listen(socket: &UdpSocket, ended: &AtomicBool, returned: &AtomicU64) -> (HashSet<u64>, Vec<u64>) {
     let (mut back, mut buffer) = (HashSet::new(), [0; 8]);
     let (mut next, mut late) = (0, Vec::new());
     while !ended.load(Ordering::Relaxed) {
@@ -122,6 +129,7 @@ fn listen(socket: &UdpSocket, ended: &AtomicBool) -> (HashSet<u64>, Vec<u64>) {
             }
             next = next.max(number + 1);
             back.insert(number);
+            returned.store(back.len() as u64, Ordering::Relaxed);
         }
     }
     (back, late)

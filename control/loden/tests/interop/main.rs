@@ -1,4 +1,4 @@
-//! loden beside the tunnels of a kernel that is set up as stock flannel sets it up.
+//! loden beside stock flannel, and beside the tunnels of a kernel that is set up as stock flannel sets it up.
 
 // clippy.toml allows these in test functions only, not in their helpers.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -9,3 +9,4 @@ mod interop_kernel_ipip;
 mod interop_kernel_vxlan;
 mod interop_kernel_wireguard;
 mod segment_sizes;
+mod stock_flanneld;

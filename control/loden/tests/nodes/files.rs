@@ -104,6 +104,64 @@ fn a_filesystem_that_hangs_holds_up_files_alone() {
     .expect("private mounts");
 }
 
+/// etcd's credentials on a network filesystem whose server is gone.
+#[test]
+fn certificates_on_a_filesystem_that_hangs_hold_up_the_store_alone() {
+    if !common::needs(&["ip"]).and("/dev/fuse", Path::new("/dev/fuse").exists()).are_met() {
+        return;
+    }
+    let Some(cluster) = alone("fil-tls") else { return };
+    let place = cluster.file("place");
+    fs::create_dir(&place).expect("a directory");
+    mounts::private(|| {
+        let hanging = mounts::hanging(&place).expect("a mount");
+        let mut command = cluster.etcd_command(1, "https://192.0.2.1:2379,https://192.0.2.2:2379");
+        command.arg("--etcd-cafile").arg(place.join("ca.pem")).args(["--healthz-port", PROBES]);
+        let mut daemon = cluster.spawn(1, &mut command);
+        await_until("the complaint", || daemon.logged("the filesystem of the TLS files does not answer"));
+        assert_eq!(
+            common::get(&cluster, 1, PROBES, "/healthz").map(|(code, _)| code).as_deref(),
+            Some("200")
+        );
+        let threads = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).expect("threads").flatten();
+        let names = threads.map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default());
+        assert_eq!(names.filter(|name| name.trim() == "etcd-files").count(), 1, "for both endpoints");
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.log_text());
+        drop(hanging);
+    })
+    .expect("private mounts");
+}
+
+/// A node that starts from memory forwards, whatever its store's filesystem does.
+#[test]
+fn a_store_on_a_filesystem_that_hangs_holds_up_the_store_alone() {
+    if !common::needs(&["ip"]).and("/dev/fuse", Path::new("/dev/fuse").exists()).are_met() {
+        return;
+    }
+    let Some(cluster) = alone("fil-store") else { return };
+    let place = cluster.file("place");
+    fs::create_dir(&place).expect("a directory");
+    mounts::private(|| {
+        let mut command = cluster.command(1);
+        replace(&mut command, "--store", &format!("sqlite:{}", place.join("leases.db").display()));
+        command.args(["--healthz-port", PROBES]);
+        let mut daemon = cluster.spawn(1, &mut command);
+        daemon.await_ready();
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.log_text());
+        let hanging = mounts::hanging(&place).expect("a mount");
+        let mut daemon = cluster.spawn(1, &mut command);
+        daemon.await_ready();
+        assert!(daemon.logged("forwarding from memory"), "{}", daemon.log_text());
+        assert_eq!(
+            common::get(&cluster, 1, PROBES, "/healthz").map(|(code, _)| code).as_deref(),
+            Some("200")
+        );
+        assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0), "{}", daemon.log_text());
+        drop(hanging);
+    })
+    .expect("private mounts");
+}
+
 #[test]
 fn a_removed_run_directory_is_made_again() {
     let Some(cluster) = alone("fil-run") else { return };

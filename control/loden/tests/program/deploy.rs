@@ -29,7 +29,7 @@ fn systemd_understands_the_units_and_finds_them_hardened() {
     put(place.path(), "docker.service", "[Service]\nType=notify\nExecStart=dockerd -H fd://\n");
     let docker = place.path().join("docker.service");
     for unit in [&unit, &docker] {
-        let said = text(&analyze(place.path(), ["verify"], unit));
+        let said = text(&analyze(place.path(), ["verify", "--man=no"], unit));
         let ours: Vec<&str> =
             said.lines().filter(|line| line.contains("loden") || line.contains("docker")).collect();
         assert!(ours.is_empty(), "{ours:#?}");
@@ -40,7 +40,7 @@ fn systemd_understands_the_units_and_finds_them_hardened() {
         "loden-broken.service",
         &UNIT.replace("Type=", "Kind=").replace(INSTALLED, "/nowhere/loden"),
     );
-    let said = text(&analyze(place.path(), ["verify"], &broken));
+    let said = text(&analyze(place.path(), ["verify", "--man=no"], &broken));
     assert!(said.contains("'Kind'") && said.contains("/nowhere/loden"), "{said}");
 }
 

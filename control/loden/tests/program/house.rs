@@ -12,7 +12,7 @@ const RUSTFMT: &str = include_str!("../../../../rustfmt.toml");
 /// Packages from outside that only these of our crates may use, in tests as well.
 const RESERVED: [(&str, &[&str]); 8] = [
     ("boringtun", &["path"]),
-    ("clap", &["bench", "loden"]),
+    ("clap", &["bench", "dist", "loden"]),
     ("libc", &["io"]),
     ("mio", &["io"]),
     ("ring", &["path"]),

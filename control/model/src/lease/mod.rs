@@ -168,6 +168,26 @@ impl LeaseAttrs {
         })
     }
 
+    /// Refuses addresses that no other node can use. Some of them end stock flannel on every node that reads
+    /// them. `ipv4`: whether the lease has an IPv4 subnet, so that 0.0.0.0 does not stand for none.
+    pub fn check(&self, ipv4: bool) -> Result<(), AttrsError> {
+        let ip = self.public_ip;
+        let no_host = ip.is_multicast() || ip.is_broadcast() || (ipv4 && ip.is_unspecified());
+        if no_host {
+            let rule = "the IPv4 address of a host";
+            return Err(AttrsError::Field { field: "PublicIP", value: ip.to_string(), rule });
+        }
+        let no_host =
+            |ip: &Ipv6Addr| ip.is_unspecified() || ip.is_multicast() || ip.to_ipv4_mapped().is_some();
+        match self.public_ipv6.filter(no_host) {
+            Some(ip) => {
+                let rule = "the IPv6 address of a host";
+                Err(AttrsError::Field { field: "PublicIPv6", value: ip.to_string(), rule })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Renders the value as flannel does: compact, in flannel's order, without absent fields.
     pub fn to_json(&self) -> String {
         let mut json = format!(r#"{{"PublicIP":"{}","PublicIPv6":"#, self.public_ip);

@@ -216,3 +216,37 @@ fn strings_are_written_as_go_does() {
     assert_eq!(RawJson::string("<key a=\"1\" &>\n\t\u{2028}ü").as_str(), escaped);
     assert_eq!(RawJson::parse(escaped).unwrap().as_str(), escaped);
 }
+
+#[test]
+fn addresses_that_no_node_can_use_are_not_for_publishing() {
+    let check = |ip: &str, ipv6: &str, has_ipv4: bool| {
+        let public_ipv6 = (!ipv6.is_empty()).then(|| ipv6.parse().unwrap());
+        let attrs = LeaseAttrs {
+            public_ip: ip.parse().unwrap(),
+            public_ipv6,
+            backend_type: String::new(),
+            backend_data: None,
+            backend_v6_data: None,
+        };
+        attrs.check(has_ipv4).map_err(|error| error.to_string())
+    };
+    for (ip, ipv6, has_ipv4) in
+        [("192.0.2.1", "", true), ("10.0.0.1", "fe80::1", true), ("0.0.0.0", "fd00::1", false)]
+    {
+        assert_eq!(check(ip, ipv6, has_ipv4), Ok(()), "{ip} {ipv6}");
+    }
+    for (ip, ipv6, error) in [
+        ("0.0.0.0", "", "PublicIP = 0.0.0.0: must be the IPv4 address of a host"),
+        ("224.0.0.1", "", "PublicIP = 224.0.0.1: must be the IPv4 address of a host"),
+        ("255.255.255.255", "", "PublicIP = 255.255.255.255: must be the IPv4 address of a host"),
+        ("192.0.2.1", "::", "PublicIPv6 = ::: must be the IPv6 address of a host"),
+        ("192.0.2.1", "ff02::1", "PublicIPv6 = ff02::1: must be the IPv6 address of a host"),
+        (
+            "192.0.2.1",
+            "::ffff:192.0.2.1",
+            "PublicIPv6 = ::ffff:192.0.2.1: must be the IPv6 address of a host",
+        ),
+    ] {
+        assert_eq!(check(ip, ipv6, true), Err(format!("lease attributes: {error}")));
+    }
+}

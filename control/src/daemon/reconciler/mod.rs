@@ -21,13 +21,13 @@ mod schedule;
 mod uplink;
 mod wishes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use model::lease::{Lease, LeaseAttrs};
-use store::Event;
 use store::lease::Holder;
+use store::{Event, Kind};
 
 pub(crate) use self::end::End;
 pub(crate) use self::inputs::Inputs;
@@ -261,9 +261,14 @@ impl Reconciler {
     }
 
     /// Returns what the last comparison could not do besides changing the host, one sentence each.
-    pub(crate) fn problems(&self) -> BTreeSet<String> {
-        let problems = [self.uplink.problem(), self.own.problem(), self.ways_problem.as_deref()];
-        problems.into_iter().flatten().map(str::to_owned).collect()
+    pub(crate) fn problems(&self) -> BTreeMap<Kind, String> {
+        let problems = [
+            ("uplink", self.uplink.problem()),
+            ("unpublished", self.own.problem()),
+            ("ways", self.ways_problem.as_deref()),
+        ];
+        let known = problems.into_iter().filter_map(|(class, problem)| Some((class, problem?)));
+        known.map(|(class, text)| (Kind::new(class).of_text(text), text.to_owned())).collect()
     }
 
     /// A plan depends on ways only where peers are routed to directly.

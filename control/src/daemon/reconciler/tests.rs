@@ -104,7 +104,7 @@ impl World {
         if let Some(recorded) = &self.recorded {
             assert_eq!((&recorded.wished, &recorded.published.attrs), (&own.wished, &own.published.attrs));
         }
-        assert_eq!(self.node.problems().into_iter().collect::<Vec<_>>(), [""; 0]);
+        assert_eq!(self.node.problems().into_values().collect::<Vec<_>>(), [""; 0]);
     }
 }
 

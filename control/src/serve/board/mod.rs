@@ -64,6 +64,12 @@ impl Board {
         self.state().turned = Some(now);
     }
 
+    /// Notes that the control loop, if there is one, goes on in a turn that takes long.
+    pub fn goes_on(&self, now: Instant) {
+        let mut state = self.state();
+        state.turned = state.turned.map(|_| now);
+    }
+
     /// Notes that there is no control loop until the next turn: the node starts again, or stops.
     pub fn pause(&self) {
         self.state().turned = None;

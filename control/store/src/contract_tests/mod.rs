@@ -7,6 +7,7 @@ mod allocation;
 mod configuration;
 mod overwrite;
 mod ownership;
+mod publishing;
 mod rewind;
 mod watch;
 

@@ -7,6 +7,7 @@
 //! longer, and the connection stays. Pings find the connections that are dead.
 
 use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use super::resolver::connector;
+use crate::aside::{self, Running};
 use crate::regular;
 
 /// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with
@@ -70,6 +72,9 @@ struct Link {
     delays: u32,
     /// Number of changes of what is in use: of several calls that fail together, one makes the change.
     generation: u64,
+    /// The TLS files being read, for the endpoint of this index. They are read once at a time, since a
+    /// filesystem that hangs keeps the thread.
+    opening: Option<(usize, Running<Result<Endpoint, EtcdError>>)>,
 }
 
 /// The connection to one endpoint.
@@ -112,7 +117,7 @@ enum Failure {
 }
 
 impl Client {
-    /// Checks the endpoints. The first call reads the TLS files and connects.
+    /// Checks the endpoints. The first call connects; each connection reads the TLS files again.
     pub(super) fn new(config: Config) -> Result<Client, EtcdError> {
         let targets = config.targets()?;
         targets.complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
@@ -120,11 +125,6 @@ impl Client {
         let connections = targets.addresses.iter().map(|_| Connection::default()).collect();
         let link = Mutex::new(Link { connections, ..Link::default() });
         Ok(Client { shared: Arc::new(Shared { config, targets, keys, link }) })
-    }
-
-    /// Checks that the TLS files can be used. Each connection reads them again.
-    pub(super) fn check_files(&self) -> Result<(), EtcdError> {
-        self.shared.endpoint(0, PATIENCE).map(drop)
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -210,8 +210,8 @@ impl Client {
                     failure = Some((endpoint, answer));
                 }
                 Err(Failure::Slow) => {
+                    failure = Some((endpoint, shared.delay().await.into()));
                     shared.next_endpoint(endpoint, generation, true).await;
-                    failure = Some((endpoint, "no answer in time".into()));
                     // Another attempt at once would only add to the load.
                     if round + 1 >= count {
                         break;
@@ -264,19 +264,23 @@ impl Shared {
     async fn line(&self, patience: Duration) -> Result<Line, Failure> {
         let mut link = self.link.lock().await;
         let (endpoint, generation) = (link.endpoint, link.generation);
-        let connection = link.connection();
-        let channel = match &connection.channel {
+        let channel = match &link.connection().channel {
             Some(channel) => channel.clone(),
             None => {
-                let address = self.endpoint(endpoint, patience).map_err(Failure::Unusable)?;
+                let address = self.open(&mut link.opening, endpoint).await?;
                 let channel = address
+                    .connect_timeout(patience)
+                    .http2_keep_alive_interval(PING)
+                    .keep_alive_timeout(patience.max(PATIENCE))
+                    .keep_alive_while_idle(true)
                     .connect_with_connector(connector(patience))
                     .await
                     .map_err(|error| Failure::Unreachable(reason(&error)))?;
-                connection.channel.insert(channel).clone()
+                link.connection().channel.insert(channel).clone()
             }
         };
         let mut line = Line { channel, token: Token::None, generation, endpoint };
+        let connection = link.connection();
         if let Token::Unknown = connection.token {
             connection.token = match self.config.user() {
                 None => Token::None,
@@ -315,43 +319,39 @@ impl Shared {
         self.targets.addresses.get(endpoint).cloned().unwrap_or_default()
     }
 
-    fn endpoint(&self, endpoint: usize, patience: Duration) -> Result<Endpoint, EtcdError> {
+    /// Makes an endpoint, on a thread of its own where that takes files.
+    async fn open(
+        &self,
+        opening: &mut Option<(usize, Running<Result<Endpoint, EtcdError>>)>,
+        endpoint: usize,
+    ) -> Result<Endpoint, Failure> {
         let address = self.address(endpoint);
-        let unusable = |error: tonic::transport::Error| EtcdError::Option {
-            option: "--etcd-endpoints",
-            value: address.clone(),
-            problem: reason(&error),
-        };
-        let endpoint = Endpoint::from_shared(address.clone()).map_err(unusable)?;
-        let endpoint = endpoint
-            .connect_timeout(patience)
-            .http2_keep_alive_interval(PING)
-            .keep_alive_timeout(patience.max(PATIENCE))
-            .keep_alive_while_idle(true);
         if !self.targets.tls {
-            return Ok(endpoint);
+            return plain(&address).map_err(Failure::Unusable);
         }
-        let tls = match self.config.authority_file() {
-            Some(path) => {
-                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--etcd-cafile", path)?))
+        let failed = |error: io::Error| Failure::Unreachable(format!("cannot read the TLS files: {error}"));
+        loop {
+            let (index, running) = match opening {
+                Some(under_way) => under_way,
+                None => {
+                    let (address, config) = (address.clone(), self.config.clone());
+                    let work = move || secured(&address, &config);
+                    opening.insert((endpoint, aside::start("etcd-files", work).map_err(failed)?))
+                }
+            };
+            let (index, opened) = (*index, running.result().await);
+            *opening = None;
+            if index == endpoint {
+                return opened.map_err(failed)?.map_err(Failure::Unusable);
             }
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        let Some((certificate, key)) = self.config.identity_files() else {
-            return endpoint.tls_config(tls).map_err(|error| self.broken_files(&error));
-        };
-        let identity =
-            Identity::from_pem(read("--etcd-certfile", certificate)?, read("--etcd-keyfile", key)?);
-        endpoint.tls_config(tls.identity(identity)).map_err(|error| self.broken_files(&error))
+        }
     }
 
-    fn broken_files(&self, error: &tonic::transport::Error) -> EtcdError {
-        let files = [&self.config.ca_file, &self.config.cert_file, &self.config.key_file];
-        let names: Vec<String> = files.into_iter().flatten().map(|path| path.display().to_string()).collect();
-        EtcdError::Option {
-            option: "--etcd-cafile, --etcd-certfile, --etcd-keyfile",
-            value: names.join(", "),
-            problem: format!("{}; each must be PEM, and the key the certificate's", reason(error)),
+    /// Says why a call has not got its answer in time.
+    async fn delay(&self) -> &'static str {
+        match self.link.lock().await.opening {
+            Some(_) => "the filesystem of the TLS files does not answer",
+            None => "no answer in time",
         }
     }
 
@@ -474,6 +474,40 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> String {
         }
     }
     if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}
+
+fn plain(address: &str) -> Result<Endpoint, EtcdError> {
+    Endpoint::from_shared(address.to_owned()).map_err(|error| EtcdError::Option {
+        option: "--etcd-endpoints",
+        value: address.to_owned(),
+        problem: reason(&error),
+    })
+}
+
+/// Makes an endpoint with TLS. Reads our files, or the system's certificate authorities.
+fn secured(address: &str, config: &Config) -> Result<Endpoint, EtcdError> {
+    let tls = match config.authority_file() {
+        Some(path) => {
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--etcd-cafile", path)?))
+        }
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    let tls = match config.identity_files() {
+        Some((certificate, key)) => {
+            let certificate = read("--etcd-certfile", certificate)?;
+            tls.identity(Identity::from_pem(certificate, read("--etcd-keyfile", key)?))
+        }
+        None => tls,
+    };
+    plain(address)?.tls_config(tls).map_err(|error| {
+        let files = [&config.ca_file, &config.cert_file, &config.key_file];
+        let names: Vec<String> = files.into_iter().flatten().map(|path| path.display().to_string()).collect();
+        EtcdError::Option {
+            option: "--etcd-cafile, --etcd-certfile, --etcd-keyfile",
+            value: names.join(", "),
+            problem: format!("{}; each must be PEM, and the key the certificate's", reason(&error)),
+        }
+    })
 }
 
 fn one_line(text: &str) -> String {

@@ -1,5 +1,7 @@
 //! The errors of etcd: each one line, with what to do next and no secret in it.
 
+use crate::kind::Kind;
+
 /// Why etcd did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EtcdError {
@@ -85,6 +87,21 @@ pub enum EtcdError {
 }
 
 impl EtcdError {
+    /// Returns the kind of this failure, whichever endpoint it is of.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            EtcdError::Option { option, .. } => Kind::new("etcd's options").of(option),
+            EtcdError::Unreachable { .. } => Kind::new("etcd unreachable"),
+            EtcdError::Denied { .. } => Kind::new("etcd denied"),
+            EtcdError::Refused { answer, .. } => Kind::new("etcd refused").of_text(answer),
+            EtcdError::Compacted { .. } => Kind::new("etcd compacted"),
+            EtcdError::Future { .. } => Kind::new("etcd behind"),
+            EtcdError::Granted { .. } => Kind::new("etcd granted"),
+            EtcdError::Contended { .. } => Kind::new("etcd contended"),
+            EtcdError::Ipv6Only => Kind::new("etcd IPv6-only"),
+        }
+    }
+
     /// Returns true if the next attempt may succeed without a change of our own options.
     pub fn is_passing(&self) -> bool {
         !matches!(self, EtcdError::Option { .. } | EtcdError::Ipv6Only)

@@ -96,16 +96,8 @@ struct Grant {
 }
 
 impl Etcd {
-    /// Checks the options and reads the TLS files. The cluster need not be up yet: the first call connects to
-    /// it.
+    /// Checks the options. The cluster need not be up yet: the first call reads the TLS files and connects.
     pub fn open(config: Config) -> Result<Etcd, EtcdError> {
-        let store = Etcd::lazy(config)?;
-        store.client.check_files()?;
-        Ok(store)
-    }
-
-    /// Checks the options. The first call reads the TLS files and connects.
-    pub fn lazy(config: Config) -> Result<Etcd, EtcdError> {
         Ok(Etcd { client: Client::new(config)?, memory: Arc::default(), ttl: LEASE_TTL })
     }
 

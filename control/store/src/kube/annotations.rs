@@ -142,14 +142,19 @@ impl Names {
                 return Some(text.to_owned());
             }
             complaints.push(format!(
-                "the annotation {} = {:?} is not an {family} address; ignored",
+                "the annotation {} = {:?} is not the {family} address of a host; ignored",
                 self.of(name),
                 shorten(text)
             ));
             None
         };
-        let is_v4 = |text: &str| text.parse::<Ipv4Addr>().is_ok();
-        let is_v6 = |text: &str| ipv6(text).is_some();
+        let is_v4 = |text: &str| {
+            let is_host = |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast());
+            text.parse().is_ok_and(is_host)
+        };
+        let is_v6 = |text: &str| {
+            ipv6(text).is_some_and(|address| !address.is_unspecified() && !address.is_multicast())
+        };
         let mut v4 = |name| asked(name, "IPv4", &is_v4).and_then(|text| text.parse().ok());
         let (overwrite, node_ip) = (v4(OVERWRITE), v4(NODE_IP));
         let mut v6 = |name| asked(name, "IPv6", &is_v6).and_then(|text| ipv6(&text));
@@ -490,14 +495,23 @@ mod tests {
             (right.overwrite, right.node_ip),
             (Some([198, 51, 100, 1].into()), Some([198, 51, 100, 1].into()))
         );
-        for text in ["2001:db8::1", "::ffff:192.0.2.1", "192.0.2.1/32", " 192.0.2.1", "host", "192.0.2.01"] {
+        for text in [
+            "2001:db8::1",
+            "::ffff:192.0.2.1",
+            "192.0.2.1/32",
+            " 192.0.2.1",
+            "host",
+            "192.0.2.01",
+            "0.0.0.0",
+            "224.0.0.1",
+        ] {
             let asked = asked(text);
             assert_eq!((asked.overwrite, asked.node_ip, asked.complaints.len()), (None, None, 2), "{text}");
             let key = "10.244.1.0-24".parse().expect("a key");
             let written = names().changes(&Annotations::new(), &attrs(VXLAN), &asked, &key);
             assert_eq!(written.get(&names().of(PUBLIC_IP)).map(String::as_str), Some("192.0.2.3"));
         }
-        for text in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::/64", "host"] {
+        for text in ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::/64", "host", "::", "ff02::1"] {
             let asked = names().asked(&of(&[("public-ipv6-overwrite", text), ("node-public-ipv6", text)]));
             assert_eq!(
                 (asked.overwrite_v6, asked.node_ipv6, asked.complaints.len()),

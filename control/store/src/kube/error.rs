@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::client::Call;
+use crate::Kind;
 
 /// Why Kubernetes did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,6 +130,27 @@ pub enum KubeError {
 }
 
 impl KubeError {
+    /// Returns the kind of this failure.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            KubeError::Option { option, .. } => Kind::new("kubernetes' options").of(option),
+            KubeError::File { path, .. } => Kind::new("kubernetes' files").of(path.display()),
+            // By what a person should check: a server that restarts fails in many words.
+            KubeError::Unreachable { advice, .. } => Kind::new("kubernetes unreachable").of(advice),
+            KubeError::Unauthorized { .. } => Kind::new("kubernetes unauthorized"),
+            KubeError::Denied { tried, .. } => {
+                Kind::new("kubernetes denied").of(tried.verb()).of(tried.resource())
+            }
+            KubeError::Refused { status, .. } => Kind::new("kubernetes refused").of(status),
+            KubeError::Gone { .. } => Kind::new("kubernetes gone"),
+            KubeError::Missing { tried, .. } => Kind::new("kubernetes missing").of(tried.resource()),
+            KubeError::Unscheduled { .. } => Kind::new("kubernetes unscheduled"),
+            KubeError::Unassigned { .. } => Kind::new("kubernetes unassigned"),
+            KubeError::BadCidrs { problem, .. } => Kind::new("kubernetes subnets").of(problem),
+            KubeError::ReadOnly => Kind::new("kubernetes read-only"),
+        }
+    }
+
     /// Returns true if the next attempt may succeed without a change of our own options.
     pub fn is_passing(&self) -> bool {
         !matches!(self, KubeError::Option { .. } | KubeError::ReadOnly)

@@ -11,6 +11,8 @@ pub mod allocator;
 pub mod ledger;
 pub mod renewal;
 
+use std::net::IpAddr;
+
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 
@@ -104,13 +106,14 @@ pub(crate) fn is_untouched(former: &Lease, stored: &Lease) -> bool {
     former.key == stored.key && former.attrs == stored.attrs && (unique || same_end)
 }
 
-/// Returns true if `theirs` was published by the node that publishes `ours`. The IPv4 address decides, as in
-/// flannel; between nodes without one, the IPv6 address does.
-pub(crate) fn same_node(ours: &LeaseAttrs, theirs: &LeaseAttrs) -> bool {
-    if ours.public_ip.is_unspecified() {
-        return theirs.public_ip.is_unspecified()
-            && ours.public_ipv6.is_some()
-            && ours.public_ipv6 == theirs.public_ipv6;
-    }
-    ours.public_ip == theirs.public_ip
+/// Returns true if `theirs` was published by the node that publishes `ours`.
+pub fn same_node(ours: &LeaseAttrs, theirs: &LeaseAttrs) -> bool {
+    node_address(ours).is_some_and(|address| Some(address) == node_address(theirs))
+}
+
+/// Returns the address that tells a node from all others: the IPv4 address, as in flannel, or the IPv6
+/// address of a node without one.
+pub fn node_address(attrs: &LeaseAttrs) -> Option<IpAddr> {
+    let ipv4 = Some(attrs.public_ip).filter(|ip| !ip.is_unspecified());
+    ipv4.map(IpAddr::V4).or(attrs.public_ipv6.map(IpAddr::V6))
 }

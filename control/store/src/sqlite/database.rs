@@ -1,12 +1,15 @@
 //! The file behind a handle: opening or rejecting it, transactions on it, and the meaning of its errors.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_UNLCK, F_WRLCK, O_DIRECTORY, O_NONBLOCK, O_PATH, SEEK_SET, flock, off_t};
 use nix::sys::statvfs::statvfs;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
@@ -21,6 +24,9 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_LEN: u64 = 100;
 /// The index of a write-ahead log grows in steps of this many bytes (sqlite.org/walformat.html, 2.3).
 const LOG_INDEX_LEN: u64 = 32_768;
+/// The bytes that each connection to a database with a write-ahead log keeps locked (sqlite's `SHARED_FIRST`
+/// and `SHARED_SIZE`, <https://github.com/sqlite/sqlite/blob/version-3.50.4/src/os.h>).
+const SHARED: (off_t, off_t) = (0x4000_0002, 510);
 /// "lode", which marks the file as ours (the sqlite header's application id).
 const APPLICATION_ID: i64 = 0x6c6f_6465;
 /// The newest schema known here (the sqlite header's user version).
@@ -36,6 +42,8 @@ const SCHEMA: &str = "
     CREATE TRIGGER leases_delete AFTER DELETE ON leases BEGIN UPDATE revision SET value = value + 1; END;
 ";
 
+/// Time between two attempts to lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// How long a file that was removed in use is waited for. It may be on its way: a copy into its place must
 /// not meet a new database of ours.
 const ABSENCE: Duration = Duration::from_secs(5);
@@ -55,23 +63,37 @@ pub(super) struct Database {
     path: PathBuf,
     lock_wait: Duration,
     connection: Connection,
+    file: Arc<Pinned>,
     /// The file's log, which stays the same as long as a connection is open.
-    log: Option<Identity>,
+    log: Option<Arc<Pinned>>,
     /// Declared after the connection, so that it is released only when the connection is closed.
-    claim: Claim,
+    _claim: Claim,
 }
 
 /// A file that was open and has lost its name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Former {
-    file: Identity,
-    log: Option<Identity>,
+    file: Arc<Pinned>,
+    log: Option<Arc<Pinned>>,
     /// Since when there has been no file of this name.
     missing: Option<Instant>,
 }
 
 /// Device and inode; another file under the same name is another store.
 type Identity = (u64, u64);
+
+/// A file whose identity no other one can get: the number of an inode is used again once nobody has it open.
+#[derive(Debug)]
+struct Pinned {
+    identity: Identity,
+    _file: File,
+}
+
+/// The right to open the file. Whoever has it is alone with what lies beside the file, in this process and in
+/// others: two daemons that find it replaced would take each other's new log for the former one's.
+struct Turn {
+    _directory: File,
+}
 
 /// The number of this process's connections to each file. Closing any descriptor of such a file drops the
 /// locks of all of them (fcntl_locking(2)), and sqlite knows only its own descriptors.
@@ -89,9 +111,11 @@ impl Slot {
     /// it.
     pub(super) fn open(&mut self) -> Result<&mut Database, SqliteError> {
         if let Some(database) = self.database.take_if(|database| !database.is_named()) {
-            self.former = Some(Former { file: database.claim.0, log: database.log, missing: None });
+            let (file, log) = (Arc::clone(&database.file), database.log.clone());
+            self.former = Some(Former { file, log, missing: None });
         }
         if self.database.is_none() {
+            let _turn = Turn::take(&self.path, self.lock_wait)?;
             self.make_room()?;
             self.database = Some(Database::open(self.path.clone(), self.lock_wait)?);
             (self.former, self.opened) = (None, self.opened + 1);
@@ -123,7 +147,8 @@ impl Slot {
         if there.is_none() && missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE {
             return Err(SqliteError::Removed { path: self.path.clone() });
         }
-        if there != Some(*file) && log.is_some() && identity(&beside(&self.path, "-wal")) == *log {
+        let is_left = log.as_ref().is_some_and(|log| log.has_name(&beside(&self.path, "-wal")));
+        if there != Some(file.identity) && is_left && !is_in_use(&self.path) {
             // What is no database may be gone again in a moment, and the former file back.
             Claim::on(&self.path)?;
             for end in ["-wal", "-shm"] {
@@ -138,21 +163,23 @@ impl Database {
     pub(super) fn open(path: PathBuf, lock_wait: Duration) -> Result<Database, SqliteError> {
         const TRIED: &str = "open it";
         let claim = Claim::on(&path)?;
+        let file = Pinned::new(&path).filter(|file| file.identity == claim.0);
+        let file = Arc::new(file.ok_or_else(|| SqliteError::Removed { path: path.clone() })?);
         let failed = |error| explain(&path, lock_wait, TRIED, error);
         let connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(lock_wait).map_err(failed)?;
         write_ahead(&connection, lock_wait).map_err(failed)?;
         // A commit then needs no flush. A power cut may lose the last renewals, of all daemons alike.
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-        let mut database = Database { path, lock_wait, connection, log: None, claim };
+        let mut database = Database { path, lock_wait, connection, file, log: None, _claim: claim };
         database.transact(TRIED, |step| step.settle_schema())?;
-        database.log = identity(&beside(&database.path, "-wal"));
+        database.log = Pinned::new(&beside(&database.path, "-wal")).map(Arc::new);
         Ok(database)
     }
 
     /// Tells whether the file still has its name.
     fn is_named(&self) -> bool {
-        identity(&self.path) == Some(self.claim.0)
+        self.file.has_name(&self.path)
     }
 
     fn transact<T, E: From<SqliteError>>(
@@ -176,6 +203,42 @@ impl Drop for Database {
         if !self.is_named() {
             // The last connection to close removes the log by its name, which by now may be another file's.
             let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+    }
+}
+
+impl Pinned {
+    fn new(path: &Path) -> Option<Pinned> {
+        // By such a descriptor nothing can be read, and closing it drops no lock.
+        let file = File::options().read(true).custom_flags(O_PATH).open(path).ok()?;
+        let metadata = file.metadata().ok()?;
+        Some(Pinned { identity: (metadata.dev(), metadata.ino()), _file: file })
+    }
+
+    fn has_name(&self, path: &Path) -> bool {
+        identity(path) == Some(self.identity)
+    }
+}
+
+impl Turn {
+    /// Waits for the turn. There is none where a directory cannot be locked.
+    fn take(path: &Path, lock_wait: Duration) -> Result<Option<Turn>, SqliteError> {
+        let opened = File::options().read(true).custom_flags(O_DIRECTORY).open(directory(path));
+        // The next step reports a directory that cannot be used.
+        let Ok(directory) = opened else { return Ok(None) };
+        let started = Instant::now();
+        loop {
+            match directory.try_lock() {
+                Ok(()) => return Ok(Some(Turn { _directory: directory })),
+                Err(TryLockError::Error(_)) => return Ok(None),
+                Err(TryLockError::WouldBlock) if started.elapsed() < lock_wait => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let (path, waited) = (path.to_owned(), lock_wait.as_secs());
+                    return Err(SqliteError::Locked { path, tried: "open it", waited });
+                }
+            }
         }
     }
 }
@@ -308,10 +371,7 @@ impl Table for Step<'_> {
 /// kind. Returns device and inode.
 fn prepare_file(path: &Path) -> Result<Identity, SqliteError> {
     const TRIED: &str = "open it";
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory(path);
     if !directory.exists() {
         return Err(SqliteError::NoDirectory { path: path.to_owned(), directory: directory.to_owned() });
     }
@@ -333,6 +393,29 @@ fn prepare_file(path: &Path) -> Result<Identity, SqliteError> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// Tells whether somebody has the file open, with whatever log lies beside it.
+fn is_in_use(path: &Path) -> bool {
+    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if identity(path).is_some_and(|identity| open.contains_key(&identity)) {
+        return true;
+    }
+    let opened = File::options().read(true).custom_flags(O_NONBLOCK).open(path);
+    let Ok(file) = opened else { return false };
+    let (start, length) = SHARED;
+    let mut lock =
+        flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 };
+    // Closing the descriptor drops no lock of ours, since we have none on this file.
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != F_UNLCK
+}
+
+/// Returns the directory that contains the file.
+pub(super) fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Sets the journal mode. Sqlite does not wait for this lock itself, and daemons start together. On a
 /// filesystem without write-ahead logging sqlite keeps a rollback journal, which is enough.
 fn write_ahead(connection: &Connection, lock_wait: Duration) -> rusqlite::Result<()> {
@@ -340,7 +423,7 @@ fn write_ahead(connection: &Connection, lock_wait: Duration) -> rusqlite::Result
     loop {
         match connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())) {
             Err(error) if is_lock(&error) && started.elapsed() < lock_wait => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(LOCK_RETRY);
             }
             outcome => return outcome,
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::kind::Kind;
+
 /// Why a step on the file failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SqliteError {
@@ -131,6 +133,21 @@ pub enum SqliteError {
 }
 
 impl SqliteError {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            SqliteError::Locked { .. } => Kind::new("sqlite locked"),
+            SqliteError::Corrupt { .. } => Kind::new("sqlite corrupt"),
+            SqliteError::NotADatabase { .. } => Kind::new("sqlite: no database"),
+            SqliteError::Foreign { .. } => Kind::new("sqlite foreign"),
+            SqliteError::Newer { .. } => Kind::new("sqlite newer"),
+            SqliteError::DiskFull { .. } => Kind::new("sqlite: disk full"),
+            SqliteError::NoPermission { answer, .. } => Kind::new("sqlite: no permission").of_text(answer),
+            SqliteError::NoDirectory { .. } => Kind::new("sqlite: no directory"),
+            SqliteError::Removed { .. } => Kind::new("sqlite removed"),
+            SqliteError::System { answer, .. } => Kind::new("sqlite: system").of_text(answer),
+        }
+    }
+
     /// Returns true if the next attempt may succeed although nobody has changed anything: only where the file
     /// is created again. It is on this machine, and each of the other errors needs a person.
     pub fn is_passing(&self) -> bool {

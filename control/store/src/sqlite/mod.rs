@@ -10,6 +10,7 @@
 mod database;
 mod error;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::lease::Wish;
 use crate::poll::{Look, Poller, Source};
 use crate::rows::{self, Table};
 use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
-use database::{Slot, Step, text};
+use database::{Slot, Step, directory, text};
 
 pub use error::SqliteError;
 
@@ -53,10 +54,18 @@ pub struct Options {
 /// A poller's source.
 struct Changes {
     store: Sqlite,
-    /// `None` where inotify cannot be had.
-    directory: Option<EventStream<Vec<u8>>>,
+    directory: Hints,
     /// The number of the file that was looked at last, among those that the handle has opened.
     file: Option<u64>,
+}
+
+/// Where a poller learns of changes.
+enum Hints {
+    /// Before the first look.
+    Unopened,
+    Inotify(EventStream<Vec<u8>>),
+    /// Inotify cannot be had.
+    Clock,
 }
 
 type Job = Box<dyn FnOnce(&mut Slot) + Send>;
@@ -147,17 +156,7 @@ impl Sqlite {
     }
 
     pub(crate) fn watch(&self, since: Option<Position>) -> Watch {
-        let directory = match watch_directory(&self.path) {
-            Ok(events) => Some(events),
-            Err(error) => {
-                tracing::warn!(
-                    "store {}: cannot watch its directory: {error}; polling the file every second instead \
-                     (raise fs.inotify.max_user_instances or max_user_watches)",
-                    self.path.display()
-                );
-                None
-            }
-        };
+        let directory = Hints::Unopened;
         Watch::new(Poller::new(Changes { store: self.clone(), directory, file: None }, since))
     }
 
@@ -191,10 +190,30 @@ impl Sqlite {
     }
 }
 
+impl Changes {
+    /// Begins to watch the directory. Off the loop, since the filesystem may hang.
+    async fn open(&mut self) {
+        let path = self.store.path.clone();
+        let watch = move |_: &mut Slot| Ok::<_, SqliteError>(watch_directory(&path));
+        let inotify = self.store.on_thread(watch).await.map_err(io::Error::other).flatten();
+        self.directory = match inotify.and_then(|inotify| inotify.into_event_stream(vec![0; 4096])) {
+            Ok(events) => Hints::Inotify(events),
+            Err(error) => {
+                tracing::warn!(
+                    "store {}: cannot watch its directory: {error}; polling the file every second instead \
+                     (raise fs.inotify.max_user_instances or max_user_watches)",
+                    self.store.path.display()
+                );
+                Hints::Clock
+            }
+        };
+    }
+}
+
 impl Source for Changes {
     /// Returns after the file, its log or its journal was written, or replaced.
     async fn hint(&mut self) {
-        let Some(events) = &mut self.directory else {
+        let Hints::Inotify(events) = &mut self.directory else {
             return tokio::time::sleep(WITHOUT_INOTIFY).await;
         };
         let name = self.store.path.file_name().unwrap_or_default().as_encoded_bytes();
@@ -216,6 +235,10 @@ impl Source for Changes {
     }
 
     async fn look(&mut self, seen: Option<u64>) -> Result<Option<Look>, StoreError> {
+        if matches!(self.directory, Hints::Unopened) {
+            // Before the look, so that no change after it is missed.
+            self.open().await;
+        }
         let file = self.file;
         let look = move |step: &mut Step<'_>| {
             let (now, number) = (unix_now(), step.number());
@@ -239,15 +262,11 @@ impl std::fmt::Debug for Changes {
     }
 }
 
-fn watch_directory(path: &Path) -> std::io::Result<EventStream<Vec<u8>>> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+fn watch_directory(path: &Path) -> io::Result<Inotify> {
     let inotify = Inotify::init()?;
     let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
-    inotify.watches().add(directory, writes | WatchMask::MOVED_TO | WatchMask::MOVED_FROM)?;
-    inotify.into_event_stream(vec![0; 4096])
+    inotify.watches().add(directory(path), writes | WatchMask::MOVED_TO | WatchMask::MOVED_FROM)?;
+    Ok(inotify)
 }
 
 #[cfg(test)]

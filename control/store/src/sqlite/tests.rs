@@ -1,7 +1,8 @@
 //! Cases of a file alone: damage, locks, other programs, changes by hand.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Barrier;
 
 use model::lease::LeaseAttrs;
 use model::net_config;
@@ -13,6 +14,7 @@ use rusqlite::Connection;
 use super::database::{SCHEMA_VERSION, explain_io};
 use super::*;
 use crate::contract_tests::{Bench, next};
+use crate::rows::Row;
 use crate::{Cause, Event, Store};
 
 const ONE: &str = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
@@ -306,6 +308,62 @@ async fn rows_of_any_kind_of_value() {
     assert_eq!(next(&mut watch).await, Event::Snapshot(leases));
 }
 
+/// Each finds it replaced, by an empty one whose log may get the number of the former log.
+#[test]
+fn daemons_that_find_the_file_replaced_at_the_same_time_lose_nothing() {
+    const DAEMONS: usize = 4;
+    const ROUNDS: usize = 50;
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("leases.db");
+    let together = Barrier::new(DAEMONS + 1);
+    let daemon = |number: usize| {
+        let mut slot = Slot::new(path.clone(), LOCK_WAIT);
+        let opened = slot.open().is_ok();
+        let mut seen = Vec::new();
+        for round in 0..ROUNDS {
+            together.wait();
+            together.wait();
+            let key = format!("10.{round}.{number}.0-24");
+            let row = Row { key, value: ONE.to_owned(), expires: None };
+            let put = slot.step("put", |step| step.put(row));
+            together.wait();
+            let rows = slot.step("list", |step| step.live(0));
+            seen.push((opened, put, rows.map(|rows| rows.len())));
+        }
+        seen
+    };
+    let seen: Vec<_> = std::thread::scope(|scope| {
+        let daemons: Vec<_> = (0..DAEMONS).map(|number| scope.spawn(move || daemon(number))).collect();
+        for _ in 0..ROUNDS {
+            together.wait();
+            fs::write(path.with_extension("new"), "").unwrap();
+            fs::rename(path.with_extension("new"), &path).unwrap();
+            together.wait();
+            together.wait();
+        }
+        daemons.into_iter().flat_map(|daemon| daemon.join().unwrap()).collect()
+    });
+    assert_eq!(seen, vec![(true, Ok(()), Ok(DAEMONS)); DAEMONS * ROUNDS]);
+}
+
+#[test]
+fn a_log_that_another_handle_has_begun_to_use_stays() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("leases.db");
+    let log = path.with_file_name("leases.db-wal");
+    let [mut first, mut second] = [(); 2].map(|()| Slot::new(path.clone(), LOCK_WAIT));
+    first.open().unwrap();
+    fs::copy(&path, path.with_extension("new")).unwrap();
+    fs::rename(path.with_extension("new"), &path).unwrap();
+    second.open().unwrap();
+    let before = fs::metadata(&log).unwrap().ino();
+    first.open().unwrap();
+    assert_eq!(fs::metadata(&log).unwrap().ino(), before);
+    let row = Row { key: "10.3.1.0-24".to_owned(), value: ONE.to_owned(), expires: None };
+    second.step("put", |step| step.put(row.clone())).unwrap();
+    assert_eq!(first.step("list", |step| step.live(0)).unwrap(), [row]);
+}
+
 #[tokio::test]
 async fn a_look_wakes_no_watch() {
     let bench = Bench::sqlite();
@@ -314,7 +372,7 @@ async fn a_look_wakes_no_watch() {
     let mut inotify = Inotify::init().unwrap();
     let writes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE;
     inotify.watches().add(bench.path().parent().unwrap(), writes).unwrap();
-    let mut changes = Changes { store: store.clone(), directory: None, file: None };
+    let mut changes = Changes { store: store.clone(), directory: Hints::Clock, file: None };
     let look = changes.look(None).await.unwrap().unwrap();
     assert!(changes.look(Some(look.revision)).await.unwrap().is_none());
     store.leases().await.unwrap();
@@ -329,7 +387,7 @@ async fn a_look_wakes_no_watch() {
 async fn without_inotify_the_watch_still_sees() {
     let bench = Bench::sqlite();
     let store = Sqlite::open(bench.path()).await.unwrap();
-    let changes = Changes { store: store.clone(), directory: None, file: None };
+    let changes = Changes { store: store.clone(), directory: Hints::Clock, file: None };
     let mut watch = Watch::new(Poller::new(changes, None));
     assert_eq!(next(&mut watch).await, Event::Snapshot(vec![]));
     let lease = acquire(&store, ONE).await.unwrap();

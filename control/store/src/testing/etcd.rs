@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Longest time for any step; more means failure.
@@ -99,6 +101,16 @@ impl Server {
         }
     }
 
+    /// Makes the server hang: it keeps its connections and answers nothing until [`Server::resume`].
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// Starts the server again with what it had stored.
     pub fn restart(&mut self) {
         self.start_at(self.port);
@@ -176,6 +188,11 @@ impl Server {
         self.etcdctl(&["user", "grant-role", "flannel", "node"]);
         self.etcdctl(&["auth", "enable"]);
         self.user = Some("root:root".to_owned());
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("a running server");
+        nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal).expect("a signal");
     }
 
     fn url(&self, port: u16) -> String {

@@ -79,6 +79,20 @@ pub struct TunConfig {
     pub persist: bool,
 }
 
+impl TunConfig {
+    /// A device with one queue, which ends with this process.
+    pub fn plain(name: &str, offloads: Offloads) -> TunConfig {
+        TunConfig {
+            name: name.to_owned(),
+            queues: 1,
+            queue_bytes: 0,
+            unlimited_queues: 0,
+            offloads,
+            persist: false,
+        }
+    }
+}
+
 /// An open device.
 #[derive(Debug)]
 pub struct Tun {

@@ -11,14 +11,7 @@ const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
 fn config(name: &str, queues: usize) -> TunConfig {
-    TunConfig {
-        name: name.to_owned(),
-        queues,
-        queue_bytes: 0,
-        unlimited_queues: 0,
-        offloads: ALL,
-        persist: false,
-    }
+    TunConfig { queues, ..TunConfig::plain(name, ALL) }
 }
 
 /// Opens a device, assigns an address in 10.99.0.0/24 and brings it up.

@@ -2,8 +2,8 @@ use super::*;
 use clap::Parser;
 use proptest::prelude::*;
 
-/// The configuration of flannel's manifest.
-const MANIFEST: &str = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true}},{"type":"portmap","capabilities":{"portMappings":true}}]}"#;
+/// The configuration of flannel's manifest, since v0.28.10 with this version.
+const MANIFEST: &str = r#"{"name":"cbr0","cniVersion":"1.0.0","plugins":[{"type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true}},{"type":"portmap","capabilities":{"portMappings":true}}]}"#;
 
 #[test]
 fn a_generated_list_is_flannels() {
