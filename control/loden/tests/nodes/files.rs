@@ -184,7 +184,7 @@ fn a_removed_run_directory_is_made_again() {
         }
         removed.iter().for_each(|name| fs::remove_file(run.join(name)).expect("removed"));
         await_until("the files", || files() == before);
-        assert!(cluster.shell(1, &status).contains("ready for"));
+        await_until("its answer", || cluster.shell(1, &format!("{status} || true")).contains("ready for"));
         // The name is still taken.
         let mut second = cluster.command(1);
         replace(&mut second, "--run-dir", run.to_str().expect("a path"));
