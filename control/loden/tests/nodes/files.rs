@@ -140,10 +140,11 @@ fn a_store_on_a_filesystem_that_hangs_holds_up_the_store_alone() {
     }
     let Some(cluster) = alone("fil-store") else { return };
     let place = cluster.file("place");
-    fs::create_dir(&place).expect("a directory");
+    let below = place.join("below");
+    fs::create_dir_all(&below).expect("directories");
     mounts::private(|| {
         let mut command = cluster.command(1);
-        replace(&mut command, "--store", &format!("sqlite:{}", place.join("leases.db").display()));
+        replace(&mut command, "--store", &format!("sqlite:{}", below.join("leases.db").display()));
         command.args(["--healthz-port", PROBES]);
         let mut daemon = cluster.spawn(1, &mut command);
         daemon.await_ready();
