@@ -118,6 +118,28 @@ fn every_queue_of_a_worker_is_read_and_a_flow_is_written_to_one_of_them() {
     assert_eq!(worker.counter("overlay.reads") + worker.counter("overlay.writes"), 3 + u64::from(FLOWS) * 3);
 }
 
+/// Nobody can work out from its addresses and ports which queue a flow will have.
+#[test]
+fn the_queue_of_a_flow_differs_from_one_start_to_the_next() {
+    let chosen = || {
+        let (queues, pods): (Vec<_>, Vec<_>) = (0..4).map(|_| memory::overlay()).unzip();
+        let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
+        let remote = "192.0.2.2:8285".parse().unwrap();
+        let mut worker = ByHand::new(queues, port, table(remote), MTU, 4, Switches::default()).unwrap();
+        let mut of = |number: u16| {
+            let bytes = packet((FAR, number), (NEAR, 9));
+            peer.inject(memory::Datagram { from: remote, to: remote, lane: 0, ecn: 0, bytes });
+            worker.rouse();
+            worker.turn().unwrap();
+            pods.iter().position(|pod| !pod.collect().is_empty()).unwrap()
+        };
+        let first: Vec<usize> = (1..=FLOWS).map(&mut of).collect();
+        assert_eq!((1..=FLOWS).map(&mut of).collect::<Vec<usize>>(), first, "a flow changed its queue");
+        first
+    };
+    assert_ne!(chosen(), chosen());
+}
+
 /// Builds a worker with two queues and one source port, so that packets are sent in the order in which they
 /// were read. Returns it with the pods' ends of its queues and the peer's end of its port.
 fn two_queues() -> (ByHand<MemoryOverlay, MemoryUnderlay>, OverlayHandle, OverlayHandle, UnderlayHandle) {

@@ -61,10 +61,12 @@ fn a_collection_ends_in_time_however_many_delegates_hang() {
     let timeouts = Timeouts { request: Duration::from_secs(3), cleanup: Duration::from_secs(1) };
     let deletions = || node.calls().iter().filter(|(call, _)| call.starts_with("DEL")).count();
     let failure = in_library(&node, "GC", &config, timeouts).unwrap_err();
-    let first = deletions();
-    assert_eq!((failure.code, first < 8), (11, true), "{failure:?}");
-    let words = format!("{} were not reached in time and come first in the next GC", 9 - first);
-    assert!(failure.details.contains(&words), "{first}: {failure:?}");
+    let words = " were not reached in time and come first in the next GC";
+    let (before, _) = failure.details.split_once(words).unwrap_or_else(|| panic!("{failure:?}"));
+    let unreached: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!((failure.code, (2..9).contains(&unreached)), (11, true), "{failure:?}");
+    // A busy machine may not let the last one begin in its time.
+    assert!(deletions() <= 9 - unreached && deletions() > 0, "{}: {failure:?}", deletions());
     // The next one reaches those that the first did not.
     assert!(node.states().contains(&"works".to_owned()));
     while node.states().contains(&"works".to_owned()) && deletions() < 40 {

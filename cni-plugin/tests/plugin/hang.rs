@@ -29,7 +29,7 @@ fn a_delegate_that_hangs_is_killed_with_its_children_and_its_work_undone() {
         let place = node.file("here");
         fs::create_dir(&place).unwrap();
         node.delegate(&format!("[ $CNI_COMMAND = ADD ] || exit 0\ncd {}\n{body}", place.display()));
-        let timeouts = Timeouts { request: Duration::from_secs(1), ..Timeouts::default() };
+        let timeouts = Timeouts { request: Duration::from_secs(2), ..Timeouts::default() };
         let failure = in_library(&node, "ADD", &node.config(), timeouts).unwrap_err();
         assert_eq!(failure.code, 11, "{body}: {failure:?}");
         assert!(
@@ -141,7 +141,8 @@ fn a_delegate_that_hangs_at_version_is_asked_the_rest() {
     assert_eq!(node.states(), [""; 0]);
 }
 
-const SHORT: Timeouts = Timeouts { request: Duration::from_millis(300), cleanup: Duration::from_millis(200) };
+/// Short for what hangs, and long enough for a delegate to start on a busy machine.
+const SHORT: Timeouts = Timeouts { request: Duration::from_secs(1), cleanup: Duration::from_secs(2) };
 
 /// Runs a request in this process, with other timeouts.
 pub(crate) fn in_library(

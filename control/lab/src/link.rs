@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
@@ -15,6 +17,9 @@ use rtnetlink::packet_route::route::{RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::{Error, Namespace};
+
+/// Time limit for the kernel to start a device, long enough for a busy machine.
+const START: Duration = Duration::from_secs(30);
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -32,6 +37,8 @@ pub struct Link {
     pub mac: Mac,
     /// Whether the device is administratively up (`IFF_UP`).
     pub up: bool,
+    /// Whether the device is operational (`IFF_RUNNING`): the kernel drops what is sent before.
+    pub running: bool,
 }
 
 /// A route for the main table, with a gateway, a device or both.
@@ -47,7 +54,8 @@ pub struct Route<'a> {
     pub onlink: bool,
 }
 
-/// Creates a veth pair with one end in each namespace, both up and with an MTU of `mtu` bytes.
+/// Creates a veth pair with one end in each namespace, both up and with an MTU of `mtu` bytes. Packets pass
+/// when it returns.
 pub fn veth(left: (&Namespace, &str), right: (&Namespace, &str), mtu: u32) -> Result<(), Error> {
     let tried = format!("create veth {} in {} to {} in {}", left.1, left.0.name(), right.1, right.0.name());
     let handle = std::fs::File::open(right.0.path()).map_err(|error| Error::system(&tried, error))?;
@@ -65,7 +73,9 @@ pub fn veth(left: (&Namespace, &str), right: (&Namespace, &str), mtu: u32) -> Re
     left.0.request(tried, |handle| async move { handle.link().add(message).execute().await })?;
     // Not in the request itself, because an end cannot be up before the other exists (ENOTCONN).
     left.0.set_up(left.1)?;
-    right.0.set_up(right.1)
+    right.0.set_up(right.1)?;
+    left.0.await_running(left.1)?;
+    right.0.await_running(right.1)
 }
 
 impl Namespace {
@@ -199,6 +209,18 @@ impl Namespace {
         self.netlink(work)?.map_err(|error| Error::netlink(tried, error))
     }
 
+    /// Waits until the device is operational: the kernel notices a carrier only after the device is up.
+    fn await_running(&self, device: &str) -> Result<(), Error> {
+        let deadline = Instant::now() + START;
+        while !self.link(device)?.running {
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("start {device} in {}", self.name()), "no carrier"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn change(
         &self,
         device: &str,
@@ -219,6 +241,7 @@ fn link_of(message: &LinkMessage) -> Link {
         mtu: 0,
         mac: Mac::default(),
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
     };
     for attribute in &message.attributes {
         match attribute {

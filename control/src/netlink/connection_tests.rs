@@ -137,7 +137,7 @@ async fn lo(netlink: &Netlink) -> Result<bool, NetlinkError> {
 fn faulty() -> (Netlink, Shared) {
     let plan = Shared::default();
     let shared = Arc::clone(&plan);
-    let netlink = Netlink::with(Duration::from_millis(300), move || {
+    let netlink = Netlink::with(Duration::from_secs(2), move || {
         let mut plan = shared.lock().unwrap();
         if plan.refused {
             return Err(io::Error::from_raw_os_error(nix::libc::EMFILE));

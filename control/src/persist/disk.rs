@@ -102,7 +102,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_hangs_is_left_alone_and_the_rest_fails_at_once_until_it_ends() {
-        let disk = Disk::with(Duration::from_millis(100)).expect("a thread");
+        let disk = Disk::with(Duration::from_secs(2)).expect("a thread");
         assert_eq!(disk.run(|| 1).await.expect("done"), 1);
         let (release, held) = mpsc::channel::<()>();
         let error = disk.run(move || held.recv()).await.expect_err("it hangs");

@@ -39,6 +39,14 @@ impl Arch {
         format!("{}-linux-gnu", self.name())
     }
 
+    /// Returns the name of GNU's program that takes symbols out of programs.
+    pub(crate) fn objcopy(self) -> String {
+        match Arch::host() == Some(self) {
+            true => "objcopy".to_owned(),
+            false => format!("{}-objcopy", self.multiarch()),
+        }
+    }
+
     /// Returns the architecture of this machine.
     pub(crate) fn host() -> Option<Arch> {
         [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.name() == std::env::consts::ARCH)

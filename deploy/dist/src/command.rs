@@ -7,15 +7,17 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 
 /// The programs that may be missing, with their packages in Debian.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("aarch64-linux-gnu-objcopy", "binutils-aarch64-linux-gnu"),
     ("apt-cache", "apt; on other systems install Rust's standard library for the target: rustup target add"),
     ("apt-get", "apt"),
+    ("cc", "gcc, with libc6-dev"),
     ("dpkg-deb", "dpkg"),
     ("git", "git"),
+    ("objcopy", "binutils"),
     ("python3", "python3 and python3-pip"),
     ("readelf", "binutils"),
-    ("x86_64-linux-gnu-objcopy", "binutils, or binutils-x86-64-linux-gnu on another architecture"),
+    ("x86_64-linux-gnu-objcopy", "binutils-x86-64-linux-gnu"),
 ];
 
 /// Runs a program whose output the user sees.
@@ -42,6 +44,13 @@ pub(crate) fn find(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     directories.map(|directory| directory.join(name)).find(|path| path.is_file()).ok_or_else(|| missing(name))
+}
+
+/// Looks for programs before the work begins, and names all that are missing.
+pub(crate) fn check(names: &[&str]) -> Result<()> {
+    let missing: Vec<String> =
+        names.iter().filter_map(|name| find(name).err()).map(|error| error.to_string()).collect();
+    if missing.is_empty() { Ok(()) } else { bail!("{}", missing.join("\n")) }
 }
 
 fn cannot_start(command: &Command, error: &std::io::Error) -> anyhow::Error {
@@ -75,6 +84,8 @@ mod tests {
         assert_eq!(error.to_string(), "loden-no-such-program is missing");
         let error = find("loden-no-such-program").expect_err("it is not there");
         assert_eq!(error.to_string(), "loden-no-such-program is missing");
+        let error = check(&["loden-none", "sh", "loden-neither"]).expect_err("two are not there");
+        assert_eq!(error.to_string(), "loden-none is missing\nloden-neither is missing");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Each file appears under its name once it is whole. Nothing needs root, a daemon or a registry of images.
 
 mod arch;
+mod archive;
 #[cfg(test)]
 mod ci;
 mod command;
 mod debian;
 mod image;
+mod inventory;
 mod layer;
 mod notes;
 mod oci;
@@ -80,6 +82,10 @@ enum Task {
 enum Piece {
     /// The static programs, with the symbols of each beside it.
     Programs,
+    /// Of the programs, only the CNI plugin.
+    Plugin,
+    /// Archives of the programs.
+    Tar,
     /// OCI images, one for each architecture and one for all.
     Image,
     /// Packages for Debian.
@@ -108,17 +114,29 @@ fn release(options: &Options) -> Result<()> {
         return writeln!(io::stdout(), "{}", notes::of(&changelog, version)?)
             .context("cannot print the notes");
     }
-    let output = Output::open(options.output.as_deref().context("no directory for the files is given")?)?;
     let wants = |piece| options.only.is_empty() || options.only.contains(&piece);
     if source.commit.ends_with("-dirty") {
         eprintln!("deploy/release: the tree has changes; the version says {}", source.commit);
     }
-    let toolchain = Toolchain::prepare(options.offline)?;
+    let packages = wants(Piece::Deb) || wants(Piece::Rpm);
+    command::check(&needed(options).iter().map(String::as_str).collect::<Vec<_>>())?;
+    let output = Output::open(options.output.as_deref().context("no directory for the files is given")?)?;
+    let toolchain = match packages || options.programs.is_none() {
+        true => Toolchain::prepare(options.offline)?,
+        false => Toolchain::without_tools(options.offline)?,
+    };
+    let programs = programs::chosen(options.only == [Piece::Plugin]);
     for arch in &options.target {
         eprintln!("== programs for {} ({} s)", arch.name(), start.elapsed().as_secs());
         match &options.programs {
-            Some(from) => programs::take(*arch, from, &output)?,
-            None => programs::build(*arch, &source, &toolchain, &output)?,
+            Some(from) if options.only == [Piece::Image] => image::take(*arch, from, &output)?,
+            Some(from) => programs::take(programs, *arch, &source, from, &output)?,
+            None => programs::build(programs, *arch, &source, &toolchain, &output)?,
+        }
+    }
+    if wants(Piece::Tar) {
+        for arch in &options.target {
+            archive::build(*arch, &source, &output)?;
         }
     }
     if wants(Piece::Image) {
@@ -138,4 +156,14 @@ fn release(options: &Options) -> Result<()> {
     output.sums()?;
     eprintln!("== done after {} s: {}", start.elapsed().as_secs(), output.path().display());
     Ok(())
+}
+
+/// Returns the programs that a run needs from the beginning.
+fn needed(options: &Options) -> Vec<String> {
+    let mut names = vec!["readelf".to_owned()];
+    if options.programs.is_none() {
+        names.extend(["cargo".to_owned(), "rustc".to_owned(), "cc".to_owned()]);
+        names.extend(options.target.iter().map(|arch| arch.objcopy()));
+    }
+    names
 }

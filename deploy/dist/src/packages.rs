@@ -10,6 +10,7 @@ use flate2::{Compression, GzBuilder};
 use crate::arch::Arch;
 use crate::command::{read, run};
 use crate::output::{Output, touch};
+use crate::programs::record;
 use crate::source::Source;
 use crate::toolchain::Toolchain;
 
@@ -18,6 +19,8 @@ const MOVED: (&str, &str) = ("/usr/local/bin/loden", "/usr/bin/loden");
 const MAINTAINER: &str = "The loden authors <loden@localhost.localdomain>";
 /// What stands in a description for each manual page.
 const PAGES: &str = "*.gz";
+/// The licences of all that is linked.
+const LICENSES: &str = "licenses.gz";
 
 /// A format of packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +109,16 @@ fn fill(stage: &Path, arch: Arch, source: &Source, output: &Output) -> Result<()
     zip(text(source.root.join("docs/changelog.md"))?.as_bytes(), &stage.join("changelog.gz"))?;
     zip(text(deploy.join("packages/loden-cni.1"))?.as_bytes(), &stage.join("loden-cni.1.gz"))?;
     fs::write(stage.join("changelog.yaml"), changelog(source))?;
+    // Programs that another run has built may come without.
+    let licenses = output.path().join(record(arch, source, "licenses.txt"));
+    if licenses.is_file() {
+        zip(text(licenses)?.as_bytes(), &stage.join(LICENSES))?;
+    }
     let pages = generate(stage, arch, output)?;
-    let description = each_page(&text(deploy.join("packages/loden.yaml"))?, &pages);
-    fs::write(stage.join("loden.yaml"), description)?;
+    for name in ["loden.yaml", "loden-cni.yaml"] {
+        let description = describe(&text(deploy.join("packages").join(name))?, &pages, stage);
+        fs::write(stage.join(name), description)?;
+    }
     touch(stage, source.epoch)
 }
 
@@ -124,11 +134,13 @@ fn changelog(source: &Source) -> String {
     )
 }
 
-/// Repeats the lines of all manual pages for each page: nfpm has no patterns for documentation.
-fn each_page(description: &str, pages: &[String]) -> String {
-    let lines = description.lines().flat_map(|line| match line.contains(PAGES) {
-        true => pages.iter().map(|page| line.replace(PAGES, page)).collect(),
-        false => vec![line.to_owned()],
+/// Repeats the lines of all manual pages for each page, because nfpm has no patterns for documentation, and
+/// leaves out those of licences that are not there.
+fn describe(description: &str, pages: &[String], stage: &Path) -> String {
+    let lines = description.lines().flat_map(|line| match line {
+        line if line.contains(PAGES) => pages.iter().map(|page| line.replace(PAGES, page)).collect(),
+        line if line.contains(LICENSES) && !stage.join(LICENSES).is_file() => Vec::new(),
+        line => vec![line.to_owned()],
     });
     lines.map(|line| line + "\n").collect()
 }

@@ -1,7 +1,7 @@
 //! Whether this host translates the addresses of a flow, and whether an interface computes checksums.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use crate::netlink::{Attributes, Netlink, attribute, nested};
 use crate::sys;
@@ -44,12 +44,19 @@ impl Tracking {
         Netlink::open(NETLINK_NETFILTER).map(Tracking)
     }
 
+    /// Checks that questions are answered, by one about a flow that nobody has.
+    pub fn check(&mut self) -> io::Result<()> {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let answer = self.0.try_ask(CT_GET, &question(nowhere, nowhere))?;
+        match answer.map_err(|error| error.raw_os_error()) {
+            Ok(_) | Err(Some(libc::ENOENT)) => Ok(()),
+            Err(number) => Err(io::Error::from_raw_os_error(number.unwrap_or_default())),
+        }
+    }
+
     /// Whether the source of this UDP flow from this host is translated. A flow that is not tracked is not.
     pub fn is_source_translated(&mut self, from: SocketAddr, to: SocketAddr) -> io::Result<bool> {
-        let family = if from.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        let mut request = vec![family as u8, 0, 0, 0];
-        request.extend(tuple(from, to));
-        let Some(answer) = self.0.ask(CT_GET, &request)? else { return Ok(false) };
+        let Some(answer) = self.0.ask(CT_GET, &question(from, to))? else { return Ok(false) };
         let (kind, expected) = match from.ip() {
             IpAddr::V4(address) => (CTA_IP_V4_DST, address.octets().to_vec()),
             IpAddr::V6(address) => (CTA_IP_V6_DST, address.octets().to_vec()),
@@ -69,6 +76,14 @@ pub fn source_for(to: SocketAddr) -> io::Result<IpAddr> {
     // Sends nothing.
     socket.connect(to)?;
     socket.local_addr().map(|address| address.ip())
+}
+
+/// Builds the question for a flow.
+fn question(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let family = if from.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut request = vec![family as u8, 0, 0, 0];
+    request.extend(tuple(from, to));
+    request
 }
 
 /// Builds the attribute that identifies a flow.

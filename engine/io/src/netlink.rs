@@ -25,6 +25,11 @@ impl Netlink {
 
     /// Sends a request and returns the body of the answer, or `None` if the kernel has none.
     pub(crate) fn ask(&mut self, kind: u16, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.try_ask(kind, body).map(Result::ok)
+    }
+
+    /// Sends a request and returns the body of the answer, or why the kernel refuses it.
+    pub(crate) fn try_ask(&mut self, kind: u16, body: &[u8]) -> io::Result<io::Result<Vec<u8>>> {
         let mut request = Vec::with_capacity(HEADER + body.len());
         request.extend((HEADER as u32 + body.len() as u32).to_ne_bytes());
         request.extend(kind.to_ne_bytes());
@@ -35,9 +40,15 @@ impl Netlink {
         let mut answer = vec![0; ROOM];
         let len = self.0.read(&mut answer)?;
         answer.truncate(len);
-        let kind =
-            answer.get(4..6).and_then(|kind| kind.first_chunk::<2>()).map(|kind| u16::from_ne_bytes(*kind));
-        Ok(kind.filter(|kind| *kind != NLMSG_ERROR).map(|_| answer.split_off(HEADER.min(len))))
+        let kind = answer.get(4..6).and_then(|kind| kind.first_chunk::<2>());
+        let kind = u16::from_ne_bytes(*kind.ok_or(io::ErrorKind::InvalidData)?);
+        let body = answer.split_off(HEADER.min(len));
+        if kind != NLMSG_ERROR {
+            return Ok(Ok(body));
+        }
+        // `struct nlmsgerr` begins with a negative error number.
+        let number = body.first_chunk::<4>().map_or(0, |number| i32::from_ne_bytes(*number));
+        Ok(Err(io::Error::from_raw_os_error(number.wrapping_neg())))
     }
 }
 

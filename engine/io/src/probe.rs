@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::nat::Tracking;
 use crate::{netns, sys, tun};
 
 // linux/capability.h
@@ -126,6 +127,15 @@ pub fn bpf() -> Probe {
     )
 }
 
+/// Probes asking connection tracking about a flow.
+pub fn connection_tracking() -> Probe {
+    judge(
+        Tracking::open().and_then(|mut tracking| tracking.check()),
+        "the kernel's connection tracking does not answer (CONFIG_NF_CT_NETLINK)",
+        "asking connection tracking needs CAP_NET_ADMIN",
+    )
+}
+
 /// Probes creating an io_uring.
 pub fn io_uring() -> Probe {
     judge(
@@ -204,7 +214,7 @@ mod tests {
 
     #[test]
     fn every_probe_returns_a_result_with_a_reason() {
-        for probe in [tun(), udp_segment(), udp_gro(), af_xdp(), bpf(), io_uring()] {
+        for probe in [tun(), udp_segment(), udp_gro(), af_xdp(), bpf(), connection_tracking(), io_uring()] {
             match probe {
                 Probe::Granted => {}
                 Probe::Missing { why, .. } => assert!(!why.is_empty()),

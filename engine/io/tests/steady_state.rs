@@ -4,8 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
+use std::time::Duration;
 
-use io::{Overlay, PeerId, Received, Shape, Transmit, Underlay, memory, udp};
+use io::{Overlay, PeerId, Received, Shape, Transmit, Underlay, Waiter, memory, udp};
 
 /// Counts the calling thread's allocations.
 struct Counting;
@@ -40,6 +41,8 @@ static ALLOCATOR: Counting = Counting;
 const SEGMENT: usize = 1450;
 const SEGMENTS: usize = 45;
 const SHAPE: Shape = Shape { slots: 64, len: 65_535 };
+/// A datagram that has not arrived by then is lost.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.with(Cell::get);
@@ -69,13 +72,17 @@ fn super_packet(to: std::net::SocketAddr) -> (Vec<u8>, Vec<Range<u32>>, Transmit
 /// Sends and receives `rounds` super-packets; all must arrive.
 fn exchange(sender: &mut impl Underlay, receiver: &mut impl Underlay, work: &mut Exchange, rounds: usize) {
     for _ in 0..rounds {
+        // Nothing waits, so each report is of what this round sends.
+        while !work.waiter.wait(Some(Duration::ZERO)).unwrap().is_empty() {}
         let outcome = sender.transmit(&work.arena, &work.spans, &[work.transmit]);
         assert_eq!(outcome.sent, SEGMENTS as u32);
         let mut bytes = 0;
         while bytes < SEGMENT * SEGMENTS {
-            while receiver.receive(&mut work.slots, 0, &mut work.out).is_err() {
-                // A busy kernel may deliver late.
-                std::thread::yield_now();
+            // A busy kernel may deliver late. A call that finds nothing counts, so none is made before.
+            assert!(!work.waiter.wait(Some(PATIENCE)).unwrap().is_empty(), "{bytes} bytes arrived");
+            if receiver.receive(&mut work.slots, 0, &mut work.out).is_err() {
+                // The report was of datagrams that are read already.
+                continue;
             }
             bytes += work.out.iter().map(|received| received.len as usize).sum::<usize>();
         }
@@ -90,11 +97,15 @@ struct Exchange {
     transmit: Transmit,
     slots: Vec<u8>,
     out: Vec<Received>,
+    waiter: Waiter,
 }
 
-fn exchange_with(to: std::net::SocketAddr) -> Exchange {
+fn exchange_with(receiver: &impl Underlay, to: std::net::SocketAddr) -> Exchange {
     let (arena, spans, transmit) = super_packet(to);
-    Exchange { arena, spans, transmit, slots: vec![0; SHAPE.bytes()], out: Vec::with_capacity(SHAPE.slots) }
+    let mut waiter = Waiter::new().unwrap();
+    receiver.register(&mut waiter, 0).unwrap();
+    let (slots, out) = (vec![0; SHAPE.bytes()], Vec::with_capacity(SHAPE.slots));
+    Exchange { arena, spans, transmit, slots, out, waiter }
 }
 
 fn open(segment: bool, gro: bool, mmsg: bool) -> udp::UdpPort {
@@ -117,7 +128,7 @@ fn open(segment: bool, gro: bool, mmsg: bool) -> udp::UdpPort {
 fn sockets_allocate_nothing_per_packet() {
     for (segment, gro, mmsg) in [(true, true, true), (false, false, true), (false, false, false)] {
         let (mut sender, mut receiver) = (open(segment, gro, mmsg), open(segment, gro, mmsg));
-        let mut work = exchange_with(receiver.local_addr().unwrap());
+        let mut work = exchange_with(&receiver, receiver.local_addr().unwrap());
         exchange(&mut sender, &mut receiver, &mut work, 2);
         let count = allocations(|| exchange(&mut sender, &mut receiver, &mut work, 100));
         assert_eq!(count, 0, "segment {segment}, gro {gro}, mmsg {mmsg}");
@@ -129,7 +140,7 @@ fn memory_ports_allocate_nothing_once_warm() {
     let to = "192.0.2.2:1".parse().unwrap();
     let options = memory::MemoryConfig { shape: SHAPE, ..memory::MemoryConfig::default() };
     let (mut a, mut b) = memory::underlay_pair("192.0.2.1:1".parse().unwrap(), to, options);
-    let mut work = exchange_with(to);
+    let mut work = exchange_with(&b, to);
     exchange(&mut a, &mut b, &mut work, 2);
     assert_eq!(allocations(|| exchange(&mut a, &mut b, &mut work, 100)), 0);
 
@@ -153,7 +164,7 @@ fn a_gibibyte_costs_few_calls_on_the_socket_side() {
         eprintln!("skipped: {:?} {:?}", sender.notes(), receiver.notes());
         return;
     }
-    let mut work = exchange_with(receiver.local_addr().unwrap());
+    let mut work = exchange_with(&receiver, receiver.local_addr().unwrap());
     let rounds = 200;
     exchange(&mut sender, &mut receiver, &mut work, rounds);
     let bytes = sender.counters().write_bytes;

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use io::{Overlay, Received};
 use path::DropReason;
+use path::flow::Spread;
 use path::offload::coalesce::{Joins, Run};
 
 use super::sealing::Sink;
@@ -78,7 +79,7 @@ impl<O: Overlay> Tunnel<O> {
 
     /// Writes what the coalescer has gathered and empties it.
     fn write_runs(&mut self, arena: &mut [u8]) {
-        let Tunnel { coalescer, queues, counters, .. } = self;
+        let Tunnel { coalescer, queues, spread, counters, .. } = self;
         if coalescer.is_empty() {
             return;
         }
@@ -87,7 +88,7 @@ impl<O: Overlay> Tunnel<O> {
         let mut joins = self.joins;
         for i in 0..coalescer.runs().len() {
             let run = &coalescer.runs()[i];
-            let Some(queue) = choose(queues, run) else { break };
+            let Some(queue) = choose(queues, spread, run) else { break };
             // The pod's TCP responds to several segments within the write, so read its ACKs before asking the
             // waiter.
             queue.ready |= run.is_super();
@@ -130,12 +131,12 @@ impl<O: Overlay> Tunnel<O> {
 }
 
 /// Selects the queue for a run. The TUN delivers a flow's replies on the queue that the flow was written to,
-/// so a flow keeps its queue.
+/// so a flow keeps its queue. No sender can tell which.
 #[inline]
-fn choose<'q, O>(queues: &'q mut [Queue<O>], run: &Run) -> Option<&'q mut Queue<O>> {
+fn choose<'q, O>(queues: &'q mut [Queue<O>], spread: &Spread, run: &Run) -> Option<&'q mut Queue<O>> {
     let index = match queues.len() {
         0 | 1 => 0,
-        several => run.flow_hash() as usize % several,
+        several => run.place(spread, several),
     };
     queues.get_mut(index)
 }

@@ -14,6 +14,7 @@ use std::io::Result;
 use std::sync::Arc;
 
 use io::{Overlay, PortCounters, Ready, Underlay, Waiter};
+use path::flow::Spread;
 use path::offload::coalesce::{Coalescer, Joins};
 use path::reply::Limiter;
 use path::{Counters, Fib, SegmentSizes};
@@ -29,6 +30,8 @@ use crate::worker::Outlet;
 /// One worker's share of one tunnel.
 pub(crate) struct Tunnel<O> {
     queues: Vec<Queue<O>>,
+    /// Chooses the queue of each flow from the underlay.
+    spread: Spread,
     /// The queue whose turn it is to be read first.
     next: usize,
     fib: Reader<Fib>,
@@ -72,6 +75,7 @@ impl<O: Overlay> Tunnel<O> {
         let joins = Joins { tcp: switches.tso, udp: switches.uso };
         Tunnel {
             queues: queues.into_iter().map(|overlay| Queue { overlay, ready: true, token: 0 }).collect(),
+            spread: Spread::random(),
             next: 0,
             fib,
             sizes,

@@ -43,8 +43,8 @@ pub const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 /// The datapath's UDP port.
 pub const PORT: u16 = 8472;
 
-/// Nothing takes longer unless it is broken.
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Nothing takes longer unless it is broken, however busy the machine is.
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Returns whether the test can run: see [`needs`].
 pub fn ready(programs: &[&str]) -> bool {
@@ -214,10 +214,22 @@ impl Cluster {
         text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until a daemon's host has routes to this many IPv4 peers.
+    /// Waits until a daemon's host has vxlan routes to this many peers, in each family that the network has.
     pub fn await_routes(&self, number: usize, peers: usize) {
-        let routes = || self.shell(number, "ip route show dev flannel.1");
-        await_until("the peers' routes", || routes().lines().count() == peers);
+        let routes = |line: &str| self.shell(number, line).lines().count();
+        await_until("the peers' routes", || routes("ip route show dev flannel.1") == peers);
+        if self.config.contains(r#""EnableIPv6":true"#) {
+            let line = "ip -6 route show dev flannel-v6.1 | grep ' via ' || true";
+            await_until("the peers' IPv6 routes", || routes(line) == peers);
+        }
+    }
+
+    /// Waits until the workers of a host have read all that has arrived at their UDP sockets on `port`.
+    pub fn await_read(&self, number: usize, port: u16) {
+        // Local address and port, and the bytes that wait (net/ipv4/udp.c, udp4_format_sock).
+        let line =
+            format!("awk '$2 ~ /:{port:04X}$/ {{ print $5 }}' /proc/net/udp | grep -v ':00000000$' || true");
+        await_until("the sockets to be read", || self.shell(number, &line).is_empty());
     }
 
     /// Disables the offloads of a host's uplink: like a wire, it then carries neither super-packets nor
@@ -285,9 +297,33 @@ impl Daemon {
         counters(&self.counters_file)
     }
 
-    /// Returns the current counters: waits until the daemon writes them again.
+    /// Returns the current counters: waits until the daemon has collected them after this call.
     pub fn fresh_counters(&self) -> Vec<Counters> {
         fresh_counters(&self.counters_file)
+    }
+
+    /// Returns the counters that the daemon writes next, for those who wait for a change.
+    pub fn next_counters(&self) -> Vec<Counters> {
+        next_counters(&self.counters_file)
+    }
+
+    /// Stops all threads of the daemon, and returns when none runs any more.
+    pub fn suspend(&mut self) {
+        self.process.signal(Signal::SIGSTOP).expect("a signal");
+        let tasks = format!("/proc/{}/task", self.process.id());
+        // proc_pid_stat(5): the state follows the name, which is in parentheses.
+        let is_stopped = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            text.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+        };
+        await_until("the threads to stop", || {
+            fs::read_dir(&tasks).expect("threads").flatten().all(is_stopped)
+        });
+    }
+
+    /// Lets a suspended daemon run on.
+    pub fn resume(&mut self) {
+        self.process.signal(Signal::SIGCONT).expect("a signal");
     }
 
     /// Stops the daemon with SIGTERM and returns its final counters.
@@ -304,7 +340,14 @@ fn counters(path: &Path) -> Vec<Counters> {
     json["tunnels"].as_array().expect("tunnels").iter().map(Counters::read).collect()
 }
 
+/// Waits until a daemon writes its counters again, twice: it may have collected them before this call when it
+/// writes them the first time.
 fn fresh_counters(path: &Path) -> Vec<Counters> {
+    next_counters(path);
+    next_counters(path)
+}
+
+fn next_counters(path: &Path) -> Vec<Counters> {
     let _ = fs::remove_file(path);
     await_until("the counters file", || path.exists());
     counters(path)

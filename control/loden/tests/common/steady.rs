@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Cluster;
+use super::{Cluster, enlarge_buffer};
 
 /// The time between two datagrams.
 const GAP: Duration = Duration::from_millis(2);
-/// How much of a delay is made up for: 50 datagrams, of which a socket's default buffer takes about 270.
+/// How much of a delay is made up for: 50 datagrams.
 const BURST: Duration = Duration::from_millis(100);
+/// Room for all that arrives while a busy machine does not run its reader.
+const BUFFER: usize = 16 << 20;
 /// A datagram that has not returned by then is lost. A machine that is busy may take seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a waiting thread checks whether it should stop.
@@ -48,6 +50,7 @@ impl Steady {
             let socket = cluster.host(number).pod().run(|| UdpSocket::bind(address)).expect("the pod");
             let socket = socket.expect("a socket");
             socket.set_read_timeout(Some(POLL)).expect("a time limit");
+            enlarge_buffer(&socket, BUFFER);
             socket
         };
         let (here, there) = (open(from), open(to));

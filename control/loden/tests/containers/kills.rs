@@ -159,7 +159,7 @@ fn a_runtime_killed_at_random_leaves_nothing_after_a_collection() {
     let state = &runtime.cage.state;
     assert_eq!(addresses(&state.join("networks/cbr0")), BTreeSet::new());
     assert_eq!(names(&state.join("flannel")), BTreeSet::new());
-    assert_eq!(devices(&cluster), "");
+    await_no_devices(&cluster);
 }
 
 /// A host on which the test acts as the runtime.
@@ -369,7 +369,7 @@ impl<'a> PluginHost<'a> {
     fn assert_clean(&self) {
         assert_eq!(addresses(&self.cluster.file("networks/kills")), BTreeSet::new());
         assert_eq!(names(&self.cluster.file("flannel")), BTreeSet::new());
-        assert_eq!(devices(self.cluster), "");
+        await_no_devices(self.cluster);
         let rules = self.cluster.shell(1, "iptables-save | grep CNI- || true");
         let of_ports: Vec<&str> = rules.lines().filter(|rule| rule.contains("CNI-DN-")).collect();
         assert!(of_ports.is_empty(), "{of_ports:#?}");
@@ -459,7 +459,9 @@ fn names(directory: &Path) -> BTreeSet<String> {
     names.filter(|name| !name.starts_with('.') && !name.ends_with("lock")).collect()
 }
 
-/// Lists the host's ends of the pods' veth pairs.
-fn devices(cluster: &Cluster) -> String {
-    cluster.shell(1, "ip -o link show type veth | grep -v ' eth0@' | cut -d: -f2 || true")
+/// Waits until the host has none of the pods' veth pairs: the kernel removes those of a namespace some time
+/// after the namespace.
+fn await_no_devices(cluster: &Cluster) {
+    let devices = || cluster.shell(1, "ip -o link show type veth | grep -v ' eth0@' | cut -d: -f2 || true");
+    await_until("the end of the pods' devices", || devices().is_empty());
 }

@@ -87,6 +87,10 @@ fn check_address(cluster: &Cluster, end: &End<'_>, ipv6: bool) {
 
 fn check_traffic(cluster: &Cluster, [one, two]: [&End<'_>; 2], ipv6: bool) {
     let (at_one, at_two) = (one.address(ipv6), two.address(ipv6));
+    // A container runs before its server listens.
+    for (end, address) in [(one, at_one), (two, at_two)] {
+        end.shell(&format!("until {} > /dev/null; do sleep 0.1; done", fetch(address, 80, "name")));
+    }
     let host: IpAddr = match ipv6 {
         false => cluster.host(one.number).underlay().into(),
         true => cluster.host(one.number).underlay6().into(),

@@ -229,5 +229,7 @@ fn pair_of(name: &str, wire_like: bool, config: &str) -> Pair {
     let daemon = cluster.start(LODEN, &[]);
     cluster.connect_pod(LODEN);
     kernel.add_peer(&cluster, &cluster.lease(LODEN));
+    let routes = || cluster.shell(LODEN, "ip route; ip -6 route").matches(" via ").count();
+    common::await_until("the peer's routes", || routes() == 2);
     Pair { daemon, cluster }
 }

@@ -179,6 +179,7 @@ fn pair(name: &str) -> Option<Pair> {
     let daemon = cluster.start(LODEN, &[]);
     cluster.connect_pod(LODEN);
     kernel.add_peer(&cluster, &cluster.lease(LODEN));
+    cluster.await_routes(LODEN, 1);
     common::ping(&cluster, LODEN, KERNEL, false);
     common::ping(&cluster, LODEN, KERNEL, true);
     Some(Pair { daemon, cluster })

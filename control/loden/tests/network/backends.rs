@@ -65,7 +65,7 @@ fn vxlan_routes_to_neighbours_directly_and_back_into_the_tunnel() {
     for ipv6 in [false, true] {
         common::ping(&cluster, 1, 2, ipv6);
     }
-    assert!(daemons[0].logged("reached without the tunnel"), "{}", daemons[0].log_text());
+    await_until("the log", || daemons[0].logged("reached without the tunnel"));
 
     // Host 1 now sees a router between the two: only its direction changes.
     cluster.shell(1, &format!("ip route add {far}/32 via 198.18.0.77"));
@@ -278,7 +278,10 @@ fn cluster(name: &str, hosts: usize, config: &str) -> Option<(Cluster, Vec<Daemo
             let routes = cluster.shell(number, "ip route");
             // The udp backend has one route for all peers.
             let single = routes.contains("10.244.0.0/16 dev flannel0");
-            single || routes.matches("/24 via ").count() == hosts - 1
+            let has = |routes: &str, kind: &str| routes.matches(kind).count() == hosts - 1;
+            let dual = config.contains("EnableIPv6");
+            (single || has(&routes, "/24 via "))
+                && (!dual || has(&cluster.shell(number, "ip -6 route"), "/64 via fd00:"))
         })
     };
     await_until("all peers", peers);

@@ -10,11 +10,10 @@ use std::time::Duration;
 use io::mask::Feature;
 use ipnetwork::IpNetwork;
 use lab::{Namespace, Needs, Route, Wiring, veth};
-use nix::sys::signal::Signal;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 
-use crate::common::{self, Cluster, DUAL, Daemon, VXLAN};
+use crate::common::{self, Cluster, DUAL, Daemon, VXLAN, await_until};
 
 /// IP in IP, through raw sockets.
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
@@ -73,7 +72,7 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
             cluster.await_routes(host, 1);
         }
         // A worker that is not running reads nothing, so what it reads afterwards has waited for it.
-        daemon.process.signal(Signal::SIGSTOP).expect("a signal");
+        daemon.suspend();
         let target = SocketAddr::new(cluster.pod(2, false), 9);
         let train = [0x5a; TRAIN];
         let offered = cluster.host(1).pod().run(|| {
@@ -86,14 +85,14 @@ fn packets_that_wait_for_the_workers_take_bounded_memory() {
         });
         let offered: u64 = offered.expect("the pod");
         // While the daemon cannot look, the kernel counts what finds no room.
-        daemon.process.signal(Signal::SIGCONT).expect("a signal");
+        daemon.resume();
         if offered == 0 {
             return;
         }
         let mut waited = 0;
-        common::await_until("the queues to be read", || {
+        await_until("the queues to be read", || {
             let before = waited;
-            waited = daemon.fresh_counters()[0].get("egress.bytes");
+            waited = daemon.next_counters()[0].get("egress.bytes");
             waited > 0 && waited == before
         });
         let counters = daemon.fresh_counters().remove(0);
@@ -125,10 +124,10 @@ fn what_finds_no_room_is_counted_for_each_format() {
             cluster.connect_pod(host);
             daemon
         });
-        common::await_until("the peer", || sender.logged("peers=1"));
+        await_until("the peer", || sender.logged("peers=1"));
         let before = receiver.fresh_counters()[0].clone();
         assert_eq!(before.unread, [0, 0], "{name}");
-        receiver.process.signal(Signal::SIGSTOP).expect("a signal");
+        receiver.suspend();
         let target = SocketAddr::new(cluster.pod(2, false), 9);
         let send = || {
             let flow = UdpSocket::bind("0.0.0.0:0").expect("a socket");
@@ -141,9 +140,15 @@ fn what_finds_no_room_is_counted_for_each_format() {
             }
         };
         cluster.host(1).pod().run(send).expect("the pod");
-        receiver.process.signal(Signal::SIGCONT).expect("a signal");
-        let counters = receiver.fresh_counters().remove(0);
-        assert!(counters.unread[1] > 0, "{name}: {:#?}", counters.nonzero());
+        receiver.resume();
+        let mut counters = receiver.fresh_counters().remove(0);
+        await_until("the queue to be read", || {
+            let before = counters.nonzero();
+            let now = receiver.next_counters().remove(0);
+            let is_settled = now.nonzero() == before && now.unread == counters.unread;
+            counters = now;
+            is_settled && counters.unread[1] > 0
+        });
         let (_, metrics) = common::get(&cluster, 2, "9180", "/metrics").expect("metrics");
         let line = metrics.lines().find(|line| {
             line.starts_with("loden_unread_drops_total") && line.contains(r#"direction="ingress""#)

@@ -87,7 +87,7 @@ fn sources_that_no_other_node_may_use_are_dropped_by_name() {
         let pod = cluster.pod(VICTIM, v6);
         let open = || UdpSocket::bind(SocketAddr::new(pod, OPEN_PORT)).expect("a socket");
         let listener = cluster.host(VICTIM).pod().run(open).expect("the pod");
-        listener.set_read_timeout(Some(Duration::from_secs(2))).expect("a time limit");
+        listener.set_read_timeout(Some(common::LIMIT)).expect("a time limit");
         let send = |source: IpAddr| sender.send(&packet::udp(source, pod, (1, OPEN_PORT), b"who"));
         let arrives = |what: &str| assert_eq!(listener.recv(&mut [0; 64]).ok(), Some(3), "{what}");
         for source in bad[tunnel] {
@@ -136,7 +136,7 @@ fn hosts(name: &str, config: &str) -> Option<Cluster> {
 fn await_drops(daemon: &Daemon, tunnel: usize, reason: &str, count: u64) {
     let name = format!("ingress.drop.{reason}");
     common::await_until(&format!("{count} drops: {reason}"), || {
-        let now = daemon.fresh_counters()[tunnel].get(&name);
+        let now = daemon.next_counters()[tunnel].get(&name);
         assert!(now <= count, "{now} drops: {reason}");
         now == count
     });

@@ -74,7 +74,8 @@ fn a_filter_that_drops_lets_pods_through() {
     for kind in &KINDS[..2] {
         let world = World::build(kind, V4);
         world.in_node(&format!("printf '*filter\\n:FORWARD DROP [0:0]\\nCOMMIT\\n' | {kind}-restore"));
-        assert!(try_exchange(&world.pod, None, (&world.remote, V4.remote)).is_none(), "{kind}: dropped");
+        let dropped = try_exchange(&world.pod, None, (&world.remote, V4.remote), Duration::from_secs(2));
+        assert!(dropped.is_none(), "{kind}: {dropped:?}");
         world.put_rules(kind);
         assert_eq!(exchange(&world.pod, None, (&world.remote, V4.remote)).ip(), V4.pod, "{kind}");
     }
@@ -431,18 +432,22 @@ impl World {
 }
 
 fn exchange(from: &Namespace, bound: Option<IpAddr>, to: (&Namespace, IpAddr)) -> SocketAddr {
-    try_exchange(from, bound, to)
+    try_exchange(from, bound, to, common::LIMIT)
         .unwrap_or_else(|| panic!("nothing arrives from {} at {}", from.name(), to.1))
 }
 
-/// Sends a datagram and an answer. Returns the source that the receiver saw, if both arrived.
-fn try_exchange(from: &Namespace, bound: Option<IpAddr>, to: (&Namespace, IpAddr)) -> Option<SocketAddr> {
+/// Sends a datagram and an answer. Returns the source that the receiver saw, if both arrived within `limit`.
+fn try_exchange(
+    from: &Namespace,
+    bound: Option<IpAddr>,
+    to: (&Namespace, IpAddr),
+    limit: Duration,
+) -> Option<SocketAddr> {
     let listener = to.0.run(|| UdpSocket::bind((to.1, 0)).expect("bind")).expect("inside");
     let any: IpAddr = if to.1.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
     let sender = from.run(|| UdpSocket::bind((bound.unwrap_or(any), 0)).expect("bind")).expect("inside");
     for socket in [&listener, &sender] {
-        // Long for a packet that arrives, short for one that never does.
-        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a limit");
+        socket.set_read_timeout(Some(limit)).expect("a limit");
     }
     sender.connect(listener.local_addr().expect("an address")).expect("connect");
     sender.send(b"question").expect("send");

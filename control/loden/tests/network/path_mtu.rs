@@ -7,7 +7,7 @@
 //! ```
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lab::{Namespace, Wiring};
@@ -133,7 +133,7 @@ fn ipv6_packets_of_the_minimum_pass_paths_that_carry_less() {
 fn a_narrow_path_is_learned_beside_a_flood_of_other_messages() {
     let Some((cluster, daemons)) = start("pm-flood", VXLAN_V6, 2) else { return };
     let _far = narrow_path(&cluster, NARROW);
-    let stop = AtomicBool::new(false);
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let flood = || {
         let (own, strange) = (cluster.host(1).underlay6(), "2001:db8::9".parse().expect("an address"));
         // Nothing at all, another protocol's packet, a packet from another port, one to another host.
@@ -141,27 +141,24 @@ fn a_narrow_path_is_learned_beside_a_flood_of_other_messages() {
         let mut tcp = quoted(cluster.host(2).underlay6(), 8472);
         tcp[6] = 6;
         let quotes = [vec![0xff; 48], tcp, quoted(cluster.host(2).underlay6(), 1), quoted(strange, 8472)];
-        let mut sent = 0_u64;
         while !stop.load(Ordering::Relaxed) {
             for quote in &quotes {
                 let message = [&[2, 0, 0, 0, 0, 0, 0x05, 0], &quote[..48]].concat();
                 (0..3).for_each(|_| send_icmp(&cluster, true, &message));
-                sent += 3;
+                sent.fetch_add(3, Ordering::Relaxed);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        sent
     };
     let router = cluster.lab.switch().expect("a router");
-    let sent = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let flood = scope.spawn(|| router.run(flood).expect("the router"));
         // Enough to fill whatever waits.
-        std::thread::sleep(Duration::from_millis(500));
+        await_until("a flood", || flood.is_finished() || sent.load(Ordering::Relaxed) > 1_000);
         learn(&cluster, VXLAN_V6);
         stop.store(true, Ordering::Relaxed);
-        flood.join().expect("the flood")
+        flood.join().expect("the flood");
     });
-    assert!(sent > 1_000, "{sent} messages");
     finish(daemons, VXLAN_V6.device, |_| {});
 }
 
@@ -378,13 +375,16 @@ fn narrow_path(cluster: &Cluster, mtu: u32) -> Namespace {
 fn learn(cluster: &Cluster, case: Case) {
     let Case { inner_v6, narrow, wide, .. } = case;
     for (from, to) in [(1, 2), (2, 1)] {
+        let (pod, address) = (cluster.host(from).pod(), cluster.pod(to, inner_v6));
+        let payload = wide as usize - if inner_v6 { 48 } else { 28 };
+        let known = format!(" mtu {narrow} ");
         // The first packets are lost on the way, as with any router.
-        for _ in 0..3 {
-            let address = cluster.pod(to, inner_v6);
-            let header = if inner_v6 { 48 } else { 28 };
-            let payload = wide as usize - header;
-            let _ = cluster.host(from).pod().ping(address, payload, Duration::from_millis(300));
-        }
+        await_until("the pod to be told", || {
+            let _ = pod.ping(address, payload, Duration::from_millis(300));
+            let mut route = std::process::Command::new("ip");
+            let shown = pod.output(route.args(["route", "get", &address.to_string()])).expect("ip");
+            String::from_utf8_lossy(&shown.stdout).replace('\n', " ").contains(&known)
+        });
         forget(cluster, from);
         assert_eq!(too_big(cluster, from, to, inner_v6, wide), narrow, "from {from} to {to}");
     }

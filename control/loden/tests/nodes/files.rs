@@ -140,10 +140,11 @@ fn a_store_on_a_filesystem_that_hangs_holds_up_the_store_alone() {
     }
     let Some(cluster) = alone("fil-store") else { return };
     let place = cluster.file("place");
-    fs::create_dir(&place).expect("a directory");
+    let below = place.join("below");
+    fs::create_dir_all(&below).expect("directories");
     mounts::private(|| {
         let mut command = cluster.command(1);
-        replace(&mut command, "--store", &format!("sqlite:{}", place.join("leases.db").display()));
+        replace(&mut command, "--store", &format!("sqlite:{}", below.join("leases.db").display()));
         command.args(["--healthz-port", PROBES]);
         let mut daemon = cluster.spawn(1, &mut command);
         daemon.await_ready();
@@ -184,7 +185,7 @@ fn a_removed_run_directory_is_made_again() {
         }
         removed.iter().for_each(|name| fs::remove_file(run.join(name)).expect("removed"));
         await_until("the files", || files() == before);
-        assert!(cluster.shell(1, &status).contains("ready for"));
+        await_until("its answer", || cluster.shell(1, &format!("{status} || true")).contains("ready for"));
         // The name is still taken.
         let mut second = cluster.command(1);
         replace(&mut second, "--run-dir", run.to_str().expect("a path"));

@@ -130,6 +130,9 @@ fn a_device_that_somebody_removes_comes_back_with_its_routes() {
             await_until("routes", || {
                 !cluster.shell(number, &format!("ip route show dev {device}")).is_empty()
             });
+            if config == DUAL {
+                cluster.await_routes(number, 1);
+            }
         }
         ping(&cluster, 1, 2, false);
         let routes = cluster.shell(1, "ip route; ip -6 route | grep flannel || true");

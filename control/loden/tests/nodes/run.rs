@@ -186,6 +186,32 @@ fn the_doctor_answers_in_json_and_by_its_exit_code() {
     assert_eq!(cluster.shell(1, "ip -o link | grep -v -e lo: -e eth0 -e pod || true"), "", "nothing is left");
 }
 
+/// What it takes to notice that the host damages joined datagrams (docs/decisions/0027-own-nat.md).
+#[test]
+fn the_doctor_tells_whether_own_snat_is_noticed() {
+    if !common::needs(&["setpriv"]).are_met() {
+        return;
+    }
+    let Some(cluster) = cluster("doc-nat", 1, VXLAN) else { return };
+    for (bounds, verdict) in [("+all", "yes"), ("-net_admin", "no")] {
+        let mut command = Command::new("setpriv");
+        let doctor = ["--", env!("CARGO_BIN_EXE_loden"), "doctor", "--json"];
+        command.arg(format!("--bounding-set={bounds}")).args(doctor);
+        let output = cluster.host(1).namespace().output(&mut command).expect("a run");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let mut findings = json["findings"].as_array().expect("findings").iter();
+        let found = findings.find(|one| one["name"] == "notice of this host's own SNAT").expect("a finding");
+        assert_eq!(found["verdict"], verdict, "{found}");
+        if verdict == "no" {
+            let said = |key: &str| found[key].as_str().expect("text");
+            assert!(said("detail").contains("CAP_NET_ADMIN"), "{found}");
+            assert!(said("cost").contains("checksum offload"), "{found}");
+            assert!(said("fix").contains("--without gso"), "{found}");
+        }
+    }
+}
+
 #[test]
 fn without_rights_it_says_which() {
     let mut user = Command::new("unshare");

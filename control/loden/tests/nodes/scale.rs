@@ -16,6 +16,7 @@ use lab::Wiring;
 use socket2::{Domain, Protocol, Socket, Type};
 use store::testing::etcd::{Security, Server};
 
+use super::etcd::ETCD_PATIENCE;
 use crate::common::steady::Steady;
 use crate::common::{self, Cluster, Daemon};
 
@@ -30,7 +31,9 @@ const AT_ONCE: usize = 100;
 const FIRST: usize = 32;
 
 /// A packet that has not arrived by then is lost.
-const LAST: Duration = Duration::from_millis(300);
+const LAST: Duration = Duration::from_secs(5);
+/// How often a waiting thread looks whether it should stop.
+const POLL: Duration = Duration::from_millis(50);
 
 /// A node's public address and its MAC address on the overlay.
 type Place = (Ipv4Addr, [u8; 6]);
@@ -164,7 +167,7 @@ impl World {
             let routes: BTreeMap<Ipv4Addr, ()> = peers.keys().map(|subnet| (*subnet, ())).collect();
             settle(&format!("the routes of {number}"), &routes, || self.routes(number));
         }
-        settle("where packets go", &expected, || self.sightings());
+        settle("where packets go", &expected, || self.sightings(&expected));
     }
 
     /// Returns the peers in a node's `loden status`.
@@ -200,20 +203,21 @@ impl World {
         text.lines().map(|line| (of(line).unwrap_or(Ipv4Addr::UNSPECIFIED), ())).collect()
     }
 
-    /// Sends a packet from the first pod to each of the others and returns where each goes on the wire.
-    fn sightings(&self) -> BTreeMap<Ipv4Addr, Place> {
+    /// Sends a packet from the first pod to each of the others and returns where each goes on the wire. Does
+    /// not wait for more than is expected.
+    fn sightings(&self, expected: &BTreeMap<Ipv4Addr, Place>) -> BTreeMap<Ipv4Addr, Place> {
         // ETH_P_IP, packet(7).
         let protocol = Protocol::from(i32::from(0x0800u16.to_be()));
         let open = || Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol));
         let socket = self.cluster.host(2).namespace().run(open).unwrap().unwrap();
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(32 << 20)).unwrap();
-        socket.set_read_timeout(Some(LAST / 4)).unwrap();
+        socket.set_read_timeout(Some(POLL)).unwrap();
         let pod = self.cluster.pod(1, false);
         let sender =
             self.cluster.host(1).pod().run(|| UdpSocket::bind(SocketAddr::new(pod, 0))).unwrap().unwrap();
         let sent = AtomicBool::new(false);
         thread::scope(|scope| {
-            let reader = scope.spawn(|| read(socket, &sent));
+            let reader = scope.spawn(|| read(socket, &sent, expected));
             for node in 0..OTHERS {
                 let [a, b, c, _] = subnet(node).octets();
                 // A subnet without a route gives an error.
@@ -282,7 +286,7 @@ fn write(
     }
     let line = format!(
         "cd {} && ls | ETCDCTL_API=3 \
-         xargs -P 4 -I @ sh -c 'etcdctl --endpoints {endpoint} txn < @ | grep -q ^SUCCESS'",
+         xargs -P 4 -I @ sh -c 'etcdctl {ETCD_PATIENCE} --endpoints {endpoint} txn < @ | grep -q ^SUCCESS'",
         directory.path().display()
     );
     cluster.shell(1, &line);
@@ -315,20 +319,28 @@ fn settle<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Reads packets from the wire. Returns where they go, by the subnet of their inner destination.
-fn read(mut socket: Socket, sent: &AtomicBool) -> BTreeMap<Ipv4Addr, Place> {
+/// Reads packets from the wire until the expected ones have been seen and no more come. Returns where they
+/// go, by the subnet of their inner destination.
+fn read(
+    mut socket: Socket,
+    sent: &AtomicBool,
+    expected: &BTreeMap<Ipv4Addr, Place>,
+) -> BTreeMap<Ipv4Addr, Place> {
     let (mut seen, mut buffer) = (BTreeMap::new(), [0; 2048]);
     let mut end = None;
     loop {
         if end.is_none() && sent.load(Ordering::Relaxed) {
             end = Some(Instant::now() + LAST);
         }
-        if end.is_some_and(|end| Instant::now() > end) {
-            return seen;
-        }
         let length = match socket.read(&mut buffer) {
             Ok(length) => length,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let is_over = |end| seen == *expected || Instant::now() > end;
+                if end.is_some_and(is_over) {
+                    return seen;
+                }
+                continue;
+            }
             Err(error) => panic!("{error}"),
         };
         // IPv4 without options, UDP, VXLAN, Ethernet, IPv4 (RFC 7348).

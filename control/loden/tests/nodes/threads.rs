@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use lab::{Process, Wiring};
 use nix::sys::signal::Signal;
 
+use super::etcd::ETCD_PATIENCE;
 use crate::common::pids::PidsGroup;
 use crate::common::{self, Cluster, VXLAN, await_until, replace};
 
@@ -133,11 +134,13 @@ fn start_etcd(cluster: &Cluster) -> Process {
     command.args(["--listen-client-urls", ENDPOINT, "--advertise-client-urls", ENDPOINT]);
     command.args(["--log-level", "error", "--data-dir"]).arg(cluster.file("etcd")).stdout(Stdio::null());
     let process = Process::spawn(cluster.host(1).namespace(), &mut command).expect("etcd");
-    let health = format!("etcdctl --endpoints {ENDPOINT} endpoint health >/dev/null 2>&1 && echo up || true");
+    let health = format!(
+        "etcdctl {ETCD_PATIENCE} --endpoints {ENDPOINT} endpoint health >/dev/null 2>&1 && echo up || true"
+    );
     await_until("etcd", || cluster.shell(1, &health) == "up");
     process
 }
 
 fn etcdctl(cluster: &Cluster, line: &str) {
-    cluster.shell(1, &format!("ETCDCTL_API=3 etcdctl --endpoints {ENDPOINT} {line}"));
+    cluster.shell(1, &format!("ETCDCTL_API=3 etcdctl {ETCD_PATIENCE} --endpoints {ENDPOINT} {line}"));
 }

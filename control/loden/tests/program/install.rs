@@ -265,7 +265,9 @@ fn dockers_options_go_into_a_device_or_the_output_and_replace_neither() {
         format!("first\n{expected}\nlast")
     );
     assert_eq!(run(&format!("{line} /dev/null")), "");
-    assert_eq!(run(&format!("mkfifo fifo; cat fifo & sleep 0.2; {line} fifo; wait")), expected);
+    let lines = expected.lines().count();
+    // Opened for both, so that there is a reader whenever it is written.
+    assert_eq!(run(&format!("mkfifo fifo; exec 3<>fifo; {line} fifo; head -n {lines} <&3")), expected);
     symlink(host.path("target"), host.path("link")).expect("a link");
     fs::write(host.path("target"), "old").expect("a file");
     run(&format!("{line} link"));

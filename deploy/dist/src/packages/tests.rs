@@ -42,16 +42,21 @@ fn the_guide_names_files_as_they_are() {
             assert!(guide.contains(&name), "{name}");
         }
     }
+    let source = Source { version: "VERSION", ..source() };
+    let archive = record(Arch::X86_64, &source, "tar.gz");
+    assert!(guide.contains(&archive), "{archive}");
 }
 
 #[test]
-fn a_line_for_manual_pages_is_repeated_for_each() {
+fn a_description_has_a_line_for_each_page_and_for_licences_that_are_there() {
     let pages = ["a.1.gz".to_owned(), "b.1.gz".to_owned()];
-    let text = each_page("x\n{src: \"m/*.gz\", dst: \"/m/*.gz\"}\ny\n", &pages);
-    assert_eq!(
-        text,
-        "x\n{src: \"m/a.1.gz\", dst: \"/m/a.1.gz\"}\n{src: \"m/b.1.gz\", dst: \"/m/b.1.gz\"}\ny\n"
-    );
+    let stage = tempfile::tempdir().expect("a directory");
+    let description = "x\n{src: \"m/*.gz\", dst: \"/m/*.gz\"}\nlicenses.gz\ny\n";
+    let text = |stage: &Path| describe(description, &pages, stage);
+    let expected = "x\n{src: \"m/a.1.gz\", dst: \"/m/a.1.gz\"}\n{src: \"m/b.1.gz\", dst: \"/m/b.1.gz\"}\n";
+    assert_eq!(text(stage.path()), format!("{expected}y\n"));
+    fs::write(stage.path().join(LICENSES), "").expect("a file");
+    assert_eq!(text(stage.path()), format!("{expected}licenses.gz\ny\n"));
 }
 
 /// Both systems, both architectures, a version before a release, and nothing in the bytes that differs from
@@ -109,9 +114,12 @@ fn the_rpm_marks_documentation_and_configuration() {
         assert_eq!(documents.into_iter().filter(|line| !line.ends_with(".d")).collect::<Vec<_>>(), marked);
     }
     let listed = query("loden", "--list");
-    for path in
-        ["man/man1/loden-run.1.gz", "zsh/site-functions/_loden", "fish/vendor_completions.d/loden.fish"]
-    {
+    for path in [
+        "man/man1/loden-run.1.gz",
+        "doc/loden/licenses.gz",
+        "zsh/site-functions/_loden",
+        "fish/vendor_completions.d/loden.fish",
+    ] {
         assert!(listed.contains(path), "{path}: {listed}");
     }
 }
@@ -239,6 +247,8 @@ impl Packages {
         }
         let source = Source { version, ..source.clone() };
         for arch in archs {
+            fs::write(place.path().join(record(*arch, &source, "licenses.txt")), "MIT, and the text.\n")
+                .expect("a file");
             build(*arch, formats, &source, &toolchain, &output).expect("packages");
         }
         Packages { output, released: release.is_some(), _place: place }

@@ -244,6 +244,7 @@ mod tests {
         for index in 0..3_u8 {
             other.send_to(&[6, index], v6).expect("sent");
         }
+        settle();
         let first = drain(&mut pair, 8);
         let second = drain(&mut pair, 8);
         let of = |batch: &[(SocketAddr, Vec<u8>)], family: u8| -> Vec<u8> {
@@ -268,6 +269,7 @@ mod tests {
             one.send_to(b"4", v4).expect("sent");
             other.send_to(b"6", v6).expect("sent");
         }
+        settle();
         let mut out = Vec::with_capacity(6);
         let room = out.capacity();
         pair.receive(&mut vec![0; 16 * SLOT], 0, &mut out).expect("received");
@@ -281,6 +283,7 @@ mod tests {
         let ours = group.lane_addrs();
         let stranger = stranger(ours[2]);
         stranger.send_to(b"third", ours[2]).expect("sent");
+        settle();
         let from = stranger.local_addr().expect("address");
         assert_eq!(drain(&mut group, 4), [(from, b"third".to_vec())]);
         let transmit = Transmit {
@@ -321,6 +324,9 @@ mod tests {
     }
 
     fn pair() -> UdpGroup {
+        // Datagrams that one core sends to itself stay in order.
+        let cores = crate::thread::allowed_cores().expect("cores");
+        crate::thread::pin_to_core(cores[0]).expect("a core of ours");
         let groups = open_groups(&config("127.0.0.1:0"), &["[::1]:0".parse().expect("address")], 1);
         groups.expect("both families on loopback").pop().expect("one")
     }
@@ -333,6 +339,13 @@ mod tests {
         let socket = UdpSocket::bind(SocketAddr::new(peer.ip(), 0)).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         socket
+    }
+
+    /// Waits until everything that this thread has sent to itself has arrived, which a busy kernel may delay.
+    fn settle() {
+        let marker = stranger("127.0.0.1:0".parse().expect("address"));
+        marker.send_to(b"marker", marker.local_addr().expect("address")).expect("sent");
+        next(&marker);
     }
 
     fn next(socket: &UdpSocket) -> (SocketAddr, Vec<u8>) {

@@ -541,8 +541,12 @@ fn what_a_full_receive_buffer_drops_is_counted_for_all_sockets() {
         }
         let (mut out, mut arrived) = (Vec::with_capacity(16), 0);
         let mut arena = vec![0; small.shape.bytes()];
-        while group.receive(&mut arena, 0, &mut out).is_ok() {
-            arrived += out.len() as u64;
+        let end = std::time::Instant::now() + LONG.unwrap();
+        // A busy kernel may deliver late.
+        while arrived + overflow.dropped().unwrap() < 400 && std::time::Instant::now() < end {
+            while group.receive(&mut arena, 0, &mut out).is_ok() {
+                arrived += out.len() as u64;
+            }
         }
         assert!(arrived > 0);
         assert_eq!(overflow.dropped(), Some(400 - arrived));

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use wire::{ipv4, ipv6, tcp, udp, virtio};
 
+use crate::flow::Spread;
 use crate::inner::{Inner, TCP, UDP};
 use crate::offload::checksum::State;
 use crate::offload::segment::SuperPacket;
@@ -261,10 +262,10 @@ impl Run {
         &self.spans
     }
 
-    /// The hash of the run's flow.
+    /// Selects one of `places` for the run's flow.
     #[inline]
-    pub fn flow_hash(&self) -> u32 {
-        self.inner.flow_hash()
+    pub fn place(&self, spread: &Spread, places: usize) -> usize {
+        spread.place(&self.inner, places)
     }
 
     /// Whether the run is TCP.

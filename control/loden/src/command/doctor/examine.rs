@@ -136,6 +136,14 @@ fn of_sockets() -> Vec<Finding> {
             "each received datagram passes the network stack separately",
             "a kernel from 5.0 on, or a seccomp profile that allows it",
         ),
+        gap(
+            SOCKETS,
+            "notice of this host's own SNAT",
+            &probe::connection_tracking(),
+            "if the host translates the tunnel's packets towards an interface without checksum offload, \
+             those sent together are lost",
+            "grant CAP_NET_ADMIN; a kernel with CONFIG_NF_CT_NETLINK; on such a host pass --without gso",
+        ),
     ]
 }
 
