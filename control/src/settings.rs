@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use model::subnet_env::SUBNET_FILE;
 
+use store::kube::NodeAddresses;
 use store::{Spec, regular};
 
 /// The directory of the status sockets and state files of a host's daemons.
@@ -63,6 +64,18 @@ pub struct UplinkSettings {
     pub public_ip: Option<Ipv4Addr>,
     /// The IPv6 address to publish.
     pub public_ipv6: Option<Ipv6Addr>,
+}
+
+impl UplinkSettings {
+    /// Returns these settings with the addresses that an administrator asks of this node in place of the
+    /// options', as in flannel.
+    pub fn with(&self, asked: NodeAddresses) -> UplinkSettings {
+        UplinkSettings {
+            public_ip: asked.ipv4.or(self.public_ip),
+            public_ipv6: asked.ipv6.or(self.public_ipv6),
+            ..self.clone()
+        }
+    }
 }
 
 /// Masquerading and firewall rules.

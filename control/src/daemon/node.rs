@@ -145,9 +145,9 @@ impl Node<'_> {
                 // What was reported so far is looked at now.
                 self.changes.forget();
                 let context = self.reconciler.inputs().context();
-                let uplink = &self.settings.uplink;
+                let uplink = self.settings.uplink.with(self.store.node_addresses());
                 let seen =
-                    look::uplink(self.host.netlink(), uplink, &context.config, &context.underlay).await;
+                    look::uplink(self.host.netlink(), &uplink, &context.config, &context.underlay).await;
                 self.reconciler.handle_uplink(seen, now());
                 self.board.set_underlay(&self.reconciler.inputs().context().underlay);
             }

@@ -149,6 +149,7 @@ impl<'a> Beginning<'a> {
     async fn join(&mut self, past: Option<Past>) -> Result<Standing, DaemonError> {
         let (text, config) = wait_for_store::network_config(&self.store, self.settings, Trust::Store).await?;
         self.memory.set_config(text);
+        wait_for_store::look_at_node(&self.store).await?;
         let former = self.memory.own(node::now().unix).map(|own| own.published);
         let past = past.filter(|past| past.config == config);
         let (mut context, is_new) = self.context(config).await?;
@@ -196,13 +197,13 @@ impl<'a> Beginning<'a> {
     }
 
     /// Takes the MAC addresses that an earlier run has published, where its state file is lost: the peers
-    /// know them. That the lease is ours shows in `subnet.env`; a twin with our address must stay another
-    /// daemon.
+    /// know them. That the lease is ours shows in `subnet.env`, unless the store knows this node by its name;
+    /// a twin with our address must stay another daemon.
     async fn take_published_identity(&mut self, context: &mut Context) -> Result<(), DaemonError> {
         let attrs = plan::outline(context)?.attrs;
-        let published = wait_for_store::published(&self.store, &attrs).await?;
-        if let Some(lease) = published.filter(|lease| previous(self.recorded.as_ref()) == Some(lease.key)) {
-            context.identity = context.identity.published(&lease.attrs);
+        let previous = previous(self.recorded.as_ref());
+        if let Some(attrs) = wait_for_store::published(&self.store, &attrs, previous).await? {
+            context.identity = context.identity.published(&attrs);
             self.memory.set_identity(&context.identity);
         }
         Ok(())
@@ -210,7 +211,9 @@ impl<'a> Beginning<'a> {
 
     async fn context(&mut self, config: NetConfig) -> Result<(Context, bool), DaemonError> {
         let board = &self.endpoints.board;
-        context::collect(config, self.settings, &self.netlink, &mut self.memory, board).await
+        let uplink = self.settings.uplink.with(self.store.node_addresses());
+        let settings = Settings { uplink, ..self.settings.clone() };
+        context::collect(config, &settings, &self.netlink, &mut self.memory, board).await
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {

@@ -58,11 +58,26 @@ pub(super) async fn network_config(
     Ok((network.text, network.config))
 }
 
-/// Waits for the lease that this node has published before, if any.
-pub(super) async fn published(store: &Store, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
+/// Waits for what this node has published before, if anything.
+pub(super) async fn published(
+    store: &Store,
+    attrs: &LeaseAttrs,
+    previous: Option<SubnetKey>,
+) -> Result<Option<LeaseAttrs>, StoreError> {
     let mut patience = Patience::default();
     loop {
-        match store.published(attrs).await {
+        match store.published(attrs, previous).await {
+            Err(error) if error.is_passing() => patience.wait(&error).await,
+            outcome => return patience.end(outcome),
+        }
+    }
+}
+
+/// Waits for what the store says of the node itself.
+pub(super) async fn look_at_node(store: &Store) -> Result<(), StoreError> {
+    let mut patience = Patience::default();
+    loop {
+        match store.look_at_node().await {
             Err(error) if error.is_passing() => patience.wait(&error).await,
             outcome => return patience.end(outcome),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::lease::{Lease, LeaseAttrs};
-use model::net_config::{self, NetConfig};
+use model::net_config::NetConfig;
 
 use crate::persist::state_file::{EvictionRecord, State, StateFile, StoreRecord, TestRecord};
 use crate::plan::{Identity, Plan};
@@ -81,7 +81,7 @@ impl Remembered {
         if given.is_some_and(|given| given != text) {
             return None;
         }
-        let (config, _) = net_config::parse(text).ok()?;
+        let (config, _) = settings.store.parse(text).ok()?;
         let own = self.own(now)?;
         self.wrote(there).then(|| Past { config, own, peers: self.state.peers() })
     }

@@ -7,6 +7,7 @@ use model::lease::AttrsError;
 
 use crate::etcd::EtcdError;
 use crate::kind::Kind;
+use crate::kube::KubeError;
 use crate::lease::allocator::OutOfSubnets;
 use crate::sqlite::SqliteError;
 
@@ -39,6 +40,9 @@ pub enum Cause {
     /// An error of etcd.
     #[error(transparent)]
     Etcd(EtcdError),
+    /// An error of Kubernetes.
+    #[error(transparent)]
+    Kube(KubeError),
     /// An error of the sqlite store.
     #[error(transparent)]
     Sqlite(SqliteError),
@@ -61,7 +65,12 @@ impl StoreError {
 
     /// Tells whether no server answered.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, StoreError::Passing(Cause::Etcd(EtcdError::Unreachable { .. })))
+        matches!(
+            self,
+            StoreError::Passing(
+                Cause::Etcd(EtcdError::Unreachable { .. }) | Cause::Kube(KubeError::Unreachable { .. })
+            )
+        )
     }
 
     /// Returns the kind of this failure, whichever endpoint it is of.
@@ -82,6 +91,7 @@ impl Cause {
     fn kind(&self) -> Kind {
         match self {
             Cause::Etcd(error) => error.kind(),
+            Cause::Kube(error) => error.kind(),
             Cause::Sqlite(error) => error.kind(),
             Cause::Unconfigured => Kind::new("unconfigured"),
             Cause::Unpublishable(error) => Kind::new("unpublishable").of(error),
@@ -95,6 +105,13 @@ impl From<EtcdError> for StoreError {
     fn from(error: EtcdError) -> StoreError {
         let passing = error.is_passing();
         StoreError::of(Cause::Etcd(error), passing)
+    }
+}
+
+impl From<KubeError> for StoreError {
+    fn from(error: KubeError) -> StoreError {
+        let passing = error.is_passing();
+        StoreError::of(Cause::Kube(error), passing)
     }
 }
 

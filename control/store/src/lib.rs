@@ -12,9 +12,11 @@
 //! health   since when a stream cannot read its store
 //!
 //! etcd     flannel's, for a cluster
+//! kube     Kubernetes: the subnets are given by it, the attributes annotations of its nodes
 //! sqlite   one file, several daemons of one machine
 //! memory   the fake
-//! rows     the meaning of stored rows, shared by all stores
+//! rows     the meaning of stored rows, shared by all stores but Kubernetes
+//! complaints what was logged of broken entries
 //! poll     changes between two looks at the rows, for stores that do not report changes themselves
 //! ```
 //!
@@ -34,11 +36,13 @@
 
 pub mod aside;
 pub mod etcd;
+pub mod kube;
 pub mod lease;
 pub mod memory;
 pub mod regular;
 pub mod sqlite;
 
+mod complaints;
 mod error;
 mod health;
 mod kind;
@@ -56,6 +60,7 @@ pub use error::{Cause, StoreError};
 pub use etcd::Etcd;
 pub use health::Health;
 pub use kind::{Kind, gist};
+pub use kube::Kube;
 pub use lease::{Event, Holder, Owned, Wish};
 pub use memory::Memory;
 pub use now::Now;

@@ -4,13 +4,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Memory, etcd};
+use model::error::{ConfigError, Warning};
+use model::net_config::{self, NetConfig};
+
+use crate::{Memory, etcd, kube};
 
 /// Names a store. The default is flannel's: etcd with its default options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
     /// An etcd cluster. The text `etcd` stands for the default options.
     Etcd(etcd::Config),
+    /// A Kubernetes cluster. flannel's flag chooses it, so no text stands for it.
+    Kube(kube::Config),
     /// The sqlite file at this path.
     Sqlite(PathBuf),
     /// This store in memory. The text `memory:` creates a new one.
@@ -36,10 +41,19 @@ impl StoreId {
 }
 
 impl Spec {
+    /// Parses a network configuration by the rules that bind it in this kind of store.
+    pub fn parse(&self, text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
+        match self {
+            Spec::Kube(_) => net_config::parse_assigned(text),
+            Spec::Etcd(_) | Spec::Sqlite(_) | Spec::Memory(_) => net_config::parse(text),
+        }
+    }
+
     /// Returns what identifies the store.
     pub fn id(&self) -> StoreId {
         match self {
             Spec::Etcd(config) => config.id(),
+            Spec::Kube(config) => config.id(),
             Spec::Sqlite(path) => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 StoreId { name: format!("sqlite:{}", path.display()), endpoints: Vec::new() }
@@ -75,6 +89,7 @@ impl fmt::Display for Spec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spec::Etcd(_) => formatter.write_str("etcd"),
+            Spec::Kube(_) => formatter.write_str("kubernetes"),
             Spec::Sqlite(path) => write!(formatter, "sqlite:{}", path.display()),
             Spec::Memory(_) => formatter.write_str("memory:"),
         }

@@ -6,14 +6,17 @@ use model::net_config::{self, NetConfig};
 use model::secrets::redact;
 
 use crate::error::{Cause, StoreError};
+use crate::kube::{KubeError, NodeAddresses};
 use crate::lease::{self, Holder, Owned, Wish};
-use crate::{Etcd, Memory, Position, Spec, Sqlite, Watch};
+use crate::{Etcd, Kube, Memory, Position, Spec, Sqlite, Watch};
 
 /// A store of any kind. Clones share the store and its connection.
 #[derive(Debug, Clone)]
 pub enum Store {
     /// The store of a flannel cluster.
     Etcd(Etcd),
+    /// A Kubernetes cluster.
+    Kube(Kube),
     /// A file shared by the daemons of one machine.
     Sqlite(Sqlite),
     /// A store in memory, which ends with the process.
@@ -36,6 +39,7 @@ impl Store {
     pub async fn open(spec: Spec) -> Result<Store, StoreError> {
         match spec {
             Spec::Etcd(config) => Ok(Store::Etcd(Etcd::open(config)?)),
+            Spec::Kube(config) => Ok(Store::Kube(Kube::lazy(config)?)),
             Spec::Sqlite(path) => Ok(Store::Sqlite(Sqlite::lazy(path)?)),
             Spec::Memory(store) => Ok(Store::Memory(store)),
         }
@@ -60,11 +64,19 @@ impl Store {
             stored = Some(new.to_owned());
         }
         let text = stored.ok_or(StoreError::Passing(Cause::Unconfigured))?;
-        let (config, warnings) = net_config::parse(&text).map_err(|error| match self {
+        let parse = match self {
+            Store::Kube(_) => net_config::parse_assigned,
+            Store::Etcd(_) | Store::Sqlite(_) | Store::Memory(_) => net_config::parse,
+        };
+        let (config, warnings) = parse(&text).map_err(|error| match self {
             // Another member of the cluster wrote it and can correct it.
             Store::Etcd(_) => StoreError::Passing(Cause::Config(error)),
-            Store::Sqlite(_) | Store::Memory(_) => fatal(error),
+            // As in flannel: a ConfigMap that is corrected comes with a restart.
+            Store::Kube(_) | Store::Sqlite(_) | Store::Memory(_) => fatal(error),
         })?;
+        if let Store::Kube(store) = self {
+            store.learn(&config);
+        }
         Ok(Network { text, config, warnings })
     }
 
@@ -72,6 +84,7 @@ impl Store {
     pub async fn net_config(&self) -> Result<Option<String>, StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.net_config().await?),
+            Store::Kube(store) => Ok(store.net_config().await?),
             Store::Sqlite(store) => Ok(store.net_config().await?),
             Store::Memory(store) => Ok(store.net_config()),
         }
@@ -81,6 +94,7 @@ impl Store {
     pub async fn set_net_config(&self, text: &str) -> Result<(), StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.set_net_config(text).await?),
+            Store::Kube(_) => Err(KubeError::ReadOnly.into()),
             Store::Sqlite(store) => Ok(store.set_net_config(text).await?),
             Store::Memory(store) => {
                 store.set_net_config(text);
@@ -90,11 +104,13 @@ impl Store {
     }
 
     /// Acquires a lease: the one that this node holds, else the previous subnets, else a random choice of the
-    /// first hundred free ones. The published attributes may differ from the wish, see [`Owned`].
+    /// first hundred free ones. In Kubernetes the subnets are the node's pod CIDRs. The published attributes
+    /// may differ from the wish, see [`Owned`].
     pub async fn acquire(&self, wish: &Wish<'_>) -> Result<Owned, StoreError> {
         check(&wish.attrs, wish.config.ipv4.is_some())?;
         match self {
             Store::Etcd(store) => store.acquire(wish).await.map(Owned::as_wished),
+            Store::Kube(store) => store.acquire(wish).await,
             Store::Sqlite(store) => store.acquire(wish).await.map(Owned::as_wished),
             Store::Memory(store) => store.acquire(wish),
         }
@@ -112,6 +128,7 @@ impl Store {
         check(wished, own.published.subnet().is_some())?;
         match self {
             Store::Etcd(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
+            Store::Kube(store) => store.update(own, wished).await,
             Store::Sqlite(store) => store.update(&own.published, wished).await.map(Owned::as_wished),
             Store::Memory(store) => store.update(own, wished),
         }
@@ -122,6 +139,7 @@ impl Store {
     pub fn holder(&self, wished: &LeaseAttrs, stored: &Lease) -> Holder {
         match self {
             Store::Etcd(_) | Store::Sqlite(_) => lease::holder(wished, &stored.attrs),
+            Store::Kube(store) => store.holder(wished, stored),
             Store::Memory(store) => store.holder(wished, stored),
         }
     }
@@ -130,25 +148,35 @@ impl Store {
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.leases().await?),
+            Store::Kube(store) => Ok(store.leases().await?),
             Store::Sqlite(store) => Ok(store.leases().await?),
             Store::Memory(store) => Ok(store.leases()),
         }
     }
 
-    /// Returns the stored lease of the node that publishes `attrs`, if there is one.
-    pub async fn published(&self, attrs: &LeaseAttrs) -> Result<Option<Lease>, StoreError> {
+    /// Returns what an earlier run of this node has published, if its lease is still there: that of the node
+    /// that publishes `attrs`, with the subnets `previous`. In Kubernetes the node's name tells whose it is.
+    pub async fn published(
+        &self,
+        attrs: &LeaseAttrs,
+        previous: Option<SubnetKey>,
+    ) -> Result<Option<LeaseAttrs>, StoreError> {
         let leases = match self {
             // Without the expiries, each of which is a call.
             Store::Etcd(store) => store.listed().await?,
+            Store::Kube(store) => return Ok(store.published().await?),
             Store::Sqlite(_) | Store::Memory(_) => self.leases().await?,
         };
-        Ok(leases.into_iter().find(|stored| lease::same_node(attrs, &stored.attrs)))
+        let lease = leases.into_iter().find(|stored| lease::same_node(attrs, &stored.attrs));
+        Ok(lease.filter(|lease| previous == Some(lease.key)).map(|lease| lease.attrs))
     }
 
-    /// Removes a lease, whoever holds it. Returns true if there was one.
+    /// Removes a lease, whoever holds it. Returns true if there was one. In Kubernetes a lease goes with its
+    /// node, which is not ours to delete.
     pub async fn remove(&self, key: &SubnetKey) -> Result<bool, StoreError> {
         match self {
             Store::Etcd(store) => Ok(store.remove(key).await?),
+            Store::Kube(_) => Ok(false),
             Store::Sqlite(store) => Ok(store.remove(key).await?),
             Store::Memory(store) => Ok(store.remove(key)),
         }
@@ -165,6 +193,7 @@ impl Store {
     pub fn watch_since(&self, since: Option<Position>) -> Watch {
         match self {
             Store::Etcd(store) => store.watch(since),
+            Store::Kube(store) => store.watch(since),
             Store::Sqlite(store) => store.watch(since),
             Store::Memory(store) => store.watch(since),
         }
@@ -176,9 +205,27 @@ impl Store {
         match self {
             // Like flannel, nothing is recorded there.
             Store::Etcd(_) | Store::Sqlite(_) => {}
+            Store::Kube(store) => store.announce_ready().await?,
             Store::Memory(store) => store.announce_ready(),
         }
         Ok(())
+    }
+
+    /// Reads what the store says of the node itself, if that kind of store says anything.
+    pub async fn look_at_node(&self) -> Result<(), StoreError> {
+        match self {
+            Store::Kube(store) => Ok(store.look_at_node().await?),
+            Store::Etcd(_) | Store::Sqlite(_) | Store::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Returns the addresses that an administrator asks this node to use, as they were last read. Does no
+    /// I/O.
+    pub fn node_addresses(&self) -> NodeAddresses {
+        match self {
+            Store::Kube(store) => store.node_addresses(),
+            Store::Etcd(_) | Store::Sqlite(_) | Store::Memory(_) => NodeAddresses::default(),
+        }
     }
 }
 

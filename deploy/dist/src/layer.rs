@@ -1,7 +1,9 @@
 //! Archives whose bytes depend on their content alone: sorted, owned by root, with one time for all.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Component, Path};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -85,6 +87,20 @@ impl Layer {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
         gzip.write_all(&archive)?;
         Ok(Packed { data: gzip.finish()?, diff: digest(&archive) })
+    }
+
+    /// Writes files and directories into a new directory, without their modes.
+    pub(crate) fn unpack(&self, into: &Path) -> Result<()> {
+        fs::create_dir_all(into)?;
+        for (path, entry) in &self.entries {
+            let path = into.join(path);
+            match entry {
+                Entry::Directory { .. } => fs::create_dir_all(path)?,
+                Entry::File { data, .. } => fs::write(path, data)?,
+                Entry::Link { target } => symlink(target, path)?,
+            }
+        }
+        Ok(())
     }
 
     /// Writes the archive without compression.

@@ -129,6 +129,7 @@ fn release(options: &Options) -> Result<()> {
     for arch in &options.target {
         eprintln!("== programs for {} ({} s)", arch.name(), start.elapsed().as_secs());
         match &options.programs {
+            Some(from) if options.only == [Piece::Image] => image::take(*arch, from, &output)?,
             Some(from) => programs::take(programs, *arch, &source, from, &output)?,
             None => programs::build(programs, *arch, &source, &toolchain, &output)?,
         }

@@ -1,8 +1,6 @@
 //! Images in the OCI layout: per architecture, and all of them behind one index.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -43,6 +41,9 @@ pub(crate) struct Start<'a> {
 pub(crate) struct Image {
     descriptor: Value,
     blobs: Blobs,
+    /// Where configuration and layers lie.
+    config: String,
+    layers: Vec<String>,
 }
 
 /// Contents by their digests.
@@ -79,6 +80,8 @@ impl Image {
             "history": history,
         });
         let config = blobs.add(CONFIG, serde_json::to_vec(&config)?);
+        let place = |descriptor: &Value| blob(descriptor["digest"].as_str().unwrap_or_default());
+        let places = (place(&config), layers.iter().map(place).collect());
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -88,24 +91,32 @@ impl Image {
         });
         let mut descriptor = blobs.add(MANIFEST, serde_json::to_vec(&manifest)?);
         descriptor["platform"] = json!({ "architecture": arch.debian(), "os": "linux" });
-        Ok(Image { descriptor, blobs })
+        Ok(Image { descriptor, blobs, config: places.0, layers: places.1 })
     }
 }
 
-/// Lays out one image, or several behind one index, under this name.
+/// Lays out one image under this name, for dockerd too.
+pub(crate) fn archive(image: &Image, name: &str) -> Result<Layer> {
+    let mut layer = lay_out(&image.blobs, image.descriptor.clone(), name)?;
+    // Before version 25, dockerd reads this file alone.
+    let docker = json!([{ "Config": image.config, "RepoTags": [name], "Layers": image.layers }]);
+    layer.file("manifest.json", serde_json::to_vec(&docker)?, 0o644)?;
+    Ok(layer)
+}
+
+/// Lays out images behind one index, under this name.
 pub(crate) fn layout(images: &[Image], name: &str, labels: &Labels) -> Result<Layer> {
     let mut blobs = Blobs::default();
     images.iter().for_each(|image| blobs.0.extend(image.blobs.0.clone()));
-    let mut top = match images {
-        [image] => image.descriptor.clone(),
-        _ => {
-            let manifests: Vec<&Value> = images.iter().map(|image| &image.descriptor).collect();
-            let index = json!({
-                "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests, "annotations": labels,
-            });
-            blobs.add(INDEX, serde_json::to_vec(&index)?)
-        }
-    };
+    let manifests: Vec<&Value> = images.iter().map(|image| &image.descriptor).collect();
+    let index = json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests, "annotations": labels,
+    });
+    let top = blobs.add(INDEX, serde_json::to_vec(&index)?);
+    lay_out(&blobs, top, name)
+}
+
+fn lay_out(blobs: &Blobs, mut top: Value, name: &str) -> Result<Layer> {
     // containerd reads the first, podman and skopeo the second.
     top["annotations"] =
         json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
@@ -113,15 +124,15 @@ pub(crate) fn layout(images: &[Image], name: &str, labels: &Labels) -> Result<La
     let mut layer = Layer::default();
     layer.file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
     layer.file("index.json", serde_json::to_vec(&index)?, 0o644)?;
-    for (digest, data) in blobs.0 {
-        layer.file(&format!("blobs/sha256/{digest}"), data, 0o644)?;
+    for (digest, data) in &blobs.0 {
+        layer.file(&blob(digest), data.as_slice(), 0o644)?;
     }
     Ok(layer)
 }
 
-/// Writes a layout as an archive.
-pub(crate) fn write(layout: &Layer, time: u64, path: &Path) -> Result<()> {
-    Ok(fs::write(path, layout.archive(time)?)?)
+/// Returns where a content lies.
+fn blob(digest: &str) -> String {
+    format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
 }
 
 #[cfg(test)]
@@ -192,14 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn one_image_needs_no_index_of_its_own() {
-        let layout = layout(&[image(Arch::Aarch64)], "localhost/x:1", &Labels::new()).expect("a layout");
-        let files = files(&layout);
+    fn an_archive_of_one_image_has_no_index_of_its_own_and_serves_dockerd() {
+        let files = files(&archive(&image(Arch::Aarch64), "localhost/x:1").expect("a layout"));
         let top = parse(&files["index.json"])["manifests"][0].clone();
         assert_eq!(
             (&top["mediaType"], &top["platform"]["architecture"]),
             (&json!(MANIFEST), &json!("arm64"))
         );
-        follow(&files, &top);
+        let manifest = parse(&follow(&files, &top));
+        let docker = parse(&files["manifest.json"])[0].clone();
+        assert_eq!(docker["RepoTags"], json!(["localhost/x:1"]));
+        for (place, descriptor) in
+            [(&docker["Config"], &manifest["config"]), (&docker["Layers"][0], &manifest["layers"][0])]
+        {
+            assert_eq!(files[place.as_str().expect("a place")], follow(&files, descriptor));
+        }
     }
 }

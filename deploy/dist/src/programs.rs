@@ -43,7 +43,7 @@ pub(crate) fn build(
     let built = toolchain.build(arch, source, &packages)?;
     let directory = arch.name();
     for (program, package) in programs {
-        let (from, symbols) = (built.join(program), format!("{program}.debug"));
+        let (from, symbols) = (built.directory.join(program), format!("{program}.debug"));
         output.place(&format!("{directory}/{symbols}"), |path| {
             command::run(
                 Command::new(arch.objcopy())

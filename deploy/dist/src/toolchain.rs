@@ -1,12 +1,13 @@
 //! The compiler and linker: rustup's if it has the target's standard library, else Debian's compiler and its
 //! sources; Zig's C compiler and linker from PyPI. See docs/decisions/0034-the-release.md.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::MetadataCommand;
 use serde_json::{Value, json};
 
 use crate::arch::Arch;
@@ -38,6 +39,14 @@ const FLAGS_WITH_STD: &str = "-C link-self-contained=no";
 pub(crate) struct Toolchain {
     cache: PathBuf,
     offline: bool,
+}
+
+/// What a build has made. No other run builds while this exists.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// Where the programs are.
+    pub directory: PathBuf,
+    _lock: File,
 }
 
 /// A compiler that can build for a target.
@@ -86,10 +95,13 @@ impl Toolchain {
         self.cache.join("python/bin").join(name)
     }
 
-    /// Builds packages for a target, and returns the directory of their programs.
-    pub(crate) fn build(&self, arch: Arch, source: &Source, packages: &[&str]) -> Result<PathBuf> {
+    /// Builds packages for a target.
+    pub(crate) fn build(&self, arch: Arch, source: &Source, packages: &[&str]) -> Result<Built> {
         let target = arch.target();
         let compiler = self.compiler(&target)?;
+        let lock = File::create(self.cache.join("lock")).context("cannot write to the cache")?;
+        lock.lock().context("cannot lock the cache")?;
+        self.forget(source, &target)?;
         let output = self.cache.join("target");
         let zig = self.cache.join("zig");
         let mut cargo = Command::new(self.tool("cargo-zigbuild"));
@@ -119,7 +131,33 @@ impl Toolchain {
             cargo.arg("--offline");
         }
         run(&mut cargo)?;
-        Ok(output.join(target).join(PROFILE))
+        Ok(Built { directory: output.join(target).join(PROFILE), _lock: lock })
+    }
+
+    /// Removes what another checkout has made of our own packages. cargo compares times: files of this checkout
+    /// that are older than that build would pass for its sources.
+    fn forget(&self, source: &Source, target: &str) -> Result<()> {
+        let output = self.cache.join("target");
+        let stamp = output.join(format!("{target}.checkout"));
+        let here = source.root.display().to_string();
+        if fs::read_to_string(&stamp).is_ok_and(|text| text == here) {
+            return Ok(());
+        }
+        fs::create_dir_all(&output)?;
+        let text = read(Command::new("cargo").current_dir(&source.root).args([
+            "metadata",
+            "--format-version=1",
+            "--no-deps",
+            "--offline",
+            "--locked",
+        ]))?;
+        let ours = MetadataCommand::parse(text).context("cannot read what cargo metadata printed")?;
+        run(Command::new("cargo")
+            .current_dir(&source.root)
+            .args(["clean", "--quiet", "--locked", "--offline", "--profile", PROFILE, "--target", target])
+            .args(ours.packages.iter().flat_map(|package| ["-p", package.name.as_str()]))
+            .env("CARGO_TARGET_DIR", &output))?;
+        fs::write(&stamp, here).with_context(|| format!("cannot write {}", stamp.display()))
     }
 
     /// Returns what builds the programs for a target, for a record of it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use control::daemon;
 use control::settings::{NetConfigSource, Settings, TrafficSettings, UplinkSettings, WorkerSettings};
 
+use store::kube::{self, KubeError};
 use store::{Spec, SpecError};
 
 use crate::options::{BadMargin, HealthOptions, RunOptions, TrafficOptions};
@@ -23,9 +24,12 @@ enum UnusableOptions {
     /// The address of the server for probes is invalid.
     #[error("--healthz-ip {0}: not an IP address")]
     HealthAddress(String),
-    /// A flag of flannel's that is not implemented. Ignoring it would be worse than an error.
-    #[error("{flag} is not supported yet: {advice}")]
-    NotYet { flag: &'static str, advice: &'static str },
+    /// A flag that Kubernetes leaves no place for. Ignoring it would be worse than an error.
+    #[error("{flag} and --kube-subnet-mgr: {advice}")]
+    BesideKubernetes { flag: &'static str, advice: &'static str },
+    /// The flags or variables for Kubernetes are not enough.
+    #[error(transparent)]
+    Kubernetes(#[from] KubeError),
 }
 
 /// Runs the daemon until a signal stops it.
@@ -36,18 +40,21 @@ pub(crate) async fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
 }
 
 fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
-    if options.kube.subnet_mgr {
-        let advice = "there is no Kubernetes store yet; use --store";
-        return Err(UnusableOptions::NotYet { flag: "--kube-subnet-mgr", advice });
-    }
+    settings_in(options, |name| std::env::var(name).ok())
+}
+
+fn settings_in(
+    options: &RunOptions,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, UnusableOptions> {
     let net_config = match (&options.net_config, &options.net_config_json) {
         (Some(path), _) => Some(NetConfigSource::File(path.clone())),
         (None, Some(text)) => Some(NetConfigSource::Text(text.clone())),
         (None, None) => None,
     };
     Ok(Settings {
-        store: store(options)?,
-        store_given: options.store.is_some(),
+        store: store(options, environment)?,
+        store_given: options.store.is_some() || options.kube.subnet_mgr,
         net_config,
         uplink: UplinkSettings {
             ifaces: options.iface.clone(),
@@ -74,12 +81,44 @@ fn settings(options: &RunOptions) -> Result<Settings, UnusableOptions> {
     })
 }
 
-fn store(options: &RunOptions) -> Result<Spec, SpecError> {
+fn store(
+    options: &RunOptions,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Spec, UnusableOptions> {
+    if options.kube.subnet_mgr {
+        return kubernetes(options, environment);
+    }
     let spec = options.store.as_deref().map(str::parse).transpose()?.unwrap_or_default();
     Ok(match spec {
         Spec::Etcd(_) => Spec::Etcd(options.etcd.config()),
         other => other,
     })
+}
+
+fn kubernetes(
+    options: &RunOptions,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Spec, UnusableOptions> {
+    let there = "the leases are Kubernetes' nodes; leave one of the two out";
+    let file = "the network configuration is the file of --net-config-path; leave the other out";
+    for (is_given, flag, advice) in [
+        (options.store.is_some(), "--store", there),
+        (options.net_config.is_some(), "--net-config", file),
+        (options.net_config_json.is_some(), "--net-config-json", file),
+    ] {
+        if is_given {
+            return Err(UnusableOptions::BesideKubernetes { flag, advice });
+        }
+    }
+    let config = kube::Config {
+        api_url: options.kube.api_url.clone(),
+        kubeconfig: options.kube.kubeconfig_file.clone(),
+        annotation_prefix: options.kube.annotation_prefix.clone(),
+        net_config_path: options.kube.net_config_path.clone(),
+        set_network_unavailable: options.kube.set_node_network_unavailable,
+        ..kube::Config::default()
+    };
+    Ok(Spec::Kube(config.with_environment(environment)?))
 }
 
 fn traffic(options: &TrafficOptions) -> TrafficSettings {
@@ -133,14 +172,39 @@ mod tests {
 
     #[test]
     fn unsupported_options_are_rejected() {
-        let mut options = RunOptions::default();
-        options.kube.subnet_mgr = true;
-        let error = settings(&options).expect_err("unsupported").to_string();
-        assert!(error.contains("--kube-subnet-mgr is not supported yet"), "{error}");
         let options = RunOptions { subnet_lease_renew_margin: 1440, ..RunOptions::default() };
         assert!(matches!(settings(&options), Err(UnusableOptions::Margin(_))));
         let options = RunOptions { store: Some("zookeeper".into()), ..RunOptions::default() };
         assert!(matches!(settings(&options), Err(UnusableOptions::Store(_))));
+    }
+
+    #[test]
+    fn kubernetes_needs_its_node_and_is_the_only_store() {
+        let mut options = RunOptions::default();
+        options.kube.subnet_mgr = true;
+        options.kube.api_url = "https://10.0.0.1:6443".into();
+        options.kube.annotation_prefix = "org.com/9".into();
+        let error = settings_in(&options, |_| None).expect_err("no node").to_string();
+        assert!(error.contains("NODE_NAME"), "{error}");
+        let node = |name: &str| (name == "NODE_NAME").then(|| "n1".to_owned());
+        let expected = kube::Config {
+            api_url: "https://10.0.0.1:6443".into(),
+            annotation_prefix: "org.com/9".into(),
+            node: kube::Identity::Node("n1".into()),
+            ..kube::Config::default()
+        };
+        let made = settings_in(&options, node).expect("a node");
+        assert_eq!((made.store, made.store_given), (Spec::Kube(expected), true));
+        for (change, flag) in [
+            ((|o| o.store = Some("etcd".into())) as fn(&mut RunOptions), "--store"),
+            (|o| o.net_config = Some("/n".into()), "--net-config"),
+            (|o| o.net_config_json = Some("{}".into()), "--net-config-json"),
+        ] {
+            let mut options = options.clone();
+            change(&mut options);
+            let error = settings_in(&options, node).expect_err(flag).to_string();
+            assert!(error.starts_with(&format!("{flag} and --kube-subnet-mgr")), "{error}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::output::print;
 
 /// The commit, if whoever built the program set it, as `deploy/release` does.
 const COMMIT: Option<&str> = option_env!("LODEN_COMMIT");
-const STORES: &[&str] = &["etcd", "sqlite", "memory"];
+const STORES: &[&str] = &["etcd", "kubernetes", "sqlite", "memory"];
 const BACKENDS: &[&str] = &["vxlan", "udp", "host-gw", "ipip", "wireguard", "alloc", "extension"];
 const FIREWALLS: &[&str] = &["iptables", "nftables"];
 

@@ -7,6 +7,7 @@ use clap::{ArgAction, Args};
 use model::backend::Secret;
 
 use store::etcd;
+use store::kube::{ANNOTATION_PREFIX, NET_CONFIG_PATH};
 
 /// How to reach etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -86,7 +87,7 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
 
 /// How to use the Kubernetes API instead of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Kubernetes (not supported yet)")]
+#[command(next_help_heading = "Kubernetes (experimental)")]
 pub(crate) struct KubeOptions {
     /// Take leases from the nodes of a Kubernetes cluster.
     #[arg(long = "kube-subnet-mgr", value_name = "BOOL", num_args = 0..=1, require_equals = true,
@@ -111,11 +112,6 @@ pub(crate) struct KubeOptions {
           hide_possible_values = true)]
     pub set_node_network_unavailable: bool,
 }
-
-/// flannel's annotation prefix.
-const ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com";
-/// The path where flannel's manifests mount the network configuration.
-const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
 
 impl Default for KubeOptions {
     fn default() -> KubeOptions {

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::common::{Cluster, await_until};
 
 /// Directories that a runtime would share with the machine. In a cage each is an empty tmpfs.
-const COVERED: [&str; 4] = ["/run/containerd", "/run/netns", "/run/docker", "/dev/shm"];
+const COVERED: [&str; 5] = ["/run/containerd", "/run/netns", "/run/docker", "/run/flannel", "/dev/shm"];
 
 pub struct Cage {
     process: Process,

@@ -14,6 +14,11 @@ use crate::image::IMAGE;
 /// Time limit of a command in a container, in seconds.
 const PATIENCE: i64 = 20;
 
+/// CRI's number for the host's network.
+const NODE: i32 = 2;
+/// CRI's number for a container that has ended.
+const EXITED: i32 = 2;
+
 /// A running containerd. Dropping it removes its pods; the cage ends the rest.
 pub struct Containerd {
     pub cage: Cage,
@@ -29,6 +34,12 @@ pub struct Pod {
     pub container: String,
     /// In the runtime's order.
     pub addresses: Vec<IpAddr>,
+}
+
+/// A pod in the host's network.
+pub struct HostPod {
+    sandbox: String,
+    config: cri::SandboxConfig,
 }
 
 impl Containerd {
@@ -48,10 +59,17 @@ impl Containerd {
             client.is_some()
         });
         let client = client.expect("waited for");
-        let [address, image] = [&socket, image].map(|path| path.display().to_string());
-        let imported = cage.output("ctr", &["-a", &address, "-n", "k8s.io", "images", "import", &image]);
-        imported.unwrap_or_else(|error| panic!("{error}\n{}", cage.log_text()));
-        Containerd { cage, socket, logs, client, pods: Vec::new() }
+        let containerd = Containerd { cage, socket, logs, client, pods: Vec::new() };
+        containerd.import(image);
+        containerd
+    }
+
+    /// Imports an archive of images.
+    pub fn import(&self, archive: &Path) {
+        let [address, archive] = [&self.socket, archive].map(|path| path.display().to_string());
+        let imported =
+            self.cage.output("ctr", &["-a", &address, "-n", "k8s.io", "images", "import", &archive]);
+        imported.unwrap_or_else(|error| panic!("{error}\n{}", self.cage.log_text()));
     }
 
     /// Returns whether containerd has a usable network configuration, or why not.
@@ -91,23 +109,16 @@ impl Containerd {
     pub fn try_run(&mut self, name: &str, line: &str, host_port: Option<u16>) -> Result<Pod, Status> {
         let named = |name: &str| Some(cri::Named { name: name.to_owned() });
         let config = self.config(name, host_port);
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
-        let cri::SandboxId { id: sandbox } = self.client.call("RunPodSandbox", request)?;
-        self.pods.push(sandbox.clone());
         let container = cri::ContainerConfig {
             metadata: named("main"),
             image: named(IMAGE),
             command: ["/bin/sh", "-c", line].map(str::to_owned).into(),
             log_path: format!("{name}.log"),
-            linux: Some(cri::Empty {}),
+            linux: Some(cri::LinuxContainer::default()),
+            ..cri::ContainerConfig::default()
         };
-        let request = cri::CreateContainerRequest {
-            sandbox: sandbox.clone(),
-            config: Some(container),
-            sandbox_config: Some(config),
-        };
-        let cri::ContainerId { id: container } = self.client.call("CreateContainer", request)?;
-        let _: cri::Empty = self.client.call("StartContainer", cri::ContainerId { id: container.clone() })?;
+        let sandbox = self.run_sandbox(&config)?;
+        let container = self.start_container(&sandbox, config, container)?;
         let id = cri::SandboxId { id: sandbox.clone() };
         let answer: cri::SandboxStatusResponse = self.client.call("PodSandboxStatus", id)?;
         let network = answer.status.and_then(|status| status.network).unwrap_or_default();
@@ -116,10 +127,76 @@ impl Containerd {
         Ok(Pod { sandbox, container, addresses })
     }
 
+    /// Runs a pod in the host's network, without a container.
+    pub fn run_on_host(&mut self, name: &str) -> HostPod {
+        let network = Some(cri::Namespaces { network: NODE });
+        let security = Some(cri::SandboxSecurity { namespaces: network });
+        let linux = Some(cri::LinuxSandbox { security });
+        let config = cri::SandboxConfig { linux, ..self.config(name, None) };
+        let sandbox = self.run_sandbox(&config).expect("a pod");
+        HostPod { sandbox, config }
+    }
+
+    /// Starts a container in a pod in the host's network, and returns its id. Its log is that of its name.
+    pub fn start_on_host(&self, pod: &HostPod, name: &str, mut container: cri::ContainerConfig) -> String {
+        container.metadata = Some(cri::Named { name: name.to_owned() });
+        container.log_path = format!("{name}.log");
+        let security = container.linux.get_or_insert_default().security.get_or_insert_default();
+        security.namespaces = Some(cri::Namespaces { network: NODE });
+        let started = self.start_container(&pod.sandbox, pod.config.clone(), container);
+        started.unwrap_or_else(|error| panic!("{error}\n{}", self.cage.log_text()))
+    }
+
+    /// Waits for a container to end, and returns its exit code.
+    pub fn await_end(&self, container: &str) -> i32 {
+        let mut code = None;
+        await_until("a container's end", || {
+            let id = cri::ContainerId { id: container.to_owned() };
+            let answer: cri::ContainerStatusResponse =
+                self.client.call("ContainerStatus", id).expect("a status");
+            code = answer.status.filter(|status| status.state == EXITED).map(|status| status.exit_code);
+            code.is_some()
+        });
+        code.expect("waited for")
+    }
+
+    /// Returns what a container has printed.
+    pub fn log_text(&self, name: &str) -> String {
+        fs::read_to_string(self.logs.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn run_sandbox(&mut self, config: &cri::SandboxConfig) -> Result<String, Status> {
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
+        let cri::SandboxId { id } = self.client.call("RunPodSandbox", request)?;
+        self.pods.push(id.clone());
+        Ok(id)
+    }
+
+    fn start_container(
+        &self,
+        sandbox: &str,
+        sandbox_config: cri::SandboxConfig,
+        config: cri::ContainerConfig,
+    ) -> Result<String, Status> {
+        let request = cri::CreateContainerRequest {
+            sandbox: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let cri::ContainerId { id } = self.client.call("CreateContainer", request)?;
+        let _: cri::Empty = self.client.call("StartContainer", cri::ContainerId { id: id.clone() })?;
+        Ok(id)
+    }
+
     /// Runs a shell command in a pod and returns its output, without the final newline.
     pub fn exec(&self, pod: &Pod, line: &str) -> String {
+        self.exec_in(&pod.container, line)
+    }
+
+    /// Runs a shell command in a container and returns its output, without the final newline.
+    pub fn exec_in(&self, container: &str, line: &str) -> String {
         let request = cri::ExecSyncRequest {
-            container: pod.container.clone(),
+            container: container.to_owned(),
             command: ["/bin/sh", "-c", line].map(str::to_owned).into(),
             timeout: PATIENCE,
         };
@@ -161,7 +238,7 @@ impl Containerd {
             }),
             log_directory: self.logs.display().to_string(),
             port_mappings: host_port.map(mapping).into_iter().collect(),
-            linux: Some(cri::Empty {}),
+            linux: Some(cri::LinuxSandbox::default()),
         }
     }
 }

@@ -64,6 +64,25 @@ pub struct PortMapping {
     pub host_port: i32,
 }
 
+/// What a pod or container shares with its host. 2 stands for the host's network.
+#[derive(Clone, PartialEq, Message)]
+pub struct Namespaces {
+    #[prost(int32, tag = "1")]
+    pub network: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SandboxSecurity {
+    #[prost(message, optional, tag = "1")]
+    pub namespaces: Option<Namespaces>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LinuxSandbox {
+    #[prost(message, optional, tag = "2")]
+    pub security: Option<SandboxSecurity>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct SandboxConfig {
     #[prost(message, optional, tag = "1")]
@@ -73,7 +92,7 @@ pub struct SandboxConfig {
     #[prost(message, repeated, tag = "5")]
     pub port_mappings: Vec<PortMapping>,
     #[prost(message, optional, tag = "8")]
-    pub linux: Option<Empty>,
+    pub linux: Option<LinuxSandbox>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -123,6 +142,56 @@ pub struct Named {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct Mount {
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    #[prost(string, tag = "2")]
+    pub host_path: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Device {
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    #[prost(string, tag = "2")]
+    pub host_path: String,
+    #[prost(string, tag = "3")]
+    pub permissions: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Capabilities {
+    #[prost(string, repeated, tag = "1")]
+    pub add: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub remove: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Int64 {
+    #[prost(int64, tag = "1")]
+    pub value: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerSecurity {
+    #[prost(message, optional, tag = "1")]
+    pub capabilities: Option<Capabilities>,
+    #[prost(message, optional, tag = "3")]
+    pub namespaces: Option<Namespaces>,
+    #[prost(message, optional, tag = "5")]
+    pub run_as_user: Option<Int64>,
+    #[prost(bool, tag = "7")]
+    pub readonly_rootfs: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LinuxContainer {
+    #[prost(message, optional, tag = "2")]
+    pub security: Option<ContainerSecurity>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
     pub metadata: Option<Named>,
@@ -130,10 +199,16 @@ pub struct ContainerConfig {
     pub image: Option<Named>,
     #[prost(string, repeated, tag = "3")]
     pub command: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub arguments: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub mounts: Vec<Mount>,
+    #[prost(message, repeated, tag = "8")]
+    pub devices: Vec<Device>,
     #[prost(string, tag = "11")]
     pub log_path: String,
     #[prost(message, optional, tag = "15")]
-    pub linux: Option<Empty>,
+    pub linux: Option<LinuxContainer>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -146,11 +221,26 @@ pub struct CreateContainerRequest {
     pub sandbox_config: Option<SandboxConfig>,
 }
 
-/// The answer of CreateContainer, and the request of StartContainer.
+/// The answer of CreateContainer, and the request of StartContainer and ContainerStatus.
 #[derive(Clone, PartialEq, Message)]
 pub struct ContainerId {
     #[prost(string, tag = "1")]
     pub id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatus {
+    /// 2 stands for a container that has ended.
+    #[prost(int32, tag = "3")]
+    pub state: i32,
+    #[prost(int32, tag = "7")]
+    pub exit_code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ContainerStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<ContainerStatus>,
 }
 
 #[derive(Clone, PartialEq, Message)]

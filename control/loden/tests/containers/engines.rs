@@ -35,7 +35,7 @@ fn containers_of_podman_talk_across_hosts() {
         engine
     });
     let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
-    talk_across(&cluster, &run, &["rm", "-f", "-t", "0"]);
+    talk_across(&cluster, &run, &["rm", "-f", "-t", "0"], |_| ());
     talk::finish(&cluster, daemons);
 }
 
@@ -66,15 +66,20 @@ fn containers_of_docker_talk_across_hosts() {
         engine
     });
     let run = engines.each_ref().map(|engine| -> Run<'_> { Box::new(|line| engine.run(line)) });
-    talk_across(&cluster, &run, &["rm", "-f"]);
+    talk_across(&cluster, &run, &["rm", "-f"], |_| ());
     talk::finish(&cluster, daemons);
 }
 
 /// Runs a command line of an engine and returns its output.
-type Run<'a> = Box<dyn Fn(&[&str]) -> String + 'a>;
+pub type Run<'a> = Box<dyn Fn(&[&str]) -> String + 'a>;
 
 /// Starts a container on each host, checks that they reach each other, and removes them.
-fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
+pub fn talk_across(
+    cluster: &Cluster,
+    engines: &[Run<'_>; 2],
+    remove: &[&str],
+    also: impl FnOnce([&End<'_>; 2]),
+) {
     let port = format!("{HOST_PORT}:80");
     for (run, name, more) in [(&engines[0], "one", &["-p", &port][..]), (&engines[1], "two", &[])] {
         let server = image::server(name);
@@ -84,20 +89,22 @@ fn talk_across(cluster: &Cluster, engines: &[Run<'_>; 2], remove: &[&str]) {
         let run = &engines[number - 1];
         End::asked(number, name, move |line| run(&["exec", name, "/bin/sh", "-c", line]))
     };
-    talk::check(cluster, [&end(1, "one"), &end(2, "two")], &[false]);
+    let (one, two) = (end(1, "one"), end(2, "two"));
+    talk::check(cluster, [&one, &two], &[false]);
+    also([&one, &two]);
     for (run, name) in engines.iter().zip(["one", "two"]) {
         run(&[remove, &[name]].concat());
     }
 }
 
 /// podman has no daemon.
-struct Podman {
-    cage: Cage,
+pub struct Podman {
+    pub cage: Cage,
     flags: Vec<String>,
 }
 
 impl Podman {
-    fn start(cluster: &Cluster, number: usize, setup: &Setup) -> Podman {
+    pub fn start(cluster: &Cluster, number: usize, setup: &Setup) -> Podman {
         let place = cluster.file(&format!("podman{number}"));
         fs::create_dir_all(&place).expect("a directory");
         let config = place.join("containers.conf");
@@ -114,15 +121,19 @@ impl Podman {
         Podman { cage, flags }
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub fn run(&self, arguments: &[&str]) -> String {
+        self.try_run(arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub fn try_run(&self, arguments: &[&str]) -> Result<String, String> {
         let flags = self.flags.iter().map(String::as_str);
         let line: Vec<&str> = flags.chain(arguments.iter().copied()).collect();
-        self.cage.output("env", &line).unwrap_or_else(|error| panic!("{error}"))
+        self.cage.output("env", &line)
     }
 }
 
 /// Returns whether podman supports CNI, which later versions are built without.
-fn podman_has_cni() -> bool {
+pub fn podman_has_cni() -> bool {
     let output = Command::new("podman").arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let version = text.split_whitespace().last().unwrap_or_default();

@@ -92,7 +92,7 @@ pub fn archive(place: &Path) -> PathBuf {
 }
 
 /// Returns this machine's architecture by its name in Go, which OCI uses.
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -10,6 +10,7 @@
 //! pods        tests: containerd, over each backend, in both families
 //! engines     tests: podman with its CNI backend, dockerd by `mk-docker-opts`
 //! kills       tests: plugins, delegates and containerd are killed at random, and nothing remains
+//! shipped     tests: the image of `deploy/release` under containerd and podman, started as flannel's is
 //! old_kernel  tests: a host whose kernel has only TUN joins, and one without TUN reports that
 //! ```
 
@@ -27,4 +28,5 @@ mod kills;
 mod old_kernel;
 mod pods;
 mod setup;
+mod shipped;
 mod talk;

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rusqlite::Connection;
 
-use crate::common::{self, Cluster, PORT, VXLAN, replace};
+use crate::common::{self, Cluster, DUAL, PORT, VXLAN, replace};
 
 const PROBES: &str = "10256";
 
@@ -53,6 +53,25 @@ fn broken_network_configurations_name_key_value_and_rule() {
     }
     // None of them reached the store, where other nodes would read it.
     assert_eq!(cluster.in_store(async |store| store.net_config().await.expect("the store")), None);
+}
+
+/// Some versions of stock flannel end over such an address on every node that reads it.
+#[test]
+fn a_public_address_that_no_node_can_use_is_published_nowhere() {
+    let Some(mut cluster) = alone("bs-public") else { return };
+    cluster.config = DUAL.to_owned();
+    for (option, value) in [
+        ("--public-ip", "0.0.0.0"),
+        ("--public-ip", "224.0.0.1"),
+        ("--public-ip", "255.255.255.255"),
+        ("--public-ipv6", "::"),
+        ("--public-ipv6", "ff02::1"),
+        ("--public-ipv6", "::ffff:192.0.2.1"),
+    ] {
+        let line = refused(&cluster, cluster.command(1).args([option, value]));
+        assert!(line.contains("not published") && line.contains(&format!("= {value}:")), "{option}: {line}");
+        assert!(line.contains("--public-ip") && cluster.leases().is_empty(), "{line}");
+    }
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn called_flanneld_it_speaks_flanneld() {
     }
     let kube = once(&["--kube-subnet-mgr", "--ip-masq=false"]);
     assert_eq!(kube.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&kube.stderr).contains("--kube-subnet-mgr is not supported yet"));
+    assert!(String::from_utf8_lossy(&kube.stderr).contains("NODE_NAME"));
 
     cluster.in_store(async |store| store.set_net_config(VXLAN).await.expect("a configuration"));
     let mut command = Command::new(&program);

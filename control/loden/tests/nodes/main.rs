@@ -9,6 +9,7 @@
 //! bad_start      tests: starts that cannot succeed
 //! files          tests: FIFOs, hanging mounts and removed files where the daemon has its own
 //! host_settings  tests: settings, routes and addresses of the host that are in the way
+//! kubernetes     tests: the daemon on an API server of Kubernetes
 //! in_process     tests: the daemon on a store in memory, where a public address is overwritten
 //! etcd           tests: an etcd that comes late, crashes and forgets
 //! store_faults   tests: stores that are wiped, restored, changed, locked or replaced
@@ -31,6 +32,7 @@ mod etcd;
 mod files;
 mod host_settings;
 mod in_process;
+mod kubernetes;
 mod life;
 mod life_cycle;
 mod restart;

@@ -66,6 +66,26 @@ pub struct Ipv6Pool {
 
 /// Parses a configuration by the rules of Go's JSON decoder, and validates it as flannel does with etcd.
 pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
+    read(text, Subnets::Ours)
+}
+
+/// Parses the configuration of a cluster where others hand out the subnets, as Kubernetes does: sizes and
+/// ranges of subnets mean nothing then, and like flannel this does not check them. A pool's only subnet is
+/// the network.
+pub fn parse_assigned(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
+    read(text, Subnets::Assigned)
+}
+
+/// Who hands out the nodes' subnets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subnets {
+    /// flannel, from its pools.
+    Ours,
+    /// Somebody else.
+    Assigned,
+}
+
+fn read(text: &str, subnets: Subnets) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
     let mut warnings = Vec::new();
     let mut object = Object::parse(text).map_err(|error| ConfigError::Syntax(without_values(&error)))?;
     // All keys are parsed first, so that an invalid value is an error even if its family is disabled.
@@ -111,9 +131,21 @@ pub fn parse(text: &str) -> Result<(NetConfig, Vec<Warning>), ConfigError> {
         let rule = "must not be false while EnableIPv6 is false: no address family would be left";
         return Err(ConfigError::Key { key: "EnableIPv4".into(), value: "false".into(), rule: rule.into() });
     }
+    let (ipv4, ipv6) = match subnets {
+        Subnets::Ours => (ipv4, ipv6),
+        Subnets::Assigned => (Wanted::only(ipv4.network), Wanted::only(ipv6.network)),
+    };
     let config = NetConfig {
-        ipv4: if enable_ipv4 { Some(ipv4.pool().map_err(|error| hint(error, &object))?) } else { None },
-        ipv6: if enable_ipv6 { Some(ipv6.pool().map_err(|error| hint(error, &object))?) } else { None },
+        ipv4: if enable_ipv4 {
+            Some(ipv4.pool(subnets).map_err(|error| hint(error, &object))?)
+        } else {
+            None
+        },
+        ipv6: if enable_ipv6 {
+            Some(ipv6.pool(subnets).map_err(|error| hint(error, &object))?)
+        } else {
+            None
+        },
         nftables,
         backend,
     };
@@ -160,8 +192,15 @@ struct Pool {
     subnet_max: u128,
 }
 
+impl<N, A> Wanted<N, A> {
+    /// Asks for a network without a word about its subnets.
+    fn only(network: Option<N>) -> Wanted<N, A> {
+        Wanted { network, subnet_len: None, subnet_min: None, subnet_max: None }
+    }
+}
+
 impl Wanted<Ipv4Network, Ipv4Addr> {
-    fn pool(self) -> Result<Ipv4Pool, ConfigError> {
+    fn pool(self, subnets: Subnets) -> Result<Ipv4Pool, ConfigError> {
         let rules = Rules {
             names: ["Network", "SubnetLen", "SubnetMin", "SubnetMax"],
             width: 32,
@@ -171,6 +210,10 @@ impl Wanted<Ipv4Network, Ipv4Addr> {
         };
         let number = |address: Ipv4Addr| u128::from(address.to_bits());
         let network = rules.present(self.network.filter(|network| network.prefix() > 0))?;
+        if subnets == Subnets::Assigned {
+            let (subnet_len, only) = (network.prefix(), network.network());
+            return Ok(Ipv4Pool { network, subnet_len, subnet_min: only, subnet_max: only });
+        }
         let base = number(network.network());
         let pool = rules.pool(
             base,
@@ -189,7 +232,7 @@ impl Wanted<Ipv4Network, Ipv4Addr> {
 }
 
 impl Wanted<Ipv6Network, Ipv6Addr> {
-    fn pool(self) -> Result<Ipv6Pool, ConfigError> {
+    fn pool(self, subnets: Subnets) -> Result<Ipv6Pool, ConfigError> {
         let rules = Rules {
             names: ["IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"],
             width: 128,
@@ -198,6 +241,10 @@ impl Wanted<Ipv6Network, Ipv6Addr> {
             show: |bits| Ipv6Addr::from_bits(bits).to_string(),
         };
         let network = rules.present(self.network.filter(|network| network.prefix() > 0))?;
+        if subnets == Subnets::Assigned {
+            let (subnet_len, only) = (network.prefix(), network.network());
+            return Ok(Ipv6Pool { network, subnet_len, subnet_min: only, subnet_max: only });
+        }
         let pool = rules.pool(
             network.network().to_bits(),
             network.prefix(),

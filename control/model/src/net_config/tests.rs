@@ -298,6 +298,7 @@ proptest! {
         let _ = parse(&text);
         let _ = parse(&String::from_utf8_lossy(&bytes));
         let _ = parse(&format!("{{{members}}}"));
+        let _ = parse_assigned(&format!("{{{members}}}"));
     }
 }
 
@@ -331,4 +332,32 @@ fn a_misspelt_key_is_named_beside_the_one_that_is_missing() {
         "{said:?}"
     );
     assert!(said.iter().any(|line| line.ends_with("SubnetLength: unknown key, ignored")), "{said:?}");
+}
+
+/// The rules of subnets bind nobody where Kubernetes hands them out, and flannel does not check them there.
+#[test]
+fn assigned_subnets_are_bound_by_the_networks_alone() {
+    for text in [
+        r#"{"Network":"10.244.0.0/16","SubnetLen":31}"#,
+        r#"{"Network":"10.244.0.0/16","SubnetMin":"192.0.2.7","SubnetMax":"10.0.0.1"}"#,
+        r#"{"Network":"10.244.0.0/30"}"#,
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/127","IPv6SubnetLen":200}"#,
+    ] {
+        assert!(parse(text).is_err(), "{text}");
+        let (config, _) = parse_assigned(text).expect(text);
+        assert!(config.ipv4.is_none_or(|pool| pool.allows(pool.network)), "{text}");
+        assert!(config.ipv6.is_none_or(|pool| pool.allows(pool.network)), "{text}");
+    }
+    for text in [
+        "",
+        "{}",
+        r#"{"Network":"fd00::/48"}"#,
+        r#"{"Network":"10.244.0.0/16","EnableIPv6":true}"#,
+        r#"{"Network":"10.244.0.0/16","SubnetLen":"24"}"#,
+        r#"{"Network":"10.244.0.0/16","SubnetMin":"nowhere"}"#,
+        r#"{"EnableIPv4":false}"#,
+        r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"10.0.0.0/8"}"#,
+    ] {
+        assert!(parse_assigned(text).is_err(), "{text}");
+    }
 }

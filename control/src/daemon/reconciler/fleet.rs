@@ -4,7 +4,7 @@
 //!
 //! One thing can break that: a new node gets the subnet of one that lives, and that cannot put its lease
 //! back into a store that has lost it. Then one of the two ends as soon as it sees the other's lease, and
-//! says why.
+//! says why. A backup has the same effect if it gives the subnet of one that lives to one that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -145,6 +145,11 @@ impl Store {
     fn is_held_by(&self, node: &Node) -> bool {
         let row = self.contents.rows.get(&node.own().key());
         row.is_some_and(|row| by_address(&node.own().wished, row) == Holder::Us)
+    }
+
+    fn is_held_by_another(&self, node: &Node) -> bool {
+        let row = self.contents.rows.get(&node.own().key());
+        row.is_some_and(|row| by_address(&node.own().wished, row) != Holder::Us)
     }
 
     /// Carries out a request; none while it cannot answer at all.
@@ -301,7 +306,8 @@ impl Fleet {
     }
 
     fn is_contested(&self, index: usize) -> bool {
-        self.contested.iter().any(|(holder, newcomer)| [*holder, *newcomer].contains(&index))
+        let by_a_node = self.contested.iter().any(|(holder, newcomer)| [*holder, *newcomer].contains(&index));
+        by_a_node || self.nodes.get(&index).is_some_and(|node| self.store.is_held_by_another(node))
     }
 
     fn happen(&mut self, happening: &Happening) {

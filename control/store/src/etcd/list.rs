@@ -19,8 +19,6 @@ const RESTARTS: u32 = 3;
 const LONGEST_VALUE: usize = 64 << 10;
 /// Longest key to print whole; a lease's is shorter by far.
 const LONGEST_KEY: usize = 256;
-/// Most complaints to log one by one.
-const MOST_COMPLAINTS: usize = 1000;
 
 /// The leases as of one revision.
 #[derive(Debug, Default)]
@@ -68,10 +66,6 @@ pub(super) enum Entry {
         complaint: String,
     },
 }
-
-/// Complaints about broken entries that have been logged, so that each is logged once.
-#[derive(Debug, Default)]
-pub(super) struct Complaints(BTreeMap<String, String>);
 
 impl Stored {
     pub(super) fn of(kv: &KeyValue) -> Stored {
@@ -179,37 +173,9 @@ impl Listing {
             }
             Entry::Broken { held, complaint } => {
                 self.unreadable.extend(held);
-                self.complaints.insert(name(keys, kv), complaint);
+                self.complaints.insert(name(keys, kv), format!("{complaint}; skipped"));
             }
         }
-    }
-}
-
-impl Complaints {
-    /// Takes over the complaints of a listing: logs the new ones, drops those that are gone.
-    pub(super) fn replace(&mut self, current: &BTreeMap<String, String>) {
-        self.0.retain(|name, _| current.contains_key(name));
-        for (name, complaint) in current {
-            self.add(name, complaint);
-        }
-    }
-
-    pub(super) fn add(&mut self, name: &str, complaint: &str) {
-        if self.0.get(name).is_some_and(|known| known == complaint) {
-            return;
-        }
-        match self.0.len() {
-            ..MOST_COMPLAINTS => tracing::warn!("lease store: {complaint}; skipped"),
-            MOST_COMPLAINTS => {
-                tracing::warn!("lease store: further unreadable entries; skipped, not logged one by one")
-            }
-            _ => return,
-        }
-        self.0.insert(name.to_owned(), complaint.to_owned());
-    }
-
-    pub(super) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
     }
 }
 

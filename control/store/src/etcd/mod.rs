@@ -30,10 +30,11 @@ use futures::{StreamExt, stream};
 use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use rand::Rng;
 
+use crate::complaints::Complaints;
 use crate::lease::{Wish, allocator};
 use crate::{LEASE_TTL, Position, StoreError, Watch, unix_now};
 use client::Client;
-use list::{Complaints, Listing, Stored};
+use list::{Listing, Stored};
 use messages::{
     DeleteRangeRequest, DeleteRangeResponse, Done, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Op, PutRequest, RangeRequest, RangeResponse, TxnRequest,

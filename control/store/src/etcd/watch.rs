@@ -219,7 +219,7 @@ impl Follower {
                 sink.send(Event::Put(lease)).await
             }
             Entry::Broken { complaint, .. } => {
-                self.store.lock().complaints.add(&name(keys, kv), &complaint);
+                self.store.lock().complaints.add(&name(keys, kv), &format!("{complaint}; skipped"));
                 self.gone(sink, kv).await
             }
         }

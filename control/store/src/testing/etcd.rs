@@ -286,7 +286,7 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 /// Creates an authority with certificates for a server at `address` and a client, and an unknown authority.
-fn make_certificates(directory: &Path, address: Ipv4Addr) {
+pub(crate) fn make_certificates(directory: &Path, address: Ipv4Addr) {
     let openssl = |arguments: &str| {
         let output =
             Command::new("openssl").current_dir(directory).args(arguments.split(' ')).output().unwrap();

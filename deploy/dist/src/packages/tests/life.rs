@@ -13,6 +13,20 @@ const CONTINUES: &str = "loden continues with the version before until 'systemct
 const REMOVED: &str = "loden continues until 'systemctl stop loden'";
 const IS_ACTIVE: &str = "--quiet is-active loden.service";
 
+/// Starts a program of the daemon's name that has another root.
+const CONTAINER: &str = "
+    set -e
+    mkdir -p /srv/container/bin
+    cp /bin/sleep /srv/container/bin/loden
+    for library in $(ldd /bin/sleep | grep -o '/[^ ]*'); do
+        mkdir -p \"/srv/container${library%/*}\"
+        cp \"$library\" \"/srv/container$library\"
+    done
+    chroot /srv/container /bin/loden 600 >/dev/null 2>&1 &
+    echo $! > /tmp/container
+    until [ \"$(readlink /proc/$!/exe)\" = /srv/container/bin/loden ]; do sleep 0.05; done
+";
+
 #[test]
 fn debian_installs_upgrades_removes_and_purges_beside_a_running_daemon() {
     if !needs(&["apt-get", "dpkg"]).are_met() {
@@ -62,6 +76,14 @@ fn a_purge_removes_what_is_ours_and_nothing_else() {
             let said = root.done(purge);
             assert!(!is_enabled(&root) && !said.contains("stays"), "{said}");
         }
+
+        // A container on this host has a daemon of its own.
+        root.done(&install);
+        root.write("/var/lib/loden/loden.db", database);
+        root.done(CONTAINER);
+        let said = root.done(purge);
+        root.done("kill $(cat /tmp/container)");
+        assert!(!root.path("/var/lib/loden").exists(), "{said}");
 
         // A state directory elsewhere: the databases go, the administrator's link stays.
         root.done(&install);

@@ -1,0 +1,507 @@
+//! Follows the nodes: a list, page by page, then the changes after its version.
+//!
+//! Kubelets write to their nodes all the time, so nearly every event says nothing new about the network. A
+//! number for what matters of each node tells them apart before anything is understood.
+//!
+//! A node stays in the network as long as it exists. What it has published counts on while its annotations
+//! are broken or removed, as it does for stock flannel, which ignores such an event.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use model::lease::{Lease, SubnetKey};
+use rand::Rng;
+use tokio::time::{Instant, sleep_until};
+
+use super::client::{Call, Connection, escape};
+use super::messages::{self, NodeList, Status, WatchEvent};
+use super::node::{Node, Reading};
+use super::{Kube, KubeError};
+use crate::complaints::Complaints;
+use crate::stream::{Follow, Halt, Sink};
+use crate::{Event, Position, StoreError};
+
+/// Nodes per page: with two hundred images on each, a page is 8 MiB.
+const PAGE: u32 = 250;
+/// How often to start over when the rest of a list is no longer kept.
+const RESTARTS: u32 = 3;
+/// How long the server is asked to keep up one watch, in seconds. Not all nodes should come back together.
+const WATCH: std::ops::RangeInclusive<u64> = 300..=600;
+/// How much longer a watch may last before it counts as dead.
+const GRACE: Duration = Duration::from_secs(60);
+/// Least time between two looks at whether our annotations have to be written again.
+const RESTORE_PAUSE: Duration = Duration::from_secs(5);
+/// A watch that the server ends sooner, without an event, is a failure.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+
+/// The state of a watch.
+pub(super) struct Follower {
+    store: Kube,
+    /// All nodes, by their names.
+    nodes: BTreeMap<String, Known>,
+    /// The node that holds a subnet, as it was reported.
+    holders: BTreeMap<SubnetKey, String>,
+    /// All changes up to here have been seen; `None`: list all nodes.
+    version: Option<String>,
+    /// The same as a number, in this run or in the one before.
+    seen: Option<Position>,
+    /// `seen` is of this run.
+    listed: bool,
+    /// The last watch has failed: the cluster may have been restored meanwhile.
+    in_doubt: bool,
+    /// When to look whether our annotations have to be written again, and not before when.
+    restore: Option<Instant>,
+    restored: Option<Instant>,
+    /// The server asks to be left alone until then.
+    pause: Option<Instant>,
+    complaints: Complaints,
+}
+
+/// What is known of a node.
+struct Known {
+    fingerprint: u64,
+    uid: String,
+    lease: Option<Lease>,
+}
+
+/// One whole list, as it comes in.
+#[derive(Default)]
+struct Listing {
+    nodes: BTreeMap<String, Known>,
+    complaints: BTreeMap<String, String>,
+    /// Another prefix that nodes use, and how many do.
+    others: Option<(String, usize)>,
+    own_uid: String,
+}
+
+/// What a node is, judged with what was known of it.
+enum Judgement {
+    /// No part of the network.
+    Nothing,
+    Lease(Lease),
+    /// Broken; what was known of it counts, if it was.
+    Broken(String),
+}
+
+impl Follower {
+    /// Starts with the position that an earlier run has read up to.
+    pub(super) fn new(store: Kube, since: Option<Position>) -> Follower {
+        Follower {
+            store,
+            nodes: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            version: None,
+            seen: since,
+            listed: false,
+            in_doubt: false,
+            restore: None,
+            restored: None,
+            pause: None,
+            complaints: Complaints::default(),
+        }
+    }
+
+    async fn try_follow(&mut self, sink: &mut Sink) -> Result<Infallible, Halt> {
+        if let Some(pause) = self.pause.take() {
+            sleep_until(pause).await;
+        }
+        loop {
+            let call = if self.version.is_none() { Call::ListNodes } else { Call::WatchNodes };
+            let mut connection = self.store.client.connect(call).await?;
+            if self.version.is_some() && self.in_doubt && self.is_behind(newest(&mut connection).await?) {
+                self.version = None;
+            }
+            let version = match self.version.clone() {
+                Some(version) => version,
+                None => self.list(&mut connection, sink).await?,
+            };
+            self.in_doubt = true;
+            self.watch(connection, &version, sink).await?;
+            self.in_doubt = false;
+        }
+    }
+
+    /// Sends a snapshot, or a rewind, and returns the version to watch from.
+    async fn list(&mut self, connection: &mut Connection, sink: &mut Sink) -> Result<String, Halt> {
+        let mut listing = Listing::default();
+        let version = list(connection, |node| self.take(&mut listing, node)).await?;
+        let Listing { nodes, mut complaints, others, own_uid } = listing;
+        let managed = nodes.values().filter(|known| known.lease.is_some()).count();
+        if let Some((prefix, count)) = others.filter(|_| managed <= 1) {
+            let ours = &self.store.config.annotation_prefix;
+            let complaint = format!(
+                "no other node uses the annotation prefix {ours}, and {count} use {prefix}; check \
+                 --kube-annotation-prefix"
+            );
+            complaints.insert(prefix, complaint);
+        }
+        (self.nodes, self.holders) = (nodes, BTreeMap::new());
+        let mut leases = Vec::new();
+        for (name, known) in &self.nodes {
+            let Some(lease) = &known.lease else { continue };
+            match self.holders.get(&lease.key) {
+                None => {
+                    self.holders.insert(lease.key, name.clone());
+                    leases.push(lease.clone());
+                }
+                Some(holder) => _ = complaints.insert(name.clone(), rivalry(name, lease, holder)),
+            }
+        }
+        self.complaints.replace(&complaints);
+        let now = position(&own_uid, &version);
+        let rewound = self.has_lost(now);
+        if rewound {
+            tracing::warn!(
+                "lease store: Kubernetes has lost changes that it had reported: its etcd was wiped or \
+                 restored; peers that are missing are kept for a day"
+            );
+        }
+        sink.send(if rewound { Event::Rewind(leases) } else { Event::Snapshot(leases) }).await?;
+        (self.version, self.listed) = (Some(version.clone()), true);
+        self.saw(sink, now);
+        sink.readable();
+        Ok(version)
+    }
+
+    /// Takes a listed node in.
+    fn take(&mut self, listing: &mut Listing, node: Node) {
+        if self.is_own(&node) {
+            listing.own_uid.clone_from(&node.uid);
+        }
+        if let Some(prefix) = self.store.names.other_prefix(&node.annotations) {
+            listing.others.get_or_insert_with(|| (prefix.to_owned(), 0)).1 += 1;
+        }
+        let fingerprint = node.fingerprint(&self.store.names);
+        let former = self.nodes.remove(&node.name).filter(|known| known.uid == node.uid);
+        let former = former.and_then(|known| known.lease);
+        let lease = match self.judge(&node) {
+            Judgement::Nothing => former.filter(|_| !self.is_own(&node)),
+            Judgement::Lease(lease) => Some(lease),
+            Judgement::Broken(problem) => {
+                listing.complaints.insert(node.name.clone(), explained(&problem, former.as_ref()));
+                former
+            }
+        };
+        listing.nodes.insert(node.name, Known { fingerprint, uid: node.uid, lease });
+    }
+
+    /// Sends the changes after `version` until the server ends the watch in order.
+    async fn watch(&mut self, connection: Connection, version: &str, sink: &mut Sink) -> Result<(), Halt> {
+        let seconds = rand::rng().random_range(WATCH);
+        let path = format!(
+            "/api/v1/nodes?watch=true&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}",
+            escape(version)
+        );
+        let server = connection.url().to_owned();
+        let mut events = connection.watch(Call::WatchNodes, &path).await?;
+        sink.readable();
+        let began = Instant::now();
+        let end = began + Duration::from_secs(seconds) + GRACE;
+        let mut any = false;
+        let failed = |answer: &str| {
+            let (tried, server) = (Call::WatchNodes, server.clone());
+            let advice = "check what stands between this node and the API server";
+            Halt::from(KubeError::Unreachable { tried, server, answer: answer.to_owned(), advice })
+        };
+        loop {
+            tokio::select! {
+                event = events.next() => match event? {
+                    Some(event) => {
+                        any = true;
+                        self.handle(event, &server, sink).await?;
+                    }
+                    None if !any && began.elapsed() < SHORTEST_WATCH => {
+                        return Err(failed("the server ended the watch at once"));
+                    }
+                    None => return Ok(()),
+                },
+                () = at(self.restore) => self.restore(sink).await?,
+                () = sleep_until(end) => return Err(failed("the server did not end the watch in time")),
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: WatchEvent, server: &str, sink: &mut Sink) -> Result<(), Halt> {
+        let object = event.object.unwrap_or_default().raw;
+        if event.kind == "ERROR" {
+            let status: Status = messages::decode(object).unwrap_or_default();
+            let (tried, server) = (Call::WatchNodes, server.to_owned());
+            return Err(match u16::try_from(status.code) {
+                Ok(410) => KubeError::Gone { tried },
+                code => KubeError::Refused {
+                    tried,
+                    server,
+                    status: code.unwrap_or_default(),
+                    answer: status.message,
+                    wait: None,
+                },
+            }
+            .into());
+        }
+        let Some(node) = messages::decode::<messages::Node>(object).map(Node::from) else {
+            self.complaints.add("", "an event of the watch is not about a node; skipped");
+            return Ok(());
+        };
+        let version = node.version.clone();
+        let events = match event.kind.as_str() {
+            "ADDED" | "MODIFIED" => self.put(node),
+            "DELETED" => self.deleted(&node),
+            // A bookmark has nothing but the version.
+            _ => Vec::new(),
+        };
+        for event in events {
+            sink.send(event).await?;
+        }
+        if let Some(seen) = self.seen {
+            let revision = version.parse().unwrap_or(seen.revision);
+            self.saw(sink, Some(Position { revision, ..seen }));
+        }
+        self.version = Some(version).filter(|version| !version.is_empty()).or(self.version.take());
+        Ok(())
+    }
+
+    /// Takes in a node that is new or was written. Returns what to report.
+    fn put(&mut self, node: Node) -> Vec<Event> {
+        let fingerprint = node.fingerprint(&self.store.names);
+        let known = self.nodes.get(&node.name);
+        if known.is_some_and(|known| known.fingerprint == fingerprint) {
+            return Vec::new();
+        }
+        let former = known.filter(|known| known.uid == node.uid).and_then(|known| known.lease.clone());
+        let lease = match self.judge(&node) {
+            Judgement::Nothing => former.filter(|_| !self.is_own(&node)),
+            Judgement::Lease(lease) => {
+                self.complaints.remove(&node.name);
+                Some(lease)
+            }
+            Judgement::Broken(problem) => {
+                self.complaints.add(&node.name, &explained(&problem, former.as_ref()));
+                former
+            }
+        };
+        let known = Known { fingerprint, uid: node.uid, lease };
+        self.settle(&node.name, Some(known))
+    }
+
+    fn deleted(&mut self, node: &Node) -> Vec<Event> {
+        self.complaints.remove(&node.name);
+        self.settle(&node.name, None)
+    }
+
+    /// Replaces what is known of a node. Returns what to report.
+    fn settle(&mut self, name: &str, known: Option<Known>) -> Vec<Event> {
+        let mut events = Vec::new();
+        let lease = known.as_ref().and_then(|known| known.lease.clone());
+        let former = match known {
+            Some(known) => self.nodes.insert(name.to_owned(), known),
+            None => self.nodes.remove(name),
+        };
+        let former = former.and_then(|known| known.lease);
+        let left = former.as_ref().map(|former| former.key).filter(|left| {
+            let holds = self.holders.get(left).is_some_and(|holder| holder == name);
+            holds && lease.as_ref().is_none_or(|lease| lease.key != *left)
+        });
+        if let Some(left) = left {
+            self.holders.remove(&left);
+            events.push(Event::Removed(left));
+            // Another node that claims it has waited for this.
+            let heir = self.nodes.iter().find_map(|(heir, known)| {
+                let lease = known.lease.as_ref().filter(|lease| lease.key == left)?;
+                Some((heir.clone(), lease.clone()))
+            });
+            if let Some((heir, lease)) = heir {
+                self.complaints.remove(&heir);
+                self.holders.insert(left, heir);
+                events.push(Event::Put(lease));
+            }
+        }
+        let Some(lease) = lease else { return events };
+        match self.holders.get(&lease.key) {
+            Some(holder) if holder != name => {
+                let complaint = rivalry(name, &lease, holder);
+                self.complaints.add(name, &complaint);
+            }
+            Some(_) if former.as_ref() == Some(&lease) => {}
+            _ => {
+                self.holders.insert(lease.key, name.to_owned());
+                events.push(Event::Put(lease));
+            }
+        }
+        events
+    }
+
+    /// Tells what a node is. Our own one is ours as long as it has our subnet, whatever its annotations say;
+    /// they are written again then.
+    fn judge(&mut self, node: &Node) -> Judgement {
+        let (own_wish, families) = {
+            let own = self.store.lock();
+            (own.wish.clone(), own.families)
+        };
+        let names = &self.store.names;
+        let reading = node.read(names, families.unwrap_or(super::Families::BOTH));
+        let Some((own_key, wished)) = own_wish else {
+            return Judgement::from(reading);
+        };
+        if self.is_own(node) {
+            self.store.take_in(node);
+            if node.key_of(own_key) != Some(own_key) {
+                return Judgement::Nothing;
+            }
+            let asked = self.store.lock().asked.clone();
+            if !names.changes(&node.annotations, &wished, &asked, &own_key).is_empty() {
+                let earliest = self.restored.map_or_else(Instant::now, |last| last + RESTORE_PAUSE);
+                self.restore.get_or_insert(earliest);
+            }
+            let attrs = node.published(names).unwrap_or(wished);
+            return Judgement::Lease(Lease { key: own_key, attrs, expires: None });
+        }
+        match reading {
+            // Events under this key are taken for ours.
+            Reading::Lease(lease) if lease.key == own_key => {
+                Judgement::Broken(format!("node {}: its podCIDR is that of our own node", node.name))
+            }
+            reading => Judgement::from(reading),
+        }
+    }
+
+    /// Writes our annotations again.
+    async fn restore(&mut self, sink: &mut Sink) -> Result<(), Halt> {
+        (self.restore, self.restored) = (None, Some(Instant::now()));
+        const OURS: &str = "our node";
+        match self.store.restore().await {
+            Ok(true) => self.complaints.remove(OURS),
+            Ok(false) => {
+                let key = self.store.lock().wish.take().map(|(key, _)| key);
+                if let Some(key) = key {
+                    self.holders.remove(&key);
+                    sink.send(Event::Removed(key)).await?;
+                }
+            }
+            Err(error) => {
+                self.complaints.add(OURS, &format!("cannot write our annotations again: {error}; retrying"));
+                self.restore = Some(Instant::now() + RESTORE_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_own(&self, node: &Node) -> bool {
+        self.store.lock().node.as_ref() == Some(&node.name)
+    }
+
+    fn is_behind(&self, version: String) -> bool {
+        let now = version.parse::<u64>().ok();
+        self.seen.zip(now).is_some_and(|(seen, now)| now < seen.revision)
+    }
+
+    /// Tells whether a list shows that the cluster has lost something. What an earlier run has seen counts
+    /// only where this is the same cluster.
+    fn has_lost(&self, now: Option<Position>) -> bool {
+        let Some((seen, now)) = self.seen.zip(now) else { return false };
+        (self.listed || seen.cluster == now.cluster) && now.revision < seen.revision
+    }
+
+    fn saw(&mut self, sink: &Sink, position: Option<Position>) {
+        self.seen = position;
+        if let Some(position) = position {
+            sink.reached(position);
+        }
+    }
+}
+
+impl Follow for Follower {
+    async fn follow(&mut self, sink: &mut Sink) -> Halt {
+        let halt = match self.try_follow(sink).await {
+            Ok(never) => match never {},
+            Err(halt) => halt,
+        };
+        if let Halt::Failed(StoreError::Passing(crate::Cause::Kube(error))) = &halt {
+            self.pause = error.wait().map(|wait| Instant::now() + wait);
+            if let KubeError::Gone { .. } = error {
+                self.version = None;
+            }
+        }
+        halt
+    }
+}
+
+impl From<Reading> for Judgement {
+    fn from(reading: Reading) -> Judgement {
+        match reading {
+            Reading::Stranger => Judgement::Nothing,
+            Reading::Lease(lease) => Judgement::Lease(lease),
+            Reading::Broken(problem) => Judgement::Broken(problem),
+        }
+    }
+}
+
+impl From<KubeError> for Halt {
+    fn from(error: KubeError) -> Halt {
+        Halt::Failed(error.into())
+    }
+}
+
+/// Reads all nodes, page by page, and hands each to `take`. Returns the version of the list. Where the rest
+/// is no longer kept, all are read again.
+pub(super) async fn list(
+    connection: &mut Connection,
+    mut take: impl FnMut(Node),
+) -> Result<String, KubeError> {
+    let mut restarts = 0;
+    let mut rest = String::new();
+    loop {
+        let page = connection.get::<NodeList>(Call::ListNodes, &page(PAGE, &rest)).await;
+        let page = match page {
+            Err(KubeError::Gone { .. }) if restarts < RESTARTS && !rest.is_empty() => {
+                restarts += 1;
+                rest.clear();
+                continue;
+            }
+            page => page?,
+        };
+        page.items.into_iter().map(Node::from).for_each(&mut take);
+        let messages::ListMeta { version, rest: more } = page.meta.unwrap_or_default();
+        if more.is_empty() {
+            return Ok(version);
+        }
+        rest = more;
+    }
+}
+
+/// Returns the version of the cluster's newest state.
+async fn newest(connection: &mut Connection) -> Result<String, KubeError> {
+    let list: NodeList = connection.get(Call::ListNodes, &page(1, "")).await?;
+    Ok(list.meta.unwrap_or_default().version)
+}
+
+fn page(size: u32, rest: &str) -> String {
+    let rest = if rest.is_empty() { String::new() } else { format!("&continue={}", escape(rest)) };
+    format!("/api/v1/nodes?limit={size}{rest}")
+}
+
+/// Returns the position of a list. Versions are etcd's revisions, which only a test for a number relies on;
+/// a cluster is told from another by the identity of our node in it.
+fn position(own_uid: &str, version: &str) -> Option<Position> {
+    let digits: String = own_uid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    let cluster = u64::from_str_radix(&digits, 16).unwrap_or_default();
+    version.parse().ok().map(|revision| Position { cluster, revision })
+}
+
+fn rivalry(name: &str, lease: &Lease, holder: &str) -> String {
+    let key = lease.key;
+    format!("node {name}: the node {holder} has its podCIDR {key} too; skipped; delete the node that is gone")
+}
+
+fn explained(problem: &str, former: Option<&Lease>) -> String {
+    let effect = if former.is_some() { "; what it published before counts" } else { "; skipped" };
+    format!("{problem}{effect}")
+}
+
+/// Waits until then; forever without a time.
+async fn at(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
