@@ -59,22 +59,20 @@ pub struct Left<'a> {
     pub devices: &'a [String],
     /// The alias of this daemon's devices.
     pub label: &'a str,
-    /// The networks of this cluster, now and before. flannel's kernel tunnels with an address in one of them
-    /// belong to a run on this cluster.
-    pub networks: &'a [IpNetwork],
+    /// The subnets that this host had, by its subnet file. flannel's kernel tunnels with an address in one of
+    /// them belong to an earlier run on this host, and no others do.
+    pub subnets: &'a [IpNetwork],
 }
 
-/// Returns the networks of the configuration and of the previous subnet file. None for `extension`, whose
-/// commands make the operator's own devices.
-pub fn networks(config: &NetConfig, recorded: Option<&Recorded>) -> Vec<IpNetwork> {
+/// Returns the subnets of the previous subnet file. None for `extension`, whose commands make the operator's
+/// own devices.
+pub fn subnets(config: &NetConfig, recorded: Option<&Recorded>) -> Vec<IpNetwork> {
     if matches!(config.backend, Backend::Extension(_)) {
         return Vec::new();
     }
-    let ipv4 = config.ipv4.as_ref().map(|pool| pool.network);
-    let ipv6 = config.ipv6.as_ref().map(|pool| pool.network);
-    let ipv4 = [ipv4, recorded.and_then(Recorded::network)].into_iter().flatten().map(IpNetwork::V4);
-    let ipv6 = [ipv6, recorded.and_then(Recorded::ipv6_network)].into_iter().flatten().map(IpNetwork::V6);
-    ipv4.chain(ipv6).collect()
+    let ipv4 = recorded.and_then(Recorded::subnet).map(IpNetwork::V4);
+    let ipv6 = recorded.and_then(Recorded::ipv6_subnet).map(IpNetwork::V6);
+    ipv4.into_iter().chain(ipv6).collect()
 }
 
 /// Removes flannel's kernel devices that have the names of ours, and those of another configuration. Also
@@ -111,7 +109,7 @@ pub async fn make(netlink: &Netlink, outline: &Outline, left: Left<'_>) -> Resul
     let addresses = addresses(netlink).await?;
     for link in &candidates {
         let held = addresses.get(&link.header.index).map(Vec::as_slice).unwrap_or_default();
-        if !is_ours(link) && !is_within(held, left.networks) {
+        if !is_ours(link) && !is_within(held, left.subnets) {
             continue;
         }
         let device = name(link).unwrap_or_default();
@@ -146,8 +144,8 @@ async fn addresses(netlink: &Netlink) -> Result<BTreeMap<u32, Vec<IpAddr>>, Netl
     Ok(by_device)
 }
 
-fn is_within(addresses: &[IpAddr], networks: &[IpNetwork]) -> bool {
-    addresses.iter().any(|address| networks.iter().any(|network| network.contains(*address)))
+fn is_within(addresses: &[IpAddr], subnets: &[IpNetwork]) -> bool {
+    addresses.iter().any(|address| subnets.iter().any(|subnet| subnet.contains(*address)))
 }
 
 /// Tells by name and kind whether flannel has made the device. With vxlan the name has the VNI.
@@ -215,26 +213,30 @@ mod tests {
     }
 
     #[test]
-    fn a_run_on_this_cluster_shows_by_its_addresses_now_and_before() {
+    fn an_earlier_run_on_this_host_shows_by_the_subnet_that_it_had() {
         let config = |backend: &str| {
-            let text = format!(
-                r#"{{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{backend}}}"#
-            );
+            let text = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
             model::net_config::parse(&text).expect("a configuration").0
         };
-        let recorded = model::subnet_env::parse("FLANNEL_NETWORK=10.9.0.0/16\nFLANNEL_SUBNET=10.9.3.1/24\n");
-        let networks = networks(&config(r#"{"Type":"udp"}"#), Some(&recorded));
+        let recorded = model::subnet_env::parse(
+            "FLANNEL_NETWORK=10.9.0.0/16\nFLANNEL_SUBNET=10.9.3.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:7::1/64\n",
+        );
+        let had = subnets(&config(r#"{"Type":"udp"}"#), Some(&recorded));
         for (address, within) in [
-            ("10.244.7.0", true),
-            ("fd00:244:0:7::", true),
             ("10.9.3.0", true),
-            ("10.8.3.0", false),
+            ("fd00:244:0:7::", true),
+            // Of another flannel, whose network is a part of ours.
+            ("10.9.4.0", false),
+            ("10.5.3.0", false),
+            ("fd00:244:0:8::", false),
             ("fe80::1", false),
         ] {
-            assert_eq!(is_within(&[address.parse().expect("an address")], &networks), within, "{address}");
+            assert_eq!(is_within(&[address.parse().expect("an address")], &had), within, "{address}");
         }
-        assert!(!is_within(&[], &networks));
-        let commands = super::networks(&config(r#"{"Type":"extension"}"#), Some(&recorded));
+        assert!(!is_within(&[], &had));
+        assert_eq!(subnets(&config(r#"{"Type":"udp"}"#), None), [], "nothing ran before");
+        let commands = subnets(&config(r#"{"Type":"extension"}"#), Some(&recorded));
         assert_eq!(commands, [], "the operator's own devices may have any name");
     }
 }

@@ -217,9 +217,9 @@ impl<'a> Beginning<'a> {
     }
 
     async fn outline(&self, context: &Context) -> Result<Outline, DaemonError> {
-        let networks = takeover::networks(&context.config, self.recorded.as_ref());
+        let subnets = takeover::subnets(&context.config, self.recorded.as_ref());
         let label = self.endpoints.label();
-        let left = takeover::Left { devices: self.memory.devices(), label: &label, networks: &networks };
+        let left = takeover::Left { devices: self.memory.devices(), label: &label, subnets: &subnets };
         context::outline(context, &self.netlink, left).await
     }
 

@@ -79,7 +79,7 @@ impl Inventory {
     /// Returns what scanners look for in the section `.dep-v0` of a program: compressed JSON.
     pub(crate) fn audit_data(&self, package: &str) -> Result<Vec<u8>> {
         let root = self.roots.iter().find(|root| self.metadata[*root].name.as_str() == package);
-        let root = root.with_context(|| format!("{package} is no program of the release"))?;
+        let root = root.with_context(|| format!("{package} is not a program of the release"))?;
         let mut ordered: Vec<(&Package, DependencyKind)> =
             self.reachable(&[root]).into_iter().map(|(id, kind)| (&self.metadata[id], kind)).collect();
         ordered.sort_by_key(|(package, _)| (&package.name, &package.version));

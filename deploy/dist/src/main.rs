@@ -116,7 +116,7 @@ fn release(options: &Options) -> Result<()> {
     }
     let wants = |piece| options.only.is_empty() || options.only.contains(&piece);
     if source.commit.ends_with("-dirty") {
-        eprintln!("deploy/release: the tree has changes; the version says {}", source.commit);
+        eprintln!("deploy/release: the working tree is dirty; the version says {}", source.commit);
     }
     let packages = wants(Piece::Deb) || wants(Piece::Rpm);
     command::check(&needed(options).iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -202,6 +202,6 @@ mod tests {
         let error = check(&program).expect_err("this program needs libraries").to_string();
         assert!(error.ends_with("needs a library"), "{error}");
         let error = inventory.audit_data("store").expect_err("no root").to_string();
-        assert_eq!(error, "store is no program of the release");
+        assert_eq!(error, "store is not a program of the release");
     }
 }

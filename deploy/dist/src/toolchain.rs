@@ -1,6 +1,7 @@
 //! The compiler and linker: rustup's if it has the target's standard library, else Debian's compiler and its
 //! sources; Zig's C compiler and linker from PyPI. See docs/decisions/0034-the-release.md.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -134,8 +135,8 @@ impl Toolchain {
         Ok(Built { directory: output.join(target).join(PROFILE), _lock: lock })
     }
 
-    /// Removes what another checkout has made of our own packages. cargo compares times: files of this checkout
-    /// that are older than that build would pass for its sources.
+    /// Removes what another checkout has made of our own packages. cargo compares times: files of this
+    /// checkout that are older than that build would pass for its sources.
     fn forget(&self, source: &Source, target: &str) -> Result<()> {
         let output = self.cache.join("target");
         let stamp = output.join(format!("{target}.checkout"));
@@ -277,11 +278,15 @@ impl Toolchain {
         remove(&partial)?;
         fs::create_dir_all(&partial)?;
         eprintln!("== downloading Debian's Rust compiler and its sources, 130 MB");
-        let needed = read(Command::new("apt-cache").args(["depends", COMPILER[0]]))
+        // Its libraries are what its packages depend on, over several steps.
+        let options = ["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-enhances"];
+        let needed = read(Command::new("apt-cache").args(options).arg(COMPILER[0]))
             .context("this suite has no rustc-web; try rustup target add, or run apt-get update")?;
         let needed = needed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let libraries =
-            needed.filter(|name| name.starts_with("libstd-rust-web") || name.starts_with("libllvm"));
+        let libraries: BTreeSet<&str> = needed
+            .filter(|name| name.starts_with("libstd-rust-web") || name.starts_with("libllvm"))
+            .filter(|name| !COMPILER.contains(name))
+            .collect();
         run(Command::new("apt-get")
             .current_dir(&partial)
             .args(["download", "--quiet"])
@@ -299,6 +304,14 @@ impl Toolchain {
             fs::remove_file(package)?;
         }
         let name = name.context("apt-get downloaded no rustc-web")?;
+        // What does not run must not get into the cache.
+        let host = Arch::host().context("Debian's compiler serves x86_64 and aarch64 only")?;
+        read(
+            Command::new(partial.join("usr/bin/rustc"))
+                .arg("--version")
+                .env("LD_LIBRARY_PATH", partial.join("usr/lib").join(host.multiarch())),
+        )
+        .context("Debian's compiler does not run")?;
         remove(&self.cache.join(&name))?;
         fs::rename(&partial, self.cache.join(&name)).context("cannot put the compiler in place")?;
         symlink(name, &root).context("cannot put the compiler in place")?;
