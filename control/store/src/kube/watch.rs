@@ -126,30 +126,8 @@ impl Follower {
     async fn list(&mut self, connection: &mut Connection, sink: &mut Sink) -> Result<String, Halt> {
         let mut listing = Listing::default();
         let version = list(connection, |node| self.take(&mut listing, node)).await?;
-        let Listing { nodes, mut complaints, others, own_uid } = listing;
-        let managed = nodes.values().filter(|known| known.lease.is_some()).count();
-        if let Some((prefix, count)) = others.filter(|_| managed <= 1) {
-            let ours = &self.store.config.annotation_prefix;
-            let complaint = format!(
-                "no other node uses the annotation prefix {ours}, and {count} use {prefix}; check \
-                 --kube-annotation-prefix"
-            );
-            complaints.insert(prefix, complaint);
-        }
-        (self.nodes, self.holders) = (nodes, BTreeMap::new());
-        let mut leases = Vec::new();
-        for (name, known) in &self.nodes {
-            let Some(lease) = &known.lease else { continue };
-            match self.holders.get(&lease.key) {
-                None => {
-                    self.holders.insert(lease.key, name.clone());
-                    leases.push(lease.clone());
-                }
-                Some(holder) => _ = complaints.insert(name.clone(), rivalry(name, lease, holder)),
-            }
-        }
-        self.complaints.replace(&complaints);
-        let now = position(&own_uid, &version);
+        let now = position(&listing.own_uid, &version);
+        let leases = self.adopt(listing);
         let rewound = self.has_lost(now);
         if rewound {
             tracing::warn!(
@@ -164,6 +142,45 @@ impl Follower {
         Ok(version)
     }
 
+    /// Takes over a whole list, and returns its leases. A subnet that several nodes claim stays with the node
+    /// that had it, so that a newcomer takes nothing.
+    fn adopt(&mut self, listing: Listing) -> Vec<Lease> {
+        let Listing { nodes, mut complaints, others, .. } = listing;
+        let managed = nodes.values().filter(|known| known.lease.is_some()).count();
+        if let Some((prefix, count)) = others.filter(|_| managed <= 1) {
+            let ours = &self.store.config.annotation_prefix;
+            let complaint = format!(
+                "no other node uses the annotation prefix {ours}, and {count} use {prefix}; check \
+                 --kube-annotation-prefix"
+            );
+            complaints.insert(prefix, complaint);
+        }
+        let own = self.store.lock().node.clone();
+        let has_held = |name: &String, known: &Known, lease: &Lease| {
+            let is_same = self.nodes.get(name).is_some_and(|former| former.uid == known.uid);
+            is_same && self.holders.get(&lease.key) == Some(name)
+        };
+        let mut claims: Vec<(bool, bool, &String, &Lease)> = Vec::new();
+        for (name, known) in &nodes {
+            let Some(lease) = &known.lease else { continue };
+            claims.push((own.as_ref() != Some(name), !has_held(name, known, lease), name, lease));
+        }
+        claims.sort_by_key(|&(is_other, is_new, name, _)| (is_other, is_new, name));
+        let (mut leases, mut holders) = (Vec::new(), BTreeMap::<SubnetKey, String>::new());
+        for (_, _, name, lease) in claims {
+            match holders.get(&lease.key) {
+                None => {
+                    holders.insert(lease.key, name.clone());
+                    leases.push(lease.clone());
+                }
+                Some(holder) => _ = complaints.insert(name.clone(), rivalry(name, lease, holder)),
+            }
+        }
+        self.complaints.replace(&complaints);
+        (self.nodes, self.holders) = (nodes, holders);
+        leases
+    }
+
     /// Takes a listed node in.
     fn take(&mut self, listing: &mut Listing, node: Node) {
         if self.is_own(&node) {
@@ -173,8 +190,9 @@ impl Follower {
             listing.others.get_or_insert_with(|| (prefix.to_owned(), 0)).1 += 1;
         }
         let fingerprint = node.fingerprint(&self.store.names);
-        let former = self.nodes.remove(&node.name).filter(|known| known.uid == node.uid);
-        let former = former.and_then(|known| known.lease);
+        // A copy: what is known stays for the next list if this one fails half-way.
+        let former = self.nodes.get(&node.name).filter(|known| known.uid == node.uid);
+        let former = former.and_then(|known| known.lease.clone());
         let lease = match self.judge(&node) {
             Judgement::Nothing => former.filter(|_| !self.is_own(&node)),
             Judgement::Lease(lease) => Some(lease),
@@ -490,7 +508,10 @@ fn position(own_uid: &str, version: &str) -> Option<Position> {
 
 fn rivalry(name: &str, lease: &Lease, holder: &str) -> String {
     let key = lease.key;
-    format!("node {name}: the node {holder} has its podCIDR {key} too; skipped; delete the node that is gone")
+    format!(
+        "node {name}: its podCIDR {key} belongs to node {holder}; skipped; delete {name} or {holder}, \
+         whichever no longer exists"
+    )
 }
 
 fn explained(problem: &str, former: Option<&Lease>) -> String {
@@ -503,5 +524,79 @@ async fn at(then: Option<Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::{Config, Identity};
+
+    const PREFIX: &str = "flannel.alpha.coreos.com";
+
+    fn follower() -> Follower {
+        let config = Config {
+            node: Identity::Node("m".into()),
+            annotation_prefix: PREFIX.into(),
+            api_url: "http://127.0.0.1:1".into(),
+            ..Config::default()
+        };
+        Follower::new(Kube::lazy(config).expect("options"), None)
+    }
+
+    /// A stock node with this podCIDR.
+    fn node(name: &str, uid: &str, cidr: &str) -> Node {
+        let pairs =
+            [("kube-subnet-manager", "true"), ("backend-type", "host-gw"), ("public-ip", "192.0.2.1")];
+        let annotations = pairs.map(|(name, text)| (format!("{PREFIX}/{name}"), text.to_owned())).into();
+        let meta =
+            messages::ObjectMeta { name: name.into(), uid: uid.into(), annotations, ..Default::default() };
+        let spec = messages::NodeSpec { pod_cidrs: vec![cidr.into()], ..Default::default() };
+        messages::Node { meta: Some(meta), spec: Some(spec) }.into()
+    }
+
+    /// Reads a whole list, and returns who holds the subnets.
+    fn relist(follower: &mut Follower, nodes: &[Node]) -> Vec<String> {
+        let mut listing = Listing::default();
+        nodes.iter().for_each(|node| follower.take(&mut listing, node.clone()));
+        let leases = follower.adopt(listing);
+        assert_eq!(leases.len(), follower.holders.len());
+        follower.holders.values().cloned().collect()
+    }
+
+    #[test]
+    fn a_relist_leaves_a_contested_subnet_with_its_holder() {
+        const CIDR: &str = "10.244.2.0/24";
+        let mut follower = follower();
+        let holder = node("n2", "u2", CIDR);
+        assert_eq!(relist(&mut follower, std::slice::from_ref(&holder)), ["n2"]);
+        let newcomer = node("a", "ua", CIDR);
+        let both = [newcomer.clone(), holder.clone()];
+        for _ in 0..2 {
+            assert_eq!(relist(&mut follower, &both), ["n2"]);
+        }
+        // A list that fails half-way changes nothing.
+        follower.take(&mut Listing::default(), holder.clone());
+        assert_eq!(relist(&mut follower, &both), ["n2"]);
+        // Made again, the holder is another node: a new contest, which the order of the names decides.
+        assert_eq!(relist(&mut follower, &[newcomer.clone(), node("n2", "u3", CIDR)]), ["a"]);
+        // Nor does it keep a subnet that it no longer has.
+        assert_eq!(relist(&mut follower, &[node("a", "ua", "10.244.3.0/24"), holder]), ["n2", "a"]);
+        // Our own node has its subnet whoever had it before.
+        follower.store.lock().node = Some("m".into());
+        assert_eq!(relist(&mut follower, &[newcomer.clone(), node("m", "um", CIDR)]), ["m"]);
+        let Judgement::Lease(lease) = follower.judge(&newcomer) else { panic!("a peer") };
+        let hint = rivalry("a", &lease, "n2");
+        assert!(hint.contains("delete a or n2, whichever no longer exists"), "{hint}");
+    }
+
+    #[test]
+    fn a_list_that_fails_takes_nothing_of_what_a_broken_node_has_published() {
+        let mut follower = follower();
+        relist(&mut follower, &[node("n2", "u2", "10.244.2.0/24")]);
+        let mut broken = node("n2", "u2", "10.244.2.0/24");
+        broken.annotations.insert(format!("{PREFIX}/public-ip"), "rubbish".into());
+        follower.take(&mut Listing::default(), broken.clone());
+        assert_eq!(relist(&mut follower, &[broken]), ["n2"]);
     }
 }
