@@ -25,7 +25,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::KubeError;
 use super::access::{self, Access};
 use super::config::Config;
-use super::messages::{self, Status, WatchEvent};
+use super::messages::{self, NodeList, Status, WatchEvent};
 use crate::aside;
 
 /// Time limit of everything before the first request: files, the name, TCP, TLS.
@@ -34,11 +34,10 @@ const CONNECT: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A server that vanished silently is found by TCP: after so long without a byte, by so many probes.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(20), Duration::from_secs(5), 3);
-/// Largest answer; a page of the largest objects that etcd takes by default (1.5 MiB each) is larger, and one
-/// of nodes as they are a hundredth of it.
-const LARGEST: usize = 256 << 20;
-/// Largest event of a watch.
-const LARGEST_EVENT: usize = 16 << 20;
+/// Largest page of a list: 250 nodes of 256 KiB each, many times what nodes with long image lists have.
+const LARGEST_PAGE: usize = 64 << 20;
+/// Largest object, alone or in an event of a watch; etcd takes 1.5 MiB by default.
+const LARGEST_OBJECT: usize = 16 << 20;
 /// Largest error that is read.
 const LARGEST_ERROR: usize = 64 << 10;
 /// Longest wait that a server may ask for.
@@ -187,6 +186,21 @@ impl Connection {
         self.whole(call, answer).await
     }
 
+    /// Reads a page of the nodes, of at most `most` ones.
+    pub(super) async fn page(&mut self, path: &str, most: usize) -> Result<NodeList, KubeError> {
+        let call = Call::ListNodes;
+        let answer = self.send(call, Method::GET, path, PROTOBUF, None).await?;
+        let bytes =
+            read(answer.into_body(), LARGEST_PAGE).await.map_err(|error| self.broken(call, &error))?;
+        match messages::nodes_of(&bytes) {
+            None => Err(self.broken(call, NO_KUBERNETES)),
+            Some(count) if count > most => {
+                Err(self.broken(call, &format!("a page of {count} nodes, far more than were asked for")))
+            }
+            Some(_) => messages::decode(bytes).ok_or_else(|| self.broken(call, NO_KUBERNETES)),
+        }
+    }
+
     /// Returns the server's address.
     pub(super) fn url(&self) -> &str {
         &self.access.url
@@ -239,7 +253,8 @@ impl Connection {
         call: Call,
         answer: Response<Incoming>,
     ) -> Result<M, KubeError> {
-        let bytes = read(answer.into_body(), LARGEST).await.map_err(|error| self.broken(call, &error))?;
+        let bytes =
+            read(answer.into_body(), LARGEST_OBJECT).await.map_err(|error| self.broken(call, &error))?;
         messages::decode(bytes).ok_or_else(|| self.broken(call, NO_KUBERNETES))
     }
 
@@ -265,7 +280,7 @@ impl Connection {
         }
     }
 
-    fn broken(&self, call: Call, answer: &str) -> KubeError {
+    pub(super) fn broken(&self, call: Call, answer: &str) -> KubeError {
         broken(call, &self.access.url, answer)
     }
 }
@@ -294,7 +309,7 @@ impl Events {
 pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<WatchEvent>, &'static str> {
     let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*head) as usize;
-    if length > LARGEST_EVENT {
+    if length > LARGEST_OBJECT {
         return Err(NO_KUBERNETES);
     }
     if buffer.len() < 4 + length {

@@ -6,6 +6,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+/// Most pod CIDRs of a node that are not too many: a cluster has two.
+const MOST_CIDRS: usize = 8;
 
 /// What an encoded object begins with.
 const MAGIC: &[u8] = b"k8s\0";
@@ -117,6 +121,33 @@ pub(super) fn decode<M: Message + Default>(mut framed: Bytes) -> Option<M> {
     M::decode(unknown.raw).ok()
 }
 
+/// Counts the nodes of a framed list before any is decoded: an empty one has two bytes here, and a hundred
+/// decoded. Pod CIDRs, which are as small, count as nodes too where there are more of them than there may be.
+/// `None` if it is none, or broken.
+pub(super) fn nodes_of(framed: &Bytes) -> Option<usize> {
+    let unknown = Unknown::decode(framed.strip_prefix(MAGIC)?).ok()?;
+    let (nodes, cidrs) = (count(&unknown.raw, &[2])?, count(&unknown.raw, &[2, 2, 7])?);
+    Some(nodes.max(cidrs / MOST_CIDRS))
+}
+
+/// Counts the fields at a path of numbers, all but the last of which are messages.
+fn count(mut message: &[u8], path: &[u32]) -> Option<usize> {
+    let (&wanted, deeper) = path.split_first()?;
+    let mut found = 0;
+    while !message.is_empty() {
+        let (number, kind) = decode_key(&mut message).ok()?;
+        if number != wanted || kind != WireType::LengthDelimited {
+            skip_field(kind, number, &mut message, DecodeContext::default()).ok()?;
+            continue;
+        }
+        let length = usize::try_from(decode_varint(&mut message).ok()?).ok()?;
+        let (field, rest) = message.split_at_checked(length)?;
+        message = rest;
+        found += if deeper.is_empty() { 1 } else { count(field, deeper)? };
+    }
+    Some(found)
+}
+
 /// Encodes an object with its frame.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) fn encode(version: &str, kind: &str, message: &impl Message) -> Vec<u8> {
@@ -205,11 +236,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn nodes_are_counted_before_they_are_decoded() {
+        assert_eq!(nodes_of(&golden("list")), Some(2));
+        let list = |items: Vec<Node>| encode("v1", "NodeList", &NodeList { meta: None, items }).into();
+        assert_eq!(nodes_of(&list(vec![])), Some(0));
+        assert_eq!(nodes_of(&list(vec![Node::default(); 5000])), Some(5000));
+        let spec = NodeSpec { pod_cidrs: vec![String::new(); 80_000], ..NodeSpec::default() };
+        assert_eq!(nodes_of(&list(vec![Node { meta: None, spec: Some(spec) }])), Some(10_000));
+        for broken in [&b""[..], b"{}", b"k8s\0\x12\x02\x12\x09", b"k8s\0\x12\x01\x12", b"k8s\0\xff"] {
+            assert_eq!(nodes_of(&Bytes::copy_from_slice(broken)), None, "{broken:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn noise_never_panics(noise: Vec<u8>) {
             let framed = [MAGIC, &noise].concat();
-            decode::<Node>(framed.into());
+            let framed = Bytes::from(framed);
+            nodes_of(&framed);
+            count(&framed[MAGIC.len()..], &[2, 2, 7]);
+            decode::<Node>(framed);
             let _ = WatchEvent::decode(Bytes::from(noise));
         }
     }

@@ -234,6 +234,35 @@ async fn a_list_is_read_page_by_page_and_again_if_its_rest_is_gone() {
 }
 
 #[tokio::test]
+async fn a_list_without_end_or_of_empty_nodes_is_refused() {
+    let server = Server::start().await;
+    server.add("n1", &["10.244.1.0/24"]);
+    let store = open(&server, "n1", V4).await;
+    let meta = |rest: &str| Some(messages::ListMeta { version: "7".into(), rest: rest.into() });
+    let empty = messages::NodeList { meta: meta("7=x"), items: vec![] };
+    let crowd = messages::NodeList { meta: meta(""), items: vec![messages::Node::default(); 1001] };
+    for (list, problem) in [(empty, "empty, and more"), (crowd, "a page of 1001 nodes")] {
+        let body = messages::encode("v1", "NodeList", &list);
+        server.fail("GET /api/v1/nodes?limit", Fault::Body(body));
+        let error = store.leases().await.expect_err(problem);
+        assert!(error.is_passing() && error.to_string().contains(problem), "{error}");
+    }
+    // A page that leads to itself again and again.
+    let name =
+        |number: usize| Some(messages::ObjectMeta { name: format!("n{number}"), ..Default::default() });
+    let items = (0..1000).map(|number| messages::Node { meta: name(number), spec: None }).collect();
+    let body = messages::encode("v1", "NodeList", &messages::NodeList { meta: meta("7=x"), items });
+    for _ in 0..101 {
+        server.fail("GET /api/v1/nodes?limit", Fault::Body(body.clone()));
+    }
+    let before = count(&server, "GET /api/v1/nodes?limit");
+    let error = store.leases().await.expect_err("no end").to_string();
+    assert!(error.contains("more than 100000 nodes"), "{error}");
+    assert_eq!(count(&server, "GET /api/v1/nodes?limit") - before, 101);
+    assert!(store.leases().await.expect("a list").is_empty());
+}
+
+#[tokio::test]
 async fn a_history_that_is_gone_or_rewound_is_listed_again() {
     let (server, _store, own, mut watch) = joined(V4).await;
     // While no watch stands.

@@ -15,7 +15,7 @@ use rand::Rng;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Call, Connection, escape};
-use super::messages::{self, NodeList, Status, WatchEvent};
+use super::messages::{self, Status, WatchEvent};
 use super::node::{Node, Reading};
 use super::{Kube, KubeError};
 use crate::complaints::Complaints;
@@ -24,6 +24,10 @@ use crate::{Event, Position, StoreError};
 
 /// Nodes per page: with two hundred images on each, a page is 8 MiB.
 const PAGE: u32 = 250;
+/// Most nodes of a page that a server sends who does not heed this.
+const MOST_OF_A_PAGE: usize = 4 * PAGE as usize;
+/// Most nodes of a cluster: twenty times what Kubernetes is made for.
+const MOST: usize = 100_000;
 /// How often to start over when the rest of a list is no longer kept.
 const RESTARTS: u32 = 3;
 /// How long the server is asked to keep up one watch, in seconds. Not all nodes should come back together.
@@ -466,20 +470,25 @@ pub(super) async fn list(
     connection: &mut Connection,
     mut take: impl FnMut(Node),
 ) -> Result<String, KubeError> {
-    let mut restarts = 0;
+    let (mut restarts, mut count) = (0, 0);
     let mut rest = String::new();
     loop {
-        let page = connection.get::<NodeList>(Call::ListNodes, &page(PAGE, &rest)).await;
+        let page = connection.page(&page(PAGE, &rest), MOST_OF_A_PAGE).await;
         let page = match page {
             Err(KubeError::Gone { .. }) if restarts < RESTARTS && !rest.is_empty() => {
                 restarts += 1;
+                count = 0;
                 rest.clear();
                 continue;
             }
             page => page?,
         };
-        page.items.into_iter().map(Node::from).for_each(&mut take);
         let messages::ListMeta { version, rest: more } = page.meta.unwrap_or_default();
+        count += page.items.len();
+        if let Some(problem) = endless(count, page.items.is_empty() && !more.is_empty()) {
+            return Err(connection.broken(Call::ListNodes, &problem));
+        }
+        page.items.into_iter().map(Node::from).for_each(&mut take);
         if more.is_empty() {
             return Ok(version);
         }
@@ -489,8 +498,17 @@ pub(super) async fn list(
 
 /// Returns the version of the cluster's newest state.
 async fn newest(connection: &mut Connection) -> Result<String, KubeError> {
-    let list: NodeList = connection.get(Call::ListNodes, &page(1, "")).await?;
+    let list = connection.page(&page(1, ""), MOST_OF_A_PAGE).await?;
     Ok(list.meta.unwrap_or_default().version)
+}
+
+/// Tells why a list of `count` nodes so far would never end.
+fn endless(count: usize, is_empty: bool) -> Option<String> {
+    match count {
+        _ if is_empty => Some("a page of the list is empty, and more are announced".to_owned()),
+        ..=MOST => None,
+        _ => Some(format!("the list has more than {MOST} nodes")),
+    }
 }
 
 fn page(size: u32, rest: &str) -> String {
@@ -562,6 +580,13 @@ mod tests {
         let leases = follower.adopt(listing);
         assert_eq!(leases.len(), follower.holders.len());
         follower.holders.values().cloned().collect()
+    }
+
+    #[test]
+    fn a_list_ends() {
+        assert_eq!((endless(MOST, false), endless(0, false)), (None, None));
+        assert_eq!(endless(MOST + 1, false).as_deref(), Some("the list has more than 100000 nodes"));
+        assert!(endless(250, true).is_some_and(|problem| problem.contains("empty")));
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub enum Fault {
     Cut,
     /// The answer is a page for a browser.
     Page,
+    /// The answer is these bytes.
+    Body(Vec<u8>),
 }
 
 type Shared = Arc<(Mutex<State>, watch::Sender<u64>)>;
@@ -497,6 +499,7 @@ fn faulty(fault: Fault) -> Result<Response<Body>, std::io::Error> {
             answer.body(full(body)).unwrap()
         }
         Fault::Page => Response::new(full("<html><body>Please log in</body></html>")),
+        Fault::Body(body) => Response::new(full(body)),
         Fault::Cut => return Err(std::io::Error::other("cut")),
         Fault::Half => {
             let broken = Err(std::io::Error::other("cut"));
