@@ -414,9 +414,26 @@ fn message_of(body: &Bytes, status: StatusCode) -> String {
             Err(_) => String::from_utf8_lossy(body).into_owned(),
         },
     };
-    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line: String = line.chars().filter(|letter| !letter.is_control()).take(300).collect();
+    let line = one_line(&said);
     if line.is_empty() { status.canonical_reason().unwrap_or("no reason").to_owned() } else { line }
+}
+
+/// Returns a server's words as they may stand in the log: on one line, and not long.
+pub(super) fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let visible = word.chars().filter(|letter| !letter.is_control());
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.extend(visible.take(LONGEST));
+        // At least that many characters.
+        if line.len() > LONGEST * 4 {
+            break;
+        }
+    }
+    line.chars().take(LONGEST).collect()
 }
 
 fn broken(call: Call, server: &str, answer: &str) -> KubeError {
@@ -447,11 +464,31 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        let text = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = one_line(&error.to_string());
         if !texts.iter().any(|known| known.contains(&text)) {
             texts.push(text);
         }
         next = error.source();
     }
     texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_one_short_line() {
+        assert_eq!(one_line(" a\n b\u{2028}c\u{1b}[31m\r\n"), "a b c[31m");
+        for long in ["x".repeat(1 << 20), "\u{fffd} ".repeat(1000), "\u{7}".repeat(1000) + "x"] {
+            let line = one_line(&long);
+            assert!(line.chars().count() <= 300 && !line.is_empty(), "{line}");
+        }
+        assert_eq!(one_line(&"x".repeat(301)).len(), 300);
+        let said = serde_json::json!({ "message": "no\nWARN forged" }).to_string();
+        assert_eq!(message_of(&said.into(), StatusCode::BAD_GATEWAY), "no WARN forged");
+        assert_eq!(message_of(&Bytes::new(), StatusCode::BAD_GATEWAY), "Bad Gateway");
+        let error = io::Error::other("a certificate for\n".repeat(9999));
+        assert!(reason(&error).len() <= 300 && !reason(&error).contains('\n'));
+    }
 }

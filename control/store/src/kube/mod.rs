@@ -202,7 +202,8 @@ impl Kube {
     async fn read_node(&self) -> Result<Node, KubeError> {
         let name = self.node_name().await?;
         let node: messages::Node = self.client.get(Call::ReadNode, &self.path(&name)).await?;
-        let node = Node::from(node);
+        let mut node = Node::from(node);
+        node.name = name;
         self.take_in(&node);
         Ok(node)
     }
@@ -279,7 +280,7 @@ impl Kube {
                 let path = format!("/api/v1/namespaces/{}/pods/{}", escape(namespace), escape(name));
                 let pod: messages::Pod = self.client.get(Call::ReadPod, &path).await?;
                 let node = pod.spec.unwrap_or_default().node_name;
-                if node.is_empty() {
+                if !node::is_name(&node) {
                     return Err(KubeError::Unscheduled { pod: format!("{namespace}/{name}") });
                 }
                 node

@@ -10,8 +10,11 @@ use model::net_config::NetConfig;
 
 use super::KubeError;
 use super::annotations::{Annotations, Names};
+use super::client::one_line;
 use super::messages;
 
+/// Longest name and identity of a node.
+const LONGEST_NAME: usize = 253;
 /// Most pod CIDRs of a node: one for each family.
 const MOST_CIDRS: usize = 2;
 
@@ -62,6 +65,13 @@ impl From<messages::Node> for Node {
 }
 
 impl Node {
+    /// Tells why the node's name or its identity is not one that Kubernetes gives. Such a node is skipped.
+    pub(super) fn misnamed(&self) -> Option<String> {
+        let is_right = is_name(&self.name) && self.uid.len() <= LONGEST_NAME;
+        (!is_right)
+            .then(|| format!("a node has a name or uid that is none: {:?}; skipped", one_line(&self.name)))
+    }
+
     /// Returns a number that another state of what matters to us has not.
     pub(super) fn fingerprint(&self, names: &Names) -> u64 {
         // Keyed at random: annotations are written by many.
@@ -74,7 +84,7 @@ impl Node {
 
     /// Returns what this node is to a network of these families.
     pub(super) fn read(&self, names: &Names, families: Families) -> Reading {
-        if !names.is_managed(&self.annotations) {
+        if !names.is_managed(&self.annotations) || self.misnamed().is_some() {
             return Reading::Stranger;
         }
         let lease = self.key(families).and_then(|key| {
@@ -100,7 +110,7 @@ impl Node {
         let bad = |problem| KubeError::BadCidrs { node: self.name.clone(), problem };
         let families = Families::of(config);
         let key = self.key(families).map_err(bad)?;
-        let texts = self.pod_cidrs.join(", ");
+        let texts = one_line(&self.pod_cidrs.join(", "));
         for (wanted, found, family) in
             [(families.ipv4, key.ipv4().is_some(), "IPv4"), (families.ipv6, key.ipv6().is_some(), "IPv6")]
         {
@@ -139,7 +149,7 @@ impl Node {
 
     /// Returns the node's subnets of the network's families. A node may have joined before the second family.
     fn key(&self, families: Families) -> Result<SubnetKey, String> {
-        let texts = self.pod_cidrs.join(", ");
+        let texts = one_line(&self.pod_cidrs.join(", "));
         if self.pod_cidrs.len() > MOST_CIDRS {
             return Err(format!("its podCIDRs {texts} are more than one for each family"));
         }
@@ -148,12 +158,18 @@ impl Node {
             match (cidr::parse_v4(text), cidr::parse_v6(text)) {
                 (Some(subnet), _) => ipv4 = ipv4.or(Some(subnet)),
                 (_, Some(subnet)) => ipv6 = ipv6.or(Some(subnet)),
-                _ => return Err(format!("its podCIDR {text:?} is no subnet")),
+                _ => return Err(format!("its podCIDR {:?} is no subnet", one_line(text))),
             }
         }
         let key = SubnetKey::new(ipv4.filter(|_| families.ipv4), ipv6.filter(|_| families.ipv6));
         key.ok_or_else(|| format!("its podCIDRs ({texts}) hold no subnet that flannel can use"))
     }
+}
+
+/// Tells whether a text may be a node's name: that of a DNS subdomain.
+pub(super) fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 #[cfg(test)]
@@ -238,6 +254,32 @@ mod tests {
         let mut stranger = node(&["10.244.1.0/24"]);
         stranger.annotations.insert(format!("{PREFIX}/kube-subnet-manager"), "True".into());
         assert_eq!(read(&stranger, v4), Reading::Stranger);
+    }
+
+    #[test]
+    fn names_are_those_of_dns_and_texts_are_bounded() {
+        for name in ["n1", "ip-10-0-0-1.eu-west-1.compute.internal", &"n".repeat(253)] {
+            let node = Node { name: name.into(), ..node(&["10.244.1.0/24"]) };
+            assert_eq!(node.misnamed(), None);
+            assert!(matches!(node.read(&names(), Families::BOTH), Reading::Lease(_)), "{name}");
+        }
+        let long = "n".repeat(254);
+        for name in ["", "n1\nWARN lease store: forged", "N1", "n/1", "n 1", "ü", long.as_str()] {
+            let node = Node { name: name.into(), ..node(&["10.244.1.0/24"]) };
+            let problem = node.misnamed().expect(name);
+            assert!(problem.len() < 400 && !problem.contains('\n'), "{problem}");
+            assert_eq!(node.read(&names(), Families::BOTH), Reading::Stranger);
+        }
+        assert!(Node { uid: long.clone(), ..node(&[]) }.misnamed().is_some());
+        let text = "10.244.1.0/24\n".repeat(9999);
+        for cidrs in [&[text.as_str()][..], &[&text, &text, &text]] {
+            let Reading::Broken(problem) = node(cidrs).read(&names(), Families::BOTH) else {
+                panic!("{cidrs:?}")
+            };
+            assert!(problem.len() < 400 && !problem.contains('\n'), "{problem}");
+            let error = own(r#"{"Network":"10.244.0.0/16"}"#, cidrs).expect_err("rubbish");
+            assert!(error.len() < 400 && !error.contains('\n'), "{error}");
+        }
     }
 
     #[test]

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::Bytes;
 use model::lease::{Lease, SubnetKey};
 use rand::Rng;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::{Call, Connection, escape};
+use super::client::{Call, Connection, escape, one_line};
 use super::messages::{self, Status, WatchEvent};
 use super::node::{Node, Reading};
 use super::{Kube, KubeError};
@@ -187,11 +188,15 @@ impl Follower {
 
     /// Takes a listed node in.
     fn take(&mut self, listing: &mut Listing, node: Node) {
+        if let Some(problem) = node.misnamed() {
+            listing.complaints.insert(one_line(&node.name), problem);
+            return;
+        }
         if self.is_own(&node) {
             listing.own_uid.clone_from(&node.uid);
         }
         if let Some(prefix) = self.store.names.other_prefix(&node.annotations) {
-            listing.others.get_or_insert_with(|| (prefix.to_owned(), 0)).1 += 1;
+            listing.others.get_or_insert_with(|| (one_line(prefix), 0)).1 += 1;
         }
         let fingerprint = node.fingerprint(&self.store.names);
         // A copy: what is known stays for the next list if this one fails half-way.
@@ -247,19 +252,7 @@ impl Follower {
     async fn handle(&mut self, event: WatchEvent, server: &str, sink: &mut Sink) -> Result<(), Halt> {
         let object = event.object.unwrap_or_default().raw;
         if event.kind == "ERROR" {
-            let status: Status = messages::decode(object).unwrap_or_default();
-            let (tried, server) = (Call::WatchNodes, server.to_owned());
-            return Err(match u16::try_from(status.code) {
-                Ok(410) => KubeError::Gone { tried },
-                code => KubeError::Refused {
-                    tried,
-                    server,
-                    status: code.unwrap_or_default(),
-                    answer: status.message,
-                    wait: None,
-                },
-            }
-            .into());
+            return Err(failure(object, server).into());
         }
         let Some(node) = messages::decode::<messages::Node>(object).map(Node::from) else {
             self.complaints.add("", "an event of the watch is not about a node; skipped");
@@ -285,6 +278,10 @@ impl Follower {
 
     /// Takes in a node that is new or was written. Returns what to report.
     fn put(&mut self, node: Node) -> Vec<Event> {
+        if let Some(problem) = node.misnamed() {
+            self.complaints.add(&one_line(&node.name), &problem);
+            return Vec::new();
+        }
         let fingerprint = node.fingerprint(&self.store.names);
         let known = self.nodes.get(&node.name);
         if known.is_some_and(|known| known.fingerprint == fingerprint) {
@@ -496,6 +493,22 @@ pub(super) async fn list(
     }
 }
 
+/// Returns what an event of the kind ERROR says.
+fn failure(object: Bytes, server: &str) -> KubeError {
+    let status: Status = messages::decode(object).unwrap_or_default();
+    let (tried, server) = (Call::WatchNodes, server.to_owned());
+    match u16::try_from(status.code) {
+        Ok(410) => KubeError::Gone { tried },
+        code => KubeError::Refused {
+            tried,
+            server,
+            status: code.unwrap_or_default(),
+            answer: one_line(&status.message),
+            wait: None,
+        },
+    }
+}
+
 /// Returns the version of the cluster's newest state.
 async fn newest(connection: &mut Connection) -> Result<String, KubeError> {
     let list = connection.page(&page(1, ""), MOST_OF_A_PAGE).await?;
@@ -587,6 +600,28 @@ mod tests {
         assert_eq!((endless(MOST, false), endless(0, false)), (None, None));
         assert_eq!(endless(MOST + 1, false).as_deref(), Some("the list has more than 100000 nodes"));
         assert!(endless(250, true).is_some_and(|problem| problem.contains("empty")));
+    }
+
+    #[test]
+    fn misnamed_nodes_are_skipped() {
+        let mut follower = follower();
+        let long = "n".repeat(254);
+        let wrong = ["", "n\n3", long.as_str()].map(|name| node(name, "u", "10.244.3.0/24"));
+        let [first, second, third] = wrong.clone();
+        let listed = [first, node("n2", "u2", "10.244.2.0/24"), second, third];
+        assert_eq!(relist(&mut follower, &listed), ["n2"]);
+        for node in wrong {
+            assert!(follower.put(node.clone()).is_empty() && follower.deleted(&node).is_empty());
+        }
+        assert_eq!(follower.nodes.len(), 1);
+    }
+
+    #[test]
+    fn an_error_of_the_watch_is_one_short_line() {
+        let status = Status { message: "x\nWARN forged ".repeat(99), code: 500, ..Status::default() };
+        let raw = messages::encode("v1", "Status", &status).into();
+        let text = failure(raw, "s").to_string();
+        assert!(text.len() < 400 && !text.contains('\n'), "{text}");
     }
 
     #[test]
