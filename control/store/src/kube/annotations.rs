@@ -200,6 +200,17 @@ impl Names {
     }
 }
 
+/// Says what somebody else has written to the annotations that are to be changed: those that are there no
+/// longer as they were `left`. By the whole names.
+pub(super) fn foreign(present: &Annotations, left: &Annotations, changes: &Annotations) -> Annotations {
+    let changed = changes.keys().filter(|name| present.get(*name) != left.get(*name));
+    let said = |name: &String| match present.get(name) {
+        Some(text) => format!("{name} = {:?}", shorten(text)),
+        None => format!("{name} removed"),
+    };
+    changed.map(|name| (name.clone(), said(name))).collect()
+}
+
 /// Returns what to publish, by the annotations' short names, as flannel writes it for each backend.
 fn texts(wished: &LeaseAttrs, asked: &Asked, key: &SubnetKey) -> BTreeMap<&'static str, String> {
     let LeaseAttrs { public_ip, public_ipv6, backend_type, backend_data, backend_v6_data } = wished;

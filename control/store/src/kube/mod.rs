@@ -39,7 +39,7 @@ use tokio::time::timeout;
 
 use crate::lease::{self, Holder, Owned, Wish};
 use crate::{Position, StoreError, Watch, aside, regular, unix_now};
-use annotations::{Asked, Names};
+use annotations::{Annotations, Asked, Names};
 use client::{Client, escape};
 use node::{Families, Node, Reading};
 use watch::Follower;
@@ -70,6 +70,10 @@ struct Own {
     wish: Option<(SubnetKey, LeaseAttrs)>,
     /// What an administrator asks of the node.
     asked: Asked,
+    /// Our annotations as we have left them.
+    left: Annotations,
+    /// What somebody else has written there, as it was last logged.
+    foreign: Annotations,
     /// The node was told by an event that it has no pod CIDR.
     told: bool,
 }
@@ -238,6 +242,8 @@ impl Kube {
             let after: messages::Node = self.client.patch(Call::PatchStatus, &path, body).await?;
             Node::from(after)
         };
+        let left = self.names.ours(&after.annotations);
+        self.lock().left = left.map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let attrs = after.published(&self.names).unwrap_or_else(|| wished.clone());
         Ok(Written { key, attrs })
     }
@@ -253,8 +259,31 @@ impl Kube {
         if node.key_of(key) != Some(key) {
             return Ok(false);
         }
+        if let Some(warning) = self.intrusion(&node, key, &wished) {
+            tracing::warn!("lease store: {warning}");
+        }
         self.write(node, key, &wished).await?;
         Ok(true)
+    }
+
+    /// Returns what to log of what somebody else has written to our annotations, once for each text. Another
+    /// daemon of this name would write there again and again, and so would we.
+    fn intrusion(&self, node: &Node, key: SubnetKey, wished: &LeaseAttrs) -> Option<String> {
+        let mut own = self.lock();
+        let changes = self.names.changes(&node.annotations, wished, &own.asked, &key);
+        let foreign = annotations::foreign(&node.annotations, &own.left, &changes);
+        if foreign.iter().all(|(name, said)| own.foreign.get(name) == Some(said)) {
+            return None;
+        }
+        let said: Vec<&str> = foreign.values().map(String::as_str).collect();
+        let warning = format!(
+            "somebody else writes the annotations of our node {}: {}; overwritten; is another daemon started \
+             with this NODE_NAME?",
+            node.name,
+            said.join(", ")
+        );
+        own.foreign.extend(foreign);
+        Some(warning)
     }
 
     /// Tells an administrator by an event on the node, once, if our role allows it.

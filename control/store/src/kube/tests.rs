@@ -432,6 +432,47 @@ async fn what_others_do_to_our_annotations_is_written_again() {
 }
 
 #[tokio::test]
+async fn another_daemon_of_our_name_is_reported_once_for_each_text() {
+    let server = Server::start().await;
+    server.add("n1", &["10.244.1.0/24", "fd00:1::/64"]);
+    let kube = Kube::lazy(server.config("n1", DUAL)).expect("options");
+    let (config, wished) = (config(DUAL), attrs(VXLAN));
+    let wish = Wish { config: &config, attrs: wished.clone(), previous: None, former: None };
+    let own = kube.acquire(&wish).await.expect("a lease");
+    let report = async || {
+        let node = kube.read_node().await.expect("a node");
+        let warning = kube.intrusion(&node, own.key(), &wished);
+        kube.write(node, own.key(), &wished).await.expect("a patch");
+        warning
+    };
+    assert_eq!(report().await, None);
+    for address in ["192.0.2.8", "192.0.2.9"] {
+        let text = [("public-ip", address), ("kube-subnet-manager", "")];
+        server.annotate("n1", &text);
+        let warning = report().await.expect(address);
+        let said = format!("flannel.alpha.coreos.com/public-ip = \"{address}\"");
+        assert!(warning.contains(&said) && warning.contains("NODE_NAME"), "{warning}");
+        assert_eq!(server.annotations("n1")["public-ip"], "192.0.2.1");
+        // It writes the same again and again.
+        for _ in 0..3 {
+            server.annotate("n1", &text);
+            assert_eq!(report().await, None, "{address}");
+            assert_eq!(report().await, None, "{address}");
+        }
+    }
+    server.remove_annotation("n1", "backend-type");
+    let warning = report().await.expect("a text is gone");
+    assert!(warning.contains("our node n1: flannel.alpha.coreos.com/backend-type removed; "), "{warning}");
+    // What an administrator asks for changes our own text, which is nobody else's.
+    server.annotate("n1", &[("public-ip-overwrite", "198.51.100.1")]);
+    assert_eq!(report().await, None);
+    assert_eq!(server.annotations("n1")["public-ip"], "198.51.100.1");
+    server.annotate("n1", &[("public-ip", "x\ny")]);
+    let warning = report().await.expect("rubbish");
+    assert!(!warning.contains('\n'), "{warning}");
+}
+
+#[tokio::test]
 async fn what_a_peer_has_published_counts_while_its_annotations_are_broken() {
     let (server, _store, own, mut watch) = joined(V4).await;
     server.annotate("n2", &[("backend-data", "{rubbish")]);
