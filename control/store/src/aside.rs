@@ -1,8 +1,10 @@
 //! Work that blocks, on a thread of its own.
 
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 
 /// Work under way on a thread of its own. Dropping it leaves the thread to end on its own.
 #[derive(Debug)]
@@ -10,6 +12,10 @@ pub struct Running<T> {
     name: String,
     result: oneshot::Receiver<T>,
 }
+
+/// Work of which one thread at most is under way, however often it is asked for: on a filesystem that does
+/// not answer, each retry would leave another one behind. Clones share it.
+pub(crate) struct Single<T>(Arc<Mutex<Option<Running<T>>>>);
 
 /// Starts `work` on a new thread. Fails if no thread can be started, where tokio's `spawn_blocking` panics.
 pub fn start<T: Send + 'static>(
@@ -38,6 +44,40 @@ impl<T> Running<T> {
     }
 }
 
+impl<T: Send + 'static> Single<T> {
+    /// Waits for the work under way, which an earlier caller has given up on, or else does `work`. Dropping
+    /// the future leaves the thread to the next caller.
+    pub(crate) async fn run(&self, name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let mut under_way = self.0.lock().await;
+        let running = match &mut *under_way {
+            Some(running) => running,
+            None => under_way.insert(start(name, work)?),
+        };
+        let result = running.result().await;
+        *under_way = None;
+        result
+    }
+}
+
+impl<T> Clone for Single<T> {
+    fn clone(&self) -> Single<T> {
+        Single(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Single<T> {
+    fn default() -> Single<T> {
+        Single(Arc::default())
+    }
+}
+
+/// Without the result, which may be secret.
+impl<T> fmt::Debug for Single<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Single")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
@@ -60,5 +100,21 @@ mod tests {
         }
         release.send(7).expect("it waits");
         assert_eq!(work.result().await.expect("a result"), Ok(7));
+    }
+
+    #[tokio::test]
+    async fn work_that_hangs_has_one_thread_however_often_it_is_asked_for() {
+        let work: Single<u32> = Single::default();
+        let (release, held) = std::sync::mpsc::channel();
+        assert!(work.run("slow", move || held.recv().unwrap_or_default()).now_or_never().is_none());
+        for _ in 0..3 {
+            let again = work.clone();
+            assert!(again.run("slow", || unreachable!("a second thread")).now_or_never().is_none());
+        }
+        release.send(7).expect("it waits");
+        assert_eq!(work.run("slow", || 8).await.expect("a result"), 7);
+        assert_eq!(work.run("slow", || 8).await.expect("a result"), 8);
+        work.run("bad", || panic!("on purpose")).await.expect_err("a panic");
+        assert_eq!(work.run("slow", || 9).await.expect("a result"), 9);
     }
 }

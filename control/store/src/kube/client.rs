@@ -26,7 +26,7 @@ use super::KubeError;
 use super::access::{self, Access};
 use super::config::Config;
 use super::messages::{self, NodeList, Status, WatchEvent};
-use crate::aside;
+use crate::aside::{self, Single};
 
 /// Time limit of everything before the first request: files, the name, TCP, TLS.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -74,6 +74,7 @@ pub enum Call {
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     config: Arc<Config>,
+    reading: Single<Result<Access, KubeError>>,
 }
 
 /// A connection to the server.
@@ -127,7 +128,7 @@ impl fmt::Display for Call {
 
 impl Client {
     pub(super) fn new(config: Arc<Config>) -> Client {
-        Client { config }
+        Client { config, reading: Single::default() }
     }
 
     /// Reads one object.
@@ -157,7 +158,7 @@ impl Client {
     /// Opens a connection.
     pub(super) async fn connect(&self, call: Call) -> Result<Connection, KubeError> {
         let config = Arc::clone(&self.config);
-        let read = aside::run("loden-kube", move || Access::read(&config));
+        let read = self.reading.run("loden-kube", move || Access::read(&config));
         let access = match timeout(CONNECT, read).await {
             Ok(Ok(access)) => access?,
             Ok(Err(error)) => return Err(unread(call, &error.to_string())),

@@ -37,8 +37,9 @@ use model::lease::{Lease, LeaseAttrs, SubnetKey};
 use model::net_config::NetConfig;
 use tokio::time::timeout;
 
+use crate::aside::Single;
 use crate::lease::{self, Holder, Owned, Wish};
-use crate::{Position, StoreError, Watch, aside, regular, unix_now};
+use crate::{Position, StoreError, Watch, regular, unix_now};
 use annotations::{Annotations, Asked, Names};
 use client::{Client, escape};
 use node::{Families, Node, Reading};
@@ -57,6 +58,8 @@ pub struct Kube {
     config: Arc<Config>,
     names: Arc<Names>,
     client: Client,
+    /// The file of the network configuration, as it is read.
+    reading: Single<std::io::Result<String>>,
     own: Arc<Mutex<Own>>,
 }
 
@@ -100,12 +103,13 @@ impl Kube {
     pub fn lazy(config: Config) -> Result<Kube, KubeError> {
         let names = Arc::new(config.names()?);
         let config = Arc::new(config);
-        Ok(Kube { names, client: Client::new(Arc::clone(&config)), config, own: Arc::default() })
+        let client = Client::new(Arc::clone(&config));
+        Ok(Kube { names, client, config, reading: Single::default(), own: Arc::default() })
     }
 
     pub(crate) async fn net_config(&self) -> Result<Option<String>, KubeError> {
         let path = self.config.net_config_path.clone();
-        let read = aside::run("loden-file", move || regular::read_to_string(&path, regular::USUAL));
+        let read = self.reading.run("loden-file", move || regular::read_to_string(&path, regular::USUAL));
         let read = timeout(FILE_PATIENCE, read).await;
         match read.unwrap_or_else(|_| Err(std::io::Error::other("the filesystem does not answer"))).flatten()
         {
