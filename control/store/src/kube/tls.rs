@@ -26,8 +26,15 @@ pub(super) fn config(credentials: &Credentials) -> Result<ClientConfig, KubeErro
     } else {
         builder.with_root_certificates(roots(credentials.authority.as_ref())?)
     };
-    let (Some(certificate), Some(key)) = (&credentials.certificate, &credentials.key) else {
-        return Ok(builder.with_no_client_auth());
+    let (certificate, key) = match (&credentials.certificate, &credentials.key) {
+        (None, None) => return Ok(builder.with_no_client_auth()),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(certificate), None) => {
+            return Err(certificate.broken("a client certificate without its key; write client-key as well"));
+        }
+        (None, Some(key)) => {
+            return Err(key.broken("a client key without its certificate; write client-certificate as well"));
+        }
     };
     let chain = certificates(certificate)?;
     let secret = PrivateKeyDer::from_pem_slice(&key.read()?);
@@ -105,5 +112,31 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_certificate_needs_its_key_and_a_key_its_certificate() {
+        let source = |name| Some(Source::Inline { name, bytes: b"s3cret".to_vec() });
+        let of = |certificate, key| {
+            let credentials = Credentials { insecure: true, certificate, key, ..Credentials::default() };
+            config(&credentials).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(None, None), Ok(()));
+        for (certificate, key, problem) in [
+            (
+                source("client-certificate-data"),
+                None,
+                "client-certificate-data in the kubeconfig: a client cert",
+            ),
+            (None, source("client-key-data"), "client-key-data in the kubeconfig: a client key without its"),
+        ] {
+            let error = of(certificate, key).expect_err(problem);
+            assert!(error.contains(problem) && !error.contains("s3cret"), "{error}");
+        }
     }
 }
