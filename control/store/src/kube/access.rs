@@ -28,6 +28,8 @@ pub(super) struct Access {
     pub(super) server_name: String,
     /// The value of the header `Authorization`.
     pub(super) authorization: Option<HeaderValue>,
+    /// What to log once.
+    pub(super) warning: Option<String>,
 }
 
 /// What a kubeconfig or a pod says, before any file is read that it names.
@@ -63,8 +65,12 @@ impl Access {
             Some(source) if parts.is_tls => Some(bearer(source)?),
             _ => None,
         };
+        let is_withheld = credentials.token.is_some() && authorization.is_none();
+        let warning = is_withheld.then(|| {
+            format!("the token is not sent to {url}, where all could read it; use https, or remove the token")
+        });
         let Parts { host, port, path, .. } = parts;
-        Ok(Access { url: url.to_owned(), host, port, path, tls, server_name, authorization })
+        Ok(Access { url: url.to_owned(), host, port, path, tls, server_name, authorization, warning })
     }
 }
 
@@ -231,7 +237,12 @@ mod tests {
         let token = || Some(Source::Inline { name: "token", bytes: b"s3cret\n".to_vec() });
         let plain =
             Credentials { server: "http://127.0.0.1:1".into(), token: token(), ..Credentials::default() };
-        assert_eq!(Access::with(&plain).expect("an address").authorization, None);
+        let access = Access::with(&plain).expect("an address");
+        assert_eq!(access.authorization, None);
+        let warning = access.warning.expect("a warning");
+        assert!(warning.contains("http://127.0.0.1:1,") && !warning.contains("s3cret"), "{warning}");
+        let without = Credentials { token: None, ..plain };
+        assert_eq!(Access::with(&without).expect("an address").warning, None);
         let tls = Credentials {
             server: "https://127.0.0.1:1".into(),
             insecure: true,
@@ -240,6 +251,7 @@ mod tests {
         };
         let access = Access::with(&tls).expect("an address");
         assert_eq!(access.authorization, Some(HeaderValue::from_static("Bearer s3cret")));
+        assert_eq!(access.warning, None);
         assert!(!format!("{access:?} {tls:?}").contains("s3cret"));
         let empty =
             Credentials { token: Some(Source::Inline { name: "token", bytes: b" \n".to_vec() }), ..tls };

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -75,6 +76,7 @@ pub enum Call {
 pub(super) struct Client {
     config: Arc<Config>,
     reading: Single<Result<Access, KubeError>>,
+    has_warned: Arc<AtomicBool>,
 }
 
 /// A connection to the server.
@@ -128,7 +130,7 @@ impl fmt::Display for Call {
 
 impl Client {
     pub(super) fn new(config: Arc<Config>) -> Client {
-        Client { config, reading: Single::default() }
+        Client { config, reading: Single::default(), has_warned: Arc::default() }
     }
 
     /// Reads one object.
@@ -164,6 +166,11 @@ impl Client {
             Ok(Err(error)) => return Err(unread(call, &error.to_string())),
             Err(_) => return Err(unread(call, "the filesystem does not answer")),
         };
+        if let Some(warning) = &access.warning
+            && !self.has_warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("lease store: {warning}");
+        }
         let opened = timeout(CONNECT, open(&access)).await.unwrap_or_else(|_| Err(silent()));
         match opened {
             Ok(sender) => Ok(Connection { access, sender }),
