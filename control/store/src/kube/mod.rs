@@ -163,13 +163,13 @@ impl Kube {
 
     pub(crate) async fn leases(&self) -> Result<Vec<Lease>, KubeError> {
         let mut connection = self.client.connect(Call::ListNodes).await?;
-        let (mut leases, families) = (Vec::new(), self.families());
-        watch::list(&mut connection, |node| {
+        let families = self.families();
+        let take = |leases: &mut Vec<Lease>, node: Node| {
             if let Reading::Lease(lease) = node.read(&self.names, families) {
                 leases.push(lease);
             }
-        })
-        .await?;
+        };
+        let (mut leases, _) = watch::list(&mut connection, take).await?;
         leases.sort_by_key(|lease| lease.key);
         leases.dedup_by_key(|lease| lease.key);
         Ok(leases)

@@ -234,6 +234,35 @@ async fn a_list_is_read_page_by_page_and_again_if_its_rest_is_gone() {
 }
 
 #[tokio::test]
+async fn a_node_that_goes_while_a_list_is_read_again_is_gone() {
+    let (server, store, own, mut watch) = joined(V4).await;
+    let prefix = "flannel.alpha.coreos.com";
+    let annotations = [("kube-subnet-manager", "true"), ("backend-data", "null"), ("public-ip", "192.0.2.7")];
+    let meta = messages::ObjectMeta {
+        name: "n7".into(),
+        annotations: annotations.map(|(name, text)| (format!("{prefix}/{name}"), text.to_owned())).into(),
+        ..Default::default()
+    };
+    let spec = messages::NodeSpec { pod_cidrs: vec!["10.244.7.0/24".into()], ..Default::default() };
+    let items = vec![messages::Node { meta: Some(meta), spec: Some(spec) }];
+    let meta = messages::ListMeta { version: "7".into(), rest: "7=x".into() };
+    let body = messages::encode("v1", "NodeList", &messages::NodeList { meta: Some(meta), items });
+    // Its page is read, then the rest is gone, and so is the node.
+    let break_off = || {
+        server.fail("GET /api/v1/nodes?limit", Fault::Body(body.clone()));
+        server.fail("GET /api/v1/nodes?limit=250&continue", Fault::Status(410, String::new(), None));
+    };
+    break_off();
+    let leases = store.leases().await.expect("leases");
+    let found: BTreeSet<String> = leases.iter().map(|lease| lease.key.to_string()).collect();
+    assert_eq!(found, expected(&own, &["10.244.2.0-24"]));
+    break_off();
+    server.fail("GET /api/v1/nodes?watch", Fault::Status(410, String::new(), None));
+    server.end_watches();
+    assert_eq!(keys(&next(&mut watch).await), expected(&own, &["10.244.2.0-24"]));
+}
+
+#[tokio::test]
 async fn a_list_without_end_or_of_empty_nodes_is_refused() {
     let server = Server::start().await;
     server.add("n1", &["10.244.1.0/24"]);

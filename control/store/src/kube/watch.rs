@@ -129,8 +129,7 @@ impl Follower {
 
     /// Sends a snapshot, or a rewind, and returns the version to watch from.
     async fn list(&mut self, connection: &mut Connection, sink: &mut Sink) -> Result<String, Halt> {
-        let mut listing = Listing::default();
-        let version = list(connection, |node| self.take(&mut listing, node)).await?;
+        let (listing, version) = list(connection, |listing, node| self.take(listing, node)).await?;
         let now = position(&listing.own_uid, &version);
         let leases = self.adopt(listing);
         let rewound = self.has_lost(now);
@@ -461,20 +460,20 @@ impl From<KubeError> for Halt {
     }
 }
 
-/// Reads all nodes, page by page, and hands each to `take`. Returns the version of the list. Where the rest
-/// is no longer kept, all are read again.
-pub(super) async fn list(
+/// Reads all nodes, page by page, and hands each to `take`. Returns what this has gathered, and the version
+/// of the list. Where the rest is no longer kept, all are read again, and the pages so far count no more.
+pub(super) async fn list<T: Default>(
     connection: &mut Connection,
-    mut take: impl FnMut(Node),
-) -> Result<String, KubeError> {
-    let (mut restarts, mut count) = (0, 0);
+    mut take: impl FnMut(&mut T, Node),
+) -> Result<(T, String), KubeError> {
+    let (mut restarts, mut count, mut taken) = (0, 0, T::default());
     let mut rest = String::new();
     loop {
         let page = connection.page(&page(PAGE, &rest), MOST_OF_A_PAGE).await;
         let page = match page {
             Err(KubeError::Gone { .. }) if restarts < RESTARTS && !rest.is_empty() => {
                 restarts += 1;
-                count = 0;
+                (count, taken) = (0, T::default());
                 rest.clear();
                 continue;
             }
@@ -485,9 +484,9 @@ pub(super) async fn list(
         if let Some(problem) = endless(count, page.items.is_empty() && !more.is_empty()) {
             return Err(connection.broken(Call::ListNodes, &problem));
         }
-        page.items.into_iter().map(Node::from).for_each(&mut take);
+        page.items.into_iter().map(Node::from).for_each(|node| take(&mut taken, node));
         if more.is_empty() {
-            return Ok(version);
+            return Ok((taken, version));
         }
         rest = more;
     }
