@@ -260,6 +260,7 @@ fn table() -> Fib {
 fn steady(switches: Switches, plain_only: bool) {
     const WARM_UP: usize = 10;
     const BATCHES: usize = 100;
+    const ROUNDS: usize = 3;
     let log = Arc::new(Mutex::new(Log::default()));
     for ranges in &mut log.lock().unwrap().delivered {
         ranges.reserve(1 << 10);
@@ -278,14 +279,23 @@ fn steady(switches: Switches, plain_only: bool) {
         worker.turn().unwrap();
     };
     (0..WARM_UP).for_each(|_| turn(&mut worker));
-    {
-        let mut log = log.lock().unwrap();
-        (log.kept, log.fresh, log.units) = ([0; 2], [0; 2], [0; 2]);
+    // The harness' main thread may allocate meanwhile, once. What the worker allocates, it does in each round.
+    let mut allocated = Vec::new();
+    for _ in 0..ROUNDS {
+        {
+            let mut log = log.lock().unwrap();
+            (log.kept, log.fresh, log.units) = ([0; 2], [0; 2], [0; 2]);
+        }
+        let region = Region::new(ALLOCATOR);
+        (0..BATCHES).for_each(|_| turn(&mut worker));
+        let change = region.change();
+        if (change.allocations, change.reallocations, change.deallocations) == (0, 0, 0) {
+            allocated.clear();
+            break;
+        }
+        allocated.push(change);
     }
-    let region = Region::new(ALLOCATOR);
-    (0..BATCHES).for_each(|_| turn(&mut worker));
-    let change = region.change();
-    assert_eq!((change.allocations, change.reallocations, change.deallocations), (0, 0, 0), "{change:?}");
+    assert!(allocated.is_empty(), "{allocated:?}");
 
     let log = log.lock().unwrap();
     let per_batch = |counts: [usize; 2]| counts.map(|n| n / BATCHES);
