@@ -279,7 +279,7 @@ fn steady(switches: Switches, plain_only: bool) {
         worker.turn().unwrap();
     };
     (0..WARM_UP).for_each(|_| turn(&mut worker));
-    // The harness' main thread may allocate meanwhile, once. What the worker allocates, it does in each round.
+    // The main thread of the harness may allocate too, once. What the worker allocates, it does each round.
     let mut allocated = Vec::new();
     for _ in 0..ROUNDS {
         {
