@@ -45,13 +45,8 @@ pub(super) async fn network_config(
     let given = disk::once(move || known.net_config_text())
         .await
         .unwrap_or_else(|error| Err(NetConfigFileError::unanswered(settings, error)))?;
-    let mut patience = Patience::new(settings);
-    let network = loop {
-        match store.network(given.as_deref()).await {
-            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
-            outcome => break patience.end(outcome)?,
-        }
-    };
+    let attempt = async || store.network(given.as_deref()).await;
+    let network = Patience::new(settings).outlast(|error| trust.waits_for(error), attempt).await?;
     for warning in network.warnings {
         tracing::warn!("{warning}");
     }
@@ -64,24 +59,13 @@ pub(super) async fn published(
     attrs: &LeaseAttrs,
     previous: Option<SubnetKey>,
 ) -> Result<Option<LeaseAttrs>, StoreError> {
-    let mut patience = Patience::default();
-    loop {
-        match store.published(attrs, previous).await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => return patience.end(outcome),
-        }
-    }
+    let attempt = async || store.published(attrs, previous).await;
+    Patience::default().outlast(StoreError::is_passing, attempt).await
 }
 
 /// Waits for what the store says of the node itself.
 pub(super) async fn look_at_node(store: &Store) -> Result<(), StoreError> {
-    let mut patience = Patience::default();
-    loop {
-        match store.look_at_node().await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => return patience.end(outcome),
-        }
-    }
+    Patience::default().outlast(StoreError::is_passing, async || store.look_at_node().await).await
 }
 
 /// Waits until no stored lease has the address of `ours`, or until the time is `over`. Returns true if there
@@ -121,27 +105,15 @@ impl Twin {
 
 /// Waits for our lease.
 pub(super) async fn first_lease(store: &Store, wish: &Wish<'_>, trust: Trust) -> Result<Owned, StoreError> {
-    let mut patience = Patience::default();
-    loop {
-        match store.acquire(wish).await {
-            Err(error) if trust.waits_for(&error) => patience.wait(&error).await,
-            outcome => return patience.end(outcome),
-        }
-    }
+    let attempt = async || store.acquire(wish).await;
+    Patience::default().outlast(|error| trust.waits_for(error), attempt).await
 }
 
 /// Reports to the store that this node is ready. A failure is logged and ends nothing.
 pub(super) async fn announce_ready(store: &Store) {
-    let mut patience = Patience::default();
-    loop {
-        match store.announce_ready().await {
-            Err(error) if error.is_passing() => patience.wait(&error).await,
-            outcome => {
-                return patience.end(outcome).unwrap_or_else(|error| {
-                    tracing::error!("cannot report this node as ready to the lease store: {error}");
-                });
-            }
-        }
+    let attempt = async || store.announce_ready().await;
+    if let Err(error) = Patience::default().outlast(StoreError::is_passing, attempt).await {
+        tracing::error!("cannot report this node as ready to the lease store: {error}");
     }
 }
 
@@ -161,6 +133,20 @@ struct Patience {
 impl Patience {
     fn new(settings: &Settings) -> Patience {
         Patience { default: default_store(settings), ..Patience::default() }
+    }
+
+    /// Repeats `attempt` until it succeeds, or fails by an error that is not waited for.
+    async fn outlast<T>(
+        mut self,
+        waits_for: impl Fn(&StoreError) -> bool,
+        attempt: impl AsyncFn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        loop {
+            match attempt().await {
+                Err(error) if waits_for(&error) => self.wait(&error).await,
+                outcome => return self.end(outcome),
+            }
+        }
     }
 
     async fn wait(&mut self, error: &StoreError) {
