@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, oneshot};
 
 /// Work under way on a thread of its own. Dropping it leaves the thread to end on its own.
 #[derive(Debug)]
-pub struct Running<T> {
+struct Running<T> {
     name: String,
     result: oneshot::Receiver<T>,
 }
@@ -18,7 +18,7 @@ pub struct Running<T> {
 pub(crate) struct Single<T>(Arc<Mutex<Option<Running<T>>>>);
 
 /// Starts `work` on a new thread. Fails if no thread can be started, where tokio's `spawn_blocking` panics.
-pub fn start<T: Send + 'static>(
+fn start<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Running<T>> {
@@ -37,7 +37,7 @@ pub async fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send 
 
 impl<T> Running<T> {
     /// Waits for the result, which is given once. Nothing is lost if the wait is dropped half-way.
-    pub async fn result(&mut self) -> io::Result<T> {
+    async fn result(&mut self) -> io::Result<T> {
         let name = &self.name;
         let result = (&mut self.result).await;
         result.map_err(|_| io::Error::other(format!("the thread {name} ended without a result")))
@@ -56,6 +56,11 @@ impl<T: Send + 'static> Single<T> {
         let result = running.result().await;
         *under_way = None;
         result
+    }
+
+    /// Tells whether there is work that nobody has got the result of.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.0.try_lock().map_or(true, |under_way| under_way.is_some())
     }
 }
 

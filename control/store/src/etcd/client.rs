@@ -29,7 +29,7 @@ use super::messages::{
     AuthenticateRequest, AuthenticateResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use super::resolver::connector;
-use crate::aside::{self, Running};
+use crate::aside::Single;
 use crate::regular;
 
 /// Time limit of a call, divided among the endpoints, and the least share of an endpoint. It doubles with
@@ -74,7 +74,7 @@ struct Link {
     generation: u64,
     /// The TLS files being read, for the endpoint of this index. They are read once at a time, since a
     /// filesystem that hangs keeps the thread.
-    opening: Option<(usize, Running<Result<Endpoint, EtcdError>>)>,
+    opening: Single<(usize, Result<Endpoint, EtcdError>)>,
 }
 
 /// The connection to one endpoint.
@@ -267,7 +267,7 @@ impl Shared {
         let channel = match &link.connection().channel {
             Some(channel) => channel.clone(),
             None => {
-                let address = self.open(&mut link.opening, endpoint).await?;
+                let address = self.open(&link.opening, endpoint).await?;
                 let channel = address
                     .connect_timeout(patience)
                     .http2_keep_alive_interval(PING)
@@ -322,7 +322,7 @@ impl Shared {
     /// Makes an endpoint, on a thread of its own where that takes files.
     async fn open(
         &self,
-        opening: &mut Option<(usize, Running<Result<Endpoint, EtcdError>>)>,
+        opening: &Single<(usize, Result<Endpoint, EtcdError>)>,
         endpoint: usize,
     ) -> Result<Endpoint, Failure> {
         let address = self.address(endpoint);
@@ -331,27 +331,21 @@ impl Shared {
         }
         let failed = |error: io::Error| Failure::Unreachable(format!("cannot read the TLS files: {error}"));
         loop {
-            let (index, running) = match opening {
-                Some(under_way) => under_way,
-                None => {
-                    let (address, config) = (address.clone(), self.config.clone());
-                    let work = move || secured(&address, &config);
-                    opening.insert((endpoint, aside::start("etcd-files", work).map_err(failed)?))
-                }
-            };
-            let (index, opened) = (*index, running.result().await);
-            *opening = None;
+            let (address, config) = (address.clone(), self.config.clone());
+            let work = move || (endpoint, secured(&address, &config));
+            let (index, opened) = opening.run("etcd-files", work).await.map_err(failed)?;
             if index == endpoint {
-                return opened.map_err(failed)?.map_err(Failure::Unusable);
+                return opened.map_err(Failure::Unusable);
             }
         }
     }
 
     /// Says why a call has not got its answer in time.
     async fn delay(&self) -> &'static str {
-        match self.link.lock().await.opening {
-            Some(_) => "the filesystem of the TLS files does not answer",
-            None => "no answer in time",
+        if self.link.lock().await.opening.is_under_way() {
+            "the filesystem of the TLS files does not answer"
+        } else {
+            "no answer in time"
         }
     }
 
