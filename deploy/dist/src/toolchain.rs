@@ -1,7 +1,6 @@
 //! The compiler and linker: rustup's if it has the target's standard library, else Debian's compiler and its
 //! sources; Zig's C compiler and linker from PyPI. See docs/decisions/0034-the-release.md.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -279,20 +278,21 @@ impl Toolchain {
         fs::create_dir_all(&partial)?;
         eprintln!("== downloading Debian's Rust compiler and its sources, 130 MB");
         // Its libraries are what its packages depend on, over several steps.
-        let options = ["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-enhances"];
-        let needed = read(Command::new("apt-cache").args(options).arg(COMPILER[0]))
-            .context("this suite has no rustc-web; try rustup target add, or run apt-get update")?;
-        let needed = needed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let libraries: BTreeSet<&str> = needed
-            .filter(|name| name.starts_with("libstd-rust-web") || name.starts_with("libllvm"))
-            .filter(|name| !COMPILER.contains(name))
-            .collect();
-        run(Command::new("apt-get")
-            .current_dir(&partial)
-            .args(["download", "--quiet"])
-            .args(COMPILER)
-            .args(libraries))
-        .context("cannot download Debian's Rust compiler")?;
+        let mut packages: Vec<String> = COMPILER.map(str::to_owned).into();
+        let mut next = 0;
+        while let Some(package) = packages.get(next) {
+            let needed = read(Command::new("apt-cache").args(["depends", package]))
+                .context("this suite has no rustc-web; try rustup target add, or run apt-get update")?;
+            for name in needed.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")) {
+                let is_library = name.starts_with("libstd-rust-web") || name.starts_with("libllvm");
+                if is_library && !packages.iter().any(|known| known == name) {
+                    packages.push(name.to_owned());
+                }
+            }
+            next += 1;
+        }
+        run(Command::new("apt-get").current_dir(&partial).args(["download", "--quiet"]).args(&packages))
+            .context("cannot download Debian's Rust compiler")?;
         let mut name = None;
         for entry in fs::read_dir(&partial)? {
             let package = entry?.path();
