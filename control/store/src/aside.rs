@@ -18,10 +18,7 @@ struct Running<T> {
 pub(crate) struct Single<T>(Arc<Mutex<Option<Running<T>>>>);
 
 /// Starts `work` on a new thread. Fails if no thread can be started, where tokio's `spawn_blocking` panics.
-fn start<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Running<T>> {
+fn start<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Running<T>> {
     let (sender, result) = oneshot::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _ = sender.send(work());
