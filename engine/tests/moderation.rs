@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
 
-use std::net::Ipv4Addr;
+mod support;
+
 use std::time::{Duration, Instant};
 
 use engine::Switches;
@@ -10,37 +11,13 @@ use engine::testing::ByHand;
 use io::memory::{
     self, Datagram, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle,
 };
-use path::{Fib, FibBuilder, Format, PeerSpec};
-use wire::{ipv4, virtio};
+use support::{FAR, MTU, NEAR, packet, table};
+use wire::virtio;
 
-const MTU: u16 = 1472;
-const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const REMOTE: &str = "192.0.2.2:8285";
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Packets in each direction per turn: far less than a bulk turn has, in bytes.
 const BURST: usize = 30;
-
-/// Builds the smallest packet that is forwarded.
-fn packet(src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
-    let mut bytes = vec![0; 60];
-    let ip = ipv4::Header {
-        header_len: 20,
-        tos: 0,
-        total_len: bytes.len() as u16,
-        id: 1,
-        dont_fragment: true,
-        more_fragments: false,
-        fragment_offset: 0,
-        ttl: 64,
-        protocol: 253,
-        checksum: 0,
-        src,
-        dst,
-    };
-    ip.emit(&mut bytes).unwrap();
-    bytes
-}
 
 struct Node {
     worker: ByHand<MemoryOverlay, MemoryUnderlay>,
@@ -52,7 +29,9 @@ impl Node {
     fn new() -> Node {
         let (queue, pod) = memory::overlay();
         let (port, peer) = memory::underlay("192.0.2.1:8285".parse().unwrap(), MemoryConfig::default());
-        let mut worker = ByHand::new(vec![queue], port, table(), MTU, 1, Switches::default()).unwrap();
+        let mut worker =
+            ByHand::new(vec![queue], port, table(REMOTE.parse().unwrap()), MTU, 1, Switches::default())
+                .unwrap();
         worker.moderate(Duration::from_micros(1));
         Node { worker, pod, peer }
     }
@@ -60,11 +39,11 @@ impl Node {
     /// Runs a turn that finds this many packets from the pods and from the peer. Returns how often the worker
     /// has paused so far.
     fn turn(&mut self, out: usize, into: usize) -> u64 {
-        let read = [&[0; virtio::HEADER_LEN], &packet(NEAR, FAR)[..]].concat();
+        let read = [&[0; virtio::HEADER_LEN], &packet((NEAR, 1), (FAR, 9))[..]].concat();
         (0..out).for_each(|_| self.pod.inject(&read));
         let remote = REMOTE.parse().unwrap();
         for _ in 0..into {
-            let bytes = packet(FAR, NEAR);
+            let bytes = packet((FAR, 9), (NEAR, 1));
             self.peer.inject(Datagram { from: remote, to: remote, lane: 0, ecn: 0, bytes });
         }
         self.worker.rouse();
@@ -73,13 +52,6 @@ impl Node {
         assert_eq!(self.pod.collect().len(), into);
         self.worker.counter("loop.moderated")
     }
-}
-
-fn table() -> Fib {
-    let mut builder = FibBuilder::new(Format::Udp);
-    let spec = PeerSpec { remote: REMOTE.parse().unwrap(), mac: None, mtu: MTU };
-    builder.add("198.18.1.0/24".parse().unwrap(), spec).unwrap();
-    builder.build().unwrap()
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy exempts test functions but not their helpers")]
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -11,42 +13,15 @@ use engine::testing::ByHand;
 use engine::{Engine, EngineConfig, Switches, TunnelConfig, WaitPolicy};
 use io::memory::{self, MemoryConfig, MemoryOverlay, MemoryUnderlay, OverlayHandle, UnderlayHandle};
 use io::netns;
-use path::{Fib, FibBuilder, Format, PeerSpec};
+use support::{FAR, MTU, NEAR, packet, table};
 use wire::addr::Mtu;
 use wire::{ipv4, udp, virtio};
 
-const MTU: u16 = 1472;
-/// The tunnel's address, and the address of a pod behind the peer.
-const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const FLOWS: u16 = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// As many single packets as a queue may bring in a row, and as all queues may bring in a turn.
 const QUANTUM: usize = 64;
 const TURN: usize = 128;
-
-/// Builds a packet of one flow.
-fn packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
-    let mut bytes = vec![0x5a; 20 + 8 + 32];
-    let ip = ipv4::Header {
-        header_len: 20,
-        tos: 0,
-        total_len: bytes.len() as u16,
-        id: 1,
-        dont_fragment: true,
-        more_fragments: false,
-        fragment_offset: 0,
-        ttl: 64,
-        protocol: 17,
-        checksum: 0,
-        src: src.0,
-        dst: dst.0,
-    };
-    ip.emit(&mut bytes).unwrap();
-    // IPv4 allows UDP without a checksum (RFC 768).
-    udp::Header { src_port: src.1, dst_port: dst.1, len: 40, checksum: 0 }.emit(&mut bytes[20..]).unwrap();
-    bytes
-}
 
 /// Builds a UDP super-packet of one flow as a TUN delivers it.
 fn super_packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16), gso_size: u16, segments: usize) -> Vec<u8> {
@@ -75,13 +50,6 @@ fn super_packet(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16), gso_size: u16, segme
 fn ports(packet: &[u8]) -> (u16, u16) {
     let header = udp::Header::parse(&packet[20..]).unwrap();
     (header.src_port, header.dst_port)
-}
-
-/// Builds the table of a `udp` tunnel with one peer.
-fn table(remote: SocketAddr) -> Fib {
-    let mut builder = FibBuilder::new(Format::Udp);
-    builder.add("198.18.1.0/24".parse().unwrap(), PeerSpec { remote, mac: None, mtu: MTU }).unwrap();
-    builder.build().unwrap()
 }
 
 #[test]
