@@ -14,6 +14,7 @@
 //! bodies       what is written, as JSON
 //! annotations  flannel's names and texts
 //! node         a Node object as a lease
+//! list         all nodes, page by page
 //! watch        from Kubernetes' events to ours
 //! ```
 
@@ -24,6 +25,7 @@ pub(crate) mod client;
 mod config;
 mod error;
 mod kubeconfig;
+mod list;
 pub(crate) mod messages;
 mod node;
 mod tls;
@@ -169,7 +171,7 @@ impl Kube {
                 leases.push(lease);
             }
         };
-        let (mut leases, _) = watch::list(&mut connection, take).await?;
+        let (mut leases, _) = list::all(&mut connection, take).await?;
         leases.sort_by_key(|lease| lease.key);
         leases.dedup_by_key(|lease| lease.key);
         Ok(leases)
